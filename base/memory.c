@@ -1,0 +1,136 @@
+/* base/memory.c: aligned blocks, growing arrays, mappings on huge pages, arenas. */
+#include "base/memory.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Since Linux 5.14; older headers do not have it, older kernels refuse it and pages are touched. */
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+static const size_t huge_page_bytes = (size_t)2 << 20;
+
+static sf_status populate_pages(unsigned char *block, size_t bytes, const char *what);
+
+sf_status sf_alloc(size_t bytes, const char *what, void **out)
+{
+    size_t rounded = bytes == 0 ? SF_ALIGN : (bytes + SF_ALIGN - 1) / SF_ALIGN * SF_ALIGN;
+    void *block = bytes > PTRDIFF_MAX ? NULL : aligned_alloc(SF_ALIGN, rounded);
+    if (block == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %s: %zu bytes", what, bytes);
+    memset(block, 0, rounded);
+    *out = block;
+    return SF_OK;
+}
+
+void sf_free(void *block)
+{
+    free(block);
+}
+
+/* Doubles, so that n appends cost O(n).  Callers pass the address of a pointer of their own type;
+ * it is read and written as bytes, which is right for any of them. */
+sf_status sf_grow(void **items, size_t *capacity, size_t needed, size_t item_bytes)
+{
+    SF_ASSERT(item_bytes > 0);
+    if (needed <= *capacity) return SF_OK;
+    size_t most = PTRDIFF_MAX / item_bytes;
+    size_t wanted = *capacity > most / 2 ? most : *capacity * 2;
+    if (wanted < 8 && most >= 8) wanted = 8;
+    if (wanted < needed) wanted = needed;
+    void *block, *grown;
+    memcpy(&block, (void *)items, sizeof block);
+    grown = wanted > most ? NULL : realloc(block, wanted * item_bytes);
+    if (grown == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for an array of %zu items of %zu bytes", wanted,
+                       item_bytes);
+    memcpy((void *)items, &grown, sizeof grown);
+    *capacity = wanted;
+    return SF_OK;
+}
+
+/* A block of at least one huge page starts on a huge page border: more is reserved than needed and
+ * the ends are given back.  The advice stands before the first touch, or small pages would already
+ * be there; it is only advice, and a refusal is no failure.
+ *
+ *      reserved           border                       border + bytes
+ *      |-- given back ----|============ block ==========|-- given back --| */
+sf_status sf_map(size_t bytes, int populate, const char *what, void **out)
+{
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    size_t slack = bytes >= huge_page_bytes ? huge_page_bytes : 0;
+    if (bytes > PTRDIFF_MAX - page_bytes - slack)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %s: %zu bytes", what, bytes);
+    size_t rounded = bytes == 0 ? page_bytes : (bytes + page_bytes - 1) / page_bytes * page_bytes;
+    unsigned char *reserved = mmap(NULL, rounded + slack, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (reserved == MAP_FAILED)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %s: %zu bytes: %s", what, bytes,
+                       strerror(errno));
+    unsigned char *block = reserved;
+    if (slack > 0) {
+        size_t past = (uintptr_t)reserved % huge_page_bytes;
+        size_t before = past == 0 ? 0 : huge_page_bytes - past;
+        block = reserved + before;
+        if (before > 0) munmap(reserved, before);
+        if (slack > before) munmap(block + rounded, slack - before);
+        madvise(block, rounded, MADV_HUGEPAGE);
+    }
+    if (populate) {
+        sf_status status = populate_pages(block, rounded, what);
+        if (status != SF_OK) {
+            sf_unmap(block, bytes);
+            return status;
+        }
+    }
+    *out = block;
+    return SF_OK;
+}
+
+static sf_status populate_pages(unsigned char *block, size_t bytes, const char *what)
+{
+    int failed;
+    do failed = madvise(block, bytes, MADV_POPULATE_WRITE) != 0;
+    while (failed && (errno == EINTR || errno == EAGAIN));
+    if (!failed) return SF_OK;
+    if (errno != EINVAL && errno != ENOSYS)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %s: %zu bytes: %s", what, bytes,
+                       strerror(errno));
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    for (size_t i = 0; i < bytes; i += page_bytes) ((volatile unsigned char *)block)[i] = 0;
+    return SF_OK;
+}
+
+void sf_unmap(void *block, size_t bytes)
+{
+    if (block == NULL) return;
+    int failed = munmap(block, bytes == 0 ? 1 : bytes);
+    SF_ASSERT(!failed);
+}
+
+sf_status sf_arena_create(size_t bytes, const char *what, struct sf_arena *arena_out)
+{
+    void *base;
+    SF_TRY(sf_map(bytes, 0, what, &base));
+    *arena_out = (struct sf_arena){ .base = base, .bytes = bytes };
+    return SF_OK;
+}
+
+void sf_arena_destroy(struct sf_arena *arena)
+{
+    sf_unmap(arena->base, arena->bytes);
+    *arena = (struct sf_arena){ 0 };
+}
+
+void *sf_arena_take(struct sf_arena *arena, size_t bytes)
+{
+    SF_ASSERT(arena->used <= arena->bytes);
+    size_t start = (arena->used + SF_ALIGN - 1) / SF_ALIGN * SF_ALIGN;
+    if (arena->base == NULL || start > arena->bytes || bytes > arena->bytes - start) return NULL;
+    arena->used = start + bytes;
+    if (arena->used > arena->peak) arena->peak = arena->used;
+    return arena->base + start;
+}
