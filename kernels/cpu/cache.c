@@ -1,0 +1,212 @@
+/* kernels/cpu/cache.c: slots in raw pages.
+ *
+ * Elements of a key lie one block row (16 slots) apart, so a slot's key is a scatter of k_dim / 2
+ * words of 4 bytes (bf16) or k_dim elements; converted in one go before. */
+#include <math.h>
+#include <string.h>
+#include "kernels/cpu/cpu.h"
+
+enum {
+    CHUNK = 256,                        /* key elements converted at a time */
+    APPEND_ROWS = 64                    /* rows of one lane that are one piece of work */
+};
+
+/* Where the parts of one slot lie. */
+struct place {
+    unsigned char *key, *value;         /* first key element */
+    float *bias;
+    int32_t *pos;
+};
+
+static struct place place_of(const struct sf_layout *layout, const unsigned char *pool,
+                             size_t page_bytes, const int32_t *pages, int32_t slot)
+{
+    unsigned char *page = (unsigned char *)pool +
+                          (size_t)pages[slot / layout->page_slots] * page_bytes;
+    int32_t s = slot % layout->page_slots;
+    size_t width = sf_dtype_bytes(layout->dtype);
+    return (struct place){
+        page + sf_layout_k_index(layout, s, 0) * width,
+        page + sf_layout_v_offset(layout) + (size_t)s * (size_t)layout->v_dim * width,
+        (float *)(void *)(page + sf_layout_bias_offset(layout)) + s,
+        (int32_t *)(void *)(page + sf_layout_pos_offset(layout)) + s
+    };
+}
+
+/* Words of a key: pairs of bf16 elements, f16 elements or f32 elements. */
+static int32_t key_words(const struct sf_layout *layout)
+{
+    return layout->dtype == SF_BF16 ? layout->k_dim / 2 : layout->k_dim;
+}
+
+static size_t key_word_bytes(const struct sf_layout *layout)
+{
+    return layout->dtype == SF_F16 ? 2 : 4;
+}
+
+static void key_scatter(const void *words, size_t word_bytes, int32_t count, unsigned char *key)
+{
+    if (word_bytes == 4)
+        for (int32_t i = 0; i < count; i++)
+            memcpy(key + (size_t)i * SF_BLOCK_SLOTS * 4, (const uint32_t *)words + i, 4);
+    else
+        for (int32_t i = 0; i < count; i++)
+            memcpy(key + (size_t)i * SF_BLOCK_SLOTS * 2, (const uint16_t *)words + i, 2);
+}
+
+static void key_gather(const unsigned char *key, size_t word_bytes, int32_t count, void *words)
+{
+    if (word_bytes == 4)
+        for (int32_t i = 0; i < count; i++)
+            memcpy((uint32_t *)words + i, key + (size_t)i * SF_BLOCK_SLOTS * 4, 4);
+    else
+        for (int32_t i = 0; i < count; i++)
+            memcpy((uint16_t *)words + i, key + (size_t)i * SF_BLOCK_SLOTS * 2, 2);
+}
+
+static void key_write(const struct sf_cpu_isa *isa, const struct sf_layout *layout, const float *k,
+                      unsigned char *key)
+{
+    float chunk[CHUNK];
+    size_t word_bytes = key_word_bytes(layout);
+    int32_t per_word = layout->dtype == SF_BF16 ? 2 : 1;
+    for (int32_t e = 0; e < layout->k_dim; e += CHUNK) {
+        int32_t count = layout->k_dim - e < CHUNK ? layout->k_dim - e : CHUNK;
+        const void *words = k + e;
+        if (layout->dtype != SF_F32) {
+            isa->from_f32(layout->dtype, k + e, chunk, (size_t)count);
+            words = chunk;
+        }
+        key_scatter(words, word_bytes, count / per_word,
+                    key + (size_t)(e / per_word) * SF_BLOCK_SLOTS * word_bytes);
+    }
+}
+
+static void append_rows(const struct sf_cpu_isa *isa, const struct sf_append_job *job,
+                        const struct sf_append_lane *lane, int32_t first, int32_t end)
+{
+    const struct sf_layout *layout = &job->layout;
+    for (int32_t r = first; r < end; r++) {
+        size_t row = (size_t)lane->row_first + (size_t)r, head = (size_t)lane->head;
+        struct place at = place_of(layout, job->pool, job->page_bytes, lane->pages,
+                                   lane->slot_first + r);
+        key_write(isa, layout, job->k + row * job->k_stride + head * (size_t)layout->k_dim, at.key);
+        isa->from_f32(layout->dtype, job->v + row * job->v_stride + head * (size_t)layout->v_dim,
+                      at.value, (size_t)layout->v_dim);
+        *at.bias = job->bias ? job->bias[row] : 0;
+        *at.pos = job->pos[row];
+    }
+}
+
+static void kv_append(struct sf_device *device, const struct sf_append_job *job)
+{
+    const struct sf_cpu_isa *isa = sf_cpu_of(device)->isa;
+    int64_t rows = 0;
+    int32_t pieces = 0;                 /* of the longest lane */
+    for (int32_t i = 0; i < job->lanes; i++) {
+        int32_t p = (job->lane[i].rows + APPEND_ROWS - 1) / APPEND_ROWS;
+        rows += job->lane[i].rows;
+        pieces = p > pieces ? p : pieces;
+    }
+    SF_ASSERT(job->layout.dtype != SF_BF16 || job->layout.k_dim % 2 == 0);
+    int pays = sf_cpu_threads_pay(device, rows * (job->layout.k_dim + job->layout.v_dim) * 2);
+#pragma omp parallel for collapse(2) num_threads(device->threads) if (pays) schedule(dynamic, 8)
+    for (int32_t i = 0; i < job->lanes; i++)
+        for (int32_t p = 0; p < pieces; p++) {
+            const struct sf_append_lane *lane = &job->lane[i];
+            int32_t first = p * APPEND_ROWS, left = lane->rows - first;
+            append_rows(isa, job, lane, first, first + (left < APPEND_ROWS ? left : APPEND_ROWS));
+        }
+}
+
+static void kv_clear(struct sf_device *device, const struct sf_layout *layout, unsigned char *page)
+{
+    (void)device;
+    memset(page, 0, sf_layout_bias_offset(layout));
+    struct place at = place_of(layout, page, 0, (const int32_t[]){ 0 }, 0);
+    for (int32_t s = 0; s < layout->page_slots; s++) {
+        at.bias[s] = -INFINITY;
+        at.pos[s] = -1;
+    }
+}
+
+static void key_move(const unsigned char *from, unsigned char *to, size_t word_bytes, int32_t count)
+{
+    size_t step = SF_BLOCK_SLOTS * word_bytes;
+    for (int32_t i = 0; i < count; i++) {
+        if (word_bytes == 4) memcpy(to + (size_t)i * step, from + (size_t)i * step, 4);
+        else memcpy(to + (size_t)i * step, from + (size_t)i * step, 2);
+    }
+}
+
+static void kv_move(struct sf_device *device, const struct sf_layout *layout, unsigned char *pool,
+                    size_t page_bytes, const struct sf_slot_list *from,
+                    const struct sf_slot_list *to)
+{
+    (void)device;
+    SF_ASSERT(from->n == to->n);
+    int32_t words = key_words(layout);
+    size_t word_bytes = key_word_bytes(layout);
+    size_t value_bytes = (size_t)layout->v_dim * sf_dtype_bytes(layout->dtype);
+    for (int32_t i = 0; i < from->n; i++) {
+        struct place a = place_of(layout, pool, page_bytes, from->pages, from->slot[i]);
+        struct place b = place_of(layout, pool, page_bytes, to->pages, to->slot[i]);
+        if (a.key == b.key) continue;
+        key_move(a.key, b.key, word_bytes, words);
+        memcpy(b.value, a.value, value_bytes);
+        *b.bias = *a.bias;
+        *b.pos = *a.pos;
+    }
+}
+
+static void kv_drop(struct sf_device *device, const struct sf_layout *layout, unsigned char *pool,
+                    size_t page_bytes, const struct sf_slot_list *list)
+{
+    (void)device;
+    for (int32_t i = 0; i < list->n; i++) {
+        struct place at = place_of(layout, pool, page_bytes, list->pages, list->slot[i]);
+        *at.bias = -INFINITY;
+        *at.pos = -1;
+    }
+}
+
+static void key_read(const struct sf_cpu_isa *isa, const struct sf_layout *layout,
+                     const unsigned char *key, float *k)
+{
+    float chunk[CHUNK];
+    size_t word_bytes = key_word_bytes(layout);
+    int32_t per_word = layout->dtype == SF_BF16 ? 2 : 1;
+    for (int32_t e = 0; e < layout->k_dim; e += CHUNK) {
+        int32_t count = layout->k_dim - e < CHUNK ? layout->k_dim - e : CHUNK;
+        key_gather(key + (size_t)(e / per_word) * SF_BLOCK_SLOTS * word_bytes, word_bytes,
+                   count / per_word, chunk);
+        isa->to_f32(layout->dtype, chunk, k + e, (size_t)count);
+    }
+}
+
+static void kv_read(struct sf_device *device, const struct sf_layout *layout,
+                    const unsigned char *pool, size_t page_bytes, const struct sf_slot_list *list,
+                    float *k, float *v, float *bias_host, int32_t *pos_host)
+{
+    const struct sf_cpu_isa *isa = sf_cpu_of(device)->isa;
+    int pays = sf_cpu_threads_pay(device, (int64_t)list->n * (layout->k_dim + layout->v_dim) * 2);
+#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
+    for (int32_t i = 0; i < list->n; i++) {
+        struct place at = place_of(layout, pool, page_bytes, list->pages, list->slot[i]);
+        if (k) key_read(isa, layout, at.key, k + (size_t)i * (size_t)layout->k_dim);
+        if (v)
+            isa->to_f32(layout->dtype, at.value, v + (size_t)i * (size_t)layout->v_dim,
+                        (size_t)layout->v_dim);
+        if (bias_host) bias_host[i] = *at.bias;
+        if (pos_host) pos_host[i] = *at.pos;
+    }
+}
+
+void sf_cpu_cache_fill(struct sf_kernels *k)
+{
+    k->kv_clear = kv_clear;
+    k->kv_append = kv_append;
+    k->kv_move = kv_move;
+    k->kv_drop = kv_drop;
+    k->kv_read = kv_read;
+}

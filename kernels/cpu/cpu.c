@@ -1,0 +1,113 @@
+/* kernels/cpu/cpu.c: opens the CPU backend: chooses the instruction set, makes the scratch of
+ * attention and products, and gives out host memory.  Everything runs at once, so sync has nothing
+ * to wait for. */
+#include <pthread.h>
+#include <string.h>
+#include "base/memory.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/product.h"
+
+/* One table per instruction set, alike but for the name; filled once per process. */
+enum { TABLES = SF_ISA_AVX512_BF16 + 1 };
+static struct sf_kernels tables[TABLES];
+static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
+
+/* Blocks from LARGE bytes on are mapped by themselves, on huge pages where there are any.  A header
+ * in front of every block tells how it was made:
+ *
+ *   byte 0              64
+ *        | size of map  | the block ...       size 0: from sf_alloc */
+enum { HEADER = 64, LARGE = 4 << 20 };
+
+static sf_status block_alloc(struct sf_device *device, size_t bytes, const char *what, void **out)
+{
+    (void)device;
+    size_t map_bytes = bytes >= LARGE ? bytes + HEADER : 0;
+    unsigned char *base;
+    if (map_bytes > 0) SF_TRY(sf_map(map_bytes, 0, what, (void **)&base));
+    else SF_TRY(sf_alloc(bytes + HEADER, what, (void **)&base));
+    memcpy(base, &map_bytes, sizeof map_bytes);
+    *out = base + HEADER;
+    return SF_OK;
+}
+
+static void block_free(struct sf_device *device, void *block)
+{
+    (void)device;
+    if (!block) return;
+    unsigned char *base = (unsigned char *)block - HEADER;
+    size_t map_bytes;
+    memcpy(&map_bytes, base, sizeof map_bytes);
+    if (map_bytes > 0) sf_unmap(base, map_bytes);
+    else sf_free(base);
+}
+
+static void copy(struct sf_device *device, void *target, const void *source, size_t bytes)
+{
+    (void)device;
+    if (bytes > 0) memcpy(target, source, bytes);
+}
+
+static void sync_nothing(struct sf_device *device) { (void)device; }
+
+static const struct sf_cpu_isa *kernels_of(enum sf_isa isa)
+{
+#if defined(__x86_64__)
+    if (isa >= SF_ISA_AVX512) return &sf_cpu_isa_avx512;
+    if (isa == SF_ISA_AVX2) return &sf_cpu_isa_avx2;
+#endif
+    (void)isa;
+    return &sf_cpu_isa_generic;
+}
+
+static void tables_fill(void)
+{
+    for (int isa = SF_ISA_GENERIC; isa < TABLES; isa++) {
+        struct sf_kernels *k = &tables[isa];
+        k->name = isa == SF_ISA_AVX512_BF16 ? "cpu-avx512_bf16" : kernels_of(isa)->name;
+        k->alloc = block_alloc;
+        k->free = block_free;
+        k->upload = copy;
+        k->download = copy;
+        k->sync = sync_nothing;
+        sf_cpu_rows_fill(k);
+        sf_cpu_mat_fill(k);
+        sf_cpu_cache_fill(k);
+        k->attend = sf_cpu_attend;
+    }
+}
+
+static void cpu_close(struct sf_device *device)
+{
+    struct sf_cpu *cpu = sf_cpu_of(device);
+    sf_cpu_attention_destroy(cpu->attention);
+    sf_products_destroy(cpu->products);
+    sf_free(cpu);
+}
+
+static sf_status cpu_open(const struct sf_device_spec *spec, struct sf_device *device)
+{
+    pthread_once(&tables_once, tables_fill);
+    device->isa = sf_isa_detect();
+    if (spec->isa_max != SF_ISA_AUTO && spec->isa_max < device->isa) device->isa = spec->isa_max;
+    device->k = &tables[device->isa];
+    struct sf_cpu *cpu;
+    SF_TRY(sf_alloc(sizeof *cpu, "cpu device", (void **)&cpu));
+    device->impl = cpu;
+    cpu->isa = kernels_of(device->isa);
+    sf_status status = sf_cpu_attention_create(spec->threads, &cpu->attention);
+    if (status == SF_OK)
+        status = sf_products_create(spec->threads, &cpu->products);
+    if (status != SF_OK) cpu_close(device);
+    return status;
+}
+
+static int64_t cpu_scratch_bytes(const struct sf_device_spec *spec)
+{
+    return sf_cpu_attention_bytes(spec->threads) + sf_products_bytes(spec->threads);
+}
+
+const struct sf_backend sf_backend_cpu = {
+    "cpu", cpu_open, cpu_close, cpu_scratch_bytes, sf_products_describe
+};

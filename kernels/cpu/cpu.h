@@ -1,0 +1,33 @@
+/* kernels/cpu/cpu.h: the parts of the CPU backend, by file.  Functions with an entry's name have
+ * its meaning (kernels.h). */
+#ifndef SHEAF_KERNELS_CPU_CPU_H
+#define SHEAF_KERNELS_CPU_CPU_H
+#include "kernels/cpu/isa.h"
+#include "kernels/device.h"
+
+struct sf_products;                     /* product.h */
+struct sf_attention;                    /* attend.c */
+
+struct sf_cpu {
+    const struct sf_cpu_isa *isa;
+    struct sf_products *products;
+    struct sf_attention *attention;
+};
+static inline struct sf_cpu *sf_cpu_of(const struct sf_device *device) { return device->impl; }
+
+/* Whether work of about `operations` elementary steps is worth waking the threads for. */
+static inline int sf_cpu_threads_pay(const struct sf_device *device, int64_t operations)
+{
+    return device->threads > 1 && operations > 1 << 16;
+}
+
+void sf_cpu_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
+void sf_cpu_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
+void sf_cpu_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
+void sf_cpu_attend(struct sf_device *, const struct sf_attend_job *);
+
+sf_status sf_cpu_attention_create(int32_t threads, struct sf_attention **out);
+void      sf_cpu_attention_destroy(struct sf_attention *);
+int64_t   sf_cpu_attention_bytes(int32_t threads);
+
+#endif

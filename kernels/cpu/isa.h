@@ -1,0 +1,62 @@
+/* kernels/cpu/isa.h: what is compiled once per instruction set (attend.inc, rows.inc), as a table
+ * that is chosen when a device is opened.  Everything here is single-threaded and allocates
+ * nothing. */
+#ifndef SHEAF_KERNELS_CPU_ISA_H
+#define SHEAF_KERNELS_CPU_ISA_H
+#include "kernels/kernels.h"
+
+enum { SF_SPLIT_BLOCKS = SF_SPLIT_SLOTS / SF_BLOCK_SLOTS };
+
+/* The softmax state of some query vectors over some slots: out not yet divided by sum, and relative
+ * to max.  Rows of `out` are v_dim rounded up to SF_OUT_ALIGN elements; what lies behind v_dim is
+ * never looked at. */
+enum { SF_OUT_ALIGN = 32 };
+struct sf_partial {
+    float *out, *max, *sum;             /* [vectors][width], [vectors], [vectors] */
+};
+
+/* One tile of query vectors against one split of a lane, cut into blocks of 16 slots.  Only blocks
+ * in which some vector sees a live slot are listed. */
+struct sf_split {
+    enum sf_dtype dtype;
+    int32_t k_dim, v_dim, vectors, blocks;
+    const float *q;                     /* [vectors][k_dim], times the softmax scale */
+    const unsigned char *keys[SF_SPLIT_BLOCKS], *values[SF_SPLIT_BLOCKS];
+    const float *bias[SF_SPLIT_BLOCKS];
+    const int32_t *pos[SF_SPLIT_BLOCKS];
+    int32_t first[SF_SPLIT_BLOCKS];     /* the block's first slot, counted within the split */
+    const int32_t *end;                 /* [vectors] a slot is seen iff first + i < end ... */
+    const int32_t *pos_min;             /* [vectors] ... and its pos >= pos_min; NULL: any pos */
+    float *logits;                      /* scratch [vectors][SF_SPLIT_SLOTS] */
+    struct sf_partial partial;          /* written */
+};
+
+struct sf_cpu_isa {
+    const char *name;                   /* of the table of functions: "cpu-avx2" */
+
+    /* ---- attention ---- */
+    void (*split)(struct sf_split *);
+    /* into = into + from, as softmax states; an empty one adds nothing, bit for bit. */
+    void (*merge)(int32_t vectors, int32_t width, struct sf_partial into, struct sf_partial from);
+    /* out / sum of one vector as v_dim elements of `dtype` at `target`; 0 if it saw nothing. */
+    void (*finish)(int32_t v_dim, const float *out, float sum, enum sf_dtype dtype, void *target);
+
+    /* ---- rows ---- */
+    void (*rmsnorm)(int32_t dim, const float *x, const float *weight, float eps, void *out,
+                    enum sf_dtype out_dtype);
+    void (*rope)(int32_t heads, int32_t head_dim, int32_t half, const float *table, float *x);
+    void (*swiglu)(int32_t cols, const float *gate, const float *up, void *out,
+                   enum sf_dtype out_dtype);
+    void (*add)(size_t count, const float *a, float *into);
+    int32_t (*argmax)(int32_t cols, const float *x, float *value_out);
+    void (*scale)(size_t count, float factor, const float *x, float *out);
+    void (*to_f32)(enum sf_dtype, const void *source, float *target, size_t count);
+    void (*from_f32)(enum sf_dtype, const float *source, void *target, size_t count);
+};
+
+extern const struct sf_cpu_isa sf_cpu_isa_generic;
+#if defined(__x86_64__)
+extern const struct sf_cpu_isa sf_cpu_isa_avx2, sf_cpu_isa_avx512;
+#endif
+
+#endif

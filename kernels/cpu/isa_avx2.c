@@ -1,0 +1,10 @@
+/* kernels/cpu/isa_avx2.c: the kernels for AVX2, FMA and F16C. */
+#include "kernels/cpu/simd.inc"
+
+#include "kernels/cpu/attend.inc"
+#include "kernels/cpu/rows.inc"
+
+const struct sf_cpu_isa sf_cpu_isa_avx2 = {
+    "cpu-avx2", attend_split, attend_merge, attend_finish, rmsnorm_row, rope_row, swiglu_row,
+    add_row, argmax_row, scale_row, widen_row, narrow_row
+};

@@ -1,0 +1,10 @@
+/* kernels/cpu/isa_avx512.c: the kernels for AVX-512 F, BW, VL and DQ. */
+#include "kernels/cpu/simd.inc"
+
+#include "kernels/cpu/attend.inc"
+#include "kernels/cpu/rows.inc"
+
+const struct sf_cpu_isa sf_cpu_isa_avx512 = {
+    "cpu-avx512", attend_split, attend_merge, attend_finish, rmsnorm_row, rope_row, swiglu_row,
+    add_row, argmax_row, scale_row, widen_row, narrow_row
+};

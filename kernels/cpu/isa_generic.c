@@ -1,0 +1,11 @@
+/* kernels/cpu/isa_generic.c: the kernels for any processor: the compiler's 16-byte vectors, no
+ * fused multiply-add. */
+#include "kernels/cpu/simd.inc"
+
+#include "kernels/cpu/attend.inc"
+#include "kernels/cpu/rows.inc"
+
+const struct sf_cpu_isa sf_cpu_isa_generic = {
+    "cpu-generic", attend_split, attend_merge, attend_finish, rmsnorm_row, rope_row, swiglu_row,
+    add_row, argmax_row, scale_row, widen_row, narrow_row
+};

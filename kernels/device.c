@@ -1,0 +1,104 @@
+/* kernels/device.c: finds the backend by its name and the best instruction set of this machine.
+ * The backends themselves are ref/ and cpu/. */
+#include <stdio.h>
+#include <string.h>
+#include "base/memory.h"
+#include "kernels/backend.h"
+
+static const struct sf_backend *const backends[] = { &sf_backend_cpu, &sf_backend_ref };
+
+/* A device as its users see it comes first, so that close finds the rest. */
+struct opened {
+    struct sf_device device;
+    const struct sf_backend *backend;
+};
+
+static sf_status backend_find(const char *name, const struct sf_backend **backend_out)
+{
+    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
+        if (strcmp(backends[i]->name, name) == 0) {
+            *backend_out = backends[i];
+            return SF_OK;
+        }
+    return SF_FAIL(SF_UNSUPPORTED, "there is no backend '%s' in this build (cpu, ref)", name);
+}
+
+sf_status sf_device_open(const struct sf_device_spec *spec, struct sf_device **device_out)
+{
+    const struct sf_backend *backend;
+    if (spec->threads < 1)
+        return SF_FAIL(SF_INVALID, "a device needs at least 1 thread, not %d", spec->threads);
+    SF_TRY(backend_find(spec->name, &backend));
+    struct opened *opened;
+    SF_TRY(sf_alloc(sizeof *opened, "device", (void **)&opened));
+    opened->backend = backend;
+    opened->device.threads = spec->threads;
+    sf_status status = backend->open(spec, &opened->device);
+    if (status != SF_OK) {
+        sf_free(opened);
+        return status;
+    }
+    *device_out = &opened->device;
+    return SF_OK;
+}
+
+void sf_device_close(struct sf_device *device)
+{
+    if (!device) return;
+    struct opened *opened = (struct opened *)device;
+    opened->backend->close(device);
+    sf_free(opened);
+}
+
+int64_t sf_device_scratch_bytes(const struct sf_device_spec *spec)
+{
+    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
+        if (strcmp(backends[i]->name, spec->name) == 0 && backends[i]->scratch_bytes)
+            return backends[i]->scratch_bytes(spec);
+    return 0;
+}
+
+void sf_device_describe(char *text_out, size_t bytes)
+{
+    SF_ASSERT(bytes > 0);
+    int length = snprintf(text_out, bytes, "%s", sf_isa_name(sf_isa_detect()));
+    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++) {
+        if (!backends[i]->describe || length < 0 || (size_t)length + 2 >= bytes) continue;
+        memcpy(text_out + length, ", ", 3);
+        backends[i]->describe(text_out + length + 2, bytes - (size_t)length - 2);
+        length = (int)strlen(text_out);
+    }
+}
+
+/* __builtin_cpu_supports asks the processor and whether the system saves the registers. */
+enum sf_isa sf_isa_detect(void)
+{
+#if defined(__x86_64__)
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+        !__builtin_cpu_supports("f16c"))
+        return SF_ISA_GENERIC;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return SF_ISA_AVX2;
+    return __builtin_cpu_supports("avx512bf16") ? SF_ISA_AVX512_BF16 : SF_ISA_AVX512;
+#else
+    return SF_ISA_GENERIC;
+#endif
+}
+
+const char *sf_isa_name(enum sf_isa isa)
+{
+    switch (isa) {
+    case SF_ISA_AUTO: return "auto";
+    case SF_ISA_GENERIC: return "generic";
+    case SF_ISA_AVX2: return "avx2";
+    case SF_ISA_AVX512: return "avx512";
+    case SF_ISA_AVX512_BF16: return "avx512_bf16";
+    }
+    return "unknown";
+}
+
+int sf_isa_multiplies(enum sf_isa isa, enum sf_dtype dtype)
+{
+    return dtype == SF_F32 || (dtype == SF_BF16 && isa == SF_ISA_AVX512_BF16);
+}

@@ -1,0 +1,41 @@
+/* kernels/device.h: opening a backend.  One device belongs to one rank and is used by one thread at
+ * a time; several devices may live in one process (ranks as threads). */
+#ifndef SHEAF_KERNELS_DEVICE_H
+#define SHEAF_KERNELS_DEVICE_H
+#include <stddef.h>
+#include <stdint.h>
+#include "base/status.h"
+#include "kernels/kernels.h"
+SF_C_BEGIN
+
+enum sf_isa { SF_ISA_AUTO, SF_ISA_GENERIC, SF_ISA_AVX2, SF_ISA_AVX512, SF_ISA_AVX512_BF16 };
+
+struct sf_device_spec {
+    const char *name;                   /* "cpu" or "ref" */
+    int32_t threads;                    /* of this rank, >= 1 */
+    enum sf_isa isa_max;                /* tests pin a lower one; AUTO: the best that is there */
+    int32_t rows_max;                   /* most rows of any product, for scratch */
+};
+struct sf_device {
+    const struct sf_kernels *k;
+    int32_t threads;
+    enum sf_isa isa;
+    void *impl;                         /* the backend's own */
+};
+
+sf_status sf_device_open(const struct sf_device_spec *, struct sf_device **device_out);
+void      sf_device_close(struct sf_device *);
+
+/* Best instruction set of this machine. */
+enum sf_isa sf_isa_detect(void);
+const char *sf_isa_name(enum sf_isa);
+/* Whether products in `dtype` run natively on `isa`; if not, it is a storage type and the work is
+ * f32 in panels. */
+int sf_isa_multiplies(enum sf_isa, enum sf_dtype dtype);
+/* Bytes of scratch that a device of these rows and threads takes at most; pure. */
+int64_t sf_device_scratch_bytes(const struct sf_device_spec *);
+/* Versions of the libraries below, for `doctor`. */
+void sf_device_describe(char *text_out, size_t bytes);
+
+SF_C_END
+#endif

@@ -1,0 +1,158 @@
+/* kernels/kernels.h: the maths that a backend provides, as one table of functions.
+ *
+ * All pointers are memory of the backend's device unless marked "host".  Work is queued in order on
+ * the device's one compute stream; a backend that runs at once (the CPU) has finished on return.
+ * Matrices are row-major; `stride` counts elements from one row to the next.  Accumulation is f32.
+ *
+ * ref/ defines every entry in plain loops; cpu/ and cuda/ are optimisations of it, tested against
+ * it on one table of cases (tests/kernels).
+ *
+ * Determinism (design.md section 8): for every entry, what is computed for one row does not depend
+ * on the other rows of the call, on its index among them, or on the number of threads; attention
+ * always splits a lane at the same slots (SF_SPLIT_SLOTS).  Products promise it only for matrices
+ * made with `fixed`, which are issued as calls of one shape (SF_FIXED_ROWS rows x a panel x a
+ * slice), each single-threaded; there, all row buffers must be readable and writable up to the
+ * next multiple of SF_FIXED_ROWS rows. */
+#ifndef SHEAF_KERNELS_KERNELS_H
+#define SHEAF_KERNELS_KERNELS_H
+#include <stddef.h>
+#include <stdint.h>
+#include "base/dtype.h"
+#include "kernels/layout.h"
+SF_C_BEGIN
+
+struct sf_device;                       /* kernels/device.h */
+
+enum { SF_FIXED_ROWS = 48, SF_SPLIT_SLOTS = 512 };
+
+/* ---- packed matrices -------------------------------------------------------------------------
+ * A matrix is W^T of a linear layer, k x cols, k = slices * k_slice, cut into tiles of
+ * k_slice x panel_cols; the last panel may be narrower (it is padded inside).  A slice is a leaf of
+ * a row-parallel sum (one query head, one FFN chunk) or all of k. */
+struct sf_mat;
+struct sf_mat_shape {
+    int32_t cols, panel_cols, k_slice, slices;
+    enum sf_dtype dtype;                /* of the weights as stored, and of x */
+    uint8_t fixed;                      /* 1: calls of one shape (deterministic) */
+    int32_t rows_max;                   /* most rows of a call */
+};
+
+/* ---- attention over the lanes of one layer -------------------------------------------------- */
+struct sf_lane_job {                    /* host; the rows of one sequence against one lane */
+    const int32_t *pages;               /* host, [pages of the lane] page numbers in the pool */
+    /* physical slots (holes count), this call's rows included */
+    int32_t slots;
+    int32_t row_first, rows;            /* rows of q and out; row r sees the first
+                                           slots - rows + r + 1 physical slots of the lane */
+    int32_t q_first, q_heads;           /* query heads (of this rank) that read the lane */
+};
+struct sf_attend_job {
+    struct sf_layout layout;
+    const unsigned char *pool;          /* page p begins at pool + p * page_bytes */
+    size_t page_bytes;
+    const float *q;                     /* [rows][q_stride], head h at h * k_dim; after RoPE */
+    size_t q_stride;
+    void *out;                          /* [rows][out_stride], head h at h * out_head_stride */
+    size_t out_stride, out_head_stride; /* elements of out_dtype */
+    enum sf_dtype out_dtype;
+    float scale;                        /* softmax scale, applied to q.k before bias */
+    int32_t window;                     /* the model's sliding window in tokens; 0 = none: a slot is
+                                           seen iff pos > row_pos - window */
+    const int32_t *row_pos;             /* host, [rows] positions; only read if window != 0 */
+    const struct sf_lane_job *lane;     /* host, [lanes] */
+    int32_t lanes;
+    float *lse;                         /* [rows][q heads] log-sum-exp of the logits, or NULL */
+    size_t lse_stride;
+};
+/* New slots of one lane from rows of k and v; `slot_first` is physical, pages are there already. */
+struct sf_append_lane {
+    const int32_t *pages;               /* host */
+    int32_t slot_first, row_first, rows;
+    int32_t head;                       /* k at row * k_stride + head * k_dim, v likewise */
+};
+struct sf_append_job {
+    struct sf_layout layout;
+    unsigned char *pool;
+    size_t page_bytes;
+    const float *k, *v;                 /* [rows][k_stride], [rows][v_stride]; k after RoPE */
+    size_t k_stride, v_stride;
+    const int32_t *pos;                 /* host, [rows] */
+    const float *bias;                  /* host, [rows]; NULL = 0 */
+    const struct sf_append_lane *lane;  /* host, [lanes] */
+    int32_t lanes;
+};
+struct sf_slot_list {                   /* host; physical slots of one lane */
+    const int32_t *pages, *slot; int32_t n;
+};
+
+struct sf_kernels {
+    const char *name;                   /* "ref", "cpu-avx512", ... */
+
+    /* ---- memory, required ---- */
+    sf_status (*alloc)(struct sf_device *, size_t bytes, const char *what, void **out); /* zeroed */
+    void (*free)(struct sf_device *, void *block);
+    void (*upload)(struct sf_device *, void *device_dst, const void *host_src, size_t bytes);
+    void (*download)(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);
+    void (*sync)(struct sf_device *);   /* waits until all queued work is done */
+
+    /* ---- rows, required ---- */
+    /* out = x / sqrt(mean(x^2) + eps) * weight; out in out_dtype. */
+    void (*rmsnorm)(struct sf_device *, int32_t rows, int32_t dim, const float *x, size_t x_stride,
+                    const float *weight, float eps, void *out, size_t out_stride,
+                    enum sf_dtype out_dtype);
+    /* cos and sin of pos * inv_freq[i]: table [rows][2][half]. pos: host. */
+    void (*rope_table)(struct sf_device *, int32_t rows, const int32_t *pos, const float *inv_freq,
+                       int32_t half, float *table);
+    /* In place, half-split pairs (i, i + rope_dim/2): heads of `head_dim`, the first rope_dim
+     * elements of each turn. x [rows][x_stride]. */
+    void (*rope)(struct sf_device *, int32_t rows, int32_t heads, int32_t head_dim,
+                 int32_t rope_dim, const float *table, float *x, size_t x_stride);
+    /* out[r][c] = silu(gate[r][c]) * up[r][c], c < cols; out in out_dtype. */
+    void (*swiglu)(struct sf_device *, int32_t rows, int32_t cols, const float *gate,
+                   size_t gate_stride, const float *up, size_t up_stride, void *out,
+                   size_t out_stride, enum sf_dtype out_dtype);
+    /* x[r][c] += bias[c]. */
+    void (*add_bias)(struct sf_device *, int32_t rows, int32_t cols, const float *bias, float *x,
+                     size_t x_stride);
+    /* Greatest value of each row and its index, ties to the lower index. Outputs: host. */
+    void (*argmax)(struct sf_device *, int32_t rows, int32_t cols, const float *x, size_t x_stride,
+                   float *value_out, int32_t *index_out);
+
+    /* ---- products, required ---- */
+    /* Bytes that the packed matrix will take; pure. */
+    int64_t (*mat_bytes)(const struct sf_mat_shape *);
+    sf_status (*mat_create)(struct sf_device *, const struct sf_mat_shape *, struct sf_mat **out);
+    void (*mat_destroy)(struct sf_device *, struct sf_mat *);
+    /* Packs one tile from host f32 rows tile[panel column][k_slice] (out-major, as checkpoints
+     * lie); columns past the matrix are not read. */
+    sf_status (*mat_pack)(struct sf_device *, struct sf_mat *, int32_t panel, int32_t slice,
+                          const float *tile);
+    /* y[r][c] = sum over slices, in order, of the slice's product.
+     * x [rows][x_stride] of the matrix's dtype, slice s at s * k_slice. */
+    void (*matmul)(struct sf_device *, const struct sf_mat *, int32_t rows, const void *x,
+                   size_t x_stride, float *y, size_t y_stride);
+    /* The same without the sum: leaf[s][r][c], leaf s at leaves + s * leaf_stride. */
+    void (*matmul_leaves)(struct sf_device *, const struct sf_mat *, int32_t rows, const void *x,
+                          size_t x_stride, float *leaves, size_t leaf_stride, size_t row_stride);
+
+    /* ---- cache, required ---- */
+    void (*kv_clear)(struct sf_device *, const struct sf_layout *, unsigned char *page);
+    void (*kv_append)(struct sf_device *, const struct sf_append_job *);
+    /* Slots of a lane move to other physical slots of it (or of another lane of the same layout),
+     * bit for bit, in the order of the list: source i is read before target i is written, and a
+     * target never is a later source. */
+    void (*kv_move)(struct sf_device *, const struct sf_layout *, unsigned char *pool,
+                    size_t page_bytes, const struct sf_slot_list *from,
+                    const struct sf_slot_list *to);
+    /* Marks slots as holes: bias -inf, pos -1. */
+    void (*kv_drop)(struct sf_device *, const struct sf_layout *, unsigned char *pool,
+                    size_t page_bytes, const struct sf_slot_list *);
+    /* Decoded slots: k [n][k_dim], v [n][v_dim] f32; bias and pos to host; any may be NULL. */
+    void (*kv_read)(struct sf_device *, const struct sf_layout *, const unsigned char *pool,
+                    size_t page_bytes, const struct sf_slot_list *, float *k, float *v,
+                    float *bias_host, int32_t *pos_host);
+    void (*attend)(struct sf_device *, const struct sf_attend_job *);
+};
+
+SF_C_END
+#endif

@@ -1,0 +1,66 @@
+/* kernels/layout.h: how a raw page holds the slots of one lane.
+ *
+ * A page has `page_slots` slots (16 x 2^k), in blocks of 16.  Keys are interleaved so that one
+ * vector register holds one element of 16 slots: no horizontal sums, and all query heads of a group
+ * share each load.  Values lie slot by slot.
+ *
+ *   raw page, page_slots = 16, k_dim = v_dim = 64, bf16; 4,224 B
+ *     byte 0            2048             4096          4160         4224
+ *          | keys        | values         | bias f32[16]| pos i32[16]|
+ *     keys, bf16     : [block][k_dim / 2][16 slots][2 elements]     (k_dim is even)
+ *     keys, f32, f16 : [block][k_dim][16 slots]
+ *     values         : [page_slots][v_dim]
+ *     bias           : added to the logit of the slot; -inf marks a hole (a slot that is gone)
+ *     pos            : position of the token, -1 in a hole
+ *
+ * A page that is taken from the pool is prepared once (kv_clear): all bytes zero, bias -inf,
+ * pos -1, so that a kernel may read whole blocks and never meets a NaN that nobody wrote. */
+#ifndef SHEAF_KERNELS_LAYOUT_H
+#define SHEAF_KERNELS_LAYOUT_H
+#include <stddef.h>
+#include <stdint.h>
+#include "base/dtype.h"
+SF_C_BEGIN
+
+enum { SF_BLOCK_SLOTS = 16 };
+
+struct sf_layout {
+    enum sf_dtype dtype;
+    int32_t page_slots, k_dim, v_dim;
+};
+
+static inline size_t sf_layout_v_offset(const struct sf_layout *layout)
+{
+    return (size_t)layout->page_slots * (size_t)layout->k_dim * sf_dtype_bytes(layout->dtype);
+}
+static inline size_t sf_layout_bias_offset(const struct sf_layout *layout)
+{
+    return (size_t)layout->page_slots * (size_t)(layout->k_dim + layout->v_dim) *
+           sf_dtype_bytes(layout->dtype);
+}
+static inline size_t sf_layout_pos_offset(const struct sf_layout *layout)
+{
+    return sf_layout_bias_offset(layout) + (size_t)layout->page_slots * sizeof(float);
+}
+/* Bytes of a page, a multiple of 64 for any page_slots that is a multiple of 16. */
+static inline size_t sf_layout_page_bytes(const struct sf_layout *layout)
+{
+    return sf_layout_pos_offset(layout) + (size_t)layout->page_slots * sizeof(int32_t);
+}
+/* Bytes that a stored slot counts for: payload and 8 bytes for pos and bias (interface.md 4). */
+static inline size_t sf_layout_slot_bytes(const struct sf_layout *layout)
+{
+    return (size_t)(layout->k_dim + layout->v_dim) * sf_dtype_bytes(layout->dtype) + 8;
+}
+/* Index of key element `e` of slot `s` (within its page), in elements from the page's start. */
+static inline size_t sf_layout_k_index(const struct sf_layout *layout, int32_t s, int32_t e)
+{
+    size_t block = (size_t)(s / SF_BLOCK_SLOTS) * SF_BLOCK_SLOTS * (size_t)layout->k_dim;
+    size_t lane = (size_t)(s % SF_BLOCK_SLOTS);
+    if (layout->dtype == SF_BF16)
+        return block + ((size_t)(e / 2) * SF_BLOCK_SLOTS + lane) * 2 + (size_t)(e % 2);
+    return block + (size_t)e * SF_BLOCK_SLOTS + lane;
+}
+
+SF_C_END
+#endif

@@ -1,0 +1,27 @@
+/* kernels/ref/ref.h: the entries of the reference backend, by file.  Every function has the meaning
+ * of the entry of kernels.h that bears its name. */
+#ifndef SHEAF_KERNELS_REF_REF_H
+#define SHEAF_KERNELS_REF_REF_H
+#include "kernels/device.h"
+
+void sf_ref_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
+void sf_ref_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
+void sf_ref_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
+void sf_ref_attend(struct sf_device *, const struct sf_attend_job *);
+
+/* Element i of an array of `dtype`. */
+static inline float sf_ref_get(enum sf_dtype dtype, const void *array, size_t i)
+{
+    if (dtype == SF_F32) return ((const float *)array)[i];
+    uint16_t bits = ((const uint16_t *)array)[i];
+    return dtype == SF_BF16 ? sf_bf16_to_f32(bits) : sf_f16_to_f32(bits);
+}
+
+static inline void sf_ref_set(enum sf_dtype dtype, void *array, size_t i, double value)
+{
+    if (dtype == SF_F32) ((float *)array)[i] = (float)value;
+    else if (dtype == SF_BF16) ((uint16_t *)array)[i] = sf_f32_to_bf16((float)value);
+    else ((uint16_t *)array)[i] = sf_f32_to_f16((float)value);
+}
+
+#endif

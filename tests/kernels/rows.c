@@ -1,0 +1,194 @@
+/* tests/kernels/rows.c: what is computed row by row equals ref within a bound on rounding, for
+ * sizes around the vector widths, and a row's bits do not depend on how many rows are computed or
+ * by how many threads. */
+#include <math.h>
+#include <stdlib.h>
+#include "base/dtype.h"
+#include "tests/check.h"
+#include "tests/kernels/variants.h"
+
+#define EPS 1.2e-7                      /* of f32, between neighbours */
+
+enum { ROWS = 37, DIM_MAX = 1203, ELEMENTS = ROWS * DIM_MAX };
+static const int32_t dims[] = { 1, 3, 4, 15, 16, 17, 31, 63, 64, 65, 576, 1203 };
+static const enum sf_dtype dtypes[] = { SF_F32, SF_F16, SF_BF16 };
+static const double dtype_eps[] = { 0, 1.0 / 2048, 1.0 / 256 };    /* half a step, relative */
+
+static struct variant variants[VARIANTS_MAX];
+static struct sf_device *ref;
+static int count;
+static float a[ELEMENTS], b[ELEMENTS], actual[ELEMENTS], expected[ELEMENTS], alone[ELEMENTS];
+static unsigned char raw[ELEMENTS * 4];
+
+/* Runs one entry on a device: rows of `dim`, the output widened to f32. */
+typedef void runner(struct sf_device *, int32_t rows, int32_t dim, enum sf_dtype, float *out);
+
+static void run_rmsnorm(struct sf_device *device, int32_t rows, int32_t dim, enum sf_dtype dtype,
+                        float *out)
+{
+    device->k->rmsnorm(device, rows, dim, a, (size_t)dim, b, 1e-5f, raw, (size_t)dim, dtype);
+    sf_to_f32(dtype, raw, out, (size_t)rows * (size_t)dim);
+}
+
+static void run_swiglu(struct sf_device *device, int32_t rows, int32_t dim, enum sf_dtype dtype,
+                       float *out)
+{
+    device->k->swiglu(device, rows, dim, a, (size_t)dim, b, (size_t)dim, raw, (size_t)dim, dtype);
+    sf_to_f32(dtype, raw, out, (size_t)rows * (size_t)dim);
+}
+
+static void run_add_bias(struct sf_device *device, int32_t rows, int32_t dim, enum sf_dtype dtype,
+                         float *out)
+{
+    (void)dtype;
+    memcpy(out, a, (size_t)rows * (size_t)dim * sizeof *out);
+    device->k->add_bias(device, rows, dim, b, out, (size_t)dim);
+}
+
+/* All sizes, types and variants; bound: per element, relative to the greatest expected value. */
+static void check_rows(const char *what, runner *run, double bound)
+{
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+        for (int t = 0; t < 3; t++) {
+            size_t n = ROWS * (size_t)dims[d];
+            double greatest = 0;
+            run(ref, ROWS, dims[d], dtypes[t], expected);
+            for (size_t i = 0; i < n; i++)
+                if (isfinite(expected[i])) greatest = fmax(greatest, fabs((double)expected[i]));
+            for (int i = 0; i < count; i++) {
+                run(variants[i].device, ROWS, dims[d], dtypes[t], actual);
+                /* A value next to the middle of two 16-bit numbers may round either way. */
+                compare(variants[i].text, what, actual, expected, ROWS, (size_t)dims[d],
+                        greatest * (bound + 2 * dtype_eps[t]) + 1e-37);
+                run(variants[i].device, 1, dims[d], dtypes[t], alone);
+                compare_bits(variants[i].text, what, alone, actual,
+                             (size_t)dims[d] * sizeof *alone);
+            }
+        }
+}
+
+static void test_rmsnorm(void)
+{
+    random_fill(a, ELEMENTS, 3, 1);
+    random_fill(b, DIM_MAX, 1, 2);
+    /* The sum of squares has only positive terms: relative error of a few EPS, halved by the root;
+     * then two products. */
+    check_rows("rmsnorm", run_rmsnorm, 8 * EPS);
+    random_fill(a, ELEMENTS, 1e-41f, 3);
+    check_rows("rmsnorm of denormals", run_rmsnorm, 8 * EPS);
+    memset(a, 0, sizeof a);
+    check_rows("rmsnorm of zeros", run_rmsnorm, 0);
+}
+
+static void test_swiglu(void)
+{
+    random_fill(a, ELEMENTS, 8, 4);
+    random_fill(b, ELEMENTS, 1, 5);
+    check_rows("swiglu", run_swiglu, 8 * EPS);      /* exp 2e-7, division, product */
+    random_fill(a, ELEMENTS, 300, 6);               /* e^300 is beyond f32 */
+    check_rows("swiglu, large gates", run_swiglu, 8 * EPS);
+}
+
+static void test_add_bias(void)
+{
+    random_fill(a, ELEMENTS, 5, 7);
+    random_fill(b, DIM_MAX, 5, 8);
+    check_rows("add_bias", run_add_bias, 0);        /* one addition, rounded alike */
+}
+
+static void test_swiglu_extremes(void)
+{
+    static const float gate[] = { -INFINITY, -1e30f, -0.0f, 0, 1e30f, 88, -88, 100, -100 };
+    enum { N = sizeof gate / sizeof *gate };
+    float up[N], y[N];
+    for (int i = 0; i < N; i++) up[i] = 1;
+    for (int v = 0; v < count; v++) {
+        variants[v].device->k->swiglu(variants[v].device, 1, N, gate, N, up, N, y, N, SF_F32);
+        SF_CHECK_NEAR(y[1], 0, 1e-7);
+        SF_CHECK_NEAR(y[3], 0, 0);
+        SF_CHECK_NEAR(y[4], 1e30, 1e24);
+        SF_CHECK_NEAR(y[5], 88, 88 * EPS);
+        SF_CHECK_NEAR(y[6], 0, 1e-35);
+        SF_CHECK_NEAR(y[7], 100, 100 * EPS);
+        SF_CHECK_NEAR(y[8], 0, 1e-35);
+    }
+}
+
+/* Angles up to position 100,000: f32 sines of the same f32 angle, within an ulp or two; heads with
+ * a part that does not turn stay as they are there. */
+static void test_rope(void)
+{
+    enum { HALF_MAX = 64, HEADS = 3 };
+    static float inv_freq[HALF_MAX], table[ROWS * 2 * HALF_MAX], table_ref[ROWS * 2 * HALF_MAX];
+    static const struct { int32_t head_dim, rope_dim; } cases[] = {
+        { 2, 2 }, { 16, 16 }, { 40, 40 }, { 64, 64 }, { 128, 128 }, { 24, 10 }, { 96, 64 }
+    };
+    int32_t pos[ROWS];
+    for (int32_t r = 0; r < ROWS; r++) pos[r] = r < 4 ? r : random_below(100000, 9, (uint64_t)r);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        int32_t half = cases[c].rope_dim / 2, stride = HEADS * cases[c].head_dim + 5;
+        size_t n = ROWS * (size_t)stride;
+        for (int32_t i = 0; i < half; i++) inv_freq[i] = powf(10000, -(float)i / (float)half);
+        ref->k->rope_table(ref, ROWS, pos, inv_freq, half, table_ref);
+        random_fill(a, n, 2, 10);
+        memcpy(expected, a, n * sizeof *a);
+        ref->k->rope(ref, ROWS, HEADS, cases[c].head_dim, cases[c].rope_dim, table_ref, expected,
+                     (size_t)stride);
+        for (int i = 0; i < count; i++) {
+            struct sf_device *device = variants[i].device;
+            device->k->rope_table(device, ROWS, pos, inv_freq, half, table);
+            compare(variants[i].text, "rope_table", table, table_ref, ROWS, 2 * (size_t)half, EPS);
+            memcpy(actual, a, n * sizeof *a);
+            device->k->rope(device, ROWS, HEADS, cases[c].head_dim, cases[c].rope_dim, table,
+                            actual, (size_t)stride);
+            compare(variants[i].text, "rope", actual, expected, ROWS, (size_t)stride, 8 * EPS);
+            memcpy(alone, a, n * sizeof *a);
+            device->k->rope(device, 1, HEADS, cases[c].head_dim, cases[c].rope_dim, table, alone,
+                            (size_t)stride);
+            compare_bits(variants[i].text, "rope of one row", alone, actual,
+                         (size_t)stride * sizeof *a);
+        }
+    }
+}
+
+/* Ties, NaN, infinities, and the greatest value at every place of a row. */
+static void test_argmax(void)
+{
+    float value[ROWS], value_ref[ROWS];
+    int32_t index[ROWS], index_ref[ROWS];
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
+        int32_t dim = dims[d];
+        random_fill(a, ROWS * (size_t)dim, 1, 11);
+        for (int32_t r = 0; r < ROWS; r++) {
+            float *row = a + (size_t)r * (size_t)dim;
+            row[random_below(dim, 12, (uint64_t)r)] = 2;
+            row[random_below(dim, 13, (uint64_t)r)] = 2;
+            if (r % 4 == 1) row[random_below(dim, 14, (uint64_t)r)] = NAN;
+            if (r % 8 == 2) row[random_below(dim, 15, (uint64_t)r)] = INFINITY;
+        }
+        for (int32_t c = 0; c < dim; c++) a[c] = -INFINITY;
+        for (int32_t c = 0; c < dim; c++) a[dim + c] = NAN;
+        ref->k->argmax(ref, ROWS, dim, a, (size_t)dim, value_ref, index_ref);
+        for (int i = 0; i < count; i++) {
+            struct sf_device *device = variants[i].device;
+            device->k->argmax(device, ROWS, dim, a, (size_t)dim, value, index);
+            compare_bits(variants[i].text, "argmax value", value, value_ref, sizeof value);
+            compare_bits(variants[i].text, "argmax index", index, index_ref, sizeof index);
+            device->k->argmax(device, 0, dim, a, (size_t)dim, NULL, NULL);
+        }
+    }
+}
+
+static const struct sf_test tests[] = {
+    { "rmsnorm", test_rmsnorm }, { "swiglu", test_swiglu },
+    { "swiglu extremes", test_swiglu_extremes }, { "add_bias", test_add_bias },
+    { "rope", test_rope }, { "argmax", test_argmax }, { NULL, NULL }
+};
+
+int main(int argc, char **argv)
+{
+    count = variants_open(variants, &ref);
+    int failed = sf_test_main("kernels_rows", tests, argc, argv);
+    variants_close(variants, count, ref);
+    return failed;
+}

@@ -1,0 +1,76 @@
+/* tests/kernels/variants.c: devices under test, random numbers and comparisons. */
+#include "tests/kernels/variants.h"
+#include <math.h>
+#include <stdlib.h>
+#include "base/rng.h"
+#include "tests/check.h"
+
+/* A device that does not open is an error of the whole program. */
+static struct sf_device *device_open(const struct sf_device_spec *spec)
+{
+    struct sf_device *device;
+    if (sf_device_open(spec, &device) == SF_OK) return device;
+    fprintf(stderr, "%s, %s: %s\n", spec->name, sf_isa_name(spec->isa_max), sf_error_text());
+    exit(2);
+}
+
+int variants_open(struct variant *variants, struct sf_device **ref_out)
+{
+    struct sf_device_spec spec = { .name = "ref", .threads = 1, .rows_max = VARIANT_ROWS_MAX };
+    int count = 0;
+    *ref_out = device_open(&spec);
+    spec.name = "cpu";
+    for (int isa = SF_ISA_GENERIC; isa <= (int)sf_isa_detect(); isa++)
+        for (spec.threads = 1; spec.threads <= 3; spec.threads++) {
+            struct variant *variant = &variants[count++];
+            spec.isa_max = (enum sf_isa)isa;
+            variant->device = device_open(&spec);
+            snprintf(variant->text, sizeof variant->text, "%s x %d", variant->device->k->name,
+                     spec.threads);
+        }
+    return count;
+}
+
+void variants_close(struct variant *variants, int count, struct sf_device *ref)
+{
+    for (int i = 0; i < count; i++) sf_device_close(variants[i].device);
+    sf_device_close(ref);
+}
+
+void random_fill(float *out, size_t count, float amplitude, uint64_t stream)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = amplitude * (float)(2 * sf_rng_uniform(17, stream, i) - 1);
+}
+
+int32_t random_below(int32_t below, uint64_t stream, uint64_t index)
+{
+    return (int32_t)(sf_rng_uniform(23, stream, index) * below);
+}
+
+void compare(const char *variant, const char *what, const float *actual, const float *expected,
+             size_t rows, size_t cols, double bound)
+{
+    for (size_t i = 0; i < rows * cols; i++) {
+        double a = (double)actual[i], e = (double)expected[i];
+        if (a == e || (isnan(a) && isnan(e)) || fabs(a - e) <= bound) continue;
+        sf_test_fail(__FILE__, __LINE__, "%s, %s: row %zu of %zu, column %zu of %zu is %.9g, "
+                     "expected %.9g within %.3g", variant, what, i / cols, rows, i % cols, cols, a,
+                     e, bound);
+        return;
+    }
+    CU_PASS("compare");
+}
+
+void compare_bits(const char *variant, const char *what, const void *actual, const void *expected,
+                  size_t bytes)
+{
+    const unsigned char *a = actual, *e = expected;
+    for (size_t i = 0; i < bytes; i++)
+        if (a[i] != e[i]) {
+            sf_test_fail(__FILE__, __LINE__, "%s, %s: byte %zu of %zu is %02x, expected %02x",
+                         variant, what, i, bytes, a[i], e[i]);
+            return;
+        }
+    CU_PASS("compare_bits");
+}

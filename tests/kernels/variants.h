@@ -1,0 +1,33 @@
+/* tests/kernels/variants.h: every fast backend of this machine, to be held against ref. */
+#ifndef SHEAF_TESTS_KERNELS_VARIANTS_H
+#define SHEAF_TESTS_KERNELS_VARIANTS_H
+#include <stddef.h>
+#include <stdint.h>
+#include "kernels/device.h"
+
+enum { VARIANTS_MAX = 16, VARIANT_ROWS_MAX = 2048 };
+
+/* A device that is under test; `text` names backend, instruction set and threads. */
+struct variant {
+    char text[48];
+    struct sf_device *device;
+};
+
+/* Opens ref, and cpu for each instruction set up to this machine's, with 1, 2 and 3 threads. */
+int  variants_open(struct variant *variants, struct sf_device **ref_out);
+void variants_close(struct variant *variants, int count, struct sf_device *ref);
+
+/* Uniform in [-amplitude, amplitude), a fixed function of stream and place. */
+void random_fill(float *out, size_t count, float amplitude, uint64_t stream);
+/* Whole number in [0, below). */
+int32_t random_below(int32_t below, uint64_t stream, uint64_t index);
+
+/* Greatest |a - b| less the bound, over rows of `cols`; both may hold equal infinities.  Fails the
+ * running test once, with the place and both values, if any difference is above `bound`. */
+void compare(const char *variant, const char *what, const float *actual, const float *expected,
+             size_t rows, size_t cols, double bound);
+/* The same bits; names the first place that differs. */
+void compare_bits(const char *variant, const char *what, const void *actual, const void *expected,
+                  size_t bytes);
+
+#endif
