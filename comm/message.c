@@ -1,0 +1,265 @@
+/* comm/message.c: messages between two ranks.
+ *
+ * A send is a request that the backend works off; a receive matches a message first, learns its
+ * length, and then lets it land.  So nothing is ever posted into memory that a failed wait would
+ * leave behind, and a message of the wrong length is told from one that fits before it is read.
+ * Long messages may come in pieces (sf_incoming.more). */
+#include <stdlib.h>
+#include <string.h>
+#include "base/clock.h"
+#include "base/memory.h"
+#include "comm/backend.h"
+
+/* ---- requests -------------------------------------------------------------------------------- */
+static sf_status request_take(struct sf_world *world, struct sf_request **out)
+{
+    struct sf_request *request = world->spare;
+    if (request != NULL) {
+        world->spare = request->next;
+    } else {
+        void *block;
+        SF_TRY(sf_alloc(sizeof *request, "message request", &block));
+        request = block;
+    }
+    request->next = NULL;
+    *out = request;
+    return SF_OK;
+}
+
+void sf_request_recycle(struct sf_world *world, struct sf_request *request)
+{
+    request->next = world->spare;
+    world->spare = request;
+}
+
+void sf_request_free(struct sf_request *request)
+{
+    free(request->copy);
+    sf_free(request);
+}
+
+/* ---- sending --------------------------------------------------------------------------------- */
+static sf_status request_send(struct sf_comm *comm, enum sf_channel channel, int32_t to,
+                              int32_t tag, const void *data, size_t bytes,
+                              struct sf_request *request)
+{
+    SF_ASSERT(to >= 0 && to < comm->size);
+    SF_ASSERT(tag >= 0 && tag < SF_TAGS_MAX);
+    request->comm = comm;
+    request->channel = channel;
+    request->to = to;
+    request->to_world = comm->world_rank[to];
+    request->tag = tag;
+    request->data = data;
+    request->bytes = bytes;
+    sf_status status = comm->world->ops->send(request);
+    if (status != SF_OK) {
+        sf_request_recycle(comm->world, request);
+        return status;
+    }
+    if (channel != SF_CHANNEL_LIFE) comm->bytes_sent += (int64_t)bytes;
+    return SF_OK;
+}
+
+sf_status sf_comm_start(struct sf_comm *comm, enum sf_channel channel, int32_t to, int32_t tag,
+                        const void *data, size_t bytes, struct sf_request **request_out)
+{
+    struct sf_request *request;
+    SF_TRY(request_take(comm->world, &request));
+    SF_TRY(request_send(comm, channel, to, tag, data, bytes, request));
+    *request_out = request;
+    return SF_OK;
+}
+
+sf_status sf_comm_start_copy(struct sf_comm *comm, enum sf_channel channel, int32_t to,
+                             int32_t tag, const void *data, size_t bytes,
+                             struct sf_request **request_out)
+{
+    struct sf_request *request;
+    SF_TRY(request_take(comm->world, &request));
+    sf_status status = sf_grow(&request->copy, &request->copy_bytes, bytes + 1, 1);
+    if (status != SF_OK) {
+        sf_request_recycle(comm->world, request);
+        return status;
+    }
+    if (bytes > 0) memcpy(request->copy, data, bytes);
+    SF_TRY(request_send(comm, channel, to, tag, request->copy, bytes, request));
+    *request_out = request;
+    return SF_OK;
+}
+
+sf_status sf_comm_isend(struct sf_comm *comm, int32_t to, int32_t tag, const void *data,
+                        size_t bytes, struct sf_request **request_out)
+{
+    SF_TRY(sf_world_tick(comm->world, sf_now_ns()));
+    return sf_comm_start(comm, SF_CHANNEL_USER, to, tag, data, bytes, request_out);
+}
+
+sf_status sf_comm_wait(struct sf_comm *comm, struct sf_request *request)
+{
+    SF_ASSERT(request != NULL && request->comm == comm);
+    struct sf_world *world = comm->world;
+    struct sf_wait wait = sf_wait_begin(comm, "send", request->to, 0);
+    int done = 0;
+    sf_status status = sf_comm_check(&wait);
+    if (status == SF_OK) status = world->ops->sent(request, &done);
+    while (status == SF_OK && !done) {
+        status = sf_comm_pause(&wait);
+        if (status == SF_OK) status = world->ops->sent(request, &done);
+    }
+    if (status != SF_OK) (void)world->ops->drop(world, request, 0);
+    sf_request_recycle(world, request);
+    return status;
+}
+
+sf_status sf_comm_post(struct sf_comm *comm, int32_t to, int32_t tag, const void *data,
+                       size_t bytes)
+{
+    struct sf_world *world = comm->world;
+    SF_TRY(sf_world_tick(world, sf_now_ns()));
+    if (world->posts >= SF_POSTS_MAX) {
+        struct sf_wait wait = sf_wait_begin(world->root, "post", world->post->to_world, 0);
+        while (world->posts >= SF_POSTS_MAX) SF_TRY(sf_comm_pause(&wait));
+    }
+    struct sf_request *request;
+    SF_TRY(sf_comm_start_copy(comm, SF_CHANNEL_USER, to, tag, data, bytes, &request));
+    *world->post_last = request;
+    world->post_last = &request->next;
+    world->posts++;
+    return SF_OK;
+}
+
+sf_status sf_comm_poll_posts(struct sf_world *world)
+{
+    struct sf_request **link = &world->post;
+    sf_status status = SF_OK;
+    while (*link != NULL && status == SF_OK) {
+        struct sf_request *request = *link;
+        int done = 0;
+        status = world->ops->sent(request, &done);
+        if (status == SF_OK && !done) {
+            link = &request->next;
+            continue;
+        }
+        if (status != SF_OK) (void)world->ops->drop(world, request, 0);
+        *link = request->next;
+        if (*link == NULL) world->post_last = link;
+        sf_request_recycle(world, request);
+        world->posts--;
+    }
+    return status;
+}
+
+/* ---- receiving ------------------------------------------------------------------------------- */
+static sf_status land(struct sf_wait *wait, struct sf_incoming *incoming, void *data)
+{
+    const struct sf_comm_ops *ops = wait->comm->world->ops;
+    SF_TRY(ops->land(wait->comm, incoming, data));
+    for (;;) {
+        int done = 0;
+        SF_TRY(ops->landed(wait->comm, incoming, &done));
+        if (done) return SF_OK;
+        SF_TRY(sf_comm_pause(wait));
+    }
+}
+
+static sf_status match(struct sf_wait *wait, enum sf_channel channel, int32_t from, int32_t tag,
+                       struct sf_incoming *incoming)
+{
+    SF_ASSERT(from >= SF_RANK_ANY && from < wait->comm->size);
+    SF_ASSERT(tag >= SF_TAG_ANY && tag < SF_TAGS_MAX);
+    for (;;) {
+        int found = 0;
+        SF_TRY(wait->comm->world->ops->match(wait->comm, channel, from, tag, incoming, &found));
+        if (found) return SF_OK;
+        SF_TRY(sf_comm_pause(wait));
+    }
+}
+
+/* The rest of a message whose first piece has been matched, into malloc'd memory. */
+static sf_status take_rest(struct sf_wait *wait, enum sf_channel channel,
+                           struct sf_incoming *incoming, void **data_out, size_t *bytes_out)
+{
+    unsigned char *data = NULL;
+    size_t bytes = 0;
+    for (;;) {
+        unsigned char *larger = realloc(data, bytes + incoming->bytes + 1);
+        if (larger == NULL) {
+            free(data);
+            (void)wait->comm->world->ops->land(wait->comm, incoming, NULL);
+            return SF_FAIL(SF_NO_MEMORY, "no memory for a message of %zu bytes from rank %d",
+                           bytes + incoming->bytes, wait->comm->world_rank[incoming->from]);
+        }
+        data = larger;
+        sf_status status = land(wait, incoming, data + bytes);
+        bytes += incoming->bytes;
+        if (status == SF_OK && incoming->more)
+            status = match(wait, channel, incoming->from, incoming->tag, incoming);
+        else if (status == SF_OK)
+            break;
+        if (status != SF_OK) {
+            free(data);
+            return status;
+        }
+    }
+    *data_out = data;
+    *bytes_out = bytes;
+    return SF_OK;
+}
+
+sf_status sf_comm_receive(struct sf_comm *comm, enum sf_channel channel, int32_t from, int32_t tag,
+                          void *data, size_t bytes)
+{
+    struct sf_wait wait = sf_wait_begin(comm, "receive", from, 0);
+    struct sf_incoming incoming;
+    unsigned char *at = data;
+    size_t got = 0;
+    SF_TRY(sf_comm_check(&wait));
+    SF_TRY(match(&wait, channel, from, tag, &incoming));
+    while (incoming.bytes <= bytes - got) {
+        SF_TRY(land(&wait, &incoming, at));
+        if (incoming.bytes > 0) at += incoming.bytes;
+        got += incoming.bytes;
+        if (!incoming.more && got == bytes) return SF_OK;
+        if (!incoming.more)
+            return SF_FAIL(SF_FORMAT, "rank %d sent %zu bytes with tag %d where %zu were expected",
+                           comm->world_rank[incoming.from], got, incoming.tag, bytes);
+        SF_TRY(match(&wait, channel, incoming.from, incoming.tag, &incoming));
+    }
+    /* too long: taken all the same, so that it lies not about */
+    void *rest;
+    size_t rest_bytes;
+    SF_TRY(take_rest(&wait, channel, &incoming, &rest, &rest_bytes));
+    free(rest);
+    return SF_FAIL(SF_FORMAT, "rank %d sent %zu bytes with tag %d where %zu were expected",
+                   comm->world_rank[incoming.from], got + rest_bytes, incoming.tag, bytes);
+}
+
+sf_status sf_comm_recv(struct sf_comm *comm, int32_t from, int32_t tag, void *data, size_t bytes)
+{
+    return sf_comm_receive(comm, SF_CHANNEL_USER, from, tag, data, bytes);
+}
+
+sf_status sf_comm_take(struct sf_comm *comm, int32_t from, int32_t tag, int wait, void **data_out,
+                       size_t *bytes_out, int32_t *from_out)
+{
+    SF_ASSERT(wait >= 0 && wait <= 2);
+    struct sf_wait state = sf_wait_begin(comm, "take", from, wait == 2);
+    struct sf_incoming incoming;
+    SF_TRY(sf_comm_check(&state));
+    if (wait == 0) {
+        int found = 0;
+        SF_TRY(comm->world->ops->match(comm, SF_CHANNEL_USER, from, tag, &incoming, &found));
+        if (!found) {
+            *data_out = NULL;
+            *bytes_out = 0;
+            return SF_OK;
+        }
+    } else {
+        SF_TRY(match(&state, SF_CHANNEL_USER, from, tag, &incoming));
+    }
+    struct sf_wait rest = sf_wait_begin(comm, "take", incoming.from, 0);
+    SF_TRY(take_rest(&rest, SF_CHANNEL_USER, &incoming, data_out, bytes_out));
+    if (from_out != NULL) *from_out = incoming.from;
+    return SF_OK;
+}
