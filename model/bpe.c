@@ -1,0 +1,242 @@
+/* model/bpe.c: merging adjacent symbols of a piece, lowest rank first, leftmost on ties.
+ *
+ *   piece "hug"      h --- u --- g        links: a list over the byte positions
+ *   heap             (rank 3, u g at 1)  (rank 9, h u at 0)
+ *   take rank 3      h --- ug             position 2 leaves the list; (h, ug) goes on the heap
+ *   take rank 9      stale: position 0 is no longer followed by "u", so it is dropped
+ *
+ * Every symbol on the way is a token (checked when the tables are made), so symbols are token ids.
+ * The merges lie sorted by (left, right) and a pair is found by bisection: no hash that a hostile
+ * vocabulary could aim at. */
+#include "model/bpe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+struct merge { int32_t left, right, rank, result; };
+struct sf_bpe {
+    const struct sf_text *symbol;
+    int32_t *sorted, count;             /* symbols that merges may use, by their bytes */
+    struct merge *merge;
+    int32_t *first;                     /* [symbols + 1] merges of left symbol i: first[i].. */
+    int32_t byte_symbol[256];           /* -1: none */
+};
+struct link { int32_t symbol, previous, next; };    /* symbol -1: byte without a token */
+struct candidate { int32_t rank, at, left, right, result; };
+
+/* ---- tables -------------------------------------------------------------------------------- */
+
+static int text_order(struct sf_text a, struct sf_text b)
+{
+    size_t common = a.bytes < b.bytes ? a.bytes : b.bytes;
+    int order = memcmp(a.at, b.at, common);
+    return order != 0 ? order : (a.bytes > b.bytes) - (a.bytes < b.bytes);
+}
+
+static int symbol_order(const void *a, const void *b, void *symbols)
+{
+    const struct sf_text *symbol = symbols;
+    int32_t i = *(const int32_t *)a, j = *(const int32_t *)b;
+    int order = text_order(symbol[i], symbol[j]);
+    return order != 0 ? order : (i > j) - (i < j);
+}
+
+int32_t sf_bpe_find(const struct sf_bpe *bpe, const char *at, size_t bytes)
+{
+    struct sf_text text = { at, bytes };
+    int32_t low = 0, high = bpe->count;
+    while (low < high) {                /* the first that is not less: the lower id on ties */
+        int32_t middle = low + (high - low) / 2;
+        if (text_order(bpe->symbol[bpe->sorted[middle]], text) < 0) low = middle + 1;
+        else high = middle;
+    }
+    if (low == bpe->count || text_order(bpe->symbol[bpe->sorted[low]], text) != 0) return -1;
+    return bpe->sorted[low];
+}
+
+static int merge_order(const void *a, const void *b)
+{
+    const struct merge *x = a, *y = b;
+    if (x->left != y->left) return x->left < y->left ? -1 : 1;
+    if (x->right != y->right) return x->right < y->right ? -1 : 1;
+    return (x->rank > y->rank) - (x->rank < y->rank);
+}
+
+static sf_status make_merges(struct sf_bpe *bpe, int32_t symbols, const struct sf_bpe_pair *pair,
+                             int32_t pairs, char *joined)
+{
+    for (int32_t i = 0; i < pairs; i++) {
+        struct sf_text left = pair[i].left, right = pair[i].right;
+        memcpy(joined, left.at, left.bytes);
+        memcpy(joined + left.bytes, right.at, right.bytes);
+        bpe->merge[i] = (struct merge){ sf_bpe_find(bpe, left.at, left.bytes),
+                                        sf_bpe_find(bpe, right.at, right.bytes), i,
+                                        sf_bpe_find(bpe, joined, left.bytes + right.bytes) };
+        if (bpe->merge[i].left < 0 || bpe->merge[i].right < 0 || bpe->merge[i].result < 0)
+            return SF_FAIL(SF_FORMAT, "tokenizer: merge %d joins or makes what is no token", i);
+    }
+    qsort(bpe->merge, (size_t)pairs, sizeof *bpe->merge, merge_order);
+    int32_t at = 0;
+    for (int32_t i = 0; i < symbols; i++) {
+        bpe->first[i] = at;
+        while (at < pairs && bpe->merge[at].left == i) at++;
+    }
+    bpe->first[symbols] = at;
+    return SF_OK;
+}
+
+sf_status sf_bpe_create(const struct sf_text *symbol, int32_t symbols,
+                        const struct sf_bpe_pair *pair, int32_t pairs, struct sf_bpe **bpe_out)
+{
+    size_t longest = 1;
+    for (int32_t i = 0; i < pairs; i++) {
+        size_t bytes = pair[i].left.bytes + pair[i].right.bytes;
+        if (bytes > longest) longest = bytes;
+    }
+    struct sf_bpe *bpe = calloc(1, sizeof *bpe);
+    char *joined = malloc(longest);
+    sf_status status = SF_OK;
+    if (bpe != NULL) {
+        bpe->sorted = calloc((size_t)symbols + 1, sizeof *bpe->sorted);
+        bpe->first = calloc((size_t)symbols + 1, sizeof *bpe->first);
+        bpe->merge = calloc((size_t)pairs + 1, sizeof *bpe->merge);
+    }
+    if (joined == NULL || bpe == NULL || bpe->sorted == NULL || bpe->first == NULL ||
+        bpe->merge == NULL)
+        status = SF_FAIL(SF_NO_MEMORY, "no memory for a vocabulary of %d tokens", symbols);
+    if (status == SF_OK) {
+        bpe->symbol = symbol;
+        for (int32_t i = 0; i < symbols; i++)
+            if (symbol[i].at != NULL) bpe->sorted[bpe->count++] = i;
+        qsort_r(bpe->sorted, (size_t)bpe->count, sizeof *bpe->sorted, symbol_order,
+                (void *)(uintptr_t)symbol);
+        for (int b = 0; b < 256; b++) bpe->byte_symbol[b] = sf_bpe_find(bpe, &(char){ (char)b }, 1);
+        status = make_merges(bpe, symbols, pair, pairs, joined);
+    }
+    free(joined);
+    if (status != SF_OK) {
+        sf_bpe_destroy(bpe);
+        return status;
+    }
+    *bpe_out = bpe;
+    return SF_OK;
+}
+
+void sf_bpe_destroy(struct sf_bpe *bpe)
+{
+    if (bpe == NULL) return;
+    free(bpe->sorted);
+    free(bpe->first);
+    free(bpe->merge);
+    free(bpe);
+}
+
+/* ---- encoding ------------------------------------------------------------------------------ */
+
+static const struct merge *find_merge(const struct sf_bpe *bpe, int32_t left, int32_t right)
+{
+    if (left < 0 || right < 0) return NULL;
+    int32_t low = bpe->first[left], end = bpe->first[left + 1], high = end;
+    while (low < high) {
+        int32_t middle = low + (high - low) / 2;
+        if (bpe->merge[middle].right < right) low = middle + 1;
+        else high = middle;
+    }
+    return low < end && bpe->merge[low].right == right ? &bpe->merge[low] : NULL;
+}
+
+static int before(const struct candidate *a, const struct candidate *b)
+{
+    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
+}
+
+static void heap_push(struct candidate *heap, size_t *count, struct candidate new)
+{
+    size_t at = (*count)++;
+    while (at > 0 && before(&new, &heap[(at - 1) / 2])) {
+        heap[at] = heap[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    heap[at] = new;
+}
+
+static struct candidate heap_pop(struct candidate *heap, size_t *count)
+{
+    struct candidate top = heap[0], last = heap[--*count];
+    size_t at = 0, child;
+    while ((child = 2 * at + 1) < *count) {
+        if (child + 1 < *count && before(&heap[child + 1], &heap[child])) child++;
+        if (!before(&heap[child], &last)) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = last;
+    return top;
+}
+
+static void push_pair(const struct sf_bpe *bpe, const struct link *link, int32_t at,
+                      struct candidate *heap, size_t *count)
+{
+    if (at < 0 || link[at].next < 0) return;
+    int32_t left = link[at].symbol, right = link[link[at].next].symbol;
+    const struct merge *merge = find_merge(bpe, left, right);
+    if (merge != NULL)
+        heap_push(heap, count, (struct candidate){ merge->rank, at, left, right, merge->result });
+}
+
+static void merge_all(const struct sf_bpe *bpe, struct link *link, int32_t bytes,
+                      struct candidate *heap)
+{
+    size_t count = 0;
+    for (int32_t i = 0; i < bytes; i++) push_pair(bpe, link, i, heap, &count);
+    while (count > 0) {
+        struct candidate c = heap_pop(heap, &count);
+        int32_t right = link[c.at].next;
+        if (link[c.at].symbol != c.left || right < 0 || link[right].symbol != c.right) continue;
+        link[c.at].symbol = c.result;
+        link[c.at].next = link[right].next;
+        if (link[right].next >= 0) link[link[right].next].previous = c.at;
+        link[right].symbol = -1;        /* candidates that begin there are stale now */
+        link[right].next = -1;
+        push_pair(bpe, link, link[c.at].previous, heap, &count);
+        push_pair(bpe, link, c.at, heap, &count);
+    }
+}
+
+sf_status sf_tokens_push(struct sf_tokens *tokens, int32_t id)
+{
+    if (tokens->count == tokens->capacity) {
+        void *items = tokens->id;
+        SF_TRY(sf_grow(&items, &tokens->capacity, tokens->count + 1, sizeof *tokens->id));
+        tokens->id = items;
+    }
+    tokens->id[tokens->count++] = id;
+    return SF_OK;
+}
+
+sf_status sf_bpe_encode(const struct sf_bpe *bpe, const char *piece, size_t bytes,
+                        struct sf_bpe_scratch *scratch, struct sf_tokens *tokens)
+{
+    SF_ASSERT(bytes > 0 && bytes <= INT32_MAX);
+    /* Each merge takes one candidate and puts back at most two, so 2 * bytes candidates hold. */
+    SF_TRY(sf_grow(&scratch->links, &scratch->links_capacity, bytes, sizeof(struct link)));
+    SF_TRY(sf_grow(&scratch->heap, &scratch->heap_capacity, 2 * bytes, sizeof(struct candidate)));
+    struct link *link = scratch->links;
+    int32_t count = (int32_t)bytes;
+    for (int32_t i = 0; i < count; i++)
+        link[i] = (struct link){ bpe->byte_symbol[(unsigned char)piece[i]], i - 1,
+                                 i + 1 < count ? i + 1 : -1 };
+    merge_all(bpe, link, count, scratch->heap);
+    for (int32_t i = 0; i >= 0; i = link[i].next)
+        if (link[i].symbol >= 0) SF_TRY(sf_tokens_push(tokens, link[i].symbol));
+    return SF_OK;
+}
+
+void sf_bpe_scratch_free(struct sf_bpe_scratch *scratch)
+{
+    free(scratch->links);
+    free(scratch->heap);
+    *scratch = (struct sf_bpe_scratch){ 0 };
+}

@@ -1,0 +1,349 @@
+/* model/tokenizer.c: byte-level BPE from the tables of a model file.
+ *
+ *   text -> cut at special tokens -> split.c: words -> bpe.c: merges -> ids
+ *
+ * Vocabularies of this kind spell bytes as printable characters: 33-126, 161-172 and 174-255 stand
+ * for themselves, the other 68 bytes, in increasing order, are U+0100, U+0101, ...  (space is
+ * U+0120).  That spelling is undone once, when the tables are made; from then on a token is the
+ * bytes that it stands for.  Control and user-defined tokens are spelled as they are. */
+#include "model/tokenizer.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utf8proc.h>
+
+#include "model/model_impl.h"
+#include "model/tokenizer_impl.h"
+
+enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_UNUSED = 5,
+       TYPE_BYTE = 6, MERGES_MAX = 1 << 24, TEXT_BYTES_MAX = 1 << 28 };
+
+_Static_assert(sizeof((struct sf_tokenizer *)0)->eos == sizeof((struct sf_model_desc *)0)->eos,
+               "all eos ids of a description fit");
+
+static int is_control(uint8_t type) { return type == TYPE_CONTROL || type == TYPE_UNKNOWN; }
+
+/* ---- making the tables --------------------------------------------------------------------- */
+
+struct tables {                         /* what the file says, checked for type */
+    const struct sf_file *file;
+    const struct sf_meta *tokens, *types, *merges;
+    struct sf_text pre, jinja;
+    int16_t byte_of[512];               /* code point -> byte, -1 if it stands for none */
+};
+
+static sf_status find_array(const struct sf_file *file, const char *key, enum sf_meta_type element,
+                            uint64_t count_max, const struct sf_meta **out)
+{
+    const struct sf_meta *meta = sf_file_meta(file, key);
+    *out = meta;
+    if (meta == NULL) return SF_OK;
+    if (meta->type != SF_META_ARRAY || meta->element != element)
+        return SF_FAIL(SF_FORMAT, "%s: key '%s' is no array of the right type", file->path, key);
+    if (meta->count > count_max)
+        return SF_FAIL(SF_FORMAT, "%s: key '%s' has %" PRIu64 " elements, at most %" PRIu64
+                       " make sense", file->path, key, meta->count, count_max);
+    return SF_OK;
+}
+
+static sf_status find_tables(const struct sf_model *model, struct tables *t)
+{
+    const struct sf_file *file = t->file = model->file;
+    uint64_t vocab = (uint64_t)model->desc.vocab;
+    SF_TRY(find_array(file, "tokenizer.ggml.tokens", SF_META_STRING, vocab, &t->tokens));
+    SF_TRY(find_array(file, "tokenizer.ggml.token_type", SF_META_I32, vocab, &t->types));
+    SF_TRY(find_array(file, "tokenizer.ggml.merges", SF_META_STRING, MERGES_MAX, &t->merges));
+    if (t->tokens == NULL || t->tokens->count == 0)
+        return SF_FAIL(SF_FORMAT, "%s: a tokenizer without tokens", file->path);
+    if (t->types != NULL && t->types->count != t->tokens->count)
+        return SF_FAIL(SF_FORMAT, "%s: %" PRIu64 " tokens and %" PRIu64 " token types",
+                       file->path, t->tokens->count, t->types->count);
+    if (t->merges == NULL)
+        return SF_FAIL(SF_FORMAT, "%s: a BPE tokenizer without merges", file->path);
+    SF_TRY(sf_file_text(file, &(struct sf_meta_want){ "tokenizer.ggml.pre", 1, 0, 0, 0 },
+                        &t->pre));
+    SF_TRY(sf_file_text(file, &(struct sf_meta_want){ "tokenizer.chat_template", 0, 0, 0, 0 },
+                        &t->jinja));
+    for (int i = 0; i < 512; i++) t->byte_of[i] = -1;
+    int shifted = 256;
+    for (int b = 0; b < 256; b++) {
+        int itself = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+        t->byte_of[itself ? b : shifted++] = (int16_t)b;
+    }
+    return SF_OK;
+}
+
+/* Undoes the spelling; `out` has room for text.bytes.  What spells no byte is kept as it is. */
+static struct sf_text spelled_bytes(const struct tables *t, struct sf_text text, char *out)
+{
+    size_t written = 0;
+    for (size_t at = 0; at < text.bytes;) {
+        utf8proc_int32_t code_point;
+        utf8proc_ssize_t taken = utf8proc_iterate((const utf8proc_uint8_t *)text.at + at,
+                                                  (utf8proc_ssize_t)(text.bytes - at),
+                                                  &code_point);
+        size_t length = taken > 0 ? (size_t)taken : 1;
+        if (taken > 0 && code_point < 512 && t->byte_of[code_point] >= 0) {
+            out[written++] = (char)t->byte_of[code_point];
+        } else {
+            memcpy(out + written, text.at + at, length);
+            written += length;
+        }
+        at += length;
+    }
+    return (struct sf_text){ out, written };
+}
+
+static sf_status make_texts(struct sf_tokenizer *tok, const struct tables *t)
+{
+    tok->vocab = (int32_t)t->tokens->count;
+    tok->text = calloc((size_t)tok->vocab, sizeof *tok->text);
+    tok->type = calloc((size_t)tok->vocab, 1);
+    tok->pool = malloc((size_t)t->tokens->bytes);
+    if (tok->text == NULL || tok->type == NULL || tok->pool == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "%s: no memory for %d tokens", t->file->path, tok->vocab);
+    const unsigned char *cursor = t->tokens->data;
+    char *pool = tok->pool;
+    for (int32_t i = 0; i < tok->vocab; i++) {
+        struct sf_text text = sf_meta_next_text(&cursor);
+        uint32_t type = t->types != NULL ? sf_load_u32(t->types->data + 4 * (size_t)i)
+                                         : TYPE_NORMAL;
+        if (type < TYPE_NORMAL || type > TYPE_BYTE)
+            return SF_FAIL(SF_FORMAT, "%s: token %d is of unknown type %" PRIu32, t->file->path, i,
+                           type);
+        tok->type[i] = (uint8_t)type;
+        if (is_control(tok->type[i]) || type == TYPE_USER) {
+            memcpy(pool, text.at, text.bytes);
+            tok->text[i] = (struct sf_text){ pool, text.bytes };
+        } else {
+            tok->text[i] = spelled_bytes(t, text, pool);
+        }
+        pool += tok->text[i].bytes;
+    }
+    return SF_OK;
+}
+
+/* "left right", cut at the first space that is not the first byte. */
+static sf_status make_bpe(struct sf_tokenizer *tok, const struct tables *t)
+{
+    int32_t pairs = (int32_t)t->merges->count;
+    struct sf_bpe_pair *pair = calloc((size_t)pairs + 1, sizeof *pair);
+    struct sf_text *symbol = calloc((size_t)tok->vocab, sizeof *symbol);
+    char *pool = malloc((size_t)t->merges->bytes + 1), *at = pool;
+    sf_status status = SF_OK;
+    if (pair == NULL || symbol == NULL || pool == NULL)
+        status = SF_FAIL(SF_NO_MEMORY, "%s: no memory for %d merges", t->file->path, pairs);
+    const unsigned char *cursor = t->merges->data;
+    for (int32_t i = 0; status == SF_OK && i < pairs; i++) {
+        struct sf_text text = sf_meta_next_text(&cursor);
+        const char *space = text.bytes < 2 ? NULL : memchr(text.at + 1, ' ', text.bytes - 1);
+        if (space == NULL || space + 1 == text.at + text.bytes) {
+            status = SF_FAIL(SF_FORMAT, "%s: merge %d is no pair", t->file->path, i);
+            break;
+        }
+        size_t left = (size_t)(space - text.at);
+        pair[i].left = spelled_bytes(t, (struct sf_text){ text.at, left }, at);
+        at += pair[i].left.bytes;
+        pair[i].right = spelled_bytes(t, (struct sf_text){ space + 1, text.bytes - left - 1 }, at);
+        at += pair[i].right.bytes;
+    }
+    if (status == SF_OK) {
+        for (int32_t i = 0; i < tok->vocab; i++)
+            if (!is_control(tok->type[i]) && tok->text[i].bytes > 0) symbol[i] = tok->text[i];
+        status = sf_bpe_create(symbol, tok->vocab, pair, pairs, &tok->bpe);
+    }
+    free(pool);
+    free(pair);
+    if (status == SF_OK) tok->symbol = symbol;
+    else free(symbol);
+    return status;
+}
+
+static int special_order(const void *a, const void *b)
+{
+    const struct sf_special *x = a, *y = b;
+    unsigned char p = (unsigned char)x->text.at[0], q = (unsigned char)y->text.at[0];
+    if (p != q) return p < q ? -1 : 1;
+    if (x->text.bytes != y->text.bytes) return x->text.bytes > y->text.bytes ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static sf_status make_specials(struct sf_tokenizer *tok)
+{
+    for (int pass = 0; pass < 2; pass++) {              /* count, then fill */
+        int32_t count = 0;
+        for (int32_t i = 0; i < tok->vocab; i++) {
+            int user = tok->type[i] == TYPE_USER;
+            if (tok->text[i].bytes == 0 || (!user && !is_control(tok->type[i]))) continue;
+            if (pass == 1)
+                tok->special[count] = (struct sf_special){ tok->text[i], i, (uint8_t)user };
+            count++;
+        }
+        tok->specials = count;
+        if (pass == 1) break;
+        tok->special = calloc((size_t)count + 1, sizeof *tok->special);
+        if (tok->special == NULL)
+            return SF_FAIL(SF_NO_MEMORY, "no memory for %d special tokens", count);
+    }
+    qsort(tok->special, (size_t)tok->specials, sizeof *tok->special, special_order);
+    int32_t at = 0;
+    for (int b = 0; b < 256; b++) {
+        tok->special_first[b] = at;
+        while (at < tok->specials && (unsigned char)tok->special[at].text.at[0] == b) at++;
+    }
+    tok->special_first[256] = at;
+    return SF_OK;
+}
+
+static sf_status make_all(struct sf_tokenizer *tok, const struct sf_model *model)
+{
+    struct tables tables = { 0 };
+    SF_TRY(find_tables(model, &tables));
+    SF_TRY(sf_split_create(tables.pre.at, tables.pre.bytes, &tok->split));
+    snprintf(tok->kind, sizeof tok->kind, "gpt2/%s", sf_split_name(tok->split));
+    SF_TRY(make_texts(tok, &tables));
+    SF_TRY(make_bpe(tok, &tables));
+    SF_TRY(make_specials(tok));
+    const struct sf_model_desc *desc = &model->desc;
+    int64_t add_bos = sf_split_adds_bos(tok->split);
+    SF_TRY(sf_file_int(model->file,
+                       &(struct sf_meta_want){ "tokenizer.ggml.add_bos_token", 0, 0, 1, 0 },
+                       &add_bos));
+    tok->bos = desc->bos;
+    tok->add_bos = add_bos != 0 && tok->bos >= 0;
+    tok->eos_count = desc->eos_count;
+    memcpy(tok->eos, desc->eos, sizeof tok->eos);
+    return sf_chat_detect(tok, tables.jinja);
+}
+
+sf_status sf_tokenizer_create(const struct sf_model *model, struct sf_tokenizer **out)
+{
+    struct sf_text kind = { NULL, 0 };
+    SF_TRY(sf_file_text(model->file, &(struct sf_meta_want){ "tokenizer.ggml.model", 0, 0, 0, 0 },
+                        &kind));
+    if (kind.at == NULL) {
+        *out = NULL;
+        return SF_OK;
+    }
+    if (kind.bytes != 4 || memcmp(kind.at, "gpt2", 4) != 0)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: this kind of tokenizer (tokenizer.ggml.model) is not "
+                       "built; gpt2 (byte-level BPE) is", model->file->path);
+    struct sf_tokenizer *tok = calloc(1, sizeof *tok);
+    if (tok == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a tokenizer");
+    sf_status status = make_all(tok, model);
+    if (status != SF_OK) {
+        sf_tokenizer_destroy(tok);
+        return status;
+    }
+    *out = tok;
+    return SF_OK;
+}
+
+void sf_tokenizer_destroy(struct sf_tokenizer *tok)
+{
+    if (tok == NULL) return;
+    free(tok->default_system);
+    free(tok->special);
+    sf_bpe_destroy(tok->bpe);
+    free(tok->symbol);
+    sf_split_destroy(tok->split);
+    free(tok->pool);
+    free(tok->type);
+    free(tok->text);
+    free(tok);
+}
+
+/* ---- encoding ------------------------------------------------------------------------------ */
+
+struct encoder {
+    const struct sf_tokenizer *tok;
+    struct sf_tokens *tokens;
+    struct sf_bpe_scratch scratch;
+};
+
+static sf_status encode_piece(void *context, const char *at, size_t bytes)
+{
+    struct encoder *e = context;
+    if (sf_split_whole_pieces(e->tok->split)) {
+        int32_t id = sf_bpe_find(e->tok->bpe, at, bytes);
+        if (id >= 0) return sf_tokens_push(e->tokens, id);
+    }
+    return sf_bpe_encode(e->tok->bpe, at, bytes, &e->scratch, e->tokens);
+}
+
+/* The longest special token that the text begins with, or NULL. */
+static const struct sf_special *special_here(const struct sf_tokenizer *tok, const char *text,
+                                             size_t bytes, int parse_special)
+{
+    unsigned char lead = (unsigned char)text[0];
+    for (int32_t i = tok->special_first[lead]; i < tok->special_first[lead + 1]; i++) {
+        const struct sf_special *s = &tok->special[i];
+        if ((parse_special || s->always) && s->text.bytes <= bytes &&
+            memcmp(s->text.at, text, s->text.bytes) == 0)
+            return s;
+    }
+    return NULL;
+}
+
+static sf_status encode_text(struct encoder *e, const char *text, size_t bytes, int parse_special)
+{
+    size_t plain_first = 0, at = 0;
+    while (at < bytes) {
+        const struct sf_special *s = special_here(e->tok, text + at, bytes - at, parse_special);
+        if (s == NULL) {
+            at++;
+            continue;
+        }
+        SF_TRY(sf_split_text(e->tok->split, text + plain_first, at - plain_first, encode_piece, e));
+        SF_TRY(sf_tokens_push(e->tokens, s->id));
+        at += s->text.bytes;
+        plain_first = at;
+    }
+    return sf_split_text(e->tok->split, text + plain_first, bytes - plain_first, encode_piece, e);
+}
+
+sf_status sf_tokenizer_encode(const struct sf_tokenizer *tok, const char *text, size_t bytes,
+                              int parse_special, int add_bos, struct sf_tokens *tokens)
+{
+    if (bytes > TEXT_BYTES_MAX)
+        return SF_FAIL(SF_INVALID, "a text of %zu bytes (at most %d)", bytes, TEXT_BYTES_MAX);
+    size_t count_before = tokens->count;
+    struct encoder e = { tok, tokens, { 0 } };
+    sf_status status = add_bos && tok->add_bos ? sf_tokens_push(tokens, tok->bos) : SF_OK;
+    if (status == SF_OK) status = encode_text(&e, text, bytes, parse_special);
+    sf_bpe_scratch_free(&e.scratch);
+    if (status != SF_OK) tokens->count = count_before;
+    return status;
+}
+
+/* ---- looking up ---------------------------------------------------------------------------- */
+
+int32_t sf_tokenizer_vocab(const struct sf_tokenizer *tok) { return tok->vocab; }
+const char *sf_tokenizer_kind(const struct sf_tokenizer *tok) { return tok->kind; }
+
+/* A model may have more rows than its tokenizer has tokens: those have no bytes. */
+const char *sf_tokenizer_bytes(const struct sf_tokenizer *tok, int32_t id, int special,
+                               size_t *bytes_out)
+{
+    *bytes_out = 0;
+    if (id < 0 || id >= tok->vocab) return "";
+    if (is_control(tok->type[id]) && !special) return "";
+    *bytes_out = tok->text[id].bytes;
+    return tok->text[id].at;
+}
+
+int sf_tokenizer_is_eos(const struct sf_tokenizer *tok, int32_t id)
+{
+    for (int32_t i = 0; i < tok->eos_count; i++)
+        if (tok->eos[i] == id) return 1;
+    return 0;
+}
+
+int32_t sf_tokenizer_special(const struct sf_tokenizer *tok, const char *text, size_t bytes)
+{
+    if (bytes == 0) return -1;
+    const struct sf_special *s = special_here(tok, text, bytes, 1);
+    return s != NULL && s->text.bytes == bytes ? s->id : -1;
+}
