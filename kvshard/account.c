@@ -1,0 +1,123 @@
+/* kvshard/account.c: footprints in slots become bytes and pages of a rank.
+ *
+ * What a lane holds at most: while the prompt runs, its slots; afterwards never more than its
+ * budget and the holes that the store leaves in it (lane.h); and never more than all its tokens.
+ *
+ * A method that answers at intervals swings between two events.  Its lanes are largest just before
+ * one, with the slots of the token before and one more, so the footprint is asked there:
+ *
+ *   tokens   prompt ......... e1-1 e1 ........ e2-1 e2 ...... tokens
+ *   slots         rising ---> here |drop  rising here |drop   and here */
+#include "kvshard/account.h"
+
+#include "kernels/layout.h"
+#include "kvshard/lane.h"
+
+static struct sf_layout layout_of(const struct sf_setup *setup, int32_t layer, enum sf_dtype dtype)
+{
+    return (struct sf_layout){ dtype, setup->page_slots, setup->layer[layer].k_dim,
+                               setup->layer[layer].v_dim };
+}
+
+static int64_t pages_of(int64_t slots, int32_t page_slots)
+{
+    return (slots + page_slots - 1) / page_slots;
+}
+
+/* Most live slots of a lane from the prompt's end to spot->tokens. */
+static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack_entry *entry,
+                             const struct sf_spot *spot, const struct sf_foot *last,
+                             int64_t *live_out)
+{
+    const struct sf_plan *plan = &entry->plan;
+    int64_t live = last->slots_hi[0] + 1;
+    if (live < last->slots_trigger + 1) live = last->slots_trigger + 1;
+    if (plan->whens & 1u << SF_AT_INTERVAL) {
+        int32_t origin = plan->every_from_prompt ? spot->prompt : 0;
+        int64_t event = origin + (spot->prompt - origin) / plan->every_tokens *
+                                     (int64_t)plan->every_tokens + plan->every_tokens;
+        for (; event <= spot->tokens; event += plan->every_tokens) {
+            struct sf_spot before = *spot;
+            struct sf_foot foot = { .slots_peak = spot->prompt };
+            before.tokens = (int32_t)event - 1;
+            SF_TRY(entry->method->policy->footprint(setup, &before, &foot));
+            if (live < foot.slots_hi[0] + 1) live = foot.slots_hi[0] + 1;
+        }
+    }
+    *live_out = live;
+    return SF_OK;
+}
+
+struct lane_cost { int64_t bytes_lo, bytes_hi, bytes_exact, pages_peak; };
+
+static sf_status cost_of_lane(const struct sf_setup *common, const struct sf_stack *stack,
+                              const struct sf_layout *layout, const struct sf_spot *spot,
+                              struct lane_cost *cost)
+{
+    int64_t slot_bytes = (int64_t)sf_layout_slot_bytes(layout);
+    int32_t number = stack == NULL ? -1
+                                   : sf_stack_entry_of(stack, common, spot->layer,
+                                                       spot->head_global);
+    cost->bytes_exact = spot->tokens * slot_bytes;
+    if (number < 0) {
+        cost->bytes_lo = cost->bytes_hi = cost->bytes_exact;
+        cost->pages_peak = pages_of(spot->tokens, common->page_slots);
+        return SF_OK;
+    }
+    const struct sf_stack_entry *entry = &stack->entry[number];
+    struct sf_setup setup = *common;
+    struct sf_foot foot = { .slots_peak = spot->prompt };
+    setup.cfg = entry->cfg;
+    setup.shape = &entry->shape;
+    SF_TRY(entry->method->policy->footprint(&setup, spot, &foot));
+    slot_bytes += entry->plan.aux_bytes;
+    cost->bytes_lo = foot.slots_lo[0] * slot_bytes + foot.extra_bytes;
+    cost->bytes_hi = foot.slots_hi[0] * slot_bytes + foot.extra_bytes;
+    int64_t live, prompt_slots = foot.slots_peak;
+    SF_TRY(decode_live(&setup, entry, spot, &foot, &live));
+    int64_t slots = sf_lane_slots_bound(live, setup.page_slots);
+    if (entry->plan.whens & 1u << SF_AT_PREFILL_CHUNK) /* else a prompt has no holes */
+        prompt_slots = sf_lane_slots_bound(prompt_slots, setup.page_slots);
+    if (slots < prompt_slots) slots = prompt_slots;
+    if (slots > spot->tokens) slots = spot->tokens;
+    cost->pages_peak = pages_of(slots, setup.page_slots);
+    return SF_OK;
+}
+
+sf_status sf_account_sequence(const struct sf_setup *setup, const struct sf_stack *stack,
+                              const struct sf_rank_lanes *lanes, enum sf_dtype dtype,
+                              int32_t prompt, int32_t tokens, struct sf_cost *cost_out)
+{
+    struct sf_cost sum = { 0 };
+    SF_ASSERT(prompt >= 0 && tokens >= prompt);
+    for (int32_t i = 0; i < lanes->layers; i++) {
+        int32_t layer = lanes->layer_first + i;
+        struct sf_layout layout = layout_of(setup, layer, dtype);
+        for (int32_t l = lanes->lane_ptr[i]; l < lanes->lane_ptr[i + 1]; l++) {
+            struct sf_spot spot = { .layer = layer, .head_global = lanes->head_global[l],
+                                    .prompt = prompt, .tokens = tokens };
+            struct lane_cost lane;
+            SF_TRY(cost_of_lane(setup, stack, &layout, &spot, &lane));
+            sum.pages_peak += lane.pages_peak;
+            if (lanes->replica[l] > 0) continue;
+            sum.bytes_exact += lane.bytes_exact;
+            sum.bytes_lo += lane.bytes_lo;
+            sum.bytes_hi += lane.bytes_hi;
+        }
+    }
+    sum.bytes_peak = sum.pages_peak * sf_account_page_bytes(setup, lanes, dtype);
+    *cost_out = sum;
+    return SF_OK;
+}
+
+int64_t sf_account_page_bytes(const struct sf_setup *setup, const struct sf_rank_lanes *lanes,
+                              enum sf_dtype dtype)
+{
+    int64_t most = 0;
+    for (int32_t i = 0; i < lanes->layers; i++) {
+        struct sf_layout layout = layout_of(setup, lanes->layer_first + i, dtype);
+        int64_t bytes = (int64_t)sf_layout_page_bytes(&layout);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}

@@ -1,0 +1,33 @@
+/* kvshard/account.h: what a sequence will cost, before it runs.  Pure.
+ *
+ * Methods state their footprint in slots per lane (policy.h); here it becomes bytes and pages of a
+ * rank.  Where a method's lo and hi are equal, predicted and stored bytes agree exactly. */
+#ifndef SHEAF_KVSHARD_ACCOUNT_H
+#define SHEAF_KVSHARD_ACCOUNT_H
+#include <stdint.h>
+#include "base/dtype.h"
+#include "base/status.h"
+#include "kvshard/stack.h"
+SF_C_BEGIN
+
+struct sf_rank_lanes {                  /* the lanes of one rank */
+    int32_t layer_first, layers;
+    const int32_t *lane_ptr;            /* [layers + 1] */
+    const int32_t *head_global;         /* [lanes] KV head in the model */
+    const uint8_t *replica;             /* [lanes] > 0: a copy, holds pages but is not counted */
+};
+struct sf_cost {                        /* of one sequence on one rank */
+    int64_t bytes_exact;                /* the same tokens in the exact cache */
+    int64_t bytes_lo, bytes_hi;         /* stored, copies not counted */
+    int64_t pages_peak;                 /* most pages that its lanes hold at any time, copies too */
+    int64_t bytes_peak;                 /* pages_peak in bytes */
+};
+/* A sequence of `prompt` tokens that has grown to `tokens` (peak: on the way there). */
+sf_status sf_account_sequence(const struct sf_setup *, const struct sf_stack *,
+                              const struct sf_rank_lanes *, enum sf_dtype, int32_t prompt,
+                              int32_t tokens, struct sf_cost *cost_out);
+/* Bytes of one page: the one page size of a rank's pool. */
+int64_t sf_account_page_bytes(const struct sf_setup *, const struct sf_rank_lanes *, enum sf_dtype);
+
+SF_C_END
+#endif

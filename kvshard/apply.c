@@ -1,0 +1,257 @@
+/* kvshard/apply.c: edits that have passed their checks become moves of bytes.
+ *
+ * A mix is applied in place.  With live slots a b c d e and the answer [a] [(b+c)/2] [d]:
+ *
+ *   1. read b and c decoded, sum them in f32 in the order of src        -> row
+ *   2. arrange: new slot 0 <- a, 1 <- nothing, 2 <- d                   bytes move
+ *   3. append the row as slot 1 with its pos and bias                   re-encoded
+ *
+ * Counting for receipts: a slot that no new slot is made of is evicted; one that went into a sum is
+ * merged, unless the new slot stands at its position (it is the centre) or the mix says
+ * SF_MIX_FOLD.  A compensation slot that is folded once more stands for tokens counted before. */
+#include <string.h>
+
+#include "kvshard/store_impl.h"
+
+enum { SOURCES_AT_ONCE = 256 };         /* slots read and decoded in one piece */
+
+/* ---- keep ----------------------------------------------------------------------------------- */
+static void count_dropped(const struct sf_store *store, int32_t layer, struct sf_seq *seq,
+                          int32_t lane_index, int64_t evicted, int64_t merged)
+{
+    if (store->layer[layer].spec.lane[lane_index].replica > 0) return;
+    seq->evicted += evicted;
+    seq->merged += merged;
+    seq->edits++;
+}
+
+static sf_status apply_keep(struct sf_answer *answer, const struct sf_lane *lane,
+                            struct sf_view *view)
+{
+    struct sf_store *store = answer->store;
+    int32_t drops = lane->slots - view->keeps, *drop, n = 0;
+    if (drops == 0) return SF_OK;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)drops, sizeof *drop, &drop));
+    for (int32_t s = 0, k = 0; s < lane->slots; s++) {
+        if (k < view->keeps && view->keep[k] == s) k++;
+        else drop[n++] = view->slot[s];
+    }
+    SF_ASSERT(n == drops);
+    struct sf_lane_ctx ctx = sf_store_ctx(store, answer->layer);
+    struct sf_kv_lane before = *view->lane;
+    sf_status status = sf_lane_drop(&ctx, view->lane, drop, drops);
+    sf_store_book(store, view->seq, answer->layer, view->lane_index, &before);
+    count_dropped(store, answer->layer, view->seq, view->lane_index, drops, 0);
+    return status;
+}
+
+sf_status sf_keep_newest(struct sf_store *store, int32_t layer, struct sf_seq *seq,
+                         int32_t lane_index, const struct sf_plan *plan)
+{
+    struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, lane_index);
+    struct sf_page_pool *pool = &store->pool;
+    int32_t excess = lane->live - lane->slots_keep, *drop, n = 0;
+    SF_ASSERT(excess > 0 && lane->mirrored);
+    SF_TRY(sf_scratch_items(&store->host, (size_t)excess, sizeof *drop, &drop));
+    int32_t slot = lane->scanned;
+    for (; slot < lane->slots && n < excess; slot++) {
+        int32_t pos = pool->pos[sf_lane_mirror(pool, lane, slot)];
+        if (pos < 0 || pos < plan->sink_tokens) continue;
+        if (sf_is_protected(plan, seq->tokens[layer], pos)) break;
+        drop[n++] = slot;               /* positions ascend in a lane that is only ever kept */
+    }
+    lane->scanned = slot;
+    if (n == 0) return SF_OK;
+    struct sf_lane_ctx ctx = sf_store_ctx(store, layer);
+    struct sf_kv_lane before = *lane;
+    sf_status status = sf_lane_drop(&ctx, lane, drop, n);
+    sf_store_book(store, seq, layer, lane_index, &before);
+    count_dropped(store, layer, seq, lane_index, n, 0);
+    return status;
+}
+
+/* ---- mix ------------------------------------------------------------------------------------ */
+/* How a mix is carried out: new slot i takes the bytes of source[i], or is sum row[i] of `sums`. */
+struct mix_work {
+    int32_t *source;                    /* [slots] physical slot, or -1: a sum */
+    int32_t *row_slot, rows;            /* [rows] new slot of each sum */
+    float *sum_k, *sum_v;               /* host [rows][k_dim], [rows][v_dim] */
+    int32_t *pos; float *bias;          /* [rows] of the sums */
+    unsigned char *aux;                 /* [slots][aux_bytes of the pool] of the new slots */
+    int64_t evicted, merged;
+};
+
+static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
+                          const struct sf_view *view, struct mix_work *work)
+{
+    struct sf_store *store = answer->store;
+    const struct sf_mix *mix = &view->mix;
+    struct sf_scratch_mem *mem = &store->host;
+    size_t slots = (size_t)mix->slots + 1;
+    SF_TRY(sf_scratch_items(mem, slots, sizeof *work->source, &work->source));
+    SF_TRY(sf_scratch_items(mem, slots, sizeof *work->row_slot, &work->row_slot));
+    SF_TRY(sf_scratch_items(mem, slots, sizeof *work->pos, &work->pos));
+    SF_TRY(sf_scratch_items(mem, slots, sizeof *work->bias, &work->bias));
+    int32_t aux_bytes = store->pool.aux_bytes;
+    if (aux_bytes) {
+        SF_TRY(sf_scratch_items(mem, slots, (size_t)aux_bytes, &work->aux));
+        memset(work->aux, 0, slots * (size_t)aux_bytes);
+    }
+    int32_t method_aux = answer->method->entry->plan.aux_bytes;
+    work->rows = 0;
+    for (int32_t i = 0; i < mix->slots; i++) {
+        int32_t first = mix->src[mix->ptr[i]];
+        if (sf_mix_is_copy(lane, mix, i)) {
+            work->source[i] = view->slot[first];
+        } else {
+            work->source[i] = -1;
+            work->pos[work->rows] = mix->pos[i];
+            work->bias[work->rows] = mix->bias[i];
+            work->row_slot[work->rows++] = i;
+        }
+        if (method_aux) {
+            const unsigned char *from = mix->aux
+                ? (const unsigned char *)mix->aux + (size_t)i * (size_t)method_aux
+                : (const unsigned char *)lane->aux + (size_t)first * (size_t)method_aux;
+            memcpy(work->aux + (size_t)i * (size_t)aux_bytes, from, (size_t)method_aux);
+        }
+    }
+    return SF_OK;
+}
+
+static sf_status mix_count(struct sf_answer *answer, const struct sf_lane *lane,
+                           const struct sf_mix *mix, struct mix_work *work)
+{
+    enum { GONE, MERGED, STAYS };
+    uint8_t *fate;
+    SF_TRY(sf_scratch_items(&answer->store->host, (size_t)lane->slots + 1, 1, &fate));
+    memset(fate, GONE, (size_t)lane->slots);
+    for (int32_t i = 0; i < mix->slots; i++)
+        for (int32_t j = mix->ptr[i]; j < mix->ptr[i + 1]; j++) {
+            int32_t s = mix->src[j];
+            uint8_t now = mix->flags & SF_MIX_FOLD ? GONE : MERGED;
+            int own = mix->pos[i] == lane->pos[s];
+            if (sf_mix_is_copy(lane, mix, i) || mix->ptr[i + 1] == mix->ptr[i] + 1) now = STAYS;
+            else if (own && (!(mix->flags & SF_MIX_FOLD) || lane->bias[s] != 0.0f)) now = STAYS;
+            if (now > fate[s]) fate[s] = now;
+        }
+    work->evicted = work->merged = 0;
+    for (int32_t s = 0; s < lane->slots; s++) {
+        work->evicted += fate[s] == GONE;
+        work->merged += fate[s] == MERGED;
+    }
+    return SF_OK;
+}
+
+/* sum_k[r] = sum over j of k_weight[j] * key of src[j]; read in pieces, in the order of src. */
+static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
+                          struct mix_work *work)
+{
+    struct sf_store *store = answer->store;
+    const struct sf_kernels *k = store->device->k;
+    const struct sf_layout *layout = &store->layer[answer->layer].layout;
+    const struct sf_mix *mix = &view->mix;
+    size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
+    int32_t piece[SOURCES_AT_ONCE];
+    float *dev, *host;
+    size_t floats = SOURCES_AT_ONCE * (k_dim + v_dim);
+    SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
+    SF_TRY(sf_scratch_items(&store->host, floats, sizeof(float), &host));
+    size_t rows = (size_t)work->rows;
+    SF_TRY(sf_scratch_items(&store->host, rows * k_dim, sizeof(float), &work->sum_k));
+    SF_TRY(sf_scratch_items(&store->host, rows * v_dim, sizeof(float), &work->sum_v));
+    memset(work->sum_k, 0, rows * k_dim * sizeof(float));
+    memset(work->sum_v, 0, rows * v_dim * sizeof(float));
+    for (int32_t r = 0; r < work->rows; r++) {
+        int32_t i = work->row_slot[r], end = mix->ptr[i + 1];
+        float *sum_k = work->sum_k + (size_t)r * k_dim, *sum_v = work->sum_v + (size_t)r * v_dim;
+        for (int32_t first = mix->ptr[i], n; first < end; first += n) {
+            n = end - first < SOURCES_AT_ONCE ? end - first : SOURCES_AT_ONCE;
+            for (int32_t j = 0; j < n; j++) piece[j] = view->slot[mix->src[first + j]];
+            struct sf_slot_list list = { .pages = view->lane->page, .slot = piece, .n = n };
+            float *dev_v = dev + (size_t)n * k_dim, *host_v = host + (size_t)n * k_dim;
+            k->kv_read(store->device, layout, store->pool.base, store->pool.page_bytes, &list, dev,
+                       dev_v, NULL, NULL);
+            k->download(store->device, host, dev, (size_t)n * (k_dim + v_dim) * sizeof(float));
+            for (int32_t j = 0; j < n; j++) {
+                float k_weight = mix->k_weight[first + j], v_weight = mix->v_weight[first + j];
+                for (size_t e = 0; e < k_dim; e++)
+                    sum_k[e] += k_weight * host[(size_t)j * k_dim + e];
+                for (size_t e = 0; e < v_dim; e++)
+                    sum_v[e] += v_weight * host_v[(size_t)j * v_dim + e];
+            }
+        }
+    }
+    return SF_OK;
+}
+
+/* Writes the sums as slots of the lane, whose bytes are in their new places. */
+static void mix_write_sums(struct sf_answer *answer, const struct sf_view *view,
+                           const struct mix_work *work, float *dev, struct sf_append_lane *lanes)
+{
+    struct sf_store *store = answer->store;
+    const struct sf_kernels *k = store->device->k;
+    const struct sf_layout *layout = &store->layer[answer->layer].layout;
+    size_t rows = (size_t)work->rows;
+    size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
+    float *dev_v = dev + rows * k_dim;
+    k->upload(store->device, dev, work->sum_k, rows * k_dim * sizeof(float));
+    k->upload(store->device, dev_v, work->sum_v, rows * v_dim * sizeof(float));
+    for (int32_t r = 0; r < work->rows; r++)
+        lanes[r] = (struct sf_append_lane){ .pages = view->lane->page,
+                                            .slot_first = work->row_slot[r], .row_first = r,
+                                            .rows = 1, .head = 0 };
+    struct sf_append_job job = { .layout = *layout, .pool = store->pool.base,
+                                 .page_bytes = store->pool.page_bytes, .k = dev, .v = dev_v,
+                                 .k_stride = k_dim, .v_stride = v_dim, .pos = work->pos,
+                                 .bias = work->bias, .lane = lanes, .lanes = work->rows };
+    k->kv_append(store->device, &job);
+}
+
+static sf_status apply_mix(struct sf_answer *answer, const struct sf_lane *lane,
+                           struct sf_view *view)
+{
+    struct sf_store *store = answer->store;
+    struct sf_page_pool *pool = &store->pool;
+    const struct sf_mix *mix = &view->mix;
+    struct mix_work work = { 0 };
+    SF_TRY(mix_rows(answer, lane, view, &work));
+    SF_TRY(mix_count(answer, lane, mix, &work));
+    float *dev = NULL;
+    struct sf_append_lane *lanes = NULL;
+    if (work.rows > 0) {
+        const struct sf_layout *layout = &store->layer[answer->layer].layout;
+        size_t floats = (size_t)work.rows * (size_t)(layout->k_dim + layout->v_dim);
+        SF_TRY(mix_sums(answer, view, &work));
+        SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
+        SF_TRY(sf_scratch_items(&store->host, (size_t)work.rows, sizeof *lanes, &lanes));
+    }
+    struct sf_lane_ctx ctx = sf_store_ctx(store, answer->layer);
+    struct sf_kv_lane before = *view->lane;
+    SF_TRY(sf_lane_arrange(&ctx, view->lane, work.source, mix->slots));
+    for (int32_t i = 0; i < mix->slots; i++) {
+        size_t at = sf_lane_mirror(pool, view->lane, i);
+        pool->pos[at] = mix->pos[i];
+        pool->bias[at] = mix->bias[i];
+        if (pool->aux)
+            memcpy(pool->aux + at * (size_t)pool->aux_bytes,
+                   work.aux + (size_t)i * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);
+    }
+    if (work.rows > 0) mix_write_sums(answer, view, &work, dev, lanes);
+    sf_store_book(store, view->seq, answer->layer, view->lane_index, &before);
+    count_dropped(store, answer->layer, view->seq, view->lane_index, work.evicted, work.merged);
+    return SF_OK;
+}
+
+/* ---- all or none ---------------------------------------------------------------------------- */
+sf_status sf_answer_apply(struct sf_answer *answer)
+{
+    if (answer->refused != SF_OK)
+        return SF_FAIL(answer->refused, "%s", answer->words);
+    for (int32_t i = 0; i < answer->views; i++) {
+        struct sf_view *view = &answer->view[i];
+        if (view->edit == SF_EDITS_KEEP) SF_TRY(apply_keep(answer, &answer->shown[i], view));
+        if (view->edit == SF_EDITS_MIX) SF_TRY(apply_mix(answer, &answer->shown[i], view));
+    }
+    return SF_OK;
+}

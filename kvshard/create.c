@@ -1,0 +1,185 @@
+/* kvshard/create.c: making a store: its layers, its methods, its pool, and the arrays of a step. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "kvshard/store_impl.h"
+
+static sf_status check_spec(const struct sf_store_spec *spec)
+{
+    int32_t blocks = spec->page_slots / SF_BLOCK_SLOTS;
+    if (spec->page_slots < SF_BLOCK_SLOTS || spec->page_slots % SF_BLOCK_SLOTS != 0 ||
+        (blocks & (blocks - 1)) != 0)
+        return SF_FAIL(SF_INVALID, "block_size: %d slots, it must be 16 x 2^k", spec->page_slots);
+    if (spec->seqs_max < 1 || spec->rows_max < 1)
+        return SF_FAIL(SF_INVALID, "a cache for %d sequences and %d rows", spec->seqs_max,
+                       spec->rows_max);
+    SF_ASSERT(spec->layers >= 1 && spec->layer_first >= 0);
+    SF_ASSERT(spec->layer_first + spec->layers <= spec->setup->layers);
+    for (int32_t i = 0; i < spec->layers; i++) {
+        const struct sf_store_layer *layer = &spec->layer[i];
+        if (layer->k_dim < 1 || layer->v_dim < 1 || (spec->dtype == SF_BF16 && layer->k_dim % 2))
+            return SF_FAIL(SF_UNSUPPORTED, "layer %d: heads of %d and %d elements in %s",
+                           spec->layer_first + i, layer->k_dim, layer->v_dim,
+                           sf_dtype_name(spec->dtype));
+    }
+    return SF_OK;
+}
+
+/* ---- layers --------------------------------------------------------------------------------- */
+static sf_status create_layer(struct sf_store *store, const struct sf_store_spec *spec, int32_t i)
+{
+    struct sf_layer_state *state = &store->layer[i];
+    const struct sf_store_layer *layer = &spec->layer[i];
+    size_t lanes = (size_t)layer->lanes;
+    void *block;
+    state->layout = (struct sf_layout){ spec->dtype, spec->page_slots, layer->k_dim, layer->v_dim };
+    state->lane_first = store->lanes;
+    store->lanes += layer->lanes;
+    SF_TRY(sf_alloc(lanes * sizeof(struct sf_store_lane), "lanes of a layer", &block));
+    memcpy(block, layer->lane, lanes * sizeof(struct sf_store_lane));
+    state->spec = *layer;
+    state->spec.lane = block;
+    SF_TRY(sf_alloc(lanes * sizeof *state->method, "methods of a layer", &block));
+    state->method = block;
+    SF_TRY(sf_alloc(lanes * sizeof *state->slot_bytes, "slot sizes of a layer", &block));
+    state->slot_bytes = block;
+    for (int32_t l = 0; l < layer->lanes; l++) {
+        state->method[l] = spec->stack
+            ? sf_stack_entry_of(spec->stack, spec->setup, spec->layer_first + i,
+                                layer->lane[l].head_global)
+            : -1;
+        state->slot_bytes[l] = (int64_t)sf_layout_slot_bytes(&state->layout);
+        if (state->method[l] >= 0)
+            state->slot_bytes[l] += spec->stack->entry[state->method[l]].plan.aux_bytes;
+    }
+    return SF_OK;
+}
+
+/* ---- methods -------------------------------------------------------------------------------- */
+static sf_status open_methods(struct sf_store *store, const struct sf_store_spec *spec)
+{
+    void *block;
+    int32_t methods = spec->stack ? spec->stack->entries : 0;
+    SF_TRY(sf_alloc((size_t)methods * sizeof *store->method, "methods of the cache", &block));
+    store->method = block;
+    store->methods = methods;
+    for (int32_t m = 0; m < methods; m++) {
+        struct sf_store_method *method = &store->method[m];
+        method->entry = &spec->stack->entry[m];
+        method->store = store;
+        method->setup = *spec->setup;
+        method->setup.cfg = method->entry->cfg;
+        method->setup.shape = &method->entry->shape;
+        method->env = (struct sf_env){ .setup = &method->setup, .plan = &method->entry->plan,
+                                       .k = spec->device->k, .device = spec->device };
+        if (method->entry->method->policy->open)
+            SF_TRY(method->entry->method->policy->open(&method->env));
+        store->methods_open++;
+    }
+    return SF_OK;
+}
+
+static void close_methods(struct sf_store *store)
+{
+    while (store->methods_open > 0) {
+        struct sf_store_method *method = &store->method[--store->methods_open];
+        const struct sf_policy_ops *policy = method->entry->method->policy;
+        if (policy->close) policy->close(&method->env);
+    }
+    sf_free(store->method);
+}
+
+/* ---- the pool and the arrays of a step ------------------------------------------------------ */
+static sf_status create_pool(struct sf_store *store, const struct sf_store_spec *spec)
+{
+    struct sf_page_spec pages = { .device = spec->device, .pool_bytes = spec->pool_bytes,
+                                  .page_slots = spec->page_slots, .populate = spec->populate };
+    for (int32_t i = 0; i < store->layers; i++) {
+        size_t bytes = sf_layout_page_bytes(&store->layer[i].layout);
+        if (bytes > pages.page_bytes) pages.page_bytes = bytes;
+    }
+    for (int32_t m = 0; m < store->methods; m++) {
+        const struct sf_plan *plan = &store->method[m].entry->plan;
+        if (plan->whens) pages.mirror = 1;
+        if (plan->aux_bytes > pages.aux_bytes) pages.aux_bytes = plan->aux_bytes;
+    }
+    return sf_pages_create(&pages, &store->pool);
+}
+
+static sf_status create_step(struct sf_store *store)
+{
+    int32_t lanes = 1;
+    for (int32_t i = 0; i < store->layers; i++)
+        if (store->layer[i].spec.lanes > lanes) lanes = store->layer[i].spec.lanes;
+    size_t jobs = (size_t)store->seqs_max * (size_t)lanes;
+    void *block;
+    SF_TRY(sf_alloc(jobs * sizeof *store->append, "append jobs", &block));
+    store->append = block;
+    SF_TRY(sf_alloc(jobs * sizeof *store->job, "attention jobs", &block));
+    store->job = block;
+    SF_TRY(sf_alloc((size_t)store->rows_max * sizeof *store->row_pos, "positions of rows", &block));
+    store->row_pos = block;
+    SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->done, "rows done", &block));
+    store->done = block;
+    SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->rows, "rows of a round", &block));
+    store->rows = block;
+    return SF_OK;
+}
+
+static sf_status create(struct sf_store *store, const struct sf_store_spec *spec)
+{
+    void *block;
+    SF_TRY(sf_alloc((size_t)spec->layers * sizeof *store->layer, "layers of the cache", &block));
+    store->layer = block;
+    store->layers = spec->layers;
+    for (int32_t i = 0; i < spec->layers; i++) SF_TRY(create_layer(store, spec, i));
+    SF_TRY(open_methods(store, spec));
+    SF_TRY(create_pool(store, spec));
+    return create_step(store);
+}
+
+sf_status sf_store_create(const struct sf_store_spec *spec, struct sf_store **out)
+{
+    SF_TRY(check_spec(spec));
+    void *block;
+    SF_TRY(sf_alloc(sizeof(struct sf_store), "the cache", &block));
+    struct sf_store *store = block;
+    store->device = spec->device;
+    store->setup = *spec->setup;
+    store->layer_first = spec->layer_first;
+    store->page_slots = spec->page_slots;
+    store->seqs_max = spec->seqs_max;
+    store->rows_max = spec->rows_max;
+    sf_scratch_init(&store->host, NULL);
+    sf_scratch_init(&store->dev, spec->device);
+    sf_status status = create(store, spec);
+    if (status != SF_OK) {
+        sf_store_destroy(store);
+        return status;
+    }
+    *out = store;
+    return SF_OK;
+}
+
+void sf_store_destroy(struct sf_store *store)
+{
+    if (!store) return;
+    SF_ASSERT(store->seqs == 0);
+    sf_free(store->rows);
+    sf_free(store->done);
+    sf_free(store->row_pos);
+    sf_free(store->job);
+    sf_free(store->append);
+    if (store->pool.page_bytes) sf_pages_destroy(&store->pool);
+    close_methods(store);
+    for (int32_t i = 0; i < store->layers; i++) {
+        sf_free((void *)(uintptr_t)store->layer[i].spec.lane);
+        sf_free(store->layer[i].method);
+        sf_free(store->layer[i].slot_bytes);
+    }
+    sf_free(store->layer);
+    sf_scratch_destroy(&store->dev);
+    sf_scratch_destroy(&store->host);
+    sf_free(store);
+}

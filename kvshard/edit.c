@@ -1,0 +1,261 @@
+/* kvshard/edit.c: answers of methods: recorded and checked against the rules (apply.c carries out).
+ *
+ * An edit is checked when it is given, so the method's author gets the reason at the call; the
+ * first refusal is kept in the answer as well, and then nothing of the answer is applied, whatever
+ * the method does with the status.  What was accepted is copied into step memory. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kvshard/store_impl.h"
+
+/* ---- refusing ------------------------------------------------------------------------------- */
+static sf_status refuse(struct sf_answer *answer, sf_status status)
+{
+    if (answer->refused == SF_OK) {
+        answer->refused = status;
+        snprintf(answer->words, sizeof answer->words, "%s", sf_error_text());
+    }
+    return status;
+}
+
+static const char *method_name(const struct sf_answer *answer)
+{
+    return answer->method->entry->method->name;
+}
+
+static sf_status unsupported(struct sf_answer *answer, const char *what)
+{
+    return refuse(answer, SF_FAIL(SF_UNSUPPORTED, "%s: %s is not built yet", method_name(answer),
+                                  what));
+}
+
+/* The view behind a lane; an edit a lane, and only while the hook runs. */
+static sf_status view_of(struct sf_answer *answer, const struct sf_lane *lane,
+                         struct sf_view **view_out)
+{
+    if (lane < answer->shown || lane >= answer->shown + answer->views)
+        return SF_FAIL(SF_INVALID, "%s: edit of a lane that this event did not show",
+                       method_name(answer));
+    struct sf_view *view = &answer->view[lane - answer->shown];
+    if (view->edit)
+        return SF_FAIL(SF_INVALID, "%s: second edit of layer %d head %d in one answer",
+                       method_name(answer), lane->layer, lane->head_global);
+    *view_out = view;
+    return SF_OK;
+}
+
+static sf_status dup(struct sf_answer *answer, const void *source, size_t count, size_t item_bytes,
+                     void *out)
+{
+    void *copy;
+    SF_TRY(sf_scratch_items(&answer->store->host, count, item_bytes, &copy));
+    if (count > 0) memcpy(copy, source, count * item_bytes);
+    memcpy(out, &copy, sizeof copy);
+    return SF_OK;
+}
+
+/* ---- keep ----------------------------------------------------------------------------------- */
+static sf_status check_keep(const struct sf_answer *answer, const struct sf_lane *lane,
+                            const struct sf_view *view, struct sf_list list)
+{
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    const char *name = method_name(answer);
+    if (list.n < 0 || list.n > lane->slots)
+        return SF_FAIL(SF_INVALID, "%s: keep of %d slots of layer %d head %d, which has %d", name,
+                       list.n, lane->layer, lane->head_global, lane->slots);
+    int32_t next = 0;                   /* first slot that is not decided yet */
+    for (int32_t i = 0; i <= list.n; i++) {
+        int32_t id = i < list.n ? list.ids[i] : lane->slots;
+        if (i < list.n && (id < 0 || id >= lane->slots))
+            return SF_FAIL(SF_INVALID, "%s: keep of slot %d of layer %d head %d, which has %d",
+                           name, id, lane->layer, lane->head_global, lane->slots);
+        if (id < next)
+            return SF_FAIL(SF_INVALID, "%s: keep of layer %d head %d does not ascend: slot %d comes"
+                           " after %d", name, lane->layer, lane->head_global, id, next - 1);
+        for (; next < id; next++)
+            if (sf_is_protected(plan, view->tokens, lane->pos[next]))
+                return SF_FAIL(SF_INVALID, "%s: keep of layer %d head %d drops position %d, which"
+                               " is protected (%d sinks, %d newest of %d tokens)", name,
+                               lane->layer, lane->head_global, lane->pos[next], plan->sink_tokens,
+                               plan->tail_tokens, view->tokens);
+        next = id + 1;
+    }
+    return SF_OK;
+}
+
+static sf_status record_keep(struct sf_answer *answer, const struct sf_lane *lane,
+                             struct sf_list list)
+{
+    struct sf_view *view;
+    SF_TRY(view_of(answer, lane, &view));
+    if (list.n == -1) {                 /* all: an edit that changes nothing */
+        view->edit = SF_EDITS_KEEP;
+        view->keeps = lane->slots;
+        return SF_OK;
+    }
+    if (list.n > 0 && !list.ids)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: keep with a list on the device is not built yet",
+                       method_name(answer));
+    SF_TRY(check_keep(answer, lane, view, list));
+    SF_TRY(dup(answer, list.ids, (size_t)list.n, sizeof *list.ids, &view->keep));
+    view->keeps = list.n;
+    view->edit = SF_EDITS_KEEP;
+    return SF_OK;
+}
+
+sf_status sf_edit_keep(struct sf_answer *answer, const struct sf_lane *lane, struct sf_list slots)
+{
+    if (!(answer->method->entry->plan.edits & SF_EDITS_KEEP))
+        return refuse(answer, SF_FAIL(SF_INVALID, "%s: keep, which its plan does not declare",
+                                      method_name(answer)));
+    sf_status status = record_keep(answer, lane, slots);
+    return status == SF_OK ? SF_OK : refuse(answer, status);
+}
+
+/* ---- mix ------------------------------------------------------------------------------------ */
+int sf_mix_is_copy(const struct sf_lane *lane, const struct sf_mix *mix, int32_t i)
+{
+    int32_t j = mix->ptr[i], s = mix->src[j];
+    return mix->ptr[i + 1] == j + 1 && mix->k_weight[j] == 1.0f && mix->v_weight[j] == 1.0f &&
+           mix->pos[i] == lane->pos[s] && mix->bias[i] == lane->bias[s];
+}
+
+static sf_status check_mix_row(const struct sf_answer *answer, const struct sf_lane *lane,
+                               const struct sf_view *view, const struct sf_mix *mix, int32_t i)
+{
+    const char *name = method_name(answer);
+    if (mix->ptr[i + 1] <= mix->ptr[i])
+        return SF_FAIL(SF_INVALID, "%s: new slot %d of layer %d head %d has no source", name, i,
+                       lane->layer, lane->head_global);
+    if (mix->pos[i] < 0 || mix->pos[i] >= view->tokens || !isfinite(mix->bias[i]))
+        return SF_FAIL(SF_INVALID, "%s: new slot %d of layer %d head %d has position %d of %d"
+                       " tokens and bias %g", name, i, lane->layer, lane->head_global, mix->pos[i],
+                       view->tokens, (double)mix->bias[i]);
+    if (mix->tier && mix->tier[i] != 0)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: new slot %d in tier %d: tiers are not built yet", name,
+                       i, mix->tier[i]);
+    for (int32_t j = mix->ptr[i]; j < mix->ptr[i + 1]; j++)
+        if (mix->src[j] < 0 || mix->src[j] >= lane->slots || !isfinite(mix->k_weight[j]) ||
+            !isfinite(mix->v_weight[j]))
+            return SF_FAIL(SF_INVALID, "%s: new slot %d of layer %d head %d has source %d of %d"
+                           " with weights %g and %g", name, i, lane->layer, lane->head_global,
+                           mix->src[j], lane->slots, (double)mix->k_weight[j],
+                           (double)mix->v_weight[j]);
+    return SF_OK;
+}
+
+static sf_status check_mix(const struct sf_answer *answer, const struct sf_lane *lane,
+                           const struct sf_view *view, const struct sf_mix *mix)
+{
+    const char *name = method_name(answer);
+    if (mix->flags & ~SF_MIX_FOLD)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: mix with rotated keys is not built yet", name);
+    if (mix->dense_slots != 0 || mix->dense)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: mix with a dense matrix is not built yet", name);
+    if (mix->slots < 0 || mix->slots > lane->slots)
+        return SF_FAIL(SF_INVALID, "%s: mix makes %d slots of the %d of layer %d head %d", name,
+                       mix->slots, lane->slots, lane->layer, lane->head_global);
+    if (mix->slots > 0 && (!mix->ptr || !mix->src || !mix->k_weight || !mix->v_weight ||
+                           !mix->pos || !mix->bias))
+        return SF_FAIL(SF_INVALID, "%s: mix without sources, weights, pos or bias", name);
+    if (mix->slots > 0 && mix->ptr[0] != 0)
+        return SF_FAIL(SF_INVALID, "%s: the sources of a mix begin at %d, not 0", name,
+                       mix->ptr[0]);
+    uint8_t *copied;
+    SF_TRY(sf_scratch_items(&answer->store->host, (size_t)lane->slots + 1, 1, &copied));
+    memset(copied, 0, (size_t)lane->slots);
+    for (int32_t i = 0; i < mix->slots; i++) {
+        SF_TRY(check_mix_row(answer, lane, view, mix, i));
+        if (sf_mix_is_copy(lane, mix, i)) copied[mix->src[mix->ptr[i]]] = 1;
+    }
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    for (int32_t s = 0; s < lane->slots; s++)
+        if (!copied[s] && sf_is_protected(plan, view->tokens, lane->pos[s]))
+            return SF_FAIL(SF_INVALID, "%s: mix of layer %d head %d changes position %d, which is"
+                           " protected (%d sinks, %d newest of %d tokens)", name, lane->layer,
+                           lane->head_global, lane->pos[s], plan->sink_tokens, plan->tail_tokens,
+                           view->tokens);
+    return SF_OK;
+}
+
+static sf_status record_mix(struct sf_answer *answer, const struct sf_lane *lane,
+                            const struct sf_mix *mix)
+{
+    struct sf_view *view;
+    SF_TRY(view_of(answer, lane, &view));
+    SF_TRY(check_mix(answer, lane, view, mix));
+    size_t slots = (size_t)mix->slots, sources = slots ? (size_t)mix->ptr[slots] : 0;
+    struct sf_mix *copy = &view->mix;
+    memset(copy, 0, sizeof *copy);
+    copy->slots = mix->slots;
+    copy->flags = mix->flags;
+    if (slots > 0) {
+        SF_TRY(dup(answer, mix->ptr, slots + 1, sizeof *mix->ptr, &copy->ptr));
+        SF_TRY(dup(answer, mix->src, sources, sizeof *mix->src, &copy->src));
+        SF_TRY(dup(answer, mix->k_weight, sources, sizeof(float), &copy->k_weight));
+        SF_TRY(dup(answer, mix->v_weight, sources, sizeof(float), &copy->v_weight));
+        SF_TRY(dup(answer, mix->pos, slots, sizeof *mix->pos, &copy->pos));
+        SF_TRY(dup(answer, mix->bias, slots, sizeof *mix->bias, &copy->bias));
+        if (mix->aux)
+            SF_TRY(dup(answer, mix->aux, slots,
+                       (size_t)answer->method->entry->plan.aux_bytes, &copy->aux));
+    }
+    view->edit = SF_EDITS_MIX;
+    return SF_OK;
+}
+
+sf_status sf_edit_mix(struct sf_answer *answer, const struct sf_lane *lane,
+                      const struct sf_mix *mix)
+{
+    if (!(answer->method->entry->plan.edits & SF_EDITS_MIX))
+        return refuse(answer, SF_FAIL(SF_INVALID, "%s: mix, which its plan does not declare",
+                                      method_name(answer)));
+    if (mix->aux && answer->method->entry->plan.aux_bytes == 0)
+        return refuse(answer, SF_FAIL(SF_INVALID, "%s: mix with aux, but its plan has aux_bytes 0",
+                                      method_name(answer)));
+    sf_status status = record_mix(answer, lane, mix);
+    return status == SF_OK ? SF_OK : refuse(answer, status);
+}
+
+/* ---- what is not built ---------------------------------------------------------------------- */
+sf_status sf_edit_tier(struct sf_answer *answer, const struct sf_lane *lane, struct sf_list slots,
+                       int tier)
+{
+    (void)lane; (void)slots; (void)tier;
+    return unsupported(answer, "an edit that moves slots to another tier");
+}
+
+sf_status sf_edit_side(struct sf_answer *answer, const struct sf_lane *lane, int tier,
+                       struct sf_buf *side)
+{
+    (void)lane; (void)tier; (void)side;
+    return unsupported(answer, "an edit of a codec's side data");
+}
+
+sf_status sf_edit_group(struct sf_answer *answer, const struct sf_span *span, struct sf_list slots,
+                        int tier, const struct sf_list *exact)
+{
+    (void)span; (void)slots; (void)tier; (void)exact;
+    return unsupported(answer, "an edit that encodes a layer group");
+}
+
+sf_status sf_pick_slots(struct sf_answer *answer, const struct sf_lane *lane, int q_head,
+                        struct sf_list slots)
+{
+    (void)lane; (void)q_head; (void)slots;
+    return unsupported(answer, "a pick of slots");
+}
+
+sf_status sf_pick_lines(struct sf_answer *answer, const struct sf_lane *lane, int q_head,
+                        const struct sf_lines *lines)
+{
+    (void)lane; (void)q_head; (void)lines;
+    return unsupported(answer, "a pick of lines");
+}
+
+sf_status sf_pick_rows(struct sf_answer *answer, const struct sf_span *span, struct sf_list rows)
+{
+    (void)span; (void)rows;
+    return unsupported(answer, "a pick of rows");
+}

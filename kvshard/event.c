@@ -1,0 +1,297 @@
+/* kvshard/event.c: which hooks fall due in a layer, what they are shown, and the default answer.
+ *
+ * Order in decode: append, attend over the lane with the new token, then events; an edit shows from
+ * the next token on.  So a call with several rows is cut into rounds (store.c): a round ends where
+ * an event falls due, and one call with n rows does exactly what n calls with one row do.
+ *
+ *   rows of one call:   p p p p | p p . d d d | d d        p prompt, d decode
+ *                            chunk ^  end ^     ^ lane full or interval */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "kvshard/store_impl.h"
+
+/* ---- what is due ---------------------------------------------------------------------------- */
+static int wants(const struct sf_store_method *method, enum sf_when when)
+{
+    return (method->entry->plan.whens & (1u << when)) != 0;
+}
+
+/* The method answers with the store's own rule: slots_keep best by score, or the newest. */
+static int by_default(const struct sf_store_method *method)
+{
+    return method->entry->method->policy->compress == NULL;
+}
+
+static int32_t to_interval(const struct sf_plan *plan, const struct sf_seq *seq, int32_t tokens)
+{
+    int32_t run = plan->every_from_prompt ? tokens - seq->prompt : tokens;
+    return plan->every_tokens - run % plan->every_tokens;
+}
+
+int32_t sf_events_rows(const struct sf_store *store, int32_t layer, const struct sf_seq *seq,
+                       int32_t left)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    int32_t tokens = seq->tokens[layer], rows = left;
+    SF_ASSERT(left >= 1);
+    if (tokens < seq->prompt && rows > seq->prompt - tokens) rows = seq->prompt - tokens;
+    for (int32_t i = 0; i < state->spec.lanes; i++) {
+        if (state->method[i] < 0) continue;
+        const struct sf_store_method *method = &store->method[state->method[i]];
+        const struct sf_plan *plan = &method->entry->plan;
+        const struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, i);
+        int32_t due = rows;
+        if (tokens < seq->prompt) {
+            if (wants(method, SF_AT_PREFILL_CHUNK) && plan->chunk_tokens > 0)
+                due = plan->chunk_tokens - tokens % plan->chunk_tokens;
+        } else {
+            if (wants(method, SF_AT_FULL) && lane->slots_trigger > 0)
+                due = lane->slots_trigger - lane->live;
+            if (wants(method, SF_AT_INTERVAL) && due > to_interval(plan, seq, tokens))
+                due = to_interval(plan, seq, tokens);
+        }
+        if (due < rows) rows = due < 1 ? 1 : due;
+    }
+    return rows;
+}
+
+static int lane_is_due(const struct sf_store_method *method, const struct sf_kv_lane *lane,
+                       enum sf_when when)
+{
+    if (by_default(method)) {
+        int32_t more = when == SF_AT_FULL ? lane->slots_trigger : lane->slots_trigger + 1;
+        if (lane->slots_trigger == 0) more = when == SF_AT_FULL ? INT32_MAX : 0;
+        return lane->slots_keep > 0 && lane->live >= more && lane->live > lane->slots_keep;
+    }
+    return when != SF_AT_FULL || (lane->slots_trigger > 0 && lane->live >= lane->slots_trigger);
+}
+
+/* Whether `when` falls due for item i, of which `rows[i]` rows have run (chunk: are about to). */
+static int seq_is_due(const struct sf_store *store, int32_t layer, const struct sf_seq *seq,
+                      const struct sf_store_method *method, enum sf_when when, int32_t i)
+{
+    const struct sf_plan *plan = &method->entry->plan;
+    int32_t tokens = seq->tokens[layer];
+    if (store->rows[i] == 0) return 0;
+    switch (when) {
+    case SF_AT_PREFILL_CHUNK:
+        if (tokens == 0 || tokens >= seq->prompt) return 0;
+        return plan->chunk_tokens > 0 ? tokens % plan->chunk_tokens == 0 : store->done[i] == 0;
+    case SF_AT_PREFILL_END: return tokens == seq->prompt;
+    case SF_AT_FULL: return tokens > seq->prompt;
+    case SF_AT_INTERVAL:
+        return tokens > seq->prompt && to_interval(plan, seq, tokens) == plan->every_tokens;
+    default: return 0;                  /* refused by sf_stack_check */
+    }
+}
+
+static int span_is_due(const struct sf_store *store, int32_t layer, const struct sf_seq *seq,
+                       int32_t method, enum sf_when when, int32_t i)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    if (!seq_is_due(store, layer, seq, &store->method[method], when, i)) return 0;
+    for (int32_t l = 0; l < state->spec.lanes; l++)
+        if (state->method[l] == method &&
+            lane_is_due(&store->method[method], sf_store_lane_of(store, seq, layer, l), when))
+            return 1;
+    return 0;
+}
+
+/* ---- views ---------------------------------------------------------------------------------- */
+/* Fills one lane of a view: its live slots side by side. */
+static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, struct sf_view *view)
+{
+    struct sf_store *store = answer->store;
+    const struct sf_page_pool *pool = &store->pool;
+    const struct sf_store_lane *spec = &store->layer[answer->layer].spec.lane[view->lane_index];
+    const struct sf_layer *layer = &store->setup.layer[store->layer_first + answer->layer];
+    const struct sf_kv_lane *lane = view->lane;
+    size_t slots = (size_t)lane->live, aux_bytes = (size_t)answer->method->entry->plan.aux_bytes;
+    int32_t *pos;
+    float *bias;
+    uint8_t *tier;
+    unsigned char *aux = NULL;
+    SF_TRY(sf_scratch_items(&store->host, slots, sizeof *view->slot, &view->slot));
+    SF_TRY(sf_scratch_items(&store->host, slots, sizeof *pos, &pos));
+    SF_TRY(sf_scratch_items(&store->host, slots, sizeof *bias, &bias));
+    SF_TRY(sf_scratch_items(&store->host, slots, sizeof *tier, &tier));
+    if (aux_bytes) SF_TRY(sf_scratch_items(&store->host, slots, aux_bytes, &aux));
+    sf_lane_live(pool, lane, view->slot);
+    memset(tier, 0, slots);
+    for (size_t s = 0; s < slots; s++) {
+        size_t at = sf_lane_mirror(pool, lane, view->slot[s]);
+        pos[s] = pool->pos[at];
+        bias[s] = pool->bias[at];
+        if (aux_bytes)
+            memcpy(aux + s * aux_bytes, pool->aux + at * (size_t)pool->aux_bytes, aux_bytes);
+    }
+    *shown = (struct sf_lane){
+        .layer = store->layer_first + answer->layer, .head = view->lane_index,
+        .head_global = spec->head_global,
+        .head_class = answer->method->entry->shape.head_class[layer->lane_first +
+                                                              spec->head_global],
+        .replica = (uint8_t)spec->replica, .replicas = (uint8_t)spec->replicas,
+        .slots = lane->live, .slots_trigger = lane->slots_trigger,
+        .slots_keep = lane->slots_keep, .pos = pos, .bias = bias, .tier = tier, .aux = aux,
+        .store = store };
+    return SF_OK;
+}
+
+/* The spans for which `when` is due: one a sequence, of this layer's lanes that the method owns. */
+static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, int32_t method,
+                      enum sf_when when)
+{
+    struct sf_store *store = answer->store;
+    const struct sf_layer_state *state = &store->layer[answer->layer];
+    size_t items = (size_t)step->items, lanes = items * (size_t)state->spec.lanes;
+    int32_t *lane_ptr;
+    SF_TRY(sf_scratch_items(&store->host, items, sizeof *answer->span, &answer->span));
+    SF_TRY(sf_scratch_items(&store->host, lanes, sizeof *answer->shown, &answer->shown));
+    SF_TRY(sf_scratch_items(&store->host, lanes, sizeof *answer->view, &answer->view));
+    SF_TRY(sf_scratch_items(&store->host, 2 * items, sizeof *lane_ptr, &lane_ptr));
+    for (int32_t i = 0; i < step->items; i++) {
+        struct sf_seq *seq = step->item[i].seq;
+        if (!span_is_due(store, answer->layer, seq, method, when, i)) continue;
+        int32_t first = answer->views;
+        for (int32_t l = 0; l < state->spec.lanes; l++) {
+            if (state->method[l] != method) continue;
+            struct sf_view *view = &answer->view[answer->views];
+            memset(view, 0, sizeof *view);
+            view->seq = seq;
+            view->lane = sf_store_lane_of(store, seq, answer->layer, l);
+            view->lane_index = l;
+            view->tokens = seq->tokens[answer->layer];
+            SF_TRY(show_lane(answer, &answer->shown[answer->views++], view));
+        }
+        int32_t *ptr = &lane_ptr[2 * answer->spans];
+        ptr[0] = 0;
+        ptr[1] = answer->views - first;
+        answer->span[answer->spans++] = (struct sf_span){
+            .seq_id = seq->id, .prompt = seq->prompt, .tokens = seq->tokens[answer->layer],
+            .layers = 1, .lanes = answer->views - first, .lane_ptr = ptr,
+            .lane = &answer->shown[first],
+            .rows = when == SF_AT_PREFILL_CHUNK ? 0 : store->rows[i] };
+    }
+    return SF_OK;
+}
+
+/* What the hook has written into aux goes back to the slots. */
+static void keep_aux(const struct sf_answer *answer)
+{
+    const struct sf_page_pool *pool = &answer->store->pool;
+    size_t bytes = (size_t)answer->method->entry->plan.aux_bytes;
+    for (int32_t i = 0; bytes > 0 && i < answer->views; i++)
+        for (int32_t s = 0; s < answer->shown[i].slots; s++)
+            memcpy(pool->aux + sf_lane_mirror(pool, answer->view[i].lane, answer->view[i].slot[s]) *
+                                   (size_t)pool->aux_bytes,
+                   (const unsigned char *)answer->shown[i].aux + (size_t)s * bytes, bytes);
+}
+
+/* ---- the default answer --------------------------------------------------------------------- */
+/* Keeps the slots_keep best of a lane by score, protected ones first. */
+static sf_status keep_best(struct sf_answer *answer, const struct sf_lane *lane,
+                           const struct sf_view *view, float *score)
+{
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    int32_t keep = lane->slots_keep, guarded = 0, *ids;
+    for (int32_t s = 0; s < lane->slots; s++) {
+        if (score[s] > FLT_MAX) score[s] = FLT_MAX;
+        if (!sf_is_protected(plan, view->tokens, lane->pos[s])) continue;
+        score[s] = INFINITY;
+        guarded++;
+    }
+    if (keep < guarded) keep = guarded;
+    SF_TRY(sf_scratch_items(&answer->store->host, (size_t)keep, sizeof *ids, &ids));
+    int32_t n = sf_top_k(score, lane->slots, keep, ids);
+    return sf_edit_keep(answer, lane, (struct sf_list){ .ids = ids, .n = n });
+}
+
+static sf_status answer_by_score(struct sf_answer *answer, enum sf_when when)
+{
+    const struct sf_store_method *method = answer->method;
+    for (int32_t i = 0; i < answer->spans; i++) {
+        const struct sf_span *span = &answer->span[i];
+        size_t slots = 0;
+        for (int32_t l = 0; l < span->lanes; l++) slots += (size_t)span->lane[l].slots;
+        float *score;
+        SF_TRY(sf_scratch_items(&answer->store->host, slots, sizeof *score, &score));
+        memset(score, 0, slots * sizeof *score);
+        SF_TRY(method->entry->method->policy->score(&method->env, span, score));
+        for (int32_t l = 0; l < span->lanes; l++) {
+            const struct sf_lane *lane = &span->lane[l];
+            const struct sf_view *view = &answer->view[lane - answer->shown];
+            if (lane_is_due(method, view->lane, when))
+                SF_TRY(keep_best(answer, lane, view, score));
+            score += lane->slots;
+        }
+    }
+    return SF_OK;
+}
+
+static sf_status answer_by_age(struct sf_store *store, int32_t layer, const struct sf_kv_step *step,
+                               int32_t method, enum sf_when when)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    const struct sf_store_method *m = &store->method[method];
+    for (int32_t i = 0; i < step->items; i++) {
+        struct sf_seq *seq = step->item[i].seq;
+        if (!seq_is_due(store, layer, seq, m, when, i)) continue;
+        for (int32_t l = 0; l < state->spec.lanes; l++)
+            if (state->method[l] == method &&
+                lane_is_due(m, sf_store_lane_of(store, seq, layer, l), when))
+                SF_TRY(sf_keep_newest(store, layer, seq, l, &m->entry->plan));
+    }
+    return SF_OK;
+}
+
+/* ---- firing --------------------------------------------------------------------------------- */
+static sf_status call_hook(struct sf_answer *answer, int32_t method, enum sf_when when)
+{
+    struct sf_store_method *m = &answer->store->method[method];
+    const struct sf_policy_ops *policy = m->entry->method->policy;
+    struct sf_batch batch = { answer->span, answer->spans };
+    m->scratch_left = m->entry->plan.scratch_bytes * answer->spans;
+    answer->store->answer = answer;
+    sf_status status = policy->compress ? policy->compress(&m->env, when, &batch, answer)
+                                        : answer_by_score(answer, when);
+    answer->store->answer = NULL;
+    m->scratch_left = 0;
+    SF_TRY(status);
+    if (answer->refused == SF_OK) keep_aux(answer);
+    return sf_answer_apply(answer);
+}
+
+static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_step *step,
+                      int32_t method, enum sf_when when)
+{
+    struct sf_store_method *m = &store->method[method];
+    if (!wants(m, when)) return SF_OK;
+    sf_scratch_reset(&store->host);
+    sf_scratch_reset(&store->dev);
+    if (by_default(m) && !m->entry->method->policy->score)
+        return answer_by_age(store, layer, step, method, when);
+    int due = 0;
+    for (int32_t i = 0; i < step->items && !due; i++)
+        due = span_is_due(store, layer, step->item[i].seq, method, when, i);
+    if (!due) return SF_OK;
+    struct sf_answer answer = { .store = store, .method = m, .layer = layer };
+    SF_TRY(show(&answer, step, method, when));
+    return call_hook(&answer, method, when);
+}
+
+sf_status sf_events_before(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    for (int32_t m = 0; m < store->methods; m++)
+        SF_TRY(fire(store, layer, step, m, SF_AT_PREFILL_CHUNK));
+    return SF_OK;
+}
+
+sf_status sf_events_after(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    for (int32_t m = 0; m < store->methods; m++)
+        for (int when = SF_AT_PREFILL_END; when <= SF_AT_INTERVAL; when++)
+            SF_TRY(fire(store, layer, step, m, (enum sf_when)when));
+    return SF_OK;
+}

@@ -1,0 +1,229 @@
+/* kvshard/lane.c: extend, drop, compact, arrange.  Whatever an edit does to a lane is made of
+ * these; none needs a page beyond those that the lane holds, so an edit cannot run out of pages. */
+#include "kvshard/lane.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- growing -------------------------------------------------------------------------------- */
+int32_t sf_lane_pages_needed(const struct sf_page_pool *pool, const struct sf_kv_lane *lane,
+                             int32_t rows)
+{
+    int32_t pages = (lane->slots + rows + pool->page_slots - 1) / pool->page_slots;
+    return pages - lane->pages;
+}
+
+sf_status sf_lane_extend(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t pos_first,
+                         int32_t rows)
+{
+    struct sf_page_pool *pool = ctx->pool;
+    for (int32_t more = sf_lane_pages_needed(pool, lane, rows); more > 0; more--) {
+        SF_ASSERT(lane->pages < lane->pages_max);
+        SF_TRY(sf_page_take(pool, &ctx->layout, &lane->page[lane->pages]));
+        lane->pages++;
+    }
+    if (lane->mirrored) {
+        for (int32_t i = 0; i < rows; i++) {
+            size_t at = sf_lane_mirror(pool, lane, lane->slots + i);
+            SF_ASSERT(pool->pos[at] == -1);
+            pool->pos[at] = pos_first + i;
+            pool->bias[at] = 0.0f;
+            if (pool->aux)
+                memset(pool->aux + at * (size_t)pool->aux_bytes, 0, (size_t)pool->aux_bytes);
+            pool->live[lane->page[(lane->slots + i) / pool->page_slots]]++;
+        }
+    }
+    lane->slots += rows;
+    lane->live += rows;
+    return SF_OK;
+}
+
+void sf_lane_live(const struct sf_page_pool *pool, const struct sf_kv_lane *lane, int32_t *slot_out)
+{
+    int32_t n = 0;
+    for (int32_t slot = 0; slot < lane->slots; slot++)
+        if (!lane->mirrored || pool->pos[sf_lane_mirror(pool, lane, slot)] >= 0)
+            slot_out[n++] = slot;
+    SF_ASSERT(n == lane->live);
+}
+
+void sf_lane_free(struct sf_page_pool *pool, struct sf_kv_lane *lane)
+{
+    for (int32_t i = 0; i < lane->pages; i++) sf_page_give(pool, lane->page[i]);
+    lane->pages = lane->slots = lane->live = lane->scanned = 0;
+}
+
+/* ---- dropping ------------------------------------------------------------------------------- */
+/* Gives back pages without live slots, and holes at the lane's end. */
+static void release_dead_pages(struct sf_page_pool *pool, struct sf_kv_lane *lane)
+{
+    int32_t page_slots = pool->page_slots, kept = 0, slots = 0;
+    for (int32_t i = 0; i < lane->pages; i++) {
+        int32_t written = lane->slots - i * page_slots;
+        if (written > page_slots) written = page_slots;
+        if (pool->live[lane->page[i]] == 0) {
+            sf_page_give(pool, lane->page[i]);
+        } else {
+            lane->page[kept++] = lane->page[i];
+            slots += written;
+        }
+    }
+    if (kept < lane->pages) lane->scanned = 0;
+    lane->pages = kept;
+    lane->slots = slots;
+    /* The last page has a live slot, so this ends inside of it. */
+    while (lane->slots > 0 && pool->pos[sf_lane_mirror(pool, lane, lane->slots - 1)] < 0)
+        lane->slots--;
+    if (lane->scanned > lane->slots) lane->scanned = lane->slots;
+}
+
+static sf_status compact_if_due(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane)
+{
+    int32_t page_slots = ctx->pool->page_slots;
+    if (lane->slots <= sf_lane_slots_bound(lane->live, page_slots)) return SF_OK;
+    int32_t *source;
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->live, sizeof *source, &source));
+    sf_lane_live(ctx->pool, lane, source);
+    /* Slots only move down, so the mirror can follow in the same order. */
+    int32_t moved = 0;
+    while (moved < lane->live && source[moved] == moved) moved++;
+    struct sf_page_pool *pool = ctx->pool;
+    for (int32_t i = moved; i < lane->live; i++) {
+        size_t from = sf_lane_mirror(pool, lane, source[i]), to = sf_lane_mirror(pool, lane, i);
+        pool->pos[to] = pool->pos[from];
+        pool->bias[to] = pool->bias[from];
+        if (pool->aux)
+            memcpy(pool->aux + to * (size_t)pool->aux_bytes,
+                   pool->aux + from * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);
+    }
+    return sf_lane_arrange(ctx, lane, source, lane->live);
+}
+
+sf_status sf_lane_drop(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t *slot,
+                       int32_t n)
+{
+    struct sf_page_pool *pool = ctx->pool;
+    SF_ASSERT(lane->mirrored && n >= 0 && n <= lane->live);
+    int32_t dead = 0;
+    for (int32_t i = 0; i < n; i++) {
+        SF_ASSERT(slot[i] >= 0 && slot[i] < lane->slots && (i == 0 || slot[i] > slot[i - 1]));
+        size_t at = sf_lane_mirror(pool, lane, slot[i]);
+        SF_ASSERT(pool->pos[at] >= 0);
+        pool->pos[at] = -1;
+        pool->bias[at] = -INFINITY;
+        dead += --pool->live[lane->page[slot[i] / pool->page_slots]] == 0;
+    }
+    lane->live -= n;
+    /* What lies on a page that goes back as a whole need not be marked there. */
+    int32_t marks = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (pool->live[lane->page[slot[i] / pool->page_slots]] > 0) slot[marks++] = slot[i];
+    if (marks > 0) {
+        struct sf_slot_list list = { .pages = lane->page, .slot = slot, .n = marks };
+        pool->device->k->kv_drop(pool->device, &ctx->layout, pool->base, pool->page_bytes, &list);
+    }
+    if (dead > 0 || lane->live == 0 ||
+        pool->pos[sf_lane_mirror(pool, lane, lane->slots - 1)] < 0)
+        release_dead_pages(pool, lane);
+    return compact_if_due(ctx, lane);
+}
+
+/* ---- arranging ------------------------------------------------------------------------------ */
+struct moves { int32_t *from, *to, n; };
+
+static void move_now(const struct sf_lane_ctx *ctx, const int32_t *from_page, const int32_t *from,
+                     const int32_t *to_page, const int32_t *to, int32_t n)
+{
+    struct sf_page_pool *pool = ctx->pool;
+    struct sf_slot_list source = { .pages = from_page, .slot = from, .n = n };
+    struct sf_slot_list target = { .pages = to_page, .slot = to, .n = n };
+    if (n > 0)
+        pool->device->k->kv_move(pool->device, &ctx->layout, pool->base, pool->page_bytes, &source,
+                                 &target);
+}
+
+/* Emits every move whose target nobody still has to read, beginning with `ready` and going on with
+ * the targets that become free by it. */
+static void emit_ready(const int32_t *source, int32_t *readers, uint8_t *pending, int32_t n,
+                       int32_t ready, struct moves *moves)
+{
+    while (ready >= 0 && ready < n && pending[ready] && readers[ready] == 0) {
+        moves->from[moves->n] = source[ready];
+        moves->to[moves->n++] = ready;
+        pending[ready] = 0;
+        readers[source[ready]]--;
+        ready = source[ready];
+    }
+}
+
+/* A parallel assignment slot[i] = slot[source[i]] in place.  A target is written once all moves
+ * that read it are done; what is left then are cycles, which go through the spare page in turn. */
+static void arrange_bytes(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
+                          const int32_t *source, int32_t n, int32_t *readers, uint8_t *pending,
+                          struct moves *moves)
+{
+    memset(readers, 0, (size_t)lane->slots * sizeof *readers);
+    for (int32_t i = 0; i < n; i++) {
+        pending[i] = source[i] >= 0 && source[i] != i;
+        if (pending[i]) readers[source[i]]++;
+    }
+    moves->n = 0;
+    for (int32_t i = 0; i < n; i++) emit_ready(source, readers, pending, n, i, moves);
+    move_now(ctx, lane->page, moves->from, lane->page, moves->to, moves->n);
+    int32_t spare_page = sf_page_spare(ctx->pool), spare_slot = 0;
+    for (int32_t i = 0; i < n; i++) {
+        if (!pending[i]) continue;
+        move_now(ctx, lane->page, &i, &spare_page, &spare_slot, 1);
+        readers[i]--;                   /* the one reader of slot i will read the spare */
+        moves->n = 0;
+        emit_ready(source, readers, pending, n, i, moves);
+        SF_ASSERT(moves->n >= 2 && moves->from[moves->n - 1] == i);
+        move_now(ctx, lane->page, moves->from, lane->page, moves->to, moves->n - 1);
+        move_now(ctx, &spare_page, &spare_slot, lane->page, &moves->to[moves->n - 1], 1);
+    }
+}
+
+/* The lane has n slots from now on; what was written behind them on its last page becomes holes.
+ * `hole` has room for a page of slots. */
+static void cut_to(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t n, int32_t *hole)
+{
+    struct sf_page_pool *pool = ctx->pool;
+    int32_t pages = (n + pool->page_slots - 1) / pool->page_slots;
+    int32_t written = lane->slots;
+    if (written > pages * pool->page_slots) written = pages * pool->page_slots;
+    if (written > n) {
+        for (int32_t i = n; i < written; i++) {
+            size_t at = sf_lane_mirror(pool, lane, i);
+            pool->pos[at] = -1;
+            pool->bias[at] = -INFINITY;
+            hole[i - n] = i;
+        }
+        struct sf_slot_list list = { .pages = lane->page, .slot = hole, .n = written - n };
+        pool->device->k->kv_drop(pool->device, &ctx->layout, pool->base, pool->page_bytes, &list);
+    }
+    for (int32_t i = pages; i < lane->pages; i++) sf_page_give(pool, lane->page[i]);
+    lane->pages = pages;
+    for (int32_t i = 0; i < pages; i++)
+        pool->live[lane->page[i]] = i + 1 < pages ? pool->page_slots
+                                                  : n - (pages - 1) * pool->page_slots;
+    lane->slots = lane->live = n;
+    lane->scanned = 0;
+}
+
+sf_status sf_lane_arrange(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
+                          const int32_t *source, int32_t n)
+{
+    SF_ASSERT(lane->mirrored && n >= 0 && n <= lane->live);
+    int32_t *readers, *hole;
+    uint8_t *pending;
+    struct moves moves;
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->slots + 1, sizeof *readers, &readers));
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *pending, &pending));
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *moves.from, &moves.from));
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *moves.to, &moves.to));
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)ctx->pool->page_slots, sizeof *hole, &hole));
+    for (int32_t i = 0; i < n; i++) SF_ASSERT(source[i] >= -1 && source[i] < lane->slots);
+    arrange_bytes(ctx, lane, source, n, readers, pending, &moves);
+    cut_to(ctx, lane, n, hole);
+    return SF_OK;
+}

@@ -1,0 +1,67 @@
+/* kvshard/lane.h: where the slots of one lane lie, and the moves that edits are made of.
+ *
+ *   page table   [ 7 ][ 3 ][ 9 ]             every page but the last is written to its end
+ *   physical       0..15 16..31 32..slots-1  holes among them
+ *   live           the physical slots that are no holes, in order: what everybody else sees
+ *
+ * A page whose slots are all holes is given back at once, also from the middle: the slots behind it
+ * then count down by a page, and no byte moves.  When more holes are left than
+ * live / SF_HOLES_SHARE + SF_HOLES_PAGES pages of slots, the lane is compacted; so what a lane
+ * holds is bounded (sf_lane_slots_bound), and a window that slides by one token never moves a
+ * byte. */
+#ifndef SHEAF_KVSHARD_LANE_H
+#define SHEAF_KVSHARD_LANE_H
+#include <stdint.h>
+#include "kvshard/page.h"
+#include "kvshard/scratch.h"
+SF_C_BEGIN
+
+enum { SF_HOLES_SHARE = 16, SF_HOLES_PAGES = 2 };
+
+struct sf_kv_lane {
+    int32_t *page;                      /* [pages_max] */
+    int32_t pages, pages_max;
+    int32_t slots, live;                /* physical slots written, holes included; live ones */
+    int32_t scanned;                    /* slots before this are holes or sinks */
+    int32_t slots_trigger, slots_keep;  /* the method's budget; 0 = none */
+    uint8_t mirrored;                   /* a method may edit it, so pool->pos is kept */
+};
+/* What the moves work with. */
+struct sf_lane_ctx {
+    struct sf_page_pool *pool;
+    struct sf_layout layout;
+    struct sf_scratch_mem *mem;         /* host */
+};
+
+/* Most physical slots of a lane that never has more than `live_max` live ones. */
+static inline int64_t sf_lane_slots_bound(int64_t live_max, int32_t page_slots)
+{
+    return live_max + live_max / SF_HOLES_SHARE + (int64_t)SF_HOLES_PAGES * page_slots;
+}
+/* Place of a physical slot in the pool's mirror. */
+static inline size_t sf_lane_mirror(const struct sf_page_pool *pool, const struct sf_kv_lane *lane,
+                                    int32_t slot)
+{
+    return (size_t)lane->page[slot / pool->page_slots] * (size_t)pool->page_slots +
+           (size_t)(slot % pool->page_slots);
+}
+/* Pages that `rows` more slots need beyond those held. */
+int32_t   sf_lane_pages_needed(const struct sf_page_pool *, const struct sf_kv_lane *,
+                               int32_t rows);
+/* Takes them and counts positions pos_first .. pos_first + rows - 1 as the newest slots, bias 0. */
+sf_status sf_lane_extend(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t pos_first,
+                         int32_t rows);
+/* Physical slots of the live ones, in order; room for lane->live. */
+void      sf_lane_live(const struct sf_page_pool *, const struct sf_kv_lane *, int32_t *slot_out);
+/* Makes holes of n live slots (physical, ascending; the array is used up), gives back dead pages
+ * and compacts where that is due. */
+sf_status sf_lane_drop(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t *slot, int32_t n);
+/* New slot i takes the bytes of physical slot source[i], or nothing where that is -1 (the caller
+ * writes it); i < n <= lane->live, any order, a source may be copied twice.  All n slots are live
+ * afterwards, there are no holes, and the mirror's pos, bias and aux are the caller's to fill. */
+sf_status sf_lane_arrange(const struct sf_lane_ctx *, struct sf_kv_lane *, const int32_t *source,
+                          int32_t n);
+void      sf_lane_free(struct sf_page_pool *, struct sf_kv_lane *);
+
+SF_C_END
+#endif

@@ -1,0 +1,119 @@
+/* kvshard/page.c: pages are handed out last given, first taken, which keeps the ones in use warm
+ * and makes the numbers a pure function of the history. */
+#include "kvshard/page.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+static size_t pool_map_bytes(const struct sf_page_pool *pool)
+{
+    return ((size_t)pool->pages + 1) * pool->page_bytes;
+}
+
+static size_t mirror_slots(const struct sf_page_pool *pool)
+{
+    return ((size_t)pool->pages + 1) * (size_t)pool->page_slots;
+}
+
+static sf_status mirror_create(struct sf_page_pool *pool)
+{
+    size_t slots = mirror_slots(pool);
+    void *block;
+    SF_TRY(sf_map(slots * sizeof(int32_t), 0, "slot positions of the page pool", &block));
+    pool->pos = block;
+    SF_TRY(sf_map(slots * sizeof(float), 0, "slot biases of the page pool", &block));
+    pool->bias = block;
+    if (pool->aux_bytes > 0) {
+        SF_TRY(sf_map(slots * (size_t)pool->aux_bytes, 0, "method bytes of slots", &block));
+        pool->aux = block;
+    }
+    return SF_OK;
+}
+
+static sf_status pool_create(const struct sf_page_spec *spec, struct sf_page_pool *pool)
+{
+    void *block;
+    SF_TRY(sf_map(pool_map_bytes(pool), spec->populate, "the page pool", &block));
+    pool->base = block;
+    SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "the list of free pages", &block));
+    pool->free_page = block;
+    SF_TRY(sf_alloc((size_t)pool->pages, "marks of pages", &block));
+    pool->taken = block;
+    SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "live slots of pages", &block));
+    pool->live = block;
+    if (spec->mirror) SF_TRY(mirror_create(pool));
+    for (int32_t i = 0; i < pool->pages; i++) pool->free_page[i] = pool->pages - 1 - i;
+    return SF_OK;
+}
+
+sf_status sf_pages_create(const struct sf_page_spec *spec, struct sf_page_pool *pool_out)
+{
+    SF_ASSERT(spec->page_bytes > 0 && spec->page_slots > 0 && spec->aux_bytes >= 0);
+    int64_t pages = spec->pool_bytes / (int64_t)spec->page_bytes;
+    if (pages < 1)
+        return SF_FAIL(SF_INVALID, "a cache of %lld B has no room for one page of %zu B",
+                       (long long)spec->pool_bytes, spec->page_bytes);
+    if (pages > INT32_MAX / 2)
+        return SF_FAIL(SF_INVALID, "a cache of %lld B has %lld pages, at most %d are possible",
+                       (long long)spec->pool_bytes, (long long)pages, INT32_MAX / 2);
+    struct sf_page_pool pool = { .device = spec->device, .page_bytes = spec->page_bytes,
+                                 .pages = (int32_t)pages, .page_slots = spec->page_slots,
+                                 .aux_bytes = spec->aux_bytes };
+    sf_status status = pool_create(spec, &pool);
+    if (status != SF_OK) {
+        sf_pages_destroy(&pool);
+        return status;
+    }
+    *pool_out = pool;
+    return SF_OK;
+}
+
+void sf_pages_destroy(struct sf_page_pool *pool)
+{
+    size_t slots = mirror_slots(pool);
+    if (pool->aux) sf_unmap(pool->aux, slots * (size_t)pool->aux_bytes);
+    if (pool->bias) sf_unmap(pool->bias, slots * sizeof(float));
+    if (pool->pos) sf_unmap(pool->pos, slots * sizeof(int32_t));
+    sf_free(pool->live);
+    sf_free(pool->taken);
+    sf_free(pool->free_page);
+    if (pool->base) sf_unmap(pool->base, pool_map_bytes(pool));
+    memset(pool, 0, sizeof *pool);
+}
+
+sf_status sf_page_take(struct sf_page_pool *pool, const struct sf_layout *layout, int32_t *page_out)
+{
+    SF_ASSERT(pool->used <= pool->pages);
+    SF_ASSERT(sf_layout_page_bytes(layout) <= pool->page_bytes);
+    if (pool->used == pool->pages)
+        return SF_FAIL(SF_NO_PAGES, "the pool of %d pages is full", pool->pages);
+    int32_t page = pool->free_page[pool->pages - pool->used - 1];
+    SF_ASSERT(page >= 0 && page < pool->pages && !pool->taken[page]);
+    pool->used++;
+    pool->taken[page] = 1;
+    pool->live[page] = 0;
+    pool->device->k->kv_clear(pool->device, layout, pool->base + (size_t)page * pool->page_bytes);
+    if (pool->pos) {
+        size_t first = (size_t)page * (size_t)pool->page_slots;
+        for (size_t i = first; i < first + (size_t)pool->page_slots; i++) {
+            pool->pos[i] = -1;
+            pool->bias[i] = -INFINITY;
+        }
+        if (pool->aux)
+            memset(pool->aux + first * (size_t)pool->aux_bytes, 0,
+                   (size_t)pool->page_slots * (size_t)pool->aux_bytes);
+    }
+    *page_out = page;
+    return SF_OK;
+}
+
+void sf_page_give(struct sf_page_pool *pool, int32_t page)
+{
+    SF_ASSERT(page >= 0 && page < pool->pages && pool->used > 0);
+    SF_ASSERT(pool->taken[page]);
+    pool->taken[page] = 0;
+    pool->free_page[pool->pages - pool->used] = page;
+    pool->used--;
+}

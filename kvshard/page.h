@@ -1,0 +1,52 @@
+/* kvshard/page.h: the pages of one rank, and the host's mirror of what their slots are.
+ *
+ *   base  | page 0 | page 1 | ... | page pages-1 | spare |      page_bytes each, one mapping
+ *   pos   | page_slots i32 each |                               host, -1: hole or never written
+ *   bias  | page_slots f32 each |                               host
+ *   aux   | page_slots x aux_bytes each |                       host, the methods' bytes
+ *
+ * The mirror costs 8 + aux_bytes host bytes a slot, and only exists where a method edits.  It
+ * belongs to the page, so it moves and is freed with it. */
+#ifndef SHEAF_KVSHARD_PAGE_H
+#define SHEAF_KVSHARD_PAGE_H
+#include <stddef.h>
+#include <stdint.h>
+#include "base/status.h"
+#include "kernels/device.h"
+SF_C_BEGIN
+
+struct sf_page_pool {
+    struct sf_device *device;
+    unsigned char *base;
+    size_t page_bytes;
+    int32_t pages, used, page_slots;
+    int32_t *free_page;                 /* [pages] the first pages - used of them are free */
+    uint8_t *taken;                     /* [pages] so that a page given twice is noticed */
+    int32_t *live;                      /* [pages] live slots; counted where there is a mirror */
+    int32_t *pos;                       /* [pages + 1][page_slots]; NULL: no mirror */
+    float *bias;
+    unsigned char *aux;                 /* NULL if aux_bytes is 0 */
+    int32_t aux_bytes;
+};
+struct sf_page_spec {
+    struct sf_device *device;
+    size_t page_bytes;
+    int64_t pool_bytes;                 /* rounded down to pages */
+    int32_t page_slots, aux_bytes;
+    uint8_t mirror, populate;
+};
+
+sf_status sf_pages_create(const struct sf_page_spec *, struct sf_page_pool *pool_out);
+void      sf_pages_destroy(struct sf_page_pool *);
+/* A page prepared for `layout`: zeros and holes.  SF_NO_PAGES when none is left. */
+sf_status sf_page_take(struct sf_page_pool *, const struct sf_layout *, int32_t *page_out);
+void      sf_page_give(struct sf_page_pool *, int32_t page);
+static inline int32_t sf_pages_free(const struct sf_page_pool *pool)
+{
+    return pool->pages - pool->used;
+}
+/* The page behind the last: a place to put one slot while slots change places. */
+static inline int32_t sf_page_spare(const struct sf_page_pool *pool) { return pool->pages; }
+
+SF_C_END
+#endif

@@ -1,0 +1,264 @@
+/* kvshard/policy.h: what a compression method is.
+ *
+ *   token  one position of a sequence, 0-based; its number never changes
+ *   slot   one stored entry: k_per_group keys and v_per_group values, of one token or of several
+ *   lane   the slots of one (sequence, layer, KV group) on this rank; ragged
+ *   tier   how (codec) and where (device, host) slots are stored; tier 0 is the raw tail
+ *   edit   a change of lanes; pick: what attention reads.  Both are data, in a struct sf_answer
+ *
+ * A method decides; kvshard/store.c moves bytes.  Functions that take a struct sf_setup are pure.
+ * Hooks take a struct sf_env and are collective: all tensor ranks call them in the same order for
+ * the same spans, so a hook may reduce integers; it does no other I/O, reads no clock and takes
+ * memory from sf_scratch alone. */
+#ifndef SHEAF_KVSHARD_POLICY_H
+#define SHEAF_KVSHARD_POLICY_H
+#include <stddef.h>
+#include <stdint.h>
+#include "base/status.h"                  /* SF_C_BEGIN and SF_C_END: extern "C" in C++ */
+SF_C_BEGIN
+struct sf_opt; struct sf_comm; struct sf_device; struct sf_kernels; struct sf_store;
+struct sf_answer;
+struct sf_model_desc; struct sf_weights; struct sf_weights_out; struct sf_profile;
+struct sf_profile_out; struct sf_shape; struct sf_plan;
+
+/* ---- 1. identities and geometry ------------------------------------------------------------- */
+struct sf_layer {                         /* of the whole model; head counts may differ by layer */
+    int32_t q_heads, k_heads, v_heads;
+    int32_t groups, k_per_group, v_per_group; /* groups = gcd(k_heads, v_heads); 1 for a latent */
+    int32_t lane_first;                   /* lanes of earlier layers: id = lane_first + head */
+    int32_t k_dim, v_dim, rope_dim;       /* elements per head; rope_dim: rotated part of a key */
+    int32_t window;                       /* the model's own sliding window, tokens; 0 = none */
+    uint8_t v_is_k_prefix;                /* latent: V is the first v_dim of K, stored once */
+};
+struct sf_rank {                          /* one rank's share, known after placement */
+    int32_t layer_first, layer_count, tp_rank;
+    const int32_t *heads;                 /* [layer_count] lanes of a sequence held here */
+};
+struct sf_setup {                         /* all that plan-time functions may look at */
+    const struct sf_model_desc *model;
+    const struct sf_layer *layer;         /* [layers] */
+    int32_t layers, lanes, tokens_max;    /* lanes of one sequence in the whole model */
+    int32_t tp_size, page_slots;          /* slots of a raw page (block_size) */
+    const void *cfg;                      /* the method's options, parsed */
+    const struct sf_profile *profile;     /* written by calibrate; NULL if none */
+    const struct sf_shape *shape;         /* groups as the planner cut them; NULL in shape() */
+    const struct sf_rank *rank;           /* NULL before placement */
+    const struct sf_plan *inner;          /* of the method that it refines; NULL if none */
+};
+
+/* ---- 2. what a method declares: shape, footprint, plan -------------------------------------- */
+enum { SF_TIERS = 4, SF_TIER_FOREIGN = 255 }; /* FOREIGN: stored by another entry of the stack */
+enum sf_place { SF_ON_DEVICE, SF_ON_HOST };
+enum sf_head_class { SF_HEAD_ANY, SF_HEAD_RETRIEVAL, SF_HEAD_OTHER };
+enum sf_cut { SF_CUT_SPLIT, SF_CUT_EXACT, SF_CUT_REFUSE }; /* of a group that crosses a stage */
+struct sf_shape {                         /* whole model, before placement; arrays come preset */
+    int16_t *layer_group;                 /* [layers] equal numbers are encoded together; -1 = no */
+    uint8_t *head_class;                  /* [lanes] enum sf_head_class, for `on:` of the stack */
+    uint8_t *acts_on;                     /* [lanes] 0: this method leaves the lane exact */
+    uint8_t  cut;                         /* enum sf_cut */
+};
+struct sf_spot { int32_t layer, head_global, prompt, tokens; }; /* tokens: prompt + generated */
+struct sf_foot {                          /* one lane at one length; account.c turns it to bytes */
+    int32_t slots_lo[SF_TIERS], slots_hi[SF_TIERS]; /* equal where the data do not decide */
+    int32_t slots_peak;                   /* most slots at once while the prompt runs */
+    int32_t slots_trigger, slots_keep;    /* the lane's budget; 0 = none */
+    int64_t extra_bytes;                  /* size of lane->state at this length */
+};
+struct sf_tier {
+    const char *codec;                    /* a name in codec.h: raw quant gear lowrank pair ... */
+    uint8_t k_place, v_place;             /* enum sf_place */
+    int32_t block_slots;                  /* slots that one tier edit encodes together; 0 = any */
+    int64_t codec_cfg[8];                 /* the codec's own struct, set by its codec.h helper */
+};
+enum sf_codec_can { SF_CAN_DROP = 1, SF_CAN_MIX = 2, SF_CAN_RECODE = 4, SF_CAN_FORK = 8 };
+enum sf_edits { SF_EDITS_KEEP = 1, SF_EDITS_MIX = 2, SF_EDITS_TIER = 4, SF_EDITS_GROUP = 8 };
+enum sf_when { SF_AT_PREFILL_CHUNK,       /* before the next chunk, layer by layer */
+               SF_AT_PREFILL_END,         /* per layer group, as soon as its last layer has run */
+               SF_AT_FULL,                /* decode: slots >= slots_trigger, after attention */
+               SF_AT_INTERVAL, SF_AT_SENTENCE_END, SF_AT_TURN_END, /* decode: after attention */
+               SF_AT_PRESSURE };          /* pages run out; slots_keep of the lanes is lowered */
+enum sf_need { SF_NEED_PRE_ROPE = 1, SF_NEED_TOKENS = 2, SF_NEED_SENTENCES = 4, SF_NEED_Q_MAX = 8,
+               SF_NEED_PROFILE = 16, SF_NEED_INNER = 32, SF_NEED_SELECT_PREFILL = 64,
+               SF_NEED_SELECT_DECODE = 128 };
+enum sf_prefix { SF_PREFIX_NONE, SF_PREFIX_KV, SF_PREFIX_KV_AND_MASS };
+
+/* ---- 3. statistics that attention keeps ----------------------------------------------------- */
+enum sf_fold { SF_FOLD_NONE, SF_FOLD_SUM, SF_FOLD_MEAN, SF_FOLD_MAX, SF_FOLD_DECAY,
+               SF_FOLD_BELOW_MEAN };      /* counts rows whose weight is < 1 / visible slots */
+enum sf_watch_flag { SF_WATCH_RESET = 1,  /* zeroed after every compress() */
+                     SF_WATCH_STORED = 2 }; /* made at the event, kept queries over all slots */
+struct sf_watch {                         /* head fold first, then rows; result in lane->mass */
+    uint8_t fold, head_fold, flags;       /* over rows; over the group's query heads */
+    int32_t prompt_rows, decode_rows;     /* last rows before an event, ghosts on top; 0 = all */
+    float decay;                          /* per row, SF_FOLD_DECAY */
+};
+struct sf_draft_ask {                     /* the scheduler runs it; both 0 = no draft model */
+    int32_t lookahead, window;            /* tokens to draft, -1: max_tokens; last rows folded */
+    int32_t first_layer, min_tokens;      /* draft layers counted; shorter prompts: no draft */
+    uint8_t fold, row_ramp;               /* row_ramp: row weights rise linearly from 0 to 1 */
+};
+struct sf_v_top {                         /* attend reads only the values of the best slots */
+    int32_t slots, min_slots;             /* 0 = off; exact below min_slots */
+    uint8_t per_q_head, renormalise;
+};
+struct sf_plan {
+    uint32_t needs, whens, edits;         /* enum sf_need; 1u << enum sf_when; enum sf_edits */
+    int32_t tiers; struct sf_tier tier[SF_TIERS];
+    struct sf_watch watch[2];
+    struct sf_draft_ask draft;
+    struct sf_v_top v_top;
+    int32_t sink_tokens, tail_tokens;     /* first and newest positions that no edit may touch */
+    int32_t chunk_tokens;                 /* prompt chunks end at its multiples; 0 = anywhere */
+    int32_t every_tokens;                 /* SF_AT_INTERVAL when tokens % every_tokens == 0, */
+    uint8_t every_from_prompt;            /* or, if set, (tokens - prompt) % every_tokens == 0 */
+    uint8_t prefix;                       /* enum sf_prefix: what a shared prefix must carry */
+    int32_t aux_bytes, span_state_bytes;  /* per slot; per sequence and layer group, host */
+    int64_t scratch_bytes, reduce_bytes;  /* per hook and sequence; TP bytes 0 = no reduction */
+};
+
+/* ---- 4. views, for one hook; mass (made for score and compress), aux, state may be written --- */
+struct sf_buf { void *data; size_t bytes; }; /* device memory; read and written through env->k */
+struct sf_list {                          /* n indices (-1: all): on the host, or where ids is */
+    const int32_t *ids; const struct sf_buf *buf; int32_t n; /* NULL on the device, ended by -1 */
+};
+struct sf_lane {
+    int32_t layer, head, head_global;     /* head: on this rank; head_global: in the model */
+    uint8_t head_class, replica, replicas;/* copies of this lane in the tensor group */
+    int32_t slots, slots_trigger, slots_keep;
+    const int32_t *pos;                   /* [slots] lowest token of a fold, centre of a merge */
+    const float   *bias;                  /* [slots] added to the logit, ln(tokens) or 0 */
+    const uint8_t *tier;                  /* [slots] */
+    float         *mass[2];               /* [slots] watched; NULL if not watched */
+    const float   *q_max;                 /* [k_per_group][k_dim] largest |q| of the prompt */
+    void          *aux;                   /* [slots][aux_bytes], follows its slot */
+    struct sf_buf *state;                 /* device, extra_bytes of sf_foot; grows zeroed */
+    const struct sf_store *store;         /* where sf_lane_read looks */
+};
+struct sf_span {                          /* lanes of one sequence and one layer group */
+    int64_t seq_id;
+    int32_t prompt, tokens, turn, layers, lanes;
+    const int32_t *lane_ptr;              /* [layers + 1] lanes of layer i: lane_ptr[i] and on */
+    const struct sf_lane *lane;           /* [lanes] */
+    const int32_t *token, *sentence_end;  /* [tokens]; [sentences] index of the last token */
+    int32_t sentences, rows;
+    const struct sf_buf *q;               /* select: [rows][q heads here][k_dim], after RoPE */
+    void *state;                          /* [span_state_bytes], zeroed at open, copied on fork */
+};
+struct sf_batch { const struct sf_span *span; int32_t spans; };
+struct sf_prompt {
+    const int32_t *token, *sentence_end, *turn_end, *draft_token; /* index of the last token */
+    int32_t tokens, sentences, turns, draft_tokens;
+    const float *draft_mass;              /* [tokens] folded as asked; NULL if no draft ran */
+};
+struct sf_env {                           /* lives as long as the stack entry */
+    const struct sf_setup *setup; const struct sf_plan *plan;
+    const struct sf_kernels *k;           /* maths on buffers; the only way to touch the device */
+    struct sf_device *device;             /* first argument of every entry of k */
+    const struct sf_weights *weights;     /* calibrate and convert only */
+    void *self;                           /* what open() made */
+};
+
+/* ---- 5. answers ----------------------------------------------------------------------------- */
+struct sf_admit {                         /* made once by the coordinator, then broadcast */
+    int32_t *keep, keeps;                 /* room [tokens], ascending: they become a new sequence */
+    int32_t *ghost, ghosts;               /* room [draft_tokens]: attend, are watched, no KV left */
+    int32_t replay_last;                  /* prompt tokens dropped, then fed again after the end */
+};
+enum { SF_MIX_ROTATE = 1,                 /* turn each source key to the new slot's pos first */
+       SF_MIX_FOLD = 2 };                 /* what is summed counts as evicted, not as merged */
+struct sf_mix {                           /* the lane anew, in this order: new slot i = */
+    int32_t slots, flags;                 /* sum weight[j] * old[src[j]], j in [ptr[i], ptr[i+1]) */
+    const int32_t *ptr, *src;             /* one source of weight 1 in its own tier: bytes copied */
+    const float *k_weight, *v_weight;
+    const struct sf_buf *dense;           /* f32 [dense_slots][dense_src.n], K and V alike: the */
+    struct sf_list dense_src; int32_t dense_slots; /* last dense_slots slots; their ptr is empty */
+    const int32_t *pos; const float *bias, *mass[2]; /* [slots] of the new slots */
+    const uint8_t *tier; const void *aux; /* NULL mass, tier, aux: as the first source, else 0 */
+};
+struct sf_lines { struct sf_list col, diag; }; /* slots; distances row - column in tokens */
+
+/* Slot numbers are those of the view.  A span's edits are checked (sinks, tail, codec) and applied
+ * all or none: side, tier, group, then one keep (ascending) or mix a lane, whose order stays. */
+sf_status sf_edit_keep (struct sf_answer *, const struct sf_lane *, struct sf_list slots);
+sf_status sf_edit_mix  (struct sf_answer *, const struct sf_lane *, const struct sf_mix *);
+sf_status sf_edit_tier (struct sf_answer *, const struct sf_lane *, struct sf_list slots, int tier);
+sf_status sf_edit_side (struct sf_answer *, const struct sf_lane *, int tier, struct sf_buf *side);
+sf_status sf_edit_group(struct sf_answer *, const struct sf_span *, struct sf_list slots, int tier,
+                        const struct sf_list *exact);  /* [lanes] stay raw as well; NULL = none */
+/* Picks: for one query head of the group, or -1 for all.  In the prompt a pick holds for this call;
+ * else until the lane's next one, and slots appended later are read too.  Unnamed rows output 0. */
+sf_status sf_pick_slots(struct sf_answer *, const struct sf_lane *, int q_head, struct sf_list);
+sf_status sf_pick_lines(struct sf_answer *, const struct sf_lane *, int q_head,
+                        const struct sf_lines *);
+sf_status sf_pick_rows (struct sf_answer *, const struct sf_span *, struct sf_list rows);
+
+/* ---- 6. hooks ------------------------------------------------------------------------------- */
+struct sf_policy_ops {
+    /* pure, required */
+    sf_status (*plan)(const struct sf_setup *, struct sf_plan *);
+    sf_status (*footprint)(const struct sf_setup *, const struct sf_spot *, struct sf_foot *);
+    /* pure, may be NULL: no groups, no classes, acts on all; prompts stay as they are */
+    sf_status (*shape)(const struct sf_setup *, struct sf_shape *);
+    sf_status (*admit)(const struct sf_setup *, const struct sf_prompt *, struct sf_admit *);
+    /* collective, may be NULL */
+    sf_status (*open)(struct sf_env *);   /* sets self */
+    void      (*close)(struct sf_env *);
+    sf_status (*score)(const struct sf_env *, const struct sf_span *, float *out); /* by lanes */
+    sf_status (*select)(const struct sf_env *, const struct sf_batch *, struct sf_answer *);
+    sf_status (*compress)(const struct sf_env *, enum sf_when, const struct sf_batch *,
+                          struct sf_answer *);
+};  /* compress NULL: a lane over its trigger keeps the slots_keep best by score, or, with score
+       NULL, the newest; sinks and tail are kept first and count */
+
+/* ---- 7. calibration and recipes ------------------------------------------------------------- */
+enum sf_tap { SF_TAP_ATTN_IN, SF_TAP_Q, SF_TAP_K_PRE_ROPE, SF_TAP_K, SF_TAP_V, SF_TAP_ROW_LSE,
+              SF_TAP_ATTN_OUT, SF_TAP_FFN_IN, SF_TAP_ROUTED, SF_TAP_EXPERT_OUT, SF_TAPS };
+struct sf_calib_plan {
+    uint32_t taps;                        /* 1u << enum sf_tap */
+    int32_t passes, sequences, tokens;    /* tokens per sequence */
+    int64_t state_bytes;                  /* per layer, upper bound */
+};
+struct sf_taps {                          /* one layer of one whole sequence, this rank's heads */
+    int32_t pass, sequence, layer, rows, heads; const int32_t *head_global;
+    const struct sf_buf *tap[SF_TAPS];    /* [rows][...] f32; headless ones on tp_rank 0 only */
+};
+struct sf_calib_ops {                     /* env->self holds what is learnt */
+    sf_status (*plan)(const struct sf_setup *, struct sf_calib_plan *);
+    sf_status (*input)(const struct sf_setup *, int32_t sequence, int32_t *token); /* NULL: text */
+    sf_status (*open)(struct sf_env *);
+    void      (*close)(struct sf_env *);
+    sf_status (*feed)(const struct sf_env *, const struct sf_taps *);
+    sf_status (*reduce)(const struct sf_env *, struct sf_comm *, int32_t pass); /* ends a pass */
+    sf_status (*write)(const struct sf_env *, struct sf_profile_out *); /* on rank 0 */
+};
+struct sf_recipe_ops {                    /* offline; env->self: what calibration has learnt */
+    sf_status (*shape)(const struct sf_env *, struct sf_model_desc *); /* self NULL: upper bound */
+    sf_status (*convert)(const struct sf_env *, int32_t layer, struct sf_weights_out *);
+};                                        /* layer -1: outside layers; unwritten tensors: copied */
+
+/* ---- 8. registry and services --------------------------------------------------------------- */
+struct sf_method {
+    const char *name, *paper;
+    const struct sf_opt *opts; size_t cfg_bytes; /* YAML keys, aliases, ranges, help, docs */
+    const struct sf_policy_ops *policy;   /* NULL: offline only */
+    const struct sf_calib_ops *calib;     /* NULL: nothing to learn */
+    const struct sf_recipe_ops *recipe;   /* NULL: online only */
+};
+extern const struct sf_method *const sf_methods[]; /* closed by NULL; methods.c is the one list */
+
+uint32_t       sf_codec_facts(const char *codec);                   /* enum sf_codec_can */
+void          *sf_scratch(const struct sf_env *, size_t bytes);     /* host, until the hook ends */
+struct sf_buf *sf_scratch_buf(const struct sf_env *, size_t bytes); /* device, likewise */
+sf_status sf_lane_read(const struct sf_lane *, struct sf_list slots, int pre_rope,
+                       struct sf_buf *k, struct sf_buf *v); /* f32; k or v may be NULL */
+sf_status sf_inner_score(const struct sf_env *, const struct sf_span *, float *out);
+/* In select(): query rows against all stored slots, folded to [slots], or, with fold NONE, the
+ * probabilities [q head][row][slots]. */
+sf_status sf_probe(const struct sf_span *, const struct sf_lane *, struct sf_list rows,
+                   const struct sf_watch *how, struct sf_buf *out);
+/* Deterministic: ties go to the lower index, results ascend; sums over ranks are integers. */
+int32_t   sf_top_k(const float *score, int32_t n, int32_t k, int32_t *index_out);
+int64_t   sf_fixed(double x);             /* 2^-32 units, saturating */
+sf_status sf_reduce_i64(const struct sf_env *, int64_t *value, int32_t n, enum sf_fold);
+SF_C_END
+#endif

@@ -1,0 +1,286 @@
+/* kvshard/stack.c: the methods of a job: put together, checked against the model and against what
+ * the store can do.  A method that asks for a service which is not there is refused by name, so
+ * that nothing is ever left out in silence. */
+#include "kvshard/stack.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvshard/methods.h"
+#include "model/desc.h"
+
+sf_status sf_stack_add_method(struct sf_stack *stack, const struct sf_method *method,
+                              struct sf_stack_entry **entry_out)
+{
+    size_t entries = (size_t)stack->entries + 1;
+    struct sf_stack_entry *grown = realloc(stack->entry, entries * sizeof *grown);
+    if (grown == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for method %s", method->name);
+    stack->entry = grown;
+    struct sf_stack_entry *entry = &grown[entries - 1];
+    memset(entry, 0, sizeof *entry);
+    entry->method = method;
+    entry->cfg = calloc(1, method->cfg_bytes > 0 ? method->cfg_bytes : 1);
+    if (entry->cfg == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for method %s", method->name);
+    if (method->opts != NULL) sf_opt_defaults(method->opts, entry->cfg);
+    stack->entries++;
+    *entry_out = entry;
+    return SF_OK;
+}
+
+sf_status sf_stack_add(struct sf_stack *stack, const char *method,
+                       struct sf_stack_entry **entry_out)
+{
+    const struct sf_method *found = sf_method_find(method);
+    if (found != NULL) return sf_stack_add_method(stack, found, entry_out);
+    const char *nearest = sf_method_nearest(method);
+    return SF_FAIL(SF_INVALID, "unknown method '%s'%s%s%s", method,
+                   nearest != NULL ? "; did you mean '" : "", nearest != NULL ? nearest : "",
+                   nearest != NULL ? "'?" : "");
+}
+
+static void free_checked(struct sf_stack_entry *entry)
+{
+    free(entry->layers);
+    free(entry->shape.layer_group);
+    free(entry->shape.head_class);
+    free(entry->shape.acts_on);
+    entry->layers = NULL;
+    entry->shape = (struct sf_shape){ 0 };
+}
+
+void sf_stack_free(struct sf_stack *stack)
+{
+    for (int32_t i = 0; i < stack->entries; i++) {
+        free_checked(&stack->entry[i]);
+        free(stack->entry[i].cfg);
+    }
+    free(stack->entry);
+    *stack = (struct sf_stack){ 0 };
+}
+
+/* ---- layers: "0-11,20" ---------------------------------------------------------------------- */
+static int read_number(const char **text, int32_t limit, int32_t *out)
+{
+    if (!isdigit((unsigned char)**text)) return 0;
+    int64_t value = 0;
+    for (; isdigit((unsigned char)**text) && value <= limit; (*text)++)
+        value = value * 10 + (**text - '0');
+    if (value >= limit) return 0;
+    *out = (int32_t)value;
+    return 1;
+}
+
+static sf_status read_layers(struct sf_stack_entry *entry, int32_t layers)
+{
+    const char *text = entry->layers_text;
+    entry->layers = malloc((size_t)layers);
+    if (entry->layers == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", layers);
+    memset(entry->layers, *text == '\0', (size_t)layers);
+    while (*text != '\0') {
+        int32_t first, last;
+        int good = read_number(&text, layers, &first);
+        last = first;
+        if (good && *text == '-') {
+            text++;
+            good = read_number(&text, layers, &last) && last >= first;
+        }
+        if (!good || (*text != ',' && *text != '\0') || (*text == ',' && text[1] == '\0'))
+            return SF_FAIL(SF_INVALID, "layers of method %s are '%s'; allowed: numbers and ranges"
+                           " from 0 to %d, such as \"0-%d\" or \"0,%d\"", entry->method->name,
+                           entry->layers_text, layers - 1, layers - 1, layers - 1);
+        memset(entry->layers + first, 1, (size_t)(last - first + 1));
+        if (*text == ',') text++;
+    }
+    return SF_OK;
+}
+
+/* ---- what the store can do ------------------------------------------------------------------ */
+static sf_status lacks(const struct sf_stack_entry *entry, const char *what)
+{
+    return SF_FAIL(SF_UNSUPPORTED, "method %s needs %s, which this version does not have",
+                   entry->method->name, what);
+}
+
+static sf_status check_needs(const struct sf_stack_entry *entry)
+{
+    static const struct { uint32_t need; const char *what; } needs[] = {
+        { SF_NEED_PRE_ROPE, "keys before rotation" },
+        { SF_NEED_TOKENS, "token ids on every stage" },
+        { SF_NEED_SENTENCES, "sentence ends" },
+        { SF_NEED_Q_MAX, "the largest queries of the prompt" },
+        { SF_NEED_PROFILE, "a calibration profile" },
+        { SF_NEED_INNER, "a method to refine" },
+        { SF_NEED_SELECT_PREFILL, "picks in the prompt" },
+        { SF_NEED_SELECT_DECODE, "picks in decode" },
+    };
+    for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)
+        if (entry->plan.needs & needs[i].need) return lacks(entry, needs[i].what);
+    return SF_OK;
+}
+
+static sf_status check_plan(const struct sf_stack_entry *entry, int32_t tp_size)
+{
+    const struct sf_plan *plan = &entry->plan;
+    const struct sf_policy_ops *policy = entry->method->policy;
+    SF_TRY(check_needs(entry));
+    if (policy->admit != NULL) return lacks(entry, "rewritten prompts");
+    if (policy->select != NULL) return lacks(entry, "picks");
+    if (plan->whens & ~(1u << SF_AT_PREFILL_CHUNK | 1u << SF_AT_PREFILL_END | 1u << SF_AT_FULL |
+                        1u << SF_AT_INTERVAL))
+        return lacks(entry, "events at sentence or turn ends or under memory pressure");
+    if (plan->edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX))
+        return lacks(entry, plan->edits & SF_EDITS_GROUP ? "edits of layer groups"
+                                                         : "edits that move slots between tiers");
+    if (plan->tiers > 1 || (plan->tier[0].codec != NULL && strcmp(plan->tier[0].codec, "raw") != 0))
+        return lacks(entry, "tiers beside the raw one");
+    if (plan->tier[0].k_place != SF_ON_DEVICE || plan->tier[0].v_place != SF_ON_DEVICE)
+        return lacks(entry, "a host tier");
+    for (int w = 0; w < 2; w++)
+        if (plan->watch[w].fold != SF_FOLD_NONE) return lacks(entry, "attention statistics");
+    if (plan->draft.lookahead != 0 || plan->draft.window != 0)
+        return lacks(entry, "a draft model");
+    if (plan->v_top.slots != 0) return lacks(entry, "reading only the best values");
+    if (plan->reduce_bytes > 0 && tp_size > 1)
+        return lacks(entry, "reductions over tensor ranks");
+    if (plan->span_state_bytes > 0) return lacks(entry, "state per sequence");
+    return SF_OK;
+}
+
+/* What no version could run: the author's mistakes. */
+static sf_status check_sense(const struct sf_stack_entry *entry)
+{
+    const struct sf_plan *plan = &entry->plan;
+    const struct sf_policy_ops *policy = entry->method->policy;
+    const char *name = entry->method->name;
+    if (plan->sink_tokens < 0 || plan->tail_tokens < 0 || plan->chunk_tokens < 0 ||
+        plan->aux_bytes < 0 || plan->aux_bytes > 1024 || plan->scratch_bytes < 0)
+        return SF_FAIL(SF_INVALID, "method %s plans %d sinks, %d tail tokens, chunks of %d tokens,"
+                       " %d aux bytes and %lld scratch bytes", name, plan->sink_tokens,
+                       plan->tail_tokens, plan->chunk_tokens, plan->aux_bytes,
+                       (long long)plan->scratch_bytes);
+    if ((plan->whens & 1u << SF_AT_INTERVAL) && plan->every_tokens < 1)
+        return SF_FAIL(SF_INVALID, "method %s asks for an interval of %d tokens", name,
+                       plan->every_tokens);
+    if (plan->whens == 0 && (policy->compress != NULL || policy->score != NULL))
+        return SF_FAIL(SF_INVALID, "method %s asks for no event, so it would never act", name);
+    if (plan->whens != 0 && plan->edits == 0)
+        return SF_FAIL(SF_INVALID, "method %s asks for events but declares no edit", name);
+    if (policy->compress == NULL &&
+        (plan->whens & (1u << SF_AT_INTERVAL | 1u << SF_AT_PREFILL_CHUNK)))
+        return SF_FAIL(SF_INVALID, "method %s has no compress(), so only the end of the prompt and"
+                       " a full lane can be its events", name);
+    return SF_OK;
+}
+
+/* A footprint that could be asked at any time is asked once, at the longest prompt. */
+static sf_status check_footprint(const struct sf_stack_entry *entry, const struct sf_setup *setup)
+{
+    for (int32_t l = 0; l < setup->layers; l++) {
+        struct sf_spot spot = { l, 0, setup->tokens_max, setup->tokens_max };
+        struct sf_foot foot = { .slots_peak = 0 };
+        if (!entry->shape.acts_on[setup->layer[l].lane_first]) continue;
+        SF_TRY(entry->method->policy->footprint(setup, &spot, &foot));
+        if (foot.extra_bytes > 0) return lacks(entry, "state per lane");
+        if (foot.slots_lo[0] < 0 || foot.slots_lo[0] > foot.slots_hi[0] || foot.slots_keep < 0 ||
+            foot.slots_trigger < 0)
+            return SF_FAIL(SF_INVALID, "method %s states %d to %d slots, trigger %d, keep %d for"
+                           " layer %d", entry->method->name, foot.slots_lo[0], foot.slots_hi[0],
+                           foot.slots_trigger, foot.slots_keep, l);
+    }
+    return SF_OK;
+}
+
+/* ---- one entry ------------------------------------------------------------------------------ */
+static sf_status make_shape(struct sf_stack_entry *entry, const struct sf_setup *setup)
+{
+    struct sf_shape *shape = &entry->shape;
+    size_t layers = (size_t)setup->layers, lanes = (size_t)setup->lanes;
+    shape->layer_group = malloc(layers * sizeof *shape->layer_group);
+    shape->head_class = calloc(lanes, 1);
+    shape->acts_on = calloc(lanes, 1);
+    if (shape->layer_group == NULL || shape->head_class == NULL || shape->acts_on == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for the shape of method %s", entry->method->name);
+    for (size_t l = 0; l < layers; l++) {
+        shape->layer_group[l] = -1;
+        memset(shape->acts_on + setup->layer[l].lane_first, entry->layers[l],
+               (size_t)setup->layer[l].groups);
+    }
+    if (entry->method->policy->shape != NULL)
+        SF_TRY(entry->method->policy->shape(setup, shape));
+    for (size_t l = 0; l < layers; l++)
+        if (shape->layer_group[l] >= 0) return lacks(entry, "layer groups");
+    return SF_OK;
+}
+
+static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup *common)
+{
+    struct sf_setup setup = *common;
+    setup.cfg = entry->cfg;
+    setup.shape = NULL;
+    free_checked(entry);
+    if (entry->method->policy == NULL)
+        return SF_FAIL(SF_INVALID, "method %s converts models; it does not stand in "
+                       "kv_cache.methods", entry->method->name);
+    SF_TRY(read_layers(entry, setup.layers));
+    SF_TRY(make_shape(entry, &setup));
+    setup.shape = &entry->shape;
+    memset(&entry->plan, 0, sizeof entry->plan);
+    SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
+    SF_TRY(check_plan(entry, setup.tp_size));
+    SF_TRY(check_sense(entry));
+    return check_footprint(entry, &setup);
+}
+
+sf_status sf_stack_check(struct sf_stack *stack, const struct sf_setup *setup)
+{
+    for (int32_t i = 0; i < stack->entries; i++) {
+        struct sf_stack_entry *entry = &stack->entry[i];
+        SF_TRY(check_entry(entry, setup));
+        for (int32_t before = 0; before < i; before++)
+            for (int32_t lane = 0; lane < setup->lanes; lane++)
+                if (entry->shape.acts_on[lane] && stack->entry[before].shape.acts_on[lane])
+                    return SF_FAIL(SF_UNSUPPORTED,
+                                   "methods %s and %s act on the same heads; give them different "
+                                   "`layers:`", stack->entry[before].method->name,
+                                   entry->method->name);
+    }
+    return SF_OK;
+}
+
+int32_t sf_stack_entry_of(const struct sf_stack *stack, const struct sf_setup *setup, int32_t layer,
+                          int32_t head_global)
+{
+    int32_t lane = setup->layer[layer].lane_first + head_global;
+    for (int32_t i = 0; i < stack->entries; i++)
+        if (stack->entry[i].shape.acts_on != NULL && stack->entry[i].shape.acts_on[lane]) return i;
+    return -1;
+}
+
+/* ---- the model as methods see it ------------------------------------------------------------ */
+sf_status sf_setup_make(const struct sf_model_desc *desc, int32_t tp_size, int32_t page_slots,
+                        int32_t tokens_max, struct sf_setup *setup_out)
+{
+    struct sf_layer *layer = calloc((size_t)desc->layers, sizeof *layer);
+    if (layer == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", desc->layers);
+    int32_t lanes = 0;
+    for (int32_t l = 0; l < desc->layers; l++) {
+        const struct sf_layer_desc *from = &desc->layer[l];
+        layer[l] = (struct sf_layer){ .q_heads = from->q_heads, .k_heads = from->kv_heads,
+                                      .v_heads = from->kv_heads, .groups = from->kv_heads,
+                                      .k_per_group = 1, .v_per_group = 1, .lane_first = lanes,
+                                      .k_dim = from->k_dim, .v_dim = from->v_dim,
+                                      .rope_dim = desc->rope_dim, .window = from->window };
+        lanes += from->kv_heads;
+    }
+    *setup_out = (struct sf_setup){ .model = desc, .layer = layer, .layers = desc->layers,
+                                    .lanes = lanes, .tokens_max = tokens_max, .tp_size = tp_size,
+                                    .page_slots = page_slots };
+    return SF_OK;
+}
+
+void sf_setup_free(struct sf_setup *setup)
+{
+    free((void *)(uintptr_t)setup->layer);
+    *setup = (struct sf_setup){ 0 };
+}

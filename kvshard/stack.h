@@ -1,0 +1,44 @@
+/* kvshard/stack.h: the methods of a job in the order in which they apply, and which lanes each acts
+ * on.  A value: made once from the configuration, checked at plan time, then only read. */
+#ifndef SHEAF_KVSHARD_STACK_H
+#define SHEAF_KVSHARD_STACK_H
+#include <stdint.h>
+#include "base/status.h"
+#include "kvshard/policy.h"
+SF_C_BEGIN
+
+struct sf_stack_entry {
+    const struct sf_method *method;
+    void *cfg;                          /* [method->cfg_bytes] options, parsed; the stack's */
+    char layers_text[256];              /* "0-11,20"; "" = all */
+    /* filled by sf_stack_check, owned by the stack: */
+    uint8_t *layers;                    /* [layers of the model] 1: acts there, by layers_text */
+    struct sf_shape shape;              /* shape.acts_on [lanes]: on which lanes it really acts */
+    struct sf_plan plan;
+};
+struct sf_stack { struct sf_stack_entry *entry; int32_t entries; };
+
+/* Adds an entry with its options at their defaults; *entry_out is for layers_text and sf_opt_set on
+ * its cfg, and is valid until the next entry is added.  SF_INVALID for a name that is not there. */
+sf_status sf_stack_add(struct sf_stack *, const char *method, struct sf_stack_entry **entry_out);
+/* The same for a method that need not be in the registry. */
+sf_status sf_stack_add_method(struct sf_stack *, const struct sf_method *method,
+                              struct sf_stack_entry **entry_out);
+/* Calls every method's plan() and decides whether the stack is legal for this model; the words say
+ * what to change.  setup->cfg is set per entry by this function.  SF_UNSUPPORTED where a method
+ * asks for a service that the store does not have: nothing is ever left out in silence. */
+sf_status sf_stack_check(struct sf_stack *, const struct sf_setup *setup);
+void      sf_stack_free(struct sf_stack *);
+/* Number of the entry that acts on lane `head_global` of `layer`, or -1: the lane stays exact. */
+int32_t   sf_stack_entry_of(const struct sf_stack *, const struct sf_setup *, int32_t layer,
+                            int32_t head_global);
+
+/* ---- how the model looks to methods --------------------------------------------------------- */
+/* Fills layer geometry and sizes of `setup` from the model; setup->layer is owned by the caller and
+ * freed with sf_setup_free.  tokens_max: longest sequence planned for. */
+sf_status sf_setup_make(const struct sf_model_desc *, int32_t tp_size, int32_t page_slots,
+                        int32_t tokens_max, struct sf_setup *setup_out);
+void      sf_setup_free(struct sf_setup *);
+
+SF_C_END
+#endif

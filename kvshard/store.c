@@ -1,0 +1,293 @@
+/* kvshard/store.c: sequences, and one layer of one step: append, attend, events.
+ *
+ * A step is cut into rounds where events fall due (event.c).  In each round the new rows of all
+ * sequences are appended by one call of the backend and attended by one more, whatever the number
+ * of sequences and lanes; both jobs are built in arrays that were sized when the store was made. */
+#include "kvshard/store.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "kvshard/store_impl.h"
+
+/* ---- one layer of one step ------------------------------------------------------------------ */
+static void check_step(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    SF_ASSERT(layer >= 0 && layer < store->layers);
+    SF_ASSERT(step->items >= 0 && step->items <= store->seqs_max);
+    for (int32_t i = 0; i < step->items; i++) {
+        const struct sf_kv_item *item = &step->item[i];
+        SF_ASSERT(item->rows >= 0 && item->row_first >= 0);
+        SF_ASSERT(item->row_first + item->rows <= store->rows_max);
+        SF_ASSERT(item->pos_first == item->seq->tokens[layer]);
+        SF_ASSERT(item->pos_first + item->rows <= item->seq->tokens_max);
+        for (int32_t r = 0; r < item->rows; r++)
+            store->row_pos[item->row_first + r] = item->pos_first + r;
+        store->done[i] = 0;
+    }
+}
+
+/* Rows of each item that run before its next event; returns how many in all. */
+static int64_t plan_round(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    int64_t rows = 0;
+    for (int32_t i = 0; i < step->items; i++) {
+        int32_t left = step->item[i].rows - store->done[i];
+        store->rows[i] = left > 0 ? sf_events_rows(store, layer, step->item[i].seq, left) : 0;
+        rows += store->rows[i];
+    }
+    return rows;
+}
+
+/* All pages of the round are there, or the round does not begin. */
+static sf_status check_pages(const struct sf_store *store, int32_t layer,
+                             const struct sf_kv_step *step)
+{
+    int64_t needed = 0;
+    for (int32_t i = 0; i < step->items; i++)
+        for (int32_t l = 0; store->rows[i] > 0 && l < store->layer[layer].spec.lanes; l++)
+            needed += sf_lane_pages_needed(&store->pool,
+                                           sf_store_lane_of(store, step->item[i].seq, layer, l),
+                                           store->rows[i]);
+    if (needed > sf_pages_free(&store->pool))
+        return SF_FAIL(SF_NO_PAGES, "layer %d needs %lld more pages, %d of %d are free",
+                       store->layer_first + layer, (long long)needed, sf_pages_free(&store->pool),
+                       store->pool.pages);
+    return SF_OK;
+}
+
+void sf_store_book(struct sf_store *store, struct sf_seq *seq, int32_t layer, int32_t lane,
+                   const struct sf_kv_lane *before)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    const struct sf_kv_lane *now = sf_store_lane_of(store, seq, layer, lane);
+    if (state->spec.lane[lane].replica > 0) return;
+    store->bytes_stored += (int64_t)(now->live - before->live) * state->slot_bytes[lane];
+    seq->pages += now->pages - before->pages;
+    if (seq->pages > seq->pages_peak) seq->pages_peak = seq->pages;
+}
+
+/* Makes room for the round's rows in every lane and writes the lanes of both jobs. */
+static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struct sf_kv_step *step,
+                              int32_t *lanes_out)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    struct sf_lane_ctx ctx = sf_store_ctx(store, layer);
+    int32_t n = 0;
+    for (int32_t i = 0; i < step->items; i++) {
+        struct sf_seq *seq = step->item[i].seq;
+        int32_t rows = store->rows[i], row_first = step->item[i].row_first + store->done[i];
+        if (rows == 0) continue;
+        for (int32_t l = 0; l < state->spec.lanes; l++, n++) {
+            struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;
+            SF_TRY(sf_lane_extend(&ctx, lane, seq->tokens[layer], rows));
+            sf_store_book(store, seq, layer, l, &before);
+            store->append[n] = (struct sf_append_lane){
+                .pages = lane->page, .slot_first = before.slots, .row_first = row_first,
+                .rows = rows, .head = l };
+            store->job[n] = (struct sf_lane_job){
+                .pages = lane->page, .slots = lane->slots, .row_first = row_first, .rows = rows,
+                .q_first = state->spec.lane[l].q_first, .q_heads = state->spec.lane[l].q_heads };
+        }
+        seq->tokens[layer] += rows;
+    }
+    *lanes_out = n;
+    return SF_OK;
+}
+
+static sf_status run_round(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    SF_TRY(sf_events_before(store, layer, step));
+    SF_TRY(check_pages(store, layer, step));
+    int32_t lanes;
+    SF_TRY(extend_lanes(store, layer, step, &lanes));
+    struct sf_append_job append = {
+        .layout = state->layout, .pool = store->pool.base, .page_bytes = store->pool.page_bytes,
+        .k = step->k, .v = step->v, .k_stride = step->k_stride, .v_stride = step->v_stride,
+        .pos = store->row_pos, .lane = store->append, .lanes = lanes };
+    struct sf_attend_job attend = {
+        .layout = state->layout, .pool = store->pool.base, .page_bytes = store->pool.page_bytes,
+        .q = step->q, .q_stride = step->q_stride, .out = step->out, .out_stride = step->out_stride,
+        .out_head_stride = step->out_head_stride, .out_dtype = step->out_dtype,
+        .scale = state->spec.scale, .window = state->spec.window, .row_pos = store->row_pos,
+        .lane = store->job, .lanes = lanes };
+    store->device->k->kv_append(store->device, &append);
+    store->device->k->attend(store->device, &attend);
+    return sf_events_after(store, layer, step);
+}
+
+sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const struct sf_kv_step *step)
+{
+    check_step(store, layer_local, step);
+    if (store->layer[layer_local].spec.lanes == 0) {
+        for (int32_t i = 0; i < step->items; i++)
+            step->item[i].seq->tokens[layer_local] += step->item[i].rows;
+        return SF_OK;
+    }
+    while (plan_round(store, layer_local, step) > 0) {
+        SF_TRY(run_round(store, layer_local, step));
+        for (int32_t i = 0; i < step->items; i++) store->done[i] += store->rows[i];
+    }
+    return SF_OK;
+}
+
+/* ---- sequences ------------------------------------------------------------------------------ */
+static void seq_free(struct sf_seq *seq)
+{
+    sf_free(seq->page_tables);
+    sf_free(seq->lane);
+    sf_free(seq->tokens);
+    sf_free(seq);
+}
+
+static sf_status seq_alloc(const struct sf_store *store, int32_t tokens_max, struct sf_seq *seq)
+{
+    int32_t pages_max = (int32_t)(((int64_t)tokens_max + store->page_slots - 1) /
+                                  store->page_slots);
+    size_t lanes = (size_t)store->lanes;
+    void *block;
+    SF_TRY(sf_alloc((size_t)store->layers * sizeof *seq->tokens, "token counts", &block));
+    seq->tokens = block;
+    SF_TRY(sf_alloc(lanes * sizeof *seq->lane, "lanes of a sequence", &block));
+    seq->lane = block;
+    SF_TRY(sf_alloc(lanes * (size_t)pages_max * sizeof(int32_t), "page tables of a sequence",
+                    &block));
+    seq->page_tables = block;
+    for (size_t i = 0; i < lanes; i++) {
+        seq->lane[i].page = seq->page_tables + i * (size_t)pages_max;
+        seq->lane[i].pages_max = pages_max;
+    }
+    return SF_OK;
+}
+
+/* The methods' budgets for a prompt of this length. */
+static sf_status seq_budgets(const struct sf_store *store, struct sf_seq *seq)
+{
+    for (int32_t layer = 0; layer < store->layers; layer++) {
+        const struct sf_layer_state *state = &store->layer[layer];
+        for (int32_t l = 0; l < state->spec.lanes; l++) {
+            if (state->method[l] < 0) continue;
+            const struct sf_store_method *method = &store->method[state->method[l]];
+            struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l);
+            struct sf_spot spot = { store->layer_first + layer, state->spec.lane[l].head_global,
+                                    seq->prompt, seq->prompt };
+            struct sf_foot foot;
+            memset(&foot, 0, sizeof foot);
+            SF_TRY(method->entry->method->policy->footprint(&method->setup, &spot, &foot));
+            lane->slots_trigger = foot.slots_trigger;
+            lane->slots_keep = foot.slots_keep;
+            lane->mirrored = method->entry->plan.whens != 0;
+        }
+    }
+    return SF_OK;
+}
+
+sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, int32_t tokens_max,
+                      struct sf_seq **out)
+{
+    SF_ASSERT(prompt >= 1 && tokens_max >= prompt);
+    SF_ASSERT(store->seqs < store->seqs_max);
+    void *block;
+    SF_TRY(sf_alloc(sizeof(struct sf_seq), "a sequence", &block));
+    struct sf_seq *seq = block;
+    seq->id = seq_id;
+    seq->prompt = prompt;
+    seq->tokens_max = tokens_max;
+    sf_status status = seq_alloc(store, tokens_max, seq);
+    if (status == SF_OK) status = seq_budgets(store, seq);
+    if (status != SF_OK) {
+        seq_free(seq);
+        return status;
+    }
+    store->seqs++;
+    *out = seq;
+    return SF_OK;
+}
+
+static void write_receipt(const struct sf_store *store, const struct sf_seq *seq,
+                          struct sf_receipt *receipt)
+{
+    *receipt = (struct sf_receipt){ .slots_evicted = seq->evicted, .slots_merged = seq->merged,
+                                    .edits = seq->edits, .tokens = seq->tokens[0],
+                                    .bytes_peak = seq->pages_peak *
+                                                  (int64_t)store->pool.page_bytes };
+    for (int32_t layer = 0; layer < store->layers; layer++) {
+        const struct sf_layer_state *state = &store->layer[layer];
+        int64_t exact = (int64_t)sf_layout_slot_bytes(&state->layout);
+        for (int32_t l = 0; l < state->spec.lanes; l++) {
+            if (state->spec.lane[l].replica > 0) continue;
+            receipt->bytes_exact += seq->tokens[layer] * exact;
+            receipt->bytes_stored += sf_store_lane_of(store, seq, layer, l)->live *
+                                     state->slot_bytes[l];
+        }
+    }
+}
+
+void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt *receipt_out)
+{
+    SF_ASSERT(store->seqs > 0);
+    if (receipt_out) write_receipt(store, seq, receipt_out);
+    for (int32_t layer = 0; layer < store->layers; layer++)
+        for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++) {
+            struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;
+            sf_lane_free(&store->pool, lane);
+            sf_store_book(store, seq, layer, l, &before);
+        }
+    store->seqs--;
+    seq_free(seq);
+}
+
+/* ---- looking in ----------------------------------------------------------------------------- */
+int64_t sf_store_pages_free(const struct sf_store *store) { return sf_pages_free(&store->pool); }
+int64_t sf_store_pages(const struct sf_store *store) { return store->pool.pages; }
+int64_t sf_store_bytes_stored(const struct sf_store *store) { return store->bytes_stored; }
+int64_t sf_store_bytes_held(const struct sf_store *store)
+{
+    return store->pool.used * (int64_t)store->pool.page_bytes;
+}
+
+int32_t sf_seq_lane_slots(const struct sf_store *store, const struct sf_seq *seq,
+                          int32_t layer_local, int32_t lane)
+{
+    return sf_store_lane_of(store, seq, layer_local, lane)->live;
+}
+
+static sf_status read_lane(const struct sf_store *store, int32_t layer,
+                           const struct sf_kv_lane *lane, int32_t *slot, float *dev, float *k,
+                           float *v, int32_t *pos, float *bias)
+{
+    const struct sf_layout *layout = &store->layer[layer].layout;
+    const struct sf_kernels *kernels = store->device->k;
+    size_t n = (size_t)lane->live, k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
+    float *dev_v = dev + n * k_dim;
+    sf_lane_live(&store->pool, lane, slot);
+    struct sf_slot_list list = { .pages = lane->page, .slot = slot, .n = lane->live };
+    kernels->kv_read(store->device, layout, store->pool.base, store->pool.page_bytes, &list,
+                     k ? dev : NULL, v ? dev_v : NULL, bias, pos);
+    if (k) kernels->download(store->device, k, dev, n * k_dim * sizeof(float));
+    if (v) kernels->download(store->device, v, dev_v, n * v_dim * sizeof(float));
+    kernels->sync(store->device);
+    return SF_OK;
+}
+
+sf_status sf_seq_lane_read(const struct sf_store *store, const struct sf_seq *seq,
+                           int32_t layer_local, int32_t lane_index, float *k, float *v,
+                           int32_t *pos, float *bias)
+{
+    const struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer_local, lane_index);
+    const struct sf_layout *layout = &store->layer[layer_local].layout;
+    if (lane->live == 0) return SF_OK;
+    size_t floats = (size_t)lane->live * (size_t)(layout->k_dim + layout->v_dim);
+    void *slot, *dev;
+    SF_TRY(sf_alloc((size_t)lane->live * sizeof(int32_t), "slot numbers", &slot));
+    sf_status status = store->device->k->alloc(store->device, floats * sizeof(float),
+                                               "slots to be read", &dev);
+    if (status == SF_OK) {
+        status = read_lane(store, layer_local, lane, slot, dev, k, v, pos, bias);
+        store->device->k->free(store->device, dev);
+    }
+    sf_free(slot);
+    return status;
+}

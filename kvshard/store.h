@@ -1,0 +1,96 @@
+/* kvshard/store.h: the paged, per-head KV cache of one rank.
+ *
+ * A lane is the slots of one (sequence, layer, KV head).  Lanes are ragged: each has its own pages,
+ * and an edit of one lane frees its pages alone.  The store appends, attends, fires the events of
+ * the methods in the stack, checks their edits and applies them; it decides nothing.
+ *
+ *   lane:  pages  [ 7 ][ 3 ][ 9 ]          page_slots physical slots each
+ *   slots  s s s s . . . .|s s s s ...|s s _ _     s live, . hole (dropped), _ not yet written
+ *
+ * A keep edit marks what it drops as holes (bias -inf), gives back every page that is all holes at
+ * once, and compacts the lane when holes outgrow a fixed share of it; so a window that slides by
+ * one token moves nothing.  Holes are invisible above the store: views, counts and bytes speak of
+ * live slots, in the lane's order. */
+#ifndef SHEAF_KVSHARD_STORE_H
+#define SHEAF_KVSHARD_STORE_H
+#include <stdint.h>
+#include "base/dtype.h"
+#include "base/status.h"
+#include "kernels/device.h"
+SF_C_BEGIN
+
+struct sf_store;
+struct sf_seq;
+struct sf_stack;                        /* kvshard/stack.h */
+struct sf_setup;                        /* kvshard/policy.h */
+
+struct sf_store_lane {                  /* one KV head here */
+    int32_t head_global;                /* number in the model */
+    int32_t q_first, q_heads;           /* its query heads, numbered on this rank */
+    int32_t replica, replicas;
+};
+struct sf_store_layer {
+    int32_t k_dim, v_dim, window;
+    float scale;                        /* of the softmax */
+    const struct sf_store_lane *lane; int32_t lanes;
+};
+struct sf_store_spec {
+    struct sf_device *device;
+    const struct sf_stack *stack;       /* outlives the store */
+    const struct sf_setup *setup;       /* the model as methods see it, rank filled in; outlives */
+    int32_t layer_first, layers;        /* of this rank */
+    const struct sf_store_layer *layer; /* [layers] copied */
+    enum sf_dtype dtype;                /* of the raw tier */
+    int32_t page_slots;
+    int64_t pool_bytes;                 /* rounded down to pages */
+    uint8_t populate;                   /* touch the pool now, so that it cannot fail later */
+    int32_t seqs_max, rows_max;         /* most sequences open; most rows of one step */
+};
+
+/* What was done to one sequence's cache on this rank; lanes that are replicas > 0 do not count. */
+struct sf_receipt {
+    int64_t bytes_exact, bytes_stored;  /* at its last token (interface.md section 4) */
+    int64_t bytes_peak;                 /* pages really held, at most */
+    int64_t slots_evicted, slots_merged, slots_requantised;
+    int32_t tokens, edits;
+};
+
+sf_status sf_store_create(const struct sf_store_spec *, struct sf_store **out);
+void      sf_store_destroy(struct sf_store *);
+
+/* seq_id is for messages and hooks.  prompt: its length, known; tokens_max: prompt + answer. */
+sf_status sf_seq_open(struct sf_store *, int64_t seq_id, int32_t prompt, int32_t tokens_max,
+                      struct sf_seq **out);
+/* Frees its pages; receipt may be NULL. */
+void      sf_seq_close(struct sf_store *, struct sf_seq *, struct sf_receipt *receipt_out);
+
+struct sf_kv_item {                     /* rows of one sequence in this step */
+    struct sf_seq *seq;
+    int32_t row_first, rows, pos_first; /* positions pos_first .. pos_first + rows - 1, in order */
+};
+struct sf_kv_step {                     /* one layer of one step */
+    const struct sf_kv_item *item; int32_t items;
+    float *q, *k, *v;                   /* [rows][stride]: heads of this rank; after RoPE */
+    size_t q_stride, k_stride, v_stride;
+    void *out;                          /* attention output, head h at h * out_head_stride */
+    size_t out_stride, out_head_stride;
+    enum sf_dtype out_dtype;
+};
+/* Appends the rows, attends, fires events and applies edits (interface.md 3.1: order in decode).
+ * SF_NO_PAGES takes no page; rows up to an earlier event of the call stand.  The job ends. */
+sf_status sf_store_layer(struct sf_store *, int32_t layer_local, const struct sf_kv_step *);
+
+int64_t sf_store_pages_free(const struct sf_store *);
+int64_t sf_store_pages(const struct sf_store *);
+/* Bytes now: stored payload of live slots (replicas not counted), and pages held. */
+int64_t sf_store_bytes_stored(const struct sf_store *);
+int64_t sf_store_bytes_held(const struct sf_store *);
+
+/* A lane decoded: its live slots in order.  Room for `slots` each; NULL where not wanted. */
+int32_t sf_seq_lane_slots(const struct sf_store *, const struct sf_seq *, int32_t layer_local,
+                          int32_t lane);
+sf_status sf_seq_lane_read(const struct sf_store *, const struct sf_seq *, int32_t layer_local,
+                           int32_t lane, float *k, float *v, int32_t *pos, float *bias);
+
+SF_C_END
+#endif

@@ -1,0 +1,115 @@
+/* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
+ * step), event.c (which hooks fall due, views), edit.c (answers, checks, application) and service.c
+ * (what a hook may call).  Nobody else includes it. */
+#ifndef SHEAF_KVSHARD_STORE_IMPL_H
+#define SHEAF_KVSHARD_STORE_IMPL_H
+#include "kvshard/lane.h"
+#include "kvshard/policy.h"
+#include "kvshard/stack.h"
+#include "kvshard/store.h"
+SF_C_BEGIN
+
+struct sf_store_method {                /* an entry of the stack, opened */
+    struct sf_env env;                  /* first, so that a service finds the rest from it */
+    struct sf_setup setup;              /* with cfg, shape and rank */
+    const struct sf_stack_entry *entry;
+    struct sf_store *store;
+    int64_t scratch_left;               /* host and device bytes the running hook may still take */
+};
+struct sf_layer_state {
+    struct sf_store_layer spec;         /* spec.lane is owned */
+    struct sf_layout layout;
+    int32_t lane_first;                 /* lanes of a sequence in earlier layers here */
+    int32_t *method;                    /* [lanes] the method that acts there; -1: none */
+    int64_t *slot_bytes;                /* [lanes] that a stored slot counts for */
+};
+struct sf_seq {
+    int64_t id;
+    int32_t prompt, tokens_max;
+    int32_t *tokens;                    /* [layers] that have been appended */
+    struct sf_kv_lane *lane;            /* [lanes of all layers] */
+    int32_t *page_tables;               /* of all lanes, one after the other */
+    int64_t pages, pages_peak;          /* of lanes that count (replica 0) */
+    int64_t evicted, merged;
+    int32_t edits;
+};
+struct sf_store {
+    struct sf_device *device;
+    struct sf_setup setup;
+    int32_t layer_first, layers, lanes; /* lanes of one sequence here */
+    int32_t page_slots, seqs_max, rows_max, seqs;
+    struct sf_layer_state *layer;
+    struct sf_store_method *method;
+    int32_t methods, methods_open;
+    struct sf_page_pool pool;
+    int64_t bytes_stored;
+    struct sf_scratch_mem host, dev;    /* of one hook */
+    const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
+    /* of one step; sized at creation */
+    struct sf_append_lane *append;      /* [seqs_max x most lanes of a layer] */
+    struct sf_lane_job *job;
+    int32_t *row_pos;                   /* [rows_max] */
+    int32_t *done, *rows;               /* [seqs_max] rows before and in this round */
+};
+
+static inline struct sf_kv_lane *sf_store_lane_of(const struct sf_store *store,
+                                                  const struct sf_seq *seq, int32_t layer,
+                                                  int32_t lane)
+{
+    return &seq->lane[store->layer[layer].lane_first + lane];
+}
+static inline struct sf_lane_ctx sf_store_ctx(struct sf_store *store, int32_t layer)
+{
+    struct sf_lane_ctx ctx = { &store->pool, store->layer[layer].layout, &store->host };
+    return ctx;
+}
+/* Books that lane `lane` has changed from `before` to what it is now. */
+void sf_store_book(struct sf_store *, struct sf_seq *, int32_t layer, int32_t lane,
+                   const struct sf_kv_lane *before);
+
+/* ---- event.c -------------------------------------------------------------------------------- */
+/* Rows of an item that can run before an event of `layer` falls due, given `left` >= 1 of them. */
+int32_t   sf_events_rows(const struct sf_store *, int32_t layer, const struct sf_seq *,
+                         int32_t left);
+/* Before (chunk events) and after the attention of a round; store->done and rows are set. */
+sf_status sf_events_before(struct sf_store *, int32_t layer, const struct sf_kv_step *);
+sf_status sf_events_after(struct sf_store *, int32_t layer, const struct sf_kv_step *);
+
+/* ---- edit.c --------------------------------------------------------------------------------- */
+struct sf_view {                        /* what stands behind one lane that a hook sees */
+    struct sf_seq *seq;
+    struct sf_kv_lane *lane;
+    int32_t lane_index, tokens;
+    int32_t *slot;                      /* [slots] physical slot of each slot of the view */
+    int edit;                           /* 0, SF_EDITS_KEEP or SF_EDITS_MIX */
+    int32_t *keep, keeps;
+    struct sf_mix mix;
+};
+struct sf_answer {
+    struct sf_store *store;
+    const struct sf_store_method *method;
+    int32_t layer;
+    struct sf_span *span;
+    int32_t spans, views;
+    struct sf_lane *shown;              /* [views] */
+    struct sf_view *view;               /* [views] */
+    sf_status refused;                  /* of the first edit that broke a rule */
+    char words[512];
+};
+/* Whether no edit may touch a slot of this position. */
+static inline int sf_is_protected(const struct sf_plan *plan, int32_t tokens, int32_t pos)
+{
+    return pos < plan->sink_tokens || pos >= tokens - plan->tail_tokens;
+}
+/* Whether new slot i of a mix is an old one, byte for byte. */
+int sf_mix_is_copy(const struct sf_lane *, const struct sf_mix *, int32_t i);
+
+/* ---- apply.c -------------------------------------------------------------------------------- */
+/* All edits of the answer, or none if one was refused. */
+sf_status sf_answer_apply(struct sf_answer *);
+/* A keep without a view: the default of a method that ranks by age. */
+sf_status sf_keep_newest(struct sf_store *, int32_t layer, struct sf_seq *, int32_t lane_index,
+                         const struct sf_plan *);
+
+SF_C_END
+#endif
