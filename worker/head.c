@@ -1,0 +1,163 @@
+/* worker/head.c: from the residual of the last stage to tokens.
+ *
+ * Each tensor rank of the last stage has a slice of the output head's rows.  Greedy rows need only
+ * the best of each slice (8 bytes a row and rank); rows that are sampled, or tapped, need all
+ * logits on tensor rank 0.  Sampling is one walk through the cumulative distribution, in f64 and
+ * in the order of the vocabulary, with a counter-based random number: (seed, record, token index),
+ * so a record's text does not depend on its neighbours. */
+#include <math.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "worker/state.h"
+
+/* The first token whose cumulative probability exceeds u; softmax of logits / temperature. */
+static int32_t pick(const float *logits, int32_t vocab, double temperature, double u)
+{
+    double highest = logits[0], total = 0.0, sum = 0.0;
+    for (int32_t i = 1; i < vocab; i++)
+        if (logits[i] > highest) highest = logits[i];
+    for (int32_t i = 0; i < vocab; i++) total += exp((logits[i] - highest) / temperature);
+    int32_t last = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        double p = exp((logits[i] - highest) / temperature);
+        if (p == 0.0) continue;
+        sum += p;
+        last = i;
+        if (sum > u * total) return i;
+    }
+    return last;                        /* u * total rounded up to the whole sum */
+}
+
+/* Collects the rows that want logits; returns how many. */
+static int32_t collect(struct sf_worker *w, const struct sf_wire_step *step, int *sampled_out)
+{
+    int32_t wanted = 0, row = 0;
+    *sampled_out = 0;
+    for (int32_t i = 0; i < step->items; i++) {
+        const struct sf_wire_item *item = &step->item[i];
+        int32_t first = item->logits == SF_LOGITS_ALL ? 0 : item->rows - 1;
+        for (int32_t r = first; r < item->rows && item->logits != SF_LOGITS_NONE; r++) {
+            w->head_row[wanted] = row + r;
+            w->head_item[wanted] = i;
+            wanted++;
+        }
+        const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
+        if (item->logits == SF_LOGITS_LAST && seq->temperature > 0.0) *sampled_out = 1;
+        row += item->rows;
+    }
+    return wanted;
+}
+
+/* All logits of `rows` rows on tensor rank 0; *all_out is NULL on the others. */
+static sf_status gather(struct sf_worker *w, int32_t rows, const float **all_out)
+{
+    const struct sf_share *share = w->spec.share;
+    size_t mine = (size_t)share->vocab_count, vocab = (size_t)w->desc->vocab;
+    *all_out = NULL;
+    if (share->tp_size == 1) {
+        *all_out = w->logits;
+        return SF_OK;
+    }
+    if (share->tp_rank != 0) {
+        if (mine == 0) return SF_OK;
+        struct sf_request *request;
+        SF_TRY(sf_comm_isend(w->spec.tensor, 0, SF_TAG_RESULT, w->logits,
+                             (size_t)rows * mine * sizeof(float), &request));
+        return sf_comm_wait(w->spec.tensor, request);
+    }
+    for (int32_t r = 0; r < share->tp_size; r++) {
+        size_t first = (size_t)w->vocab_first[r], count = (size_t)w->vocab_first[r + 1] - first;
+        const float *part = w->logits;
+        if (r > 0 && count > 0) {       /* rank 0's own slice has been copied: its buffer is free */
+            SF_ASSERT(count <= mine);   /* slices never grow with the rank */
+            SF_TRY(sf_comm_recv(w->spec.tensor, r, SF_TAG_RESULT, w->logits,
+                                (size_t)rows * count * sizeof(float)));
+        }
+        for (int32_t row = 0; row < rows; row++)
+            memcpy(w->logits_all + (size_t)row * vocab + first, part + (size_t)row * count,
+                   count * sizeof(float));
+    }
+    *all_out = w->logits_all;
+    return SF_OK;
+}
+
+/* Best token of each row over all slices, ties to the lower token; on every tensor rank. */
+static sf_status best_of(struct sf_worker *w, int32_t rows)
+{
+    const struct sf_share *share = w->spec.share;
+    for (int32_t row = 0; row < rows; row++)
+        w->best[row] = (struct sf_best){.value = -INFINITY, .index = -1};
+    if (share->vocab_count > 0) {
+        w->device->k->argmax(w->device, rows, share->vocab_count, w->logits,
+                             (size_t)share->vocab_count, w->best_value, w->best_index);
+        for (int32_t row = 0; row < rows; row++)
+            w->best[row] = (struct sf_best){.value = w->best_value[row],
+                                            .index = share->vocab_first + w->best_index[row]};
+    }
+    if (share->tp_size == 1) return SF_OK;
+    SF_TRY(sf_comm_allgather(w->spec.tensor, w->best, (size_t)rows * sizeof *w->best, w->best_all));
+    for (int32_t row = 0; row < rows; row++) {
+        w->best[row] = w->best_all[row];
+        for (int32_t r = 1; r < share->tp_size; r++) {
+            const struct sf_best *other = &w->best_all[r * rows + row];
+            if (other->value > w->best[row].value) w->best[row] = *other;
+        }
+    }
+    return SF_OK;
+}
+
+static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step, int32_t wanted,
+                            int32_t row, const float *all, struct sf_wire_result *result)
+{
+    const struct sf_wire_item *item = &step->item[w->head_item[wanted]];
+    const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
+    const float *logits = all == NULL ? NULL : all + (size_t)row * (size_t)w->desc->vocab;
+    if (w->spec.tap.row != NULL && logits != NULL)
+        w->spec.tap.row(w->spec.tap.arg, item->seq, w->row_pos[w->head_row[wanted]], logits,
+                        w->desc->vocab);
+    if (item->logits != SF_LOGITS_LAST) return SF_OK;
+    int32_t token = w->best[row].index;
+    if (!isfinite(w->best[row].value) || token < 0)
+        return SF_FAIL(SF_INTERNAL, "the logits of sequence %llu at position %d are not finite",
+                       (unsigned long long)item->seq, item->pos + item->rows - 1);
+    if (seq->temperature > 0.0) {
+        if (logits == NULL) return SF_OK;                   /* tensor rank 0 draws */
+        uint64_t index = (uint64_t)(item->pos + item->rows - seq->prompt);
+        token = pick(logits, w->desc->vocab, seq->temperature,
+                     sf_rng_uniform(seq->rng_key, seq->rng_stream, index));
+    }
+    result->sample[result->samples++] = (struct sf_wire_sample){.seq = item->seq, .token = token};
+    return SF_OK;
+}
+
+sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
+                  struct sf_wire_result *result)
+{
+    struct sf_device *device = w->device;
+    const struct sf_kernels *k = device->k;
+    size_t d_model = (size_t)w->desc->d_model;
+    int sampled;
+    int32_t wanted = collect(w, step, &sampled);
+    w->stats.logit_rows += wanted;
+    for (int32_t first = 0; first < wanted; first += w->ws.head_rows) {
+        int32_t rows = wanted - first < w->ws.head_rows ? wanted - first : w->ws.head_rows;
+        for (int32_t row = 0; row < rows; row++)
+            memcpy(w->head_rows_in + (size_t)row * d_model,
+                   w->residual + (size_t)w->head_row[first + row] * d_model,
+                   d_model * sizeof(float));
+        k->rmsnorm(device, rows, w->desc->d_model, w->head_rows_in, d_model, w->weights.out_norm,
+                   w->desc->norm_eps, w->normed, d_model, w->spec.dtype);
+        if (w->weights.head != NULL)
+            k->matmul(device, w->weights.head, rows, w->normed, d_model, w->logits,
+                      (size_t)w->spec.share->vocab_count);
+        k->sync(device);
+        SF_TRY(best_of(w, rows));
+        const float *all = NULL;
+        if (sampled || w->spec.tap.row != NULL) SF_TRY(gather(w, rows, &all));
+        for (int32_t row = 0; row < rows; row++)
+            SF_TRY(finish_row(w, step, first + row, row, all, result));
+        SF_TRY(sf_comm_beat(w->spec.world, "head", first));
+    }
+    return SF_OK;
+}

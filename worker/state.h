@@ -1,0 +1,103 @@
+/* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
+ *
+ * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
+ * head.c (logits and sampling), pipe.c (between stages), hub.c (rank 0's post office), load.c. */
+#ifndef SHEAF_WORKER_STATE_H
+#define SHEAF_WORKER_STATE_H
+#include <stdint.h>
+#include "kvshard/store.h"
+#include "worker/load.h"
+#include "worker/worker.h"
+
+struct sf_hub;
+
+struct sf_best { float value; int32_t index; };  /* greatest logit of a row in a part of it */
+
+struct sf_worker_seq {                  /* one open sequence */
+    uint64_t id;
+    struct sf_seq *cache;               /* NULL: this place in the table is free */
+    int32_t prompt, tokens_max;
+    int32_t next_token;                 /* its last sample, to be fed; -1: not known yet */
+    double temperature;
+    uint64_t rng_key, rng_stream;
+};
+struct sf_seq_table {                   /* open addressing, at most half full */
+    struct sf_worker_seq *place;
+    int32_t places, used, used_max;     /* places: a power of two */
+};
+sf_status sf_seq_table_create(struct sf_seq_table *, int32_t seqs_max);
+void      sf_seq_table_destroy(struct sf_seq_table *);
+struct sf_worker_seq *sf_seq_table_find(const struct sf_seq_table *, uint64_t id); /* or NULL */
+/* SF_INTERNAL if it is there already or the table is full. */
+sf_status sf_seq_table_add(struct sf_seq_table *, uint64_t id, struct sf_worker_seq **out);
+void      sf_seq_table_remove(struct sf_seq_table *, struct sf_worker_seq *);
+
+struct sf_worker {
+    struct sf_worker_spec spec;
+    const struct sf_model_desc *desc;
+    struct sf_workspace ws;
+    struct sf_device *device;
+    struct sf_load_spec load_spec;
+    struct sf_weights_packed weights;
+    struct sf_store *store;
+    struct sf_reduce *reduce;
+    struct sf_hub *hub;                 /* world rank 0 only */
+    struct sf_seq_table seqs;
+    struct sf_worker_stats stats;
+
+    /* step buffers; sizes in ws */
+    float *residual, *qkv, *gate_up, *rope, *head_rows_in, *logits, *logits_all, *transfer;
+    void *normed, *attention, *activation;
+    /* host arrays of a step, rows_pad and seqs_max long */
+    int32_t *row_pos, *row_token;
+    struct sf_kv_item *kv_item;
+    int32_t *head_row, *head_item;      /* rows that want logits, and their items */
+    int32_t *vocab_first;               /* [tensor ranks + 1] rows of the output head by rank */
+    float *best_value;                  /* [head_rows] */
+    int32_t *best_index;                /* [head_rows] */
+    struct sf_best *best, *best_all;    /* [head_rows], [tensor ranks * head_rows] */
+    struct sf_wire_sample *sample;      /* [seqs_max] of the step under way */
+    /* [tensor ranks] one leaf a rank: puts column blocks together */
+    struct sf_leaf *block_leaf;
+    struct sf_request *sending;         /* the activations of the step before; NULL: none */
+    int64_t tokens_expected;            /* SF_TAG_TOKENS messages of earlier steps still to come */
+};
+
+/* world ranks */
+int32_t sf_worker_rank_of(const struct sf_worker *, int32_t stage, int32_t tensor_rank);
+static inline int sf_worker_is_first(const struct sf_worker *w) { return w->spec.stage == 0; }
+static inline int sf_worker_is_last(const struct sf_worker *w)
+{
+    return w->spec.stage == w->spec.stages - 1;
+}
+
+/* ---- step.c ---- */
+/* One whole step; results and receipts are sent. */
+sf_status sf_worker_step(struct sf_worker *, const struct sf_wire_step *);
+
+/* ---- forward.c: rows of the step through the layers of this rank ---- */
+struct sf_rows {
+    int32_t rows;                       /* row_pos, residual */
+    const struct sf_kv_item *item; int32_t items;
+};
+sf_status sf_forward_layers(struct sf_worker *, const struct sf_rows *);
+
+/* ---- head.c ---- */
+/* Logits of the rows that ask, samples of the items that sample; result has room for all items. */
+sf_status sf_head(struct sf_worker *, const struct sf_wire_step *, struct sf_wire_result *);
+
+/* ---- pipe.c ---- */
+sf_status sf_pipe_receive(struct sf_worker *, int32_t rows);     /* into residual */
+sf_status sf_pipe_send(struct sf_worker *, int32_t rows);
+/* Last stage: tokens to the first stage and the result to rank 0. */
+sf_status sf_pipe_results(struct sf_worker *, const struct sf_wire_result *);
+/* First stage: waits until every sequence that this step feeds has its token. */
+sf_status sf_pipe_tokens(struct sf_worker *, const struct sf_wire_step *);
+/* at the end: takes what is left */
+sf_status sf_pipe_drain(struct sf_worker *);
+
+#include "worker/hub.h"
+/* To the coordinator: by ring on rank 0, by message elsewhere. */
+sf_status sf_worker_send(struct sf_worker *, int32_t tag, const void *bytes, size_t count);
+
+#endif

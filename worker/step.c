@@ -1,0 +1,196 @@
+/* worker/step.c: one step, from the coordinator's message to results and receipts.
+ *
+ *   close -> open -> rows -> (embed | receive) -> layers -> (send | head, results) -> receipts
+ *
+ * Every index in the message is checked here before anything is touched: the sequences exist, the
+ * rows fit the buffers, positions are inside the sequence, token ids inside the vocabulary. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "worker/state.h"
+
+static sf_status close_sequences(struct sf_worker *w, const struct sf_wire_step *step,
+                                 struct sf_wire_receipt *receipt)
+{
+    for (int32_t i = 0; i < step->closes; i++) {
+        struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, step->close[i]);
+        if (seq == NULL)
+            return SF_FAIL(SF_INTERNAL, "step %llu closes sequence %llu, which is not open",
+                           (unsigned long long)step->id, (unsigned long long)step->close[i]);
+        struct sf_receipt done;
+        sf_seq_close(w->store, seq->cache, &done);
+        receipt[i] = (struct sf_wire_receipt){.seq = seq->id,
+                                              .bytes_exact = done.bytes_exact,
+                                              .bytes_stored = done.bytes_stored,
+                                              .bytes_peak = done.bytes_peak,
+                                              .slots_evicted = done.slots_evicted,
+                                              .slots_merged = done.slots_merged,
+                                              .slots_requantised = done.slots_requantised};
+        sf_seq_table_remove(&w->seqs, seq);
+    }
+    return SF_OK;
+}
+
+static sf_status open_sequences(struct sf_worker *w, const struct sf_wire_step *step)
+{
+    for (int32_t i = 0; i < step->opens; i++) {
+        const struct sf_wire_open *open = &step->open[i];
+        struct sf_worker_seq *seq;
+        SF_TRY(sf_seq_table_add(&w->seqs, open->seq, &seq));
+        seq->prompt = open->prompt;
+        seq->tokens_max = open->tokens_max;
+        seq->temperature = open->temperature;
+        seq->rng_key = open->rng_key;
+        seq->rng_stream = open->rng_stream;
+        SF_TRY(sf_seq_open(w->store, (int64_t)open->seq, open->prompt, open->tokens_max,
+                           &seq->cache));
+    }
+    return SF_OK;
+}
+
+static sf_status check_item(const struct sf_worker *w, const struct sf_wire_step *step,
+                            const struct sf_wire_item *item, const struct sf_worker_seq *seq)
+{
+    unsigned long long id = item->seq;
+    if (seq == NULL)
+        return SF_FAIL(SF_INTERNAL, "step %llu computes sequence %llu, which is not open",
+                       (unsigned long long)step->id, id);
+    if (item->rows < 1 || item->pos < 0 || item->pos > seq->tokens_max - item->rows)
+        return SF_FAIL(SF_INTERNAL, "sequence %llu of at most %d tokens gets %d rows at %d", id,
+                       seq->tokens_max, item->rows, item->pos);
+    if (item->token_first < 0) {
+        if (item->rows != 1)
+            return SF_FAIL(SF_INTERNAL, "sequence %llu feeds one sample to %d rows", id,
+                           item->rows);
+        return SF_OK;
+    }
+    if (item->token_first > step->tokens - item->rows)
+        return SF_FAIL(SF_INTERNAL, "sequence %llu has tokens past the end of its step", id);
+    for (int32_t r = 0; r < item->rows; r++) {
+        int32_t token = step->token[item->token_first + r];
+        if (token < 0 || token >= w->desc->vocab)
+            return SF_FAIL(SF_INTERNAL, "sequence %llu has token %d of a vocabulary of %d", id,
+                           token, w->desc->vocab);
+    }
+    return SF_OK;
+}
+
+/* Positions, token ids and cache items of the step's rows. */
+static sf_status lay_out_rows(struct sf_worker *w, const struct sf_wire_step *step,
+                              struct sf_rows *rows_out)
+{
+    int32_t rows = 0;
+    if (step->items > w->spec.seqs_max)
+        return SF_FAIL(SF_INTERNAL, "step %llu has %d items for %d sequences",
+                       (unsigned long long)step->id, step->items, w->spec.seqs_max);
+    for (int32_t i = 0; i < step->items; i++) {
+        const struct sf_wire_item *item = &step->item[i];
+        struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
+        SF_TRY(check_item(w, step, item, seq));
+        if (item->rows > w->ws.rows_max - rows)
+            return SF_FAIL(SF_INTERNAL, "step %llu has more than %d rows",
+                           (unsigned long long)step->id, w->ws.rows_max);
+        for (int32_t r = 0; r < item->rows; r++) {
+            w->row_pos[rows + r] = item->pos + r;
+            w->row_token[rows + r] = item->token_first < 0 ? -1 :
+                    step->token[item->token_first + r];
+        }
+        w->kv_item[i] = (struct sf_kv_item){
+            .seq = seq->cache, .row_first = rows, .rows = item->rows, .pos_first = item->pos};
+        rows += item->rows;
+    }
+    *rows_out = (struct sf_rows){.rows = rows, .item = w->kv_item, .items = step->items};
+    return SF_OK;
+}
+
+/* First stage: the residual of each row is its token's embedding, read from the mapped file. */
+static sf_status embed(struct sf_worker *w, const struct sf_wire_step *step)
+{
+    SF_TRY(sf_pipe_tokens(w, step));
+    const struct sf_weight *table = sf_model_weight(w->spec.model, SF_W_EMBED, -1);
+    int32_t row = 0;
+    for (int32_t i = 0; i < step->items; i++) {
+        for (int32_t r = 0; r < step->item[i].rows; r++, row++) {
+            int32_t token = w->row_token[row];
+            if (token < 0) {
+                struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, step->item[i].seq);
+                token = seq->next_token;
+                seq->next_token = -1;
+                SF_ASSERT(token >= 0);
+            }
+            sf_weight_read(table, token, 0, w->desc->d_model,
+                           w->residual + (size_t)row * (size_t)w->desc->d_model);
+        }
+    }
+    return SF_OK;
+}
+
+static int samples_any(const struct sf_wire_step *step)
+{
+    for (int32_t i = 0; i < step->items; i++)
+        if (step->item[i].logits == SF_LOGITS_LAST) return 1;
+    return 0;
+}
+
+static sf_status compute(struct sf_worker *w, const struct sf_wire_step *step)
+{
+    struct sf_rows rows;
+    SF_TRY(lay_out_rows(w, step, &rows));
+    if (rows.rows > 0) {
+        SF_TRY(sf_worker_is_first(w) ? embed(w, step) : sf_pipe_receive(w, rows.rows));
+        SF_TRY(sf_forward_layers(w, &rows));
+    }
+    w->stats.rows += rows.rows;
+    if (sf_worker_is_last(w)) {
+        struct sf_wire_result result = {.step = step->id, .batch = step->batch,
+                                        .sample = w->sample};
+        if (rows.rows > 0) SF_TRY(sf_head(w, step, &result));
+        SF_TRY(sf_pipe_results(w, &result));
+    } else if (rows.rows > 0) {
+        SF_TRY(sf_pipe_send(w, rows.rows));
+    }
+    int samples_here = sf_worker_is_last(w) && w->spec.share->tp_rank == 0;
+    if (sf_worker_is_first(w) && !samples_here && samples_any(step)) w->tokens_expected++;
+    return SF_OK;
+}
+
+static sf_status report(struct sf_worker *w, const struct sf_wire_step *step,
+                        struct sf_wire_receipt *receipt)
+{
+    char nothing[] = "";
+    struct sf_wire_report report = {.rank = sf_comm_rank(w->spec.world),
+                                    .status = SF_OK,
+                                    .text = nothing,
+                                    .step = step->id,
+                                    .pages_free = sf_store_pages_free(w->store),
+                                    .pages = sf_store_pages(w->store),
+                                    .receipt = receipt,
+                                    .receipts = step->closes};
+    void *bytes;
+    size_t count;
+    SF_TRY(sf_wire_pack_report(&report, &bytes, &count));
+    sf_status status = sf_worker_send(w, SF_TAG_REPORT, bytes, count);
+    free(bytes);
+    return status;
+}
+
+sf_status sf_worker_step(struct sf_worker *w, const struct sf_wire_step *step)
+{
+    int64_t start = sf_now_ns();
+    struct sf_wire_receipt *receipt = NULL;
+    if (step->closes > 0) {
+        receipt = calloc((size_t)step->closes, sizeof *receipt);
+        if (receipt == NULL)
+            return SF_FAIL(SF_NO_MEMORY, "no memory for %d receipts", step->closes);
+    }
+    sf_status status = close_sequences(w, step, receipt);
+    if (status == SF_OK && step->closes > 0) status = report(w, step, receipt);
+    free(receipt);
+    SF_TRY(status);
+    SF_TRY(open_sequences(w, step));
+    SF_TRY(compute(w, step));
+    w->stats.steps++;
+    w->stats.seconds_step += sf_seconds_since(start);
+    return SF_OK;
+}

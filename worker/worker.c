@@ -1,0 +1,279 @@
+/* worker/worker.c: the life of a worker: everything it will ever need is taken at open, in sizes
+ * that the plan has predicted; run() takes one step after another until one says stop. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "worker/state.h"
+
+/* ---- buffers ---- */
+
+static sf_status take(struct sf_worker *w, int64_t bytes, const char *what, void *pointer_out)
+{
+    void *block = NULL;
+    if (bytes > 0) SF_TRY(w->device->k->alloc(w->device, (size_t)bytes, what, &block));
+    memcpy(pointer_out, &block, sizeof block);
+    w->stats.workspace_bytes += bytes;
+    return SF_OK;
+}
+
+static sf_status take_host(size_t count, size_t item_bytes, const char *what, void *pointer_out)
+{
+    void *block;
+    SF_TRY(sf_alloc(count * item_bytes, what, &block));
+    memcpy(pointer_out, &block, sizeof block);
+    return SF_OK;
+}
+
+static sf_status take_buffers(struct sf_worker *w)
+{
+    const struct sf_workspace *ws = &w->ws;
+    size_t rows = (size_t)ws->rows_pad, seqs = (size_t)w->spec.seqs_max;
+    size_t head = (size_t)ws->head_rows, ranks = (size_t)w->spec.share->tp_size;
+    SF_TRY(take(w, ws->residual, "the residual", &w->residual));
+    SF_TRY(take(w, ws->normed, "normed rows", &w->normed));
+    SF_TRY(take(w, ws->qkv, "queries, keys and values", &w->qkv));
+    SF_TRY(take(w, ws->attention, "attention outputs", &w->attention));
+    SF_TRY(take(w, ws->gate_up, "gate and up", &w->gate_up));
+    SF_TRY(take(w, ws->activation, "activations", &w->activation));
+    SF_TRY(take(w, ws->rope, "rotation tables", &w->rope));
+    SF_TRY(take(w, ws->transfer, "rows to the next stage", &w->transfer));
+    SF_TRY(take(w, ws->head_rows_in, "rows for the output head", &w->head_rows_in));
+    SF_TRY(take(w, ws->logits, "logits", &w->logits));
+    SF_TRY(take(w, ws->logits_all, "logits of all ranks", &w->logits_all));
+    SF_TRY(take_host(rows, sizeof *w->row_pos, "row positions", &w->row_pos));
+    SF_TRY(take_host(rows, sizeof *w->row_token, "row tokens", &w->row_token));
+    SF_TRY(take_host(rows, sizeof *w->head_row, "head rows", &w->head_row));
+    SF_TRY(take_host(rows, sizeof *w->head_item, "head items", &w->head_item));
+    SF_TRY(take_host(seqs, sizeof *w->kv_item, "cache items", &w->kv_item));
+    SF_TRY(take_host(seqs, sizeof *w->sample, "samples", &w->sample));
+    SF_TRY(take_host(head, sizeof *w->best_value, "best logits", &w->best_value));
+    SF_TRY(take_host(head, sizeof *w->best_index, "best tokens", &w->best_index));
+    SF_TRY(take_host(head, sizeof *w->best, "best of a slice", &w->best));
+    SF_TRY(take_host(head * ranks, sizeof *w->best_all, "best of all slices", &w->best_all));
+    SF_TRY(take_host(ranks + 1, sizeof *w->vocab_first, "vocabulary slices", &w->vocab_first));
+    SF_TRY(take_host(ranks, sizeof *w->block_leaf, "column blocks", &w->block_leaf));
+    for (int32_t r = 0; r < (int32_t)ranks; r++) w->block_leaf[r] = (struct sf_leaf){r, 0};
+    return SF_OK;
+}
+
+static void free_buffers(struct sf_worker *w)
+{
+    void *on_device[] = {w->residual, w->normed, w->qkv, w->attention, w->gate_up, w->activation,
+                         w->rope, w->transfer, w->head_rows_in, w->logits, w->logits_all};
+    void *on_host[] = {w->row_pos, w->row_token, w->head_row, w->head_item, w->kv_item, w->sample,
+                       w->best_value, w->best_index, w->best, w->best_all, w->vocab_first,
+                       w->block_leaf};
+    for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
+        w->device->k->free(w->device, on_device[i]);
+    for (size_t i = 0; i < sizeof on_host / sizeof on_host[0]; i++) sf_free(on_host[i]);
+}
+
+/* ---- opening ---- */
+
+static sf_status open_store(struct sf_worker *w)
+{
+    const struct sf_share *share = w->spec.share;
+    int32_t lanes = share->kv_ptr[share->layer_count];
+    struct sf_store_layer *layer = calloc((size_t)share->layer_count, sizeof *layer);
+    struct sf_store_lane *lane = calloc((size_t)(lanes > 0 ? lanes : 1), sizeof *lane);
+    sf_status status = SF_NO_MEMORY;
+    if (layer == NULL || lane == NULL) {
+        status = SF_FAIL(SF_NO_MEMORY, "no memory for %d lanes", lanes);
+        goto done;
+    }
+    for (int32_t i = 0; i < share->layer_count; i++) {
+        const struct sf_layer_desc *desc = &w->desc->layer[share->layer_first + i];
+        int32_t q_first = 0;
+        layer[i] = (struct sf_store_layer){.k_dim = desc->k_dim,
+                                           .v_dim = desc->v_dim,
+                                           .window = desc->window,
+                                           .scale = w->desc->attn_scale,
+                                           .lane = lane + share->kv_ptr[i],
+                                           .lanes = share->kv_ptr[i + 1] - share->kv_ptr[i]};
+        for (int32_t j = share->kv_ptr[i]; j < share->kv_ptr[i + 1]; j++) {
+            lane[j] = (struct sf_store_lane){.head_global = share->kv[j].kv_head,
+                                             .q_first = q_first,
+                                             .q_heads = share->kv[j].q_count,
+                                             .replica = share->kv[j].replica,
+                                             .replicas = share->kv[j].replicas};
+            q_first += share->kv[j].q_count;
+        }
+    }
+    struct sf_store_spec spec = {.device = w->device,
+                                 .stack = w->spec.stack,
+                                 .setup = w->spec.setup,
+                                 .layer_first = share->layer_first,
+                                 .layers = share->layer_count,
+                                 .layer = layer,
+                                 .dtype = w->spec.kv_dtype,
+                                 .page_slots = w->spec.page_slots,
+                                 .pool_bytes = w->spec.pool_bytes,
+                                 .populate = w->spec.populate,
+                                 .seqs_max = w->spec.seqs_max,
+                                 .rows_max = w->ws.rows_max};
+    status = sf_store_create(&spec, &w->store);
+done:
+    free(lane);
+    free(layer);
+    return status;
+}
+
+static sf_status open_rest(struct sf_worker *w)
+{
+    const struct sf_share *share = w->spec.share;
+    w->load_spec = (struct sf_load_spec){.device = w->device,
+                                         .model = w->spec.model,
+                                         .share = share,
+                                         .world = w->spec.world,
+                                         .placement = w->spec.placement,
+                                         .dtype = w->spec.dtype,
+                                         .fixed = w->spec.fixed,
+                                         .tile_rows = w->ws.tile_rows,
+                                         .head_rows = w->ws.head_rows};
+    int64_t start = sf_now_ns();
+    sf_log(SF_LOG_DEBUG, "loading weights of layers %d to %d", share->layer_first,
+           share->layer_first + share->layer_count - 1);
+    SF_TRY(sf_weights_load(&w->load_spec, &w->weights));
+    w->stats.weight_bytes = w->weights.bytes;
+    sf_log(SF_LOG_DEBUG, "layers %d to %d: %.1f MiB of weights packed in %.2f s",
+           share->layer_first, share->layer_first + share->layer_count - 1,
+           (double)w->weights.bytes / (1 << 20), sf_seconds_since(start));
+    SF_TRY(take_buffers(w));
+    SF_TRY(open_store(w));
+    w->stats.pool_bytes = w->spec.pool_bytes;
+    return sf_seq_table_create(&w->seqs, w->spec.seqs_max);
+}
+
+sf_status sf_worker_open(const struct sf_worker_spec *spec, struct sf_worker **worker_out)
+{
+    struct sf_worker *w = calloc(1, sizeof *w);
+    if (w == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a worker");
+    w->spec = *spec;
+    w->desc = sf_model_desc(spec->model);
+    w->ws = *spec->workspace;
+    struct sf_device_spec device = {.name = spec->device,
+                                    .threads = spec->threads,
+                                    .isa_max = spec->isa_max,
+                                    .rows_max = w->ws.tile_rows};
+    sf_status status = sf_device_open(&device, &w->device);
+    if (status == SF_OK) status = open_rest(w);
+    /* The window is collective: a rank that has failed so far must not leave the others waiting. */
+    int32_t mine = (int32_t)status, *all = calloc((size_t)spec->share->tp_size, sizeof *all);
+    if (all == NULL) status = SF_FAIL(SF_NO_MEMORY, "no memory for a worker");
+    else if (sf_comm_allgather(spec->tensor, &mine, sizeof mine, all) != SF_OK) status = SF_LOST;
+    for (int32_t r = 0; status == SF_OK && r < spec->share->tp_size; r++)
+        if (all[r] != SF_OK)
+            status = SF_FAIL(SF_STOPPED, "tensor rank %d could not start", r);
+    free(all);
+    if (status == SF_OK) {
+        struct sf_reduce_spec reduce = {.rows_max = w->ws.tile_rows,
+                                        .cols = w->desc->d_model,
+                                        .leaves_max = w->ws.leaves_max,
+                                        .exchange = spec->exchange,
+                                        .threads = spec->threads};
+        status = sf_reduce_create(spec->tensor, &reduce, &w->reduce);
+    }
+    if (status == SF_OK)
+        status = sf_comm_allgather(spec->tensor, &spec->share->vocab_first,
+                                   sizeof spec->share->vocab_first, w->vocab_first);
+    if (status == SF_OK) {
+        w->vocab_first[spec->share->tp_size] = w->desc->vocab;
+        if (sf_comm_rank(spec->world) == 0 && spec->to_workers != NULL)
+            status = sf_hub_create(w, &w->hub);
+    }
+    if (status != SF_OK) {
+        sf_worker_close(w);
+        return status;
+    }
+    *worker_out = w;
+    return SF_OK;
+}
+
+void sf_worker_close(struct sf_worker *w)
+{
+    if (w == NULL) return;
+    sf_hub_destroy(w->hub);
+    if (w->reduce != NULL) sf_reduce_destroy(w->reduce);
+    for (int32_t i = 0; w->store != NULL && i < w->seqs.places; i++)
+        if (w->seqs.place[i].cache != NULL) sf_seq_close(w->store, w->seqs.place[i].cache, NULL);
+    sf_seq_table_destroy(&w->seqs);
+    if (w->store != NULL) sf_store_destroy(w->store);
+    if (w->device != NULL) {
+        free_buffers(w);
+        sf_weights_unload(&w->load_spec, &w->weights);
+        sf_device_close(w->device);
+    }
+    free(w);
+}
+
+/* ---- running ---- */
+
+static sf_status next_step(struct sf_worker *w, struct sf_wire_step *step)
+{
+    int64_t start = sf_now_ns();
+    sf_status status;
+    if (w->hub != NULL) {
+        struct sf_envelope *envelope;
+        SF_TRY(sf_hub_next(w->hub, &envelope));
+        status = sf_wire_unpack_step(envelope->data, envelope->bytes, step);
+        free(envelope);
+    } else {
+        void *bytes;
+        size_t count;
+        int32_t from;
+        SF_TRY(sf_comm_take(w->spec.world, 0, SF_TAG_STEP, 2, &bytes, &count, &from));
+        status = sf_wire_unpack_step(bytes, count, step);
+        free(bytes);
+    }
+    w->stats.seconds_wait += sf_seconds_since(start);
+    return status;
+}
+
+static sf_status run_steps(struct sf_worker *w)
+{
+    for (;;) {
+        struct sf_wire_step step;
+        SF_TRY(next_step(w, &step));
+        int stop = step.stop;
+        sf_status status = stop ? SF_OK : sf_worker_step(w, &step);
+        sf_wire_step_free(&step);
+        SF_TRY(status);
+        if (stop) break;
+    }
+    if (w->hub != NULL) SF_TRY(sf_hub_finish(w->hub));
+    return sf_pipe_drain(w);
+}
+
+sf_status sf_worker_run(struct sf_worker *w)
+{
+    sf_status status = run_steps(w);
+    if (status == SF_OK || status == SF_LOST || sf_comm_rank(w->spec.world) == 0) return status;
+    /* Rank 0 ends the job; this rank only says what happened. */
+    char words[1024];
+    strncpy(words, sf_error_text(), sizeof words - 1);
+    words[sizeof words - 1] = '\0';
+    struct sf_wire_report report = {
+        .rank = sf_comm_rank(w->spec.world), .status = (int32_t)status, .text = words};
+    void *bytes;
+    size_t count;
+    if (sf_wire_pack_report(&report, &bytes, &count) == SF_OK) {
+        if (sf_comm_post(w->spec.world, 0, SF_TAG_REPORT, bytes, count) != SF_OK)
+            sf_log(SF_LOG_DEBUG, "could not report to rank 0: %s", sf_error_text());
+        free(bytes);
+    }
+    return SF_FAIL(status, "%s", words);
+}
+
+void sf_worker_stats(const struct sf_worker *w, struct sf_worker_stats *out)
+{
+    *out = w->stats;
+    out->bytes_sent = sf_comm_bytes_sent(w->spec.world) + sf_comm_bytes_sent(w->spec.tensor);
+}
+
+const struct sf_store *sf_worker_store(const struct sf_worker *w)
+{
+    return w->store;
+}
