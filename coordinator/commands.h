@@ -1,0 +1,27 @@
+/* coordinator/commands.h: the subcommands that need neither ranks nor weights.  argv[0] is the
+ * subcommand; the value is the exit code.  Data goes to stdout, errors to stderr. */
+#ifndef SHEAF_COORDINATOR_COMMANDS_H
+#define SHEAF_COORDINATOR_COMMANDS_H
+#include "base/status.h"
+SF_C_BEGIN
+
+int sf_cmd_plan(int argc, char **argv);
+int sf_cmd_inspect(int argc, char **argv);
+int sf_cmd_methods(int argc, char **argv);
+int sf_cmd_doctor(int argc, char **argv);
+
+/* For these commands: a line on stderr that names where help is; returns 2. */
+int sf_usage_error(const char *command, const char *format, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 2, 3)))
+#endif
+    ;
+/* The words of the last error on stderr; returns the exit code of `status`. */
+int sf_command_failed(sf_status status);
+/* Reads --help (prints `help`, *exit_out 0) or one operand; returns 1 if the command goes on.
+ * name: what a missing operand is called; NULL: it may be missing, and then stays NULL. */
+int sf_read_operand(int argc, char **argv, const char *help, const char *name,
+                    const char **operand_out, int *exit_out);
+
+SF_C_END
+#endif

@@ -1,0 +1,186 @@
+/* coordinator/launch.c: configuration, model header, cluster and plan, the same on every rank. */
+#include "coordinator/launch.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "coordinator/run.h"
+
+enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20 };
+
+void sf_launch_complain(const char *words)
+{
+    if (strstr(words, "error: ") != NULL) fprintf(stderr, "%s\n", words);
+    else sf_log(SF_LOG_ERROR, "%s", words);
+}
+
+sf_status sf_launch_agree(struct sf_comm *world, sf_status mine)
+{
+    struct verdict { int32_t status; char words[WORDS_BYTES]; } verdict = {.status = (int32_t)mine};
+    int32_t ranks = sf_comm_size(world);
+    if (mine != SF_OK) snprintf(verdict.words, sizeof verdict.words, "%s", sf_error_text());
+    struct verdict *all = calloc((size_t)ranks, sizeof *all);
+    if (all == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for the answers of %d ranks", ranks);
+    sf_status status = sf_comm_allgather(world, &verdict, sizeof verdict, all);
+    if (status == SF_OK) {
+        const struct verdict *failed = NULL;
+        for (int32_t r = 0; r < ranks; r++)     /* SF_STOPPED: only followed another's failure */
+            if (all[r].status != SF_OK && (failed == NULL || failed->status == SF_STOPPED))
+                failed = &all[r];
+        if (failed != NULL) {
+            all[failed - all].words[WORDS_BYTES - 1] = '\0';
+            int32_t rank = (int32_t)(failed - all);
+            status = rank == 0 ? SF_FAIL((sf_status)failed->status, "%s", failed->words)
+                               : SF_FAIL((sf_status)failed->status, "rank %d on %s: %s", rank,
+                                         sf_comm_host(world, rank), failed->words);
+        }
+    }
+    free(all);
+    return status;
+}
+
+/* The resolved text of rank 0's configuration, on every rank; malloc'd. */
+static sf_status share_text(struct sf_comm *world, char *mine, char **text_out)
+{
+    int32_t length = mine != NULL ? (int32_t)strlen(mine) : 0;
+    sf_status status = sf_comm_bcast(world, 0, &length, sizeof length);
+    if (status == SF_OK && (length < 0 || length > CONFIG_TEXT_MAX))
+        status = SF_FAIL(SF_FORMAT, "rank 0 sent a configuration of %d bytes", length);
+    char *text = status == SF_OK ? calloc(1, (size_t)length + 1) : NULL;
+    if (status == SF_OK && text == NULL)
+        status = SF_FAIL(SF_NO_MEMORY, "no memory for the configuration");
+    if (status == SF_OK) {
+        if (mine != NULL) memcpy(text, mine, (size_t)length);
+        status = sf_comm_bcast(world, 0, text, (size_t)length);
+    }
+    free(mine);
+    if (status != SF_OK) {
+        free(text);
+        return status;
+    }
+    *text_out = text;
+    return SF_OK;
+}
+
+static sf_status read_config(struct sf_launch *launch, const struct sf_launch_spec *spec)
+{
+    struct sf_comm *world = launch->world;
+    char *mine = NULL, *text = NULL;
+    sf_status status = SF_OK;
+    if (sf_comm_rank(world) == 0) {
+        status = sf_config_load(spec->config, &spec->sets, &launch->config);
+        if (status == SF_OK) status = sf_config_text(&launch->config, &mine);
+        if (status == SF_OK) status = sf_run_check(spec->input, spec->output);
+    }
+    status = sf_launch_agree(world, status);
+    if (status != SF_OK) {
+        free(mine);
+        return status;
+    }
+    SF_TRY(share_text(world, mine, &text));
+    if (sf_comm_rank(world) != 0)
+        status = sf_config_parse(spec->config, text, strlen(text), NULL, &launch->config);
+    free(text);
+    return sf_launch_agree(world, status);
+}
+
+/* Where every rank runs, and the least of cores and memory. */
+static sf_status look_around(struct sf_launch *launch)
+{
+    struct sf_comm *world = launch->world;
+    struct machine { int32_t cores; int64_t memory; } machine, *all;
+    int32_t ranks = sf_comm_size(world);
+    SF_TRY(sf_machine_cores(&machine.cores));
+    SF_TRY(sf_machine_memory(&machine.memory));
+    all = calloc((size_t)ranks, sizeof *all);
+    struct sf_rank_place *place = calloc((size_t)ranks, sizeof *place);
+    sf_status status = SF_OK;
+    if (all == NULL || place == NULL)
+        status = SF_FAIL(SF_NO_MEMORY, "no memory for a table of %d ranks", ranks);
+    if (status == SF_OK) status = sf_comm_allgather(world, &machine, sizeof machine, all);
+    if (status != SF_OK) {
+        free(all);
+        free(place);
+        return status;
+    }
+    struct sf_cluster *cluster = &launch->cluster;
+    *cluster = (struct sf_cluster){.ranks = ranks, .place = place,
+                                   .cores_per_node = all[0].cores};
+    int64_t least = 0;
+    for (int32_t r = 0; r < ranks; r++) {
+        place[r].node = sf_comm_node(world, r);
+        snprintf(place[r].host, sizeof place[r].host, "%s", sf_comm_host(world, r));
+        if (place[r].node >= cluster->nodes) cluster->nodes = place[r].node + 1;
+        if (all[r].cores < cluster->cores_per_node) cluster->cores_per_node = all[r].cores;
+        int32_t together = 0;
+        for (int32_t other = 0; other < ranks; other++)
+            together += sf_comm_node(world, other) == place[r].node;
+        int64_t share = all[r].memory / together;
+        if (r == 0 || share < least) least = share;
+    }
+    cluster->memory_per_rank = least;
+    free(all);
+    return SF_OK;
+}
+
+static sf_status make_plan(struct sf_launch *launch)
+{
+    SF_TRY(sf_model_open(launch->config.model.path, &launch->model));
+    SF_TRY(sf_launch_plan_make(&launch->config, launch->model, &launch->cluster, &launch->plan));
+    if (!launch->plan.fits) return SF_FAIL(SF_INVALID, "%s", launch->plan.reason);
+    int32_t rank = sf_comm_rank(launch->world);
+    launch->me = &launch->plan.rank[rank];
+    const struct sf_share *share = &launch->me->share;
+    launch->heads = calloc((size_t)share->layer_count, sizeof *launch->heads);
+    if (launch->heads == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a rank's heads");
+    for (int32_t i = 0; i < share->layer_count; i++)
+        launch->heads[i] = share->kv_ptr[i + 1] - share->kv_ptr[i];
+    launch->rank = (struct sf_rank){.layer_first = share->layer_first,
+                                    .layer_count = share->layer_count,
+                                    .tp_rank = share->tp_rank,
+                                    .heads = launch->heads};
+    launch->setup = launch->plan.setup;
+    launch->setup.rank = &launch->rank;
+    return SF_OK;
+}
+
+static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec *spec)
+{
+    struct sf_comm *world = launch->world;
+    SF_TRY(read_config(launch, spec));
+    sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
+    SF_TRY(look_around(launch));
+    SF_TRY(sf_launch_agree(world, make_plan(launch)));
+    const struct sf_plan_rank *me = launch->me;
+    for (int32_t r = 0; r < launch->plan.ranks; r++) {
+        char text[64];
+        snprintf(text, sizeof text, "stage %d, tensor rank %d", launch->plan.rank[r].stage,
+                 launch->plan.rank[r].tp_rank);
+        sf_comm_describe(world, r, text);
+    }
+    return sf_comm_split(world, me->stage + launch->plan.pipeline * me->dp_rank, me->tp_rank,
+                         "tensor group", &launch->tensor);
+}
+
+sf_status sf_launch_open(struct sf_comm *world, const struct sf_launch_spec *spec,
+                         struct sf_launch *out)
+{
+    memset(out, 0, sizeof *out);
+    out->world = world;
+    sf_status status = open_all(out, spec);
+    if (status != SF_OK) sf_launch_close(out);
+    return status;
+}
+
+void sf_launch_close(struct sf_launch *launch)
+{
+    if (launch->tensor != NULL) sf_comm_destroy(launch->tensor);
+    free(launch->heads);
+    sf_launch_plan_free(&launch->plan);
+    sf_cluster_free(&launch->cluster);
+    if (launch->model != NULL) sf_model_close(launch->model);
+    sf_config_free(&launch->config);
+    memset(launch, 0, sizeof *launch);
+}

@@ -1,0 +1,45 @@
+/* coordinator/launch.h: from a world of ranks to a common plan.
+ *
+ * Rank 0 reads and checks the configuration and sends its resolved text; every rank parses that,
+ * opens the model's header and computes the same plan.  After each phase all ranks agree: if one
+ * failed, all stop with its words and status, and only rank 0 prints them. */
+#ifndef SHEAF_COORDINATOR_LAUNCH_H
+#define SHEAF_COORDINATOR_LAUNCH_H
+#include "base/status.h"
+#include "comm/comm.h"
+#include "coordinator/cluster.h"
+#include "coordinator/config.h"
+#include "coordinator/plan.h"
+#include "model/weights.h"
+SF_C_BEGIN
+
+struct sf_launch_spec {
+    const char *config;                 /* read on rank 0 only */
+    struct sf_config_sets sets;
+    const char *input, *output;         /* checked on rank 0 before anything is loaded */
+};
+struct sf_launch {
+    struct sf_comm *world, *tensor;     /* world is the caller's */
+    struct sf_config config;
+    struct sf_model *model;
+    struct sf_cluster cluster;
+    struct sf_launch_plan plan;
+    const struct sf_plan_rank *me;
+    struct sf_setup setup;              /* the plan's, with this rank's share */
+    struct sf_rank rank;
+    int32_t *heads;                     /* [layers here] behind rank.heads */
+};
+
+/* Collective over world. On failure everything is freed. */
+sf_status sf_launch_open(struct sf_comm *world, const struct sf_launch_spec *,
+        struct sf_launch *out);
+void      sf_launch_close(struct sf_launch *);
+/* Collective: SF_OK if every rank brings SF_OK; otherwise the status and words of the first rank
+ * that failed by itself, the same on all. */
+sf_status sf_launch_agree(struct sf_comm *world, sf_status mine);
+/* One line on stderr; words that are already a complete message (FILE:LINE:COL: error: ...) are
+ * printed as they are. */
+void      sf_launch_complain(const char *words);
+
+SF_C_END
+#endif

@@ -1,0 +1,233 @@
+/* coordinator/plan.c: the launch plan: from sizes in the configuration to who holds what.
+ *
+ *   rank = tp_rank + tensor * (stage + pipeline * dp_rank)
+ *
+ * First the layout (is it possible at all?), then what each rank holds, then whether it fits. */
+#include "coordinator/plan.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "coordinator/plan_impl.h"
+#include "kernels/device.h"
+
+static sf_status resolve_ranks(const struct sf_config *, const struct sf_cluster *,
+                               struct sf_launch_plan *);
+static sf_status resolve_model(const struct sf_config *, const struct sf_model_desc *,
+                               struct sf_launch_plan *);
+static void resolve_threads(const struct sf_config *, const struct sf_cluster *,
+                            struct sf_launch_plan *);
+static sf_status resolve_compute(const struct sf_config *, struct sf_launch_plan *);
+static sf_status check_nodes(const struct sf_config *, const struct sf_cluster *,
+                             const struct sf_launch_plan *);
+static sf_status cut_layers(const struct sf_config *, const struct sf_model_desc *,
+                            const struct sf_launch_plan *, int32_t *count_out);
+static sf_status make_ranks(const struct sf_sizing *, const int32_t *count,
+                            struct sf_launch_plan *);
+static sf_status open_kernels(struct sf_sizing *);
+
+sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *model,
+                              const struct sf_cluster *cluster, struct sf_launch_plan *out)
+{
+    const struct sf_model_desc *desc = sf_model_desc(model);
+    struct sf_launch_plan plan = { 0 };
+    SF_TRY(resolve_ranks(cfg, cluster, &plan));
+    SF_TRY(resolve_model(cfg, desc, &plan));
+    resolve_threads(cfg, cluster, &plan);
+    SF_TRY(resolve_compute(cfg, &plan));
+    SF_TRY(check_nodes(cfg, cluster, &plan));
+
+    struct sf_sizing sizing = {
+        .model = model, .cluster = cluster, .dtype = plan.dtype, .kv_dtype = plan.kv_dtype,
+        .fixed = plan.fixed, .isa_max = plan.isa_max, .rows_max = plan.rows_max,
+        .threads = plan.threads, .tokens_max = plan.tokens_max, .seqs_max = plan.seqs_max,
+        .kv_memory = cfg->kv.memory,
+        .placement = (enum sf_placement)cfg->parallel.placement
+    };
+    SF_TRY(open_kernels(&sizing));
+    int32_t *count = calloc((size_t)plan.pipeline, sizeof *count);
+    plan.rank = calloc((size_t)plan.ranks, sizeof *plan.rank);
+    sf_status status = count != NULL && plan.rank != NULL
+                       ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for %d ranks", plan.ranks);
+    if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
+    if (status == SF_OK) status = make_ranks(&sizing, count, &plan);
+    if (status == SF_OK)
+        status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
+    if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
+    for (int32_t r = 0; r < plan.ranks && status == SF_OK; r++)
+        status = sf_size_pool(&sizing, &plan.setup, &cfg->kv.stack, &plan.rank[r]);
+    if (status == SF_OK) status = sf_plan_judge(&sizing, cfg, &plan);
+    free(count);
+    if (status == SF_OK) *out = plan;
+    else sf_launch_plan_free(&plan);
+    return status;
+}
+
+void sf_launch_plan_free(struct sf_launch_plan *plan)
+{
+    for (int32_t r = 0; plan->rank != NULL && r < plan->ranks; r++) sf_size_free(&plan->rank[r]);
+    free(plan->rank);
+    sf_setup_free(&plan->setup);
+    memset(plan, 0, sizeof *plan);
+}
+
+/* ---- the layout ------------------------------------------------------------------------------ */
+static sf_status resolve_ranks(const struct sf_config *cfg, const struct sf_cluster *cluster,
+                               struct sf_launch_plan *plan)
+{
+    plan->tensor = cfg->parallel.tensor;
+    plan->pipeline = cfg->parallel.pipeline;
+    plan->data = cfg->parallel.data;
+    plan->ranks = cluster->ranks;
+    int64_t group = (int64_t)plan->tensor * plan->pipeline;     /* at most 2^24: range of keys */
+    if (plan->data == SF_OPT_AUTO) {
+        if (plan->ranks % group != 0 || plan->ranks < group)
+            return SF_FAIL(SF_INVALID, "%d ranks are no multiple of parallel.tensor_parallel_size"
+                           " %d x parallel.pipeline_parallel_size %d = %lld", plan->ranks,
+                           plan->tensor, plan->pipeline, (long long)group);
+        plan->data = (int32_t)(plan->ranks / group);
+    }
+    if (group * plan->data != plan->ranks)
+        return SF_FAIL(SF_INVALID, "%d ranks, but parallel.tensor_parallel_size %d x"
+                       " pipeline_parallel_size %d x data_parallel_size %d = %lld; launch %lld"
+                       " ranks or change parallel", plan->ranks, plan->tensor, plan->pipeline,
+                       plan->data, (long long)(group * plan->data),
+                       (long long)(group * plan->data));
+    plan->micro_batches = plan->pipeline;
+    plan->rows_max = cfg->scheduler.max_num_batched_tokens;
+    plan->seqs_max = (cfg->scheduler.max_num_seqs + plan->data - 1) / plan->data;
+    plan->fixed = cfg->run.deterministic;
+    plan->populate = cfg->kv.memory != SF_OPT_AUTO;
+    return SF_OK;
+}
+
+static sf_status resolve_model(const struct sf_config *cfg, const struct sf_model_desc *desc,
+                               struct sf_launch_plan *plan)
+{
+    static const enum sf_dtype kv[] = { [SF_KV_F32] = SF_F32, [SF_KV_F16] = SF_F16,
+                                        [SF_KV_BF16] = SF_BF16 };
+    plan->dtype = (enum sf_dtype)cfg->model.dtype;
+    plan->kv_dtype = cfg->kv.dtype == SF_KV_AUTO ? plan->dtype : kv[cfg->kv.dtype];
+    plan->page_slots = cfg->kv.block_size == SF_OPT_AUTO ? SF_BLOCK_SLOTS : cfg->kv.block_size;
+    plan->tokens_max = cfg->scheduler.max_model_len;
+    if (plan->tokens_max == SF_OPT_AUTO) plan->tokens_max = desc->context;
+    if (plan->tokens_max > desc->context)
+        return SF_FAIL(SF_INVALID, "scheduler.max_model_len is %d, but the model's context is %d"
+                       " tokens", plan->tokens_max, desc->context);
+    if (plan->pipeline > desc->layers)
+        return SF_FAIL(SF_INVALID, "parallel.pipeline_parallel_size is %d, but the model has %d"
+                       " layers, and a stage needs one", plan->pipeline, desc->layers);
+    for (int32_t i = 0; i < desc->layers; i++)
+        if (desc->layer[i].q_heads < plan->tensor)
+            return SF_FAIL(SF_INVALID, "parallel.tensor_parallel_size is %d, but layer %d has %d"
+                           " query heads, and a rank needs one; more ranks can go into"
+                           " parallel.pipeline_parallel_size or data_parallel_size", plan->tensor,
+                           i, desc->layer[i].q_heads);
+    return SF_OK;
+}
+
+static void resolve_threads(const struct sf_config *cfg, const struct sf_cluster *cluster,
+                            struct sf_launch_plan *plan)
+{
+    int32_t most = 1, *on_node = calloc((size_t)cluster->nodes, sizeof *on_node);
+    for (int32_t r = 0; on_node != NULL && r < cluster->ranks; r++) {
+        SF_ASSERT(cluster->place[r].node >= 0 && cluster->place[r].node < cluster->nodes);
+        if (++on_node[cluster->place[r].node] > most) most = on_node[cluster->place[r].node];
+    }
+    free(on_node);
+    plan->threads = cfg->parallel.threads;
+    if (plan->threads == SF_OPT_AUTO) plan->threads = cluster->cores_per_node / most;
+    if (plan->threads < 1) plan->threads = 1;
+}
+
+/* Products are in model.dtype where the processor can; f32 is to be had everywhere, bf16 is not. */
+static sf_status resolve_compute(const struct sf_config *cfg, struct sf_launch_plan *plan)
+{
+    plan->isa_max = SF_ISA_AUTO;
+    if (cfg->model.compute == SF_COMPUTE_BF16
+        && (plan->dtype != SF_BF16 || !sf_isa_multiplies(sf_isa_detect(), SF_BF16)))
+        return SF_FAIL(SF_UNSUPPORTED, "model.compute is bf16, but model.dtype is %s and this"
+                       " processor (%s) %s bf16; model.compute: auto takes what there is",
+                       sf_dtype_name(plan->dtype), sf_isa_name(sf_isa_detect()),
+                       sf_isa_multiplies(sf_isa_detect(), SF_BF16) ? "multiplies"
+                                                                   : "does not multiply");
+    if (cfg->model.compute == SF_COMPUTE_F32 && plan->dtype != SF_F32
+        && sf_isa_multiplies(sf_isa_detect(), plan->dtype))
+        plan->isa_max = SF_ISA_AVX512;
+    return SF_OK;
+}
+
+/* A tensor group talks after every half layer: it stays on one node unless told otherwise. */
+static sf_status check_nodes(const struct sf_config *cfg, const struct sf_cluster *cluster,
+                             const struct sf_launch_plan *plan)
+{
+    for (int32_t first = 0; first < plan->ranks && !cfg->parallel.cross_node;
+         first += plan->tensor) {
+        int32_t node = cluster->place[first].node;
+        for (int32_t r = first + 1; r < first + plan->tensor; r++)
+            if (cluster->place[r].node != node)
+                return SF_FAIL(SF_INVALID, "ranks %d to %d share the layers of stage %d, but sit on"
+                               " nodes %d and %d; launch a multiple of"
+                               " parallel.tensor_parallel_size = %d ranks on each node, or set"
+                               " parallel.allow_cross_node_tensor_parallel: true", first,
+                               first + plan->tensor - 1, first / plan->tensor % plan->pipeline,
+                               node, cluster->place[r].node, plan->tensor);
+    }
+    return SF_OK;
+}
+
+static sf_status cut_layers(const struct sf_config *cfg, const struct sf_model_desc *desc,
+                            const struct sf_launch_plan *plan, int32_t *count_out)
+{
+    const struct sf_opt_ints *given = &cfg->parallel.layers;
+    if (given->count == SF_OPT_AUTO) {
+        double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
+        if (cost == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", desc->layers);
+        sf_layer_costs(desc, plan->dtype, cost, &head);
+        sf_status status = sf_cut_stages(cost, desc->layers, head, plan->pipeline, count_out);
+        free(cost);
+        return status;
+    }
+    int64_t sum = 0;
+    SF_ASSERT(given->count == plan->pipeline);  /* checked with the configuration */
+    for (int32_t s = 0; s < given->count; s++) {
+        count_out[s] = given->value[s];
+        sum += given->value[s];
+    }
+    if (sum != desc->layers)
+        return SF_FAIL(SF_INVALID, "parallel.pipeline_layers sum to %lld, but the model has %d"
+                       " layers", (long long)sum, desc->layers);
+    return SF_OK;
+}
+
+static sf_status make_ranks(const struct sf_sizing *sizing, const int32_t *count,
+                            struct sf_launch_plan *plan)
+{
+    const struct sf_rank_place *place = sizing->cluster->place;
+    for (int32_t r = 0; r < plan->ranks; r++) {
+        struct sf_plan_rank *rank = &plan->rank[r];
+        rank->rank = r;
+        rank->node = place[r].node;
+        rank->tp_rank = r % plan->tensor;
+        rank->stage = r / plan->tensor % plan->pipeline;
+        rank->dp_rank = r / plan->tensor / plan->pipeline;
+        int32_t group = r - rank->tp_rank, one_node = 1, layer_first = 0;
+        for (int32_t other = group; other < group + plan->tensor; other++)
+            one_node &= place[other].node == rank->node;
+        for (int32_t s = 0; s < rank->stage; s++) layer_first += count[s];
+        SF_TRY(sf_size_share(sizing, plan->tensor, rank->tp_rank, layer_first, count[rank->stage],
+                             one_node, rank));
+    }
+    return SF_OK;
+}
+
+/* The table that will pack the weights tells how large they get. */
+static sf_status open_kernels(struct sf_sizing *sizing)
+{
+    struct sf_device_spec spec = { .name = "cpu", .threads = 1, .rows_max = 1 };
+    struct sf_device *device;
+    SF_TRY(sf_device_open(&spec, &device));
+    sizing->mat_bytes = device->k->mat_bytes;
+    sf_device_close(device);
+    return SF_OK;
+}

@@ -1,0 +1,56 @@
+/* coordinator/plan.h: the launch plan: who holds what, and what will fit.  A pure function of the
+ * configuration, the model's header and the cluster; every rank computes the same one. */
+#ifndef SHEAF_COORDINATOR_PLAN_H
+#define SHEAF_COORDINATOR_PLAN_H
+#include <stdint.h>
+#include "base/status.h"
+#include "coordinator/cluster.h"
+#include "coordinator/config.h"
+#include "kernels/device.h"
+#include "kvshard/account.h"
+#include "model/share.h"
+#include "model/weights.h"
+#include "model/workspace.h"
+SF_C_BEGIN
+
+struct sf_plan_rank {
+    int32_t rank, node, stage, tp_rank, dp_rank;
+    struct sf_share share;
+    struct sf_rank_lanes lanes;         /* of the share; arrays owned by the plan */
+    struct sf_workspace workspace;
+    int64_t weight_bytes, workspace_bytes; /* workspace: buffers, reduction window, scratch */
+    int64_t load_bytes;                 /* the most that loading one tensor takes on top */
+    int64_t page_bytes, pool_bytes, pages;
+    int64_t kv_bytes_per_token;         /* exact cache, copies included */
+    int64_t max_kv_tokens;              /* that the pool holds in the exact cache */
+};
+struct sf_launch_plan {
+    int32_t tensor, pipeline, data, ranks;
+    enum sf_dtype dtype, kv_dtype;      /* kv: raw tier */
+    int32_t page_slots, tokens_max;     /* max_model_len, resolved */
+    int32_t rows_max, seqs_max;         /* of one step; of one data-parallel group */
+    int32_t micro_batches;              /* of one group: at least the stages */
+    int32_t threads;                    /* per rank */
+    enum sf_isa isa_max;                /* for the device: model.compute f32 keeps off bf16 */
+    int fixed;                          /* run.deterministic */
+    uint8_t populate;                   /* touch the pools at start: kv_cache.memory was given */
+    struct sf_setup setup;
+    struct sf_plan_rank *rank;          /* [ranks], in rank order: tensor fastest, then pipeline,
+                                           then data */
+    int fits; char reason[512];         /* when it does not: what would make it fit */
+};
+
+/* SF_INVALID with words naming the key to change when the layout itself is impossible (too many
+ * stages, rank count, heads); a layout that is possible but too large has fits == 0. Checks the
+ * stack in cfg (which fills its plans). */
+sf_status sf_launch_plan_make(struct sf_config *, const struct sf_model *,
+                              const struct sf_cluster *, struct sf_launch_plan *out);
+void      sf_launch_plan_free(struct sf_launch_plan *);
+/* For people, and interface.md section 7; malloc'd. */
+sf_status sf_launch_plan_text(const struct sf_launch_plan *, const struct sf_config *,
+                              const struct sf_model *, char **text_out);
+sf_status sf_launch_plan_json(const struct sf_launch_plan *, const struct sf_config *,
+                              const struct sf_model *, char **text_out);
+
+SF_C_END
+#endif

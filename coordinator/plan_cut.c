@@ -1,0 +1,74 @@
+/* coordinator/plan_cut.c: where the layers are cut into stages.
+ *
+ * A pipeline runs at the pace of its dearest stage, so that one is made as cheap as possible; the
+ * output head belongs to the last stage (8 layers' worth in SmolLM2-135M) and counts there.  Found
+ * by dynamic programming over (stages left, layers left), exactly: layers x layers x stages steps,
+ * which are few.
+ *
+ *   30 layers of 7.1 MB, head of 56.6 MB, 2 stages:  [19 layers][11 layers + head]  134 | 134 MB */
+#include <math.h>
+#include <stdlib.h>
+#include "coordinator/plan_impl.h"
+
+void sf_layer_costs(const struct sf_model_desc *desc, enum sf_dtype dtype, double *cost_out,
+                    double *head_cost_out)
+{
+    const double element = (double)sf_dtype_bytes(dtype), d_model = desc->d_model;
+    for (int32_t i = 0; i < desc->layers; i++) {
+        const struct sf_layer_desc *l = &desc->layer[i];
+        double columns = (double)l->q_heads * (l->k_dim + l->v_dim)
+                         + (double)l->kv_heads * (l->k_dim + l->v_dim) + 3.0 * desc->ffn;
+        cost_out[i] = columns * d_model * element;
+    }
+    *head_cost_out = (double)desc->vocab * d_model * element;
+}
+
+/* Best of what follows layer `first` in `stages` stages: the dearest stage, then the sum of
+ * squares, which is least where stages are level. */
+struct best { double most, squares; int32_t count; };
+
+static int better(double most, double squares, const struct best *than)
+{
+    double slack = 1e-9 * than->most;           /* sums in another order are still equal */
+    if (most < than->most - slack) return 1;
+    return most <= than->most + slack && squares < than->squares * (1 - 1e-9);
+}
+
+sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, int32_t stages,
+                        int32_t *count_out)
+{
+    SF_ASSERT(stages >= 1 && stages <= layers);
+    size_t width = (size_t)layers + 1;
+    struct best *table = calloc((size_t)(stages + 1) * width, sizeof *table);
+    double *before = calloc(width, sizeof *before);     /* cost of all layers before i */
+    if (table == NULL || before == NULL) {
+        free(table);
+        free(before);
+        return SF_FAIL(SF_NO_MEMORY, "no memory to cut %d layers into stages", layers);
+    }
+    for (int32_t i = 0; i < layers; i++) before[i + 1] = before[i] + cost[i];
+
+    for (int32_t s = 1; s <= stages; s++)
+        for (int32_t first = layers - s; first >= stages - s; first--) {
+            struct best *here = &table[(size_t)s * width + (size_t)first];
+            *here = (struct best){ .most = INFINITY, .squares = INFINITY };
+            /* The earlier stage takes more where cuts are equal: later ones have the samples. */
+            for (int32_t count = layers - first - (s - 1); count >= 1; count--) {
+                if (s == 1 && count != layers - first) break;
+                double mine = before[first + count] - before[first] + (s == 1 ? head_cost : 0);
+                const struct best *rest = &table[(size_t)(s - 1) * width + (size_t)(first + count)];
+                double most = s == 1 ? mine : fmax(mine, rest->most);
+                double squares = mine * mine + (s == 1 ? 0 : rest->squares);
+                if (isinf(here->most) || better(most, squares, here))
+                    *here = (struct best){ most, squares, count };
+            }
+        }
+    for (int32_t s = stages, first = 0; s >= 1; s--) {
+        int32_t count = table[(size_t)s * width + (size_t)first].count;
+        count_out[stages - s] = count;
+        first += count;
+    }
+    free(table);
+    free(before);
+    return SF_OK;
+}

@@ -1,0 +1,69 @@
+/* coordinator/plan_impl.h: parts of the planner that its files share; inside of plan*.c only.
+ *
+ *   plan_cut.c   layers -> stages              plan_size.c  a rank's bytes and pages
+ *   plan.c       the whole plan, and fits      plan_report.c  numbers for people and for --json */
+#ifndef SHEAF_COORDINATOR_PLAN_IMPL_H
+#define SHEAF_COORDINATOR_PLAN_IMPL_H
+#include <stdint.h>
+#include <stdio.h>
+#include "coordinator/plan.h"
+SF_C_BEGIN
+
+/* ---- plan_cut.c ---- */
+/* Layers of each stage such that the dearest stage is as cheap as it can be, and among those cuts
+ * the most level one.  cost[layers] of each layer; the last stage costs head_cost more. */
+sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, int32_t stages,
+                        int32_t *count_out);
+/* Cost of each layer and of the output head: bytes that a token's step reads. */
+void sf_layer_costs(const struct sf_model_desc *, enum sf_dtype, double *cost_out,
+                    double *head_cost_out);
+
+/* ---- plan_size.c ---- */
+struct sf_sizing {                      /* what the bytes of a rank depend on, its share aside */
+    const struct sf_model *model;
+    const struct sf_cluster *cluster;
+    int64_t (*mat_bytes)(const struct sf_mat_shape *);
+    enum sf_dtype dtype, kv_dtype;
+    int fixed;
+    enum sf_isa isa_max;
+    int32_t rows_max, threads, tokens_max, seqs_max;
+    int64_t kv_memory;                  /* SF_OPT_AUTO: the planner's choice */
+    enum sf_placement placement;
+};
+/* Fills `rank` but for its place in the world: share, lanes, workspace, bytes.  one_node: its
+ * tensor group shares a node. */
+sf_status sf_size_share(const struct sf_sizing *, int32_t tp_size, int32_t tp_rank,
+                        int32_t layer_first, int32_t layer_count, int one_node,
+                        struct sf_plan_rank *rank);
+void sf_size_free(struct sf_plan_rank *rank);
+/* Page size, pool and what it holds. */
+sf_status sf_size_pool(const struct sf_sizing *, const struct sf_setup *, const struct sf_stack *,
+                       struct sf_plan_rank *rank);
+/* Most bytes of the rank with one sequence of `tokens`, and those of that sequence's pages. */
+sf_status sf_size_need(const struct sf_sizing *, const struct sf_setup *, const struct sf_stack *,
+                       const struct sf_plan_rank *, int32_t tokens, int64_t *total_out,
+                       int64_t *pages_out);
+/* Bytes that a rank may give to its pages; INT64_MAX if memory is unknown. */
+int64_t sf_size_left(const struct sf_sizing *, const struct sf_plan_rank *);
+
+/* ---- plan_fit.c ---- */
+/* Sets fits and reason of a plan whose ranks are sized. */
+sf_status sf_plan_judge(const struct sf_sizing *, struct sf_config *, struct sf_launch_plan *);
+
+/* ---- plan_report.c ---- */
+enum { SF_LENGTHS_MAX = 24 };
+/* Powers of two from 1,024 below tokens_max, then tokens_max; returns how many. */
+int32_t sf_plan_lengths(const struct sf_launch_plan *, int32_t lengths_out[SF_LENGTHS_MAX]);
+sf_status sf_plan_cost(const struct sf_launch_plan *, const struct sf_config *, int32_t rank,
+                       int32_t tokens, struct sf_cost *cost_out);
+/* Sequences of this length that all ranks hold at once: one in its prompt, the others after it. */
+sf_status sf_plan_capacity(const struct sf_launch_plan *, const struct sf_config *, int32_t tokens,
+                           int64_t *seqs_out);
+struct sf_plan_traffic { int64_t tp, pp, cross_node; };    /* bytes for each token fed */
+void sf_plan_comm(const struct sf_launch_plan *, const struct sf_model_desc *,
+                  struct sf_plan_traffic *out);
+/* Stored / exact bytes at the planning length. */
+sf_status sf_plan_ratio(const struct sf_launch_plan *, const struct sf_config *, double *ratio_out);
+
+SF_C_END
+#endif

@@ -1,0 +1,366 @@
+/* coordinator/plan_report.c: the plan in two forms, and the numbers that both show. */
+#include <stdlib.h>
+#include <string.h>
+#include "base/json.h"
+#include "coordinator/plan_impl.h"
+#include "kernels/device.h"
+
+static const double MIB = 1024.0 * 1024.0;
+/* What a step tells about one token fed, in bytes: its share of the packed step that every rank of
+ * the group receives, and of the result.  An estimate: the packing is of variable length. */
+enum { CONTROL_BYTES = 16 };
+
+/* ---- numbers --------------------------------------------------------------------------------- */
+int32_t sf_plan_lengths(const struct sf_launch_plan *plan, int32_t lengths_out[SF_LENGTHS_MAX])
+{
+    int32_t count = 0;
+    for (int64_t length = 1024; length < plan->tokens_max; length *= 2)
+        lengths_out[count++] = (int32_t)length;
+    SF_ASSERT(count < SF_LENGTHS_MAX);
+    lengths_out[count++] = plan->tokens_max;
+    return count;
+}
+
+sf_status sf_plan_cost(const struct sf_launch_plan *plan, const struct sf_config *cfg, int32_t rank,
+                       int32_t tokens, struct sf_cost *cost_out)
+{
+    return sf_account_sequence(&plan->setup, &cfg->kv.stack, &plan->rank[rank].lanes,
+                               plan->kv_dtype, tokens, tokens, cost_out);
+}
+
+/* The scheduler promises a sequence its peak until it ends, so peaks are what is divided. */
+sf_status sf_plan_capacity(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+                           int32_t tokens, int64_t *seqs_out)
+{
+    int64_t least = INT64_MAX;
+    for (int32_t r = 0; r < plan->ranks; r++) {
+        struct sf_cost cost;
+        SF_TRY(sf_plan_cost(plan, cfg, r, tokens, &cost));
+        int64_t seqs = cost.pages_peak > 0 ? plan->rank[r].pages / cost.pages_peak : INT64_MAX;
+        if (seqs < least) least = seqs;
+    }
+    *seqs_out = least < INT64_MAX / plan->data ? least * plan->data : least;
+    return SF_OK;
+}
+
+/* A sum of `leaves` leaves over p ranks: each leaf goes to the p - 1 owners of other columns, then
+ * each rank reads the columns that it did not add up itself. */
+static int64_t sum_bytes(int64_t leaves, int64_t ranks, int64_t cols)
+{
+    if (ranks == 1) return 0;
+    return (leaves * cols * (ranks - 1) / ranks + (ranks - 1) * cols) * (int64_t)sizeof(float);
+}
+
+void sf_plan_comm(const struct sf_launch_plan *plan, const struct sf_model_desc *desc,
+                  struct sf_plan_traffic *out)
+{
+    struct sf_plan_traffic sum = { 0 };
+    const int64_t p = plan->tensor, row = (int64_t)desc->d_model * (int64_t)sizeof(float);
+    for (int32_t stage = 0; stage < plan->pipeline; stage++) {
+        const struct sf_plan_rank *first = &plan->rank[stage * plan->tensor];
+        int64_t bytes = 0;
+        for (int32_t i = 0; i < first->share.layer_count; i++) {
+            const struct sf_layer_desc *layer = &desc->layer[first->share.layer_first + i];
+            bytes += sum_bytes(plan->fixed ? layer->q_heads : p, p, desc->d_model);
+            bytes += sum_bytes(plan->fixed ? first->share.chunks : p, p, desc->d_model);
+        }
+        int spans = 0;
+        for (int32_t t = 1; t < plan->tensor; t++) spans |= first[t].node != first->node;
+        /* A row enters a stage in column blocks, which its tensor ranks put together. */
+        if (stage > 0) {
+            sum.pp += row;
+            bytes += sum_bytes(p, p, desc->d_model);
+            for (int32_t t = 0; t < plan->tensor; t++)
+                if (first[t].node != first[t - plan->tensor].node)
+                    sum.cross_node += row / p;
+        }
+        sum.tp += bytes;
+        if (spans) sum.cross_node += bytes;
+    }
+    for (int32_t r = 0; r < plan->tensor * plan->pipeline; r++)
+        if (plan->rank[r].node != plan->rank[0].node) sum.cross_node += CONTROL_BYTES;
+    *out = sum;
+}
+
+sf_status sf_plan_ratio(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+                        double *ratio_out)
+{
+    double stored = 0, exact = 0;
+    for (int32_t r = 0; r < plan->tensor * plan->pipeline; r++) {
+        struct sf_cost cost;
+        SF_TRY(sf_plan_cost(plan, cfg, r, plan->tokens_max, &cost));
+        stored += (double)cost.bytes_hi;
+        exact += (double)cost.bytes_exact;
+    }
+    *ratio_out = exact > 0 ? stored / exact : 1;
+    return SF_OK;
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
+/* The tree reports a missing member when the next one is set: `put` keeps the first failure. */
+struct json_writer { sf_status status; };
+
+static void put(struct json_writer *w, struct sf_json *object, const char *key,
+                struct sf_json *value)
+{
+    sf_status status = sf_json_set(object, key, value);
+    if (w->status == SF_OK) w->status = status;
+}
+
+static void push(struct json_writer *w, struct sf_json *array, struct sf_json *value)
+{
+    sf_status status = sf_json_append(array, value);
+    if (w->status == SF_OK) w->status = status;
+}
+
+static struct sf_json *pair(struct json_writer *w, int64_t a, int64_t b)
+{
+    struct sf_json *array = sf_json_new(SF_JSON_ARRAY);
+    push(w, array, sf_json_new_int(a));
+    push(w, array, sf_json_new_int(b));
+    return array;
+}
+
+static struct sf_json *heads_json(struct json_writer *w, const struct sf_share *share)
+{
+    struct sf_json *layers = sf_json_new(SF_JSON_ARRAY);
+    for (int32_t i = 0; i < share->layer_count; i++) {
+        struct sf_json *heads = sf_json_new(SF_JSON_ARRAY);
+        for (int32_t j = share->kv_ptr[i]; j < share->kv_ptr[i + 1]; j++)
+            push(w, heads, sf_json_new_int(share->kv[j].kv_head));
+        push(w, layers, heads);
+    }
+    return layers;
+}
+
+static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_plan *plan,
+                                 const struct sf_config *cfg, int32_t r)
+{
+    const struct sf_plan_rank *rank = &plan->rank[r];
+    const struct sf_share *share = &rank->share;
+    struct sf_json *json = sf_json_new(SF_JSON_OBJECT), *at_len = sf_json_new(SF_JSON_OBJECT);
+    struct sf_json *peak = sf_json_new(SF_JSON_OBJECT);
+    put(w, json, "rank", sf_json_new_int(rank->rank));
+    put(w, json, "node", sf_json_new_int(rank->node));
+    put(w, json, "stage", sf_json_new_int(rank->stage));
+    put(w, json, "tp_rank", sf_json_new_int(rank->tp_rank));
+    put(w, json, "dp_rank", sf_json_new_int(rank->dp_rank));
+    put(w, json, "layers", pair(w, share->layer_first,
+                                share->layer_first + share->layer_count - 1));
+    put(w, json, "kv_heads", heads_json(w, share));
+    put(w, json, "weight_bytes", sf_json_new_int(rank->weight_bytes));
+    put(w, json, "kv_bytes_per_token", sf_json_new_int(rank->kv_bytes_per_token));
+
+    int32_t length[SF_LENGTHS_MAX], lengths = sf_plan_lengths(plan, length);
+    for (int32_t i = 0; i < lengths && w->status == SF_OK; i++) {
+        char key[16];
+        struct sf_cost cost;
+        w->status = sf_plan_cost(plan, cfg, r, length[i], &cost);
+        if (w->status != SF_OK) break;
+        snprintf(key, sizeof key, "%d", length[i]);
+        put(w, at_len, key, pair(w, cost.bytes_lo, cost.bytes_hi));
+        put(w, peak, key, sf_json_new_int(cost.bytes_peak));
+    }
+    put(w, json, "kv_bytes_at_len", at_len);
+    put(w, json, "kv_peak_bytes_at_len", peak);
+    put(w, json, "max_kv_tokens", sf_json_new_int(rank->max_kv_tokens));
+    put(w, json, "workspace_bytes", sf_json_new_int(rank->workspace_bytes));
+    return json;
+}
+
+static void put_capacity(struct json_writer *w, const struct sf_launch_plan *plan,
+                         const struct sf_config *cfg, struct sf_json *root)
+{
+    struct sf_json *capacity = sf_json_new(SF_JSON_OBJECT), *at = sf_json_new(SF_JSON_OBJECT);
+    int32_t length[SF_LENGTHS_MAX], lengths = sf_plan_lengths(plan, length);
+    int64_t seqs = 0;
+    for (int32_t i = 0; i < lengths && w->status == SF_OK; i++) {
+        char key[16];
+        w->status = sf_plan_capacity(plan, cfg, length[i], &seqs);
+        snprintf(key, sizeof key, "%d", length[i]);
+        put(w, at, key, sf_json_new_int(seqs));
+    }
+    put(w, capacity, "max_num_seqs_at_len", at);
+    put(w, root, "capacity", capacity);
+    double ratio = 1;
+    if (w->status == SF_OK) w->status = sf_plan_ratio(plan, cfg, &ratio);
+    put(w, root, "kv_ratio", sf_json_new_real(ratio));
+    int bound = seqs < cfg->scheduler.max_num_seqs;     /* at the last, the planning length */
+    put(w, root, "kv_bound", sf_json_new(bound ? SF_JSON_TRUE : SF_JSON_FALSE));
+}
+
+sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+                              const struct sf_model *model, char **text_out)
+{
+    struct json_writer w = { .status = SF_OK };
+    struct sf_json *root = sf_json_new(SF_JSON_OBJECT), *ranks = sf_json_new(SF_JSON_ARRAY);
+    struct sf_json *comm = sf_json_new(SF_JSON_OBJECT);
+    put(&w, root, "fits", sf_json_new(plan->fits ? SF_JSON_TRUE : SF_JSON_FALSE));
+    put(&w, root, "reason", plan->fits ? sf_json_new(SF_JSON_NULL)
+                                       : sf_json_new_text(plan->reason, strlen(plan->reason)));
+    for (int32_t r = 0; r < plan->ranks && w.status == SF_OK; r++)
+        push(&w, ranks, rank_json(&w, plan, cfg, r));
+    put(&w, root, "ranks", ranks);
+    /* Layer groups are a matter of methods that encode layers together; none of these is built. */
+    put(&w, root, "groups", sf_json_new(SF_JSON_ARRAY));
+
+    struct sf_plan_traffic traffic;
+    sf_plan_comm(plan, sf_model_desc(model), &traffic);
+    put(&w, comm, "tp_bytes_per_token", sf_json_new_int(traffic.tp));
+    put(&w, comm, "pp_bytes_per_token", sf_json_new_int(traffic.pp));
+    put(&w, comm, "cross_node_bytes_per_token", sf_json_new_int(traffic.cross_node));
+    put(&w, comm, "per_method", sf_json_new(SF_JSON_OBJECT));
+    put(&w, root, "comm", comm);
+    put_capacity(&w, plan, cfg, root);
+
+    char *text = NULL;
+    size_t bytes;
+    if (w.status == SF_OK) w.status = sf_json_dump(root, 0, &text, &bytes);
+    sf_json_free(root);
+    if (w.status == SF_OK) *text_out = text;
+    return w.status;
+}
+
+/* ---- text ------------------------------------------------------------------------------------ */
+/* "2" where all layers have as many, else "1-2". */
+static void heads_text(const struct sf_share *share, char *out, size_t bytes)
+{
+    int32_t least = INT32_MAX, most = 0;
+    for (int32_t i = 0; i < share->layer_count; i++) {
+        int32_t heads = share->kv_ptr[i + 1] - share->kv_ptr[i];
+        if (heads < least) least = heads;
+        if (heads > most) most = heads;
+    }
+    if (least == most) snprintf(out, bytes, "%d", most);
+    else snprintf(out, bytes, "%d-%d", least, most);
+}
+
+static void write_ranks(FILE *out, const struct sf_launch_plan *plan)
+{
+    fprintf(out, "\nrank node stage tp dp  layers   KV heads  lanes  weights  buffers  KV/token"
+                 "      pool    tokens\n");
+    for (int32_t r = 0; r < plan->ranks; r++) {
+        const struct sf_plan_rank *rank = &plan->rank[r];
+        const struct sf_share *share = &rank->share;
+        char layers[32], heads[32];
+        snprintf(layers, sizeof layers, "%d-%d", share->layer_first,
+                 share->layer_first + share->layer_count - 1);
+        heads_text(share, heads, sizeof heads);
+        fprintf(out, "%4d %4d %5d %2d %2d  %-7s  %8s %6d %8.1f %8.1f %9lld %9.1f %9lld\n",
+                rank->rank, rank->node, rank->stage, rank->tp_rank, rank->dp_rank, layers, heads,
+                share->kv_ptr[share->layer_count], (double)rank->weight_bytes / MIB,
+                (double)rank->workspace_bytes / MIB, (long long)rank->kv_bytes_per_token,
+                (double)rank->pool_bytes / MIB, (long long)rank->max_kv_tokens);
+    }
+    fprintf(out, "(weights, buffers, pool in MiB; KV/token in bytes, exact cache, copies included;"
+                 " tokens: of the exact cache in the pool)\n");
+}
+
+static void write_memory(FILE *out, const struct sf_launch_plan *plan)
+{
+    double sum = 0, most = 0;
+    int32_t who = 0;
+    for (int32_t r = 0; r < plan->ranks; r++) {
+        const struct sf_plan_rank *rank = &plan->rank[r];
+        double bytes = (double)(rank->weight_bytes + rank->workspace_bytes + rank->pool_bytes);
+        sum += bytes;
+        if (bytes > most) {
+            most = bytes;
+            who = r;
+        }
+    }
+    fprintf(out, "\nmemory     %.1f MiB in all with full pools; most on rank %d, %.1f MiB;"
+                 " loading passes %.1f MiB on top\n", sum / MIB, who, most / MIB,
+            (double)plan->rank[who].load_bytes / MIB);
+}
+
+static void write_stages(FILE *out, const struct sf_launch_plan *plan,
+                         const struct sf_config *cfg, const struct sf_model_desc *desc)
+{
+    double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
+    if (plan->pipeline == 1 || cost == NULL) {
+        free(cost);
+        return;
+    }
+    sf_layer_costs(desc, plan->dtype, cost, &head);
+    fprintf(out, "\nstages     %s; the head counts as %.1f layers:",
+            cfg->parallel.layers.count == SF_OPT_AUTO ? "cut to level the bytes that a token reads"
+                                                      : "cut as parallel.pipeline_layers says",
+            cost[0] > 0 ? head / cost[0] : 0.0);
+    for (int32_t s = 0; s < plan->pipeline; s++) {
+        const struct sf_share *share = &plan->rank[s * plan->tensor].share;
+        double bytes = share->last_stage ? head : 0;
+        for (int32_t i = 0; i < share->layer_count; i++) bytes += cost[share->layer_first + i];
+        fprintf(out, "%s %d layers%s %.1f MiB", s == 0 ? "" : " |", share->layer_count,
+                share->last_stage ? " + head" : "", bytes / MIB);
+    }
+    fputc('\n', out);
+    free(cost);
+}
+
+static sf_status write_capacity(FILE *out, const struct sf_launch_plan *plan,
+                                const struct sf_config *cfg)
+{
+    int32_t length[SF_LENGTHS_MAX], lengths = sf_plan_lengths(plan, length);
+    int64_t seqs = 0;
+    double ratio;
+    fprintf(out, "capacity   sequences at once:");
+    for (int32_t i = 0; i < lengths; i++) {
+        SF_TRY(sf_plan_capacity(plan, cfg, length[i], &seqs));
+        fprintf(out, "%s %lld of %d tokens", i == 0 ? "" : ",", (long long)seqs, length[i]);
+    }
+    SF_TRY(sf_plan_ratio(plan, cfg, &ratio));
+    fprintf(out, "\nKV cache   ");
+    if (cfg->kv.stack.entries == 0) fprintf(out, "exact");
+    for (int32_t i = 0; i < cfg->kv.stack.entries; i++)
+        fprintf(out, "%s%s", i == 0 ? "" : " + ", cfg->kv.stack.entry[i].method->name);
+    fprintf(out, ", %s, pages of %d slots; stored / exact %.3f at %d tokens; ",
+            sf_dtype_name(plan->kv_dtype), plan->page_slots, ratio, plan->tokens_max);
+    if (seqs < cfg->scheduler.max_num_seqs)
+        fprintf(out, "the pool, not max_num_seqs %d, bounds the batch at that length\n",
+                cfg->scheduler.max_num_seqs);
+    else
+        fprintf(out, "max_num_seqs %d bounds the batch, not the pool\n",
+                cfg->scheduler.max_num_seqs);
+    return SF_OK;
+}
+
+sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+                              const struct sf_model *model, char **text_out)
+{
+    const struct sf_model_desc *desc = sf_model_desc(model);
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    if (out == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for the plan's text");
+
+    enum sf_isa isa = plan->isa_max != SF_ISA_AUTO ? plan->isa_max : sf_isa_detect();
+    fprintf(out, "model      %s, %s: %d layers, d_model %d, vocabulary %d, %d tokens planned\n",
+            desc->name[0] != '\0' ? desc->name : sf_model_path(model), desc->arch_name,
+            desc->layers, desc->d_model, desc->vocab, plan->tokens_max);
+    fprintf(out, "layout     tensor %d x pipeline %d x data %d = %d ranks, %d threads a rank;"
+                 " micro-batches %d\n", plan->tensor, plan->pipeline, plan->data, plan->ranks,
+            plan->threads, plan->micro_batches);
+    fprintf(out, "numbers    %s %s%s%s\n", sf_dtype_name(plan->dtype),
+            sf_isa_multiplies(isa, plan->dtype) ? "multiplied natively on "
+                                                : "stored, multiplied in f32 panels on ",
+            sf_isa_name(isa), plan->fixed ? "; deterministic" : "");
+    write_ranks(out, plan);
+    write_stages(out, plan, cfg, desc);
+    write_memory(out, plan);
+    sf_status status = write_capacity(out, plan, cfg);
+    struct sf_plan_traffic traffic;
+    sf_plan_comm(plan, desc, &traffic);
+    fprintf(out, "traffic    %lld bytes a token inside tensor groups, %lld between stages, %lld"
+                 " between nodes\n", (long long)traffic.tp, (long long)traffic.pp,
+            (long long)traffic.cross_node);
+    fprintf(out, "fits       %s%s%s\n", plan->fits ? "yes" : "no", plan->fits ? "" : ": ",
+            plan->reason);
+
+    int failed = ferror(out);
+    failed |= fclose(out) != 0;
+    if (status == SF_OK && failed) status = SF_FAIL(SF_NO_MEMORY, "no memory for the plan's text");
+    if (status == SF_OK) *text_out = text;
+    else free(text);
+    return status;
+}

@@ -1,0 +1,162 @@
+/* coordinator/plan_size.c: bytes of one rank: weights, buffers, pages. */
+#include <stdlib.h>
+#include <string.h>
+#include "base/memory.h"
+#include "comm/reduce.h"
+#include "coordinator/plan_impl.h"
+#include "kernels/device.h"
+
+/* Share of what weights and buffers leave that an automatic pool takes: the rest is for the system,
+ * the launcher, and file pages that loading passes through. */
+static const double pool_share = 0.6;
+
+static sf_status make_lanes(struct sf_plan_rank *rank);
+static int64_t load_bytes(const struct sf_sizing *, const struct sf_share *);
+
+sf_status sf_size_share(const struct sf_sizing *sizing, int32_t tp_size, int32_t tp_rank,
+                        int32_t layer_first, int32_t layer_count, int one_node,
+                        struct sf_plan_rank *rank)
+{
+    const struct sf_model_desc *desc = sf_model_desc(sizing->model);
+    SF_TRY(sf_share_make(desc, sizing->placement, tp_size, tp_rank, layer_first, layer_count,
+                         &rank->share));
+    const struct sf_share *share = &rank->share;
+    SF_TRY(make_lanes(rank));
+    sf_workspace_make(desc, share, sizing->dtype, sizing->fixed, sizing->rows_max,
+                      &rank->workspace);
+    const struct sf_workspace *ws = &rank->workspace;
+    struct sf_reduce_spec reduce = {
+        .rows_max = ws->tile_rows, .cols = desc->d_model, .leaves_max = ws->leaves_max,
+        .threads = sizing->threads
+    };
+    struct sf_device_spec device = {
+        .name = "cpu", .threads = sizing->threads, .isa_max = sizing->isa_max,
+        .rows_max = ws->tile_rows
+    };
+    rank->workspace_bytes = ws->total + sf_reduce_bytes(&reduce, tp_size, one_node)
+                            + sf_device_scratch_bytes(&device);
+    rank->weight_bytes = sf_share_weight_bytes(desc, share, sizing->dtype, sizing->fixed,
+                                               ws->tile_rows, sizing->mat_bytes);
+    rank->load_bytes = load_bytes(sizing, share);
+    return SF_OK;
+}
+
+void sf_size_free(struct sf_plan_rank *rank)
+{
+    sf_share_free(&rank->share);
+    free((void *)rank->lanes.head_global);
+    free((void *)rank->lanes.replica);
+    free((void *)rank->lanes.lane_ptr);
+    memset(rank, 0, sizeof *rank);
+}
+
+static sf_status make_lanes(struct sf_plan_rank *rank)
+{
+    const struct sf_share *share = &rank->share;
+    size_t layers = (size_t)share->layer_count, lanes = (size_t)share->kv_ptr[layers];
+    int32_t *ptr = malloc((layers + 1) * sizeof *ptr), *head = malloc((lanes + 1) * sizeof *head);
+    uint8_t *replica = malloc(lanes + 1);
+    rank->lanes = (struct sf_rank_lanes){
+        .layer_first = share->layer_first, .layers = share->layer_count, .lane_ptr = ptr,
+        .head_global = head, .replica = replica
+    };
+    if (ptr == NULL || head == NULL || replica == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %zu lanes", lanes);
+    memcpy(ptr, share->kv_ptr, (layers + 1) * sizeof *ptr);
+    for (size_t i = 0; i < lanes; i++) {
+        SF_ASSERT(share->kv[i].replica >= 0 && share->kv[i].replica <= UINT8_MAX);
+        head[i] = share->kv[i].kv_head;
+        replica[i] = (uint8_t)share->kv[i].replica;
+    }
+    return SF_OK;
+}
+
+/* Loading passes one tensor at a time through the page cache and one tile of it through f32. */
+static int64_t load_bytes(const struct sf_sizing *sizing, const struct sf_share *share)
+{
+    const struct sf_model_desc *desc = sf_model_desc(sizing->model);
+    int64_t file = 0, tile = 0;
+    for (int32_t i = 0; i < share->layer_count; i++) {
+        for (int role = SF_W_ATTN_NORM; role < SF_ROLES; role++) {
+            const struct sf_weight *w = sf_model_weight(sizing->model, (enum sf_role)role,
+                                                        share->layer_first + i);
+            if (w != NULL && w->bytes > file) file = w->bytes;
+        }
+    }
+    const struct sf_weight *head = sf_model_weight(sizing->model, SF_W_OUT, -1);
+    if (share->last_stage && head != NULL && head->bytes > file) file = head->bytes;
+    for (int kind = SF_MAT_QKV; kind <= SF_MAT_HEAD; kind++) {
+        struct sf_mat_shape shape;
+        if (kind == SF_MAT_HEAD && !share->last_stage) continue;
+        sf_share_mat(desc, share, (enum sf_mat_kind)kind, 0, sizing->dtype, sizing->fixed,
+                     SF_FIXED_ROWS, &shape);
+        int64_t bytes = (int64_t)shape.panel_cols * shape.k_slice * (int64_t)sizeof(float);
+        if (bytes > tile) tile = bytes;
+    }
+    return file + tile;
+}
+
+/* ---- pages ----------------------------------------------------------------------------------- */
+int64_t sf_size_left(const struct sf_sizing *sizing, const struct sf_plan_rank *rank)
+{
+    int64_t memory = sizing->cluster->memory_per_rank;
+    if (memory <= 0) return INT64_MAX;
+    return memory - rank->weight_bytes - rank->workspace_bytes;
+}
+
+static int64_t exact_bytes_per_token(const struct sf_setup *setup,
+                                     const struct sf_rank_lanes *lanes, enum sf_dtype kv_dtype)
+{
+    int64_t bytes = 0;
+    for (int32_t i = 0; i < lanes->layers; i++) {
+        const struct sf_layer *layer = &setup->layer[lanes->layer_first + i];
+        struct sf_layout layout = { kv_dtype, setup->page_slots, layer->k_dim, layer->v_dim };
+        bytes += (int64_t)(lanes->lane_ptr[i + 1] - lanes->lane_ptr[i])
+                 * (int64_t)sf_layout_slot_bytes(&layout);
+    }
+    return bytes;
+}
+
+sf_status sf_size_need(const struct sf_sizing *sizing, const struct sf_setup *setup,
+                       const struct sf_stack *stack, const struct sf_plan_rank *rank,
+                       int32_t tokens, int64_t *total_out, int64_t *pages_out)
+{
+    struct sf_cost cost;
+    SF_TRY(sf_account_sequence(setup, stack, &rank->lanes, sizing->kv_dtype, tokens, tokens,
+                               &cost));
+    int64_t pool = sizing->kv_memory != SF_OPT_AUTO && sizing->kv_memory > cost.bytes_peak
+                   ? sizing->kv_memory : cost.bytes_peak;
+    int64_t running = rank->workspace_bytes + pool;
+    *total_out = rank->weight_bytes + (running > rank->load_bytes ? running : rank->load_bytes);
+    *pages_out = cost.bytes_peak;
+    return SF_OK;
+}
+
+sf_status sf_size_pool(const struct sf_sizing *sizing, const struct sf_setup *setup,
+                       const struct sf_stack *stack, struct sf_plan_rank *rank)
+{
+    struct sf_cost cost;
+    SF_TRY(sf_account_sequence(setup, stack, &rank->lanes, sizing->kv_dtype, sizing->tokens_max,
+                               sizing->tokens_max, &cost));
+    rank->page_bytes = sf_account_page_bytes(setup, &rank->lanes, sizing->kv_dtype);
+    SF_ASSERT(rank->page_bytes > 0);
+
+    int64_t pool = sizing->kv_memory;
+    if (pool == SF_OPT_AUTO) {
+        int64_t left = sf_size_left(sizing, rank);
+        if (__builtin_mul_overflow(cost.bytes_peak, (int64_t)sizing->seqs_max, &pool))
+            pool = INT64_MAX;
+        if (left != INT64_MAX && (double)pool > pool_share * (double)left)
+            pool = (int64_t)(pool_share * (double)left);
+        /* One whole sequence, if that is all there is room for. */
+        if (pool < cost.bytes_peak) pool = left < cost.bytes_peak ? left : cost.bytes_peak;
+        if (pool < 0) pool = 0;
+    }
+    rank->pages = pool / rank->page_bytes;
+    if (rank->pages > INT32_MAX) rank->pages = INT32_MAX;       /* page numbers are int32 */
+    rank->pool_bytes = rank->pages * rank->page_bytes;
+    rank->kv_bytes_per_token = exact_bytes_per_token(setup, &rank->lanes, sizing->kv_dtype);
+    int32_t lanes = rank->lanes.lane_ptr[rank->lanes.layers];
+    if (lanes > 0) rank->max_kv_tokens = rank->pages / lanes * setup->page_slots;
+    return SF_OK;
+}

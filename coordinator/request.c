@@ -1,0 +1,295 @@
+/* coordinator/request.c: reads records of the OpenAI batch form. */
+#include "coordinator/request.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/rng.h"
+
+enum { RECORD_BYTES_MAX = 64 << 20, COMPLETION_TOKENS = 16 };
+
+struct reader {
+    const struct sf_record_limits *limits;
+    const struct sf_json *body;
+    struct sf_record *out;
+};
+
+/* Notes the kind of the error; the words follow as in SF_FAIL. */
+#define REFUSE(out, kind, ...)                                                                     \
+    (snprintf((out)->code, sizeof (out)->code, "%s", (kind)), SF_FAIL(SF_INVALID, __VA_ARGS__))
+
+/* Fields that are accepted at the one value that changes nothing. */
+enum neutral { ONE, ZERO, FALSE_OR_NULL, EMPTY_OR_NULL, ANY, TOP_K };
+static const struct { const char *name; enum neutral neutral; } others[] = {
+    {"model", ANY}, {"user", ANY}, {"metadata", ANY}, {"n", ONE}, {"top_p", ONE}, {"best_of", ONE},
+    {"top_k", TOP_K}, {"min_p", ZERO}, {"presence_penalty", ZERO}, {"frequency_penalty", ZERO},
+    {"repetition_penalty", ONE}, {"logprobs", FALSE_OR_NULL}, {"top_logprobs", ZERO},
+    {"stop", EMPTY_OR_NULL}, {"logit_bias", EMPTY_OR_NULL}, {"stream", FALSE_OR_NULL},
+    {"echo", FALSE_OR_NULL}, {"prompt_logprobs", FALSE_OR_NULL}};
+static const char *const mine[] = {"messages", "prompt", "max_tokens", "max_completion_tokens",
+                                   "temperature", "seed", "ignore_eos", "return_token_ids"};
+
+static int is_neutral(const struct sf_json *value, enum neutral neutral)
+{
+    double number;
+    enum sf_json_type type = sf_json_type(value);
+    if (neutral == ANY || type == SF_JSON_NULL) return 1;
+    int real = sf_json_get_real(value, &number);
+    switch (neutral) {
+    case ONE: return real && number == 1.0;
+    case ZERO: return real && number == 0.0;
+    case TOP_K: return real && (number == 0.0 || number == -1.0);
+    case FALSE_OR_NULL: return type == SF_JSON_FALSE;
+    case EMPTY_OR_NULL: return (type == SF_JSON_ARRAY || type == SF_JSON_OBJECT) &&
+                               sf_json_count(value) == 0;
+    case ANY: break;
+    }
+    return 1;
+}
+
+static sf_status check_fields(const struct reader *r)
+{
+    const struct sf_json *value;
+    for (const char *key = sf_json_next(r->body, NULL, &value); key != NULL;
+         key = sf_json_next(r->body, key, &value)) {
+        int known = 0;
+        for (size_t i = 0; i < sizeof mine / sizeof mine[0]; i++)
+            known |= strcmp(key, mine[i]) == 0;
+        for (size_t i = 0; i < sizeof others / sizeof others[0] && !known; i++) {
+            if (strcmp(key, others[i].name) != 0) continue;
+            known = 1;
+            if (!is_neutral(value, others[i].neutral))
+                return REFUSE(r->out, "unsupported_field",
+                              "body.%s is not built yet, and this value changes the answer", key);
+        }
+        if (!known) return REFUSE(r->out, "unknown_field", "body.%s is not a field we know", key);
+    }
+    return SF_OK;
+}
+
+static sf_status read_bool(const struct reader *r, const char *key, uint8_t *out)
+{
+    const struct sf_json *value = sf_json_member(r->body, key);
+    if (value == NULL || sf_json_type(value) == SF_JSON_NULL) return SF_OK;
+    enum sf_json_type type = sf_json_type(value);
+    if (type != SF_JSON_TRUE && type != SF_JSON_FALSE)
+        return REFUSE(r->out, "invalid_value", "body.%s is %s; allowed: true or false", key,
+                      sf_json_type_name(value));
+    *out = type == SF_JSON_TRUE;
+    return SF_OK;
+}
+
+/* Absent or null: *out stays. */
+static sf_status read_int(const struct reader *r, const char *key, int64_t min, int64_t max,
+                          int64_t *out)
+{
+    const struct sf_json *value = sf_json_member(r->body, key);
+    if (value == NULL || sf_json_type(value) == SF_JSON_NULL) return SF_OK;
+    int64_t number;
+    if (!sf_json_get_int(value, &number) || number < min || number > max)
+        return REFUSE(r->out, "invalid_value", "body.%s must be an integer from %lld to %lld", key,
+                      (long long)min, (long long)max);
+    *out = number;
+    return SF_OK;
+}
+
+/* ---- prompts ---- */
+
+static sf_status need_tokenizer(const struct reader *r, const char *key)
+{
+    if (r->limits->tokenizer != NULL) return SF_OK;
+    return REFUSE(r->out, "unsupported_field",
+                  "body.%s is text, but the model has no tokenizer: give token ids", key);
+}
+
+static sf_status read_prompt(const struct reader *r)
+{
+    const struct sf_json *prompt = sf_json_member(r->body, "prompt");
+    if (prompt == NULL) return REFUSE(r->out, "missing_field", "body.prompt is missing");
+    size_t bytes;
+    const char *text = sf_json_text(prompt, &bytes);
+    if (text != NULL) {
+        /* The writer of a raw prompt writes the template's control tokens himself. */
+        SF_TRY(need_tokenizer(r, "prompt"));
+        return sf_tokenizer_encode(r->limits->tokenizer, text, bytes, 1, 1, &r->out->prompt);
+    }
+    if (sf_json_type(prompt) != SF_JSON_ARRAY)
+        return REFUSE(r->out, "invalid_value", "body.prompt is %s; allowed: text or token ids",
+                      sf_json_type_name(prompt));
+    size_t count = sf_json_count(prompt);
+    r->out->prompt.id = calloc(count + 1, sizeof *r->out->prompt.id);
+    if (r->out->prompt.id == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for a prompt of %zu tokens", count);
+    r->out->prompt.capacity = count + 1;
+    for (size_t i = 0; i < count; i++) {
+        int64_t id;
+        if (!sf_json_get_int(sf_json_item(prompt, i), &id) || id < 0 || id >= r->limits->vocab)
+            return REFUSE(r->out, "invalid_value",
+                          "body.prompt[%zu] is not a token id from 0 to %d", i,
+                          r->limits->vocab - 1);
+        r->out->prompt.id[r->out->prompt.count++] = (int32_t)id;
+    }
+    return SF_OK;
+}
+
+/* The text of a message: a string, or the texts of a list of parts, one after the other. */
+static sf_status read_content(const struct reader *r, size_t number, const struct sf_json *content,
+                              char **text_out, size_t *bytes_out)
+{
+    size_t parts = sf_json_type(content) == SF_JSON_ARRAY ? sf_json_count(content) : 1, total = 0;
+    char *all = NULL;
+    for (size_t i = 0; i < parts; i++) {
+        const struct sf_json *part = content;
+        if (sf_json_type(content) == SF_JSON_ARRAY) {
+            const char *type =
+                sf_json_text(sf_json_member(sf_json_item(content, i), "type"), NULL);
+            part = sf_json_member(sf_json_item(content, i), "text");
+            if (type == NULL || strcmp(type, "text") != 0) part = NULL;
+        }
+        size_t bytes;
+        const char *text = sf_json_text(part, &bytes);
+        char *grown = text != NULL ? realloc(all, total + bytes + 1) : NULL;
+        if (grown == NULL) {
+            free(all);
+            return REFUSE(r->out, "invalid_value",
+                          "body.messages[%zu].content must be text or a list of text parts",
+                          number);
+        }
+        all = grown;
+        memcpy(all + total, text, bytes);
+        total += bytes;
+    }
+    if (all == NULL) all = calloc(1, 1);
+    *text_out = all;
+    *bytes_out = total;
+    return all != NULL ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for a message");
+}
+
+static sf_status read_messages(const struct reader *r)
+{
+    const struct sf_json *messages = sf_json_member(r->body, "messages");
+    if (messages == NULL) return REFUSE(r->out, "missing_field", "body.messages is missing");
+    size_t count = sf_json_count(messages), read = 0;
+    if (sf_json_type(messages) != SF_JSON_ARRAY || count == 0)
+        return REFUSE(r->out, "invalid_value", "body.messages must be a list of messages");
+    SF_TRY(need_tokenizer(r, "messages"));
+    struct sf_message *message = calloc(count, sizeof *message);
+    if (message == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %zu messages", count);
+    sf_status status = SF_OK;
+    for (; read < count && status == SF_OK; read++) {
+        const struct sf_json *from = sf_json_item(messages, read);
+        const struct sf_json *content = sf_json_member(from, "content");
+        message[read].role = sf_json_text(sf_json_member(from, "role"), NULL);
+        char *text;
+        if (message[read].role == NULL || content == NULL)
+            status = REFUSE(r->out, "missing_field", "body.messages[%zu] needs role and content",
+                            read);
+        else
+            status = read_content(r, read, content, &text, &message[read].content_bytes);
+        if (status == SF_OK) message[read].content = text;
+    }
+    if (status == SF_OK) {
+        status = sf_chat_encode(r->limits->tokenizer, message, count, &r->out->prompt);
+        if (status != SF_OK) snprintf(r->out->code, sizeof r->out->code, "invalid_value");
+    }
+    for (size_t i = 0; i < read; i++) free((void *)(uintptr_t)message[i].content);
+    free(message);
+    return status;
+}
+
+/* ---- the rest of the body ---- */
+
+static sf_status read_lengths(const struct reader *r)
+{
+    struct sf_record *out = r->out;
+    int64_t most = -1, prompt = (int64_t)out->prompt.count, left = r->limits->tokens_max - prompt;
+    SF_TRY(read_int(r, "max_tokens", 1, INT32_MAX, &most));
+    SF_TRY(read_int(r, "max_completion_tokens", 1, INT32_MAX, &most));
+    if (prompt == 0) return REFUSE(out, "invalid_value", "the prompt is empty");
+    if (left < 1)
+        return REFUSE(out, "too_long", "the prompt has %lld tokens; with one token of answer at "
+                      "most %d fit (scheduler.max_model_len)", (long long)prompt,
+                      r->limits->tokens_max);
+    if (most < 0) most = out->chat ? left : COMPLETION_TOKENS;
+    out->answer_max = (int32_t)(most < left ? most : left);
+    return SF_OK;
+}
+
+static sf_status read_sampling(const struct reader *r)
+{
+    struct sf_record *out = r->out;
+    const struct sf_json *temperature = sf_json_member(r->body, "temperature");
+    out->temperature = r->limits->temperature;
+    if (temperature != NULL && sf_json_type(temperature) != SF_JSON_NULL &&
+        (!sf_json_get_real(temperature, &out->temperature) || !(out->temperature >= 0.0) ||
+         out->temperature > 2.0))
+        return REFUSE(out, "invalid_value", "body.temperature must be a number from 0 to 2");
+    int64_t seed = INT64_MIN;
+    SF_TRY(read_int(r, "seed", INT64_MIN + 1, INT64_MAX, &seed));
+    /* A record's own seed takes the place of both the run's seed and its name. */
+    out->rng_key = (uint64_t)(seed != INT64_MIN ? seed : r->limits->seed);
+    out->rng_stream =
+        seed != INT64_MIN ? 0 : sf_hash64(out->custom_id, out->custom_id_bytes);
+    SF_TRY(read_bool(r, "ignore_eos", &out->ignore_eos));
+    return read_bool(r, "return_token_ids", &out->return_token_ids);
+}
+
+static sf_status read_record(struct reader *r, const struct sf_json *root)
+{
+    struct sf_record *out = r->out;
+    if (sf_json_type(root) != SF_JSON_OBJECT)
+        return REFUSE(out, "invalid_json", "the line is %s, not an object",
+                      sf_json_type_name(root));
+    size_t bytes;
+    const char *id = sf_json_text(sf_json_member(root, "custom_id"), &bytes);
+    if (id == NULL) return REFUSE(out, "missing_field", "custom_id is missing or not text");
+    out->custom_id = malloc(bytes + 1);
+    if (out->custom_id == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a custom_id");
+    memcpy(out->custom_id, id, bytes + 1);
+    out->custom_id_bytes = bytes;
+    const char *url = sf_json_text(sf_json_member(root, "url"), NULL);
+    const char *method = sf_json_text(sf_json_member(root, "method"), NULL);
+    if (url == NULL) return REFUSE(out, "missing_field", "url is missing");
+    out->chat = strcmp(url, "/v1/chat/completions") == 0;
+    if (!out->chat && strcmp(url, "/v1/completions") != 0)
+        return REFUSE(out, "invalid_value", "url is '%.100s'; allowed: /v1/chat/completions, "
+                      "/v1/completions", url);
+    if (method != NULL && strcmp(method, "POST") != 0)
+        return REFUSE(out, "invalid_value", "method is '%.20s'; allowed: POST", method);
+    r->body = sf_json_member(root, "body");
+    if (r->body == NULL || sf_json_type(r->body) != SF_JSON_OBJECT)
+        return REFUSE(out, "missing_field", "body is missing or not an object");
+    SF_TRY(check_fields(r));
+    const char *wrong = out->chat ? "prompt" : "messages";
+    if (sf_json_member(r->body, wrong) != NULL)
+        return REFUSE(out, "invalid_value", "body.%s does not belong to url %s", wrong, url);
+    SF_TRY(out->chat ? read_messages(r) : read_prompt(r));
+    SF_TRY(read_lengths(r));
+    return read_sampling(r);
+}
+
+sf_status sf_record_parse(const struct sf_record_limits *limits, const char *text, size_t bytes,
+                           int64_t line, struct sf_record *out)
+{
+    *out = (struct sf_record){.line = line};
+    struct reader reader = {.limits = limits, .out = out};
+    struct sf_json *root;
+    if (sf_json_parse(text, bytes, RECORD_BYTES_MAX, &root) != SF_OK) {
+        snprintf(out->code, sizeof out->code, "invalid_json");
+        return SF_INVALID;
+    }
+    sf_status status = read_record(&reader, root);
+    sf_json_free(root);
+    if (status != SF_OK && out->code[0] == '\0')
+        snprintf(out->code, sizeof out->code, "invalid_value");
+    return status;
+}
+
+void sf_record_free(struct sf_record *request)
+{
+    free(request->custom_id);
+    free(request->prompt.id);
+    memset(request, 0, sizeof *request);
+}

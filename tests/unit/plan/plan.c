@@ -1,0 +1,448 @@
+/* tests/unit/plan/plan.c: the launch plan.
+ *
+ * Shown: stage cuts are the best there are (against trying all of them); in every layout each
+ * layer, query head, chunk and vocabulary row is computed exactly once and each KV head is held;
+ * impossible layouts are refused by the name of the key; a plan that does not fit says what would,
+ * and that does; the JSON form has all keys of interface.md, with numbers that agree. */
+#include <stdlib.h>
+#include "base/json.h"
+#include "base/rng.h"
+#include "coordinator/plan_impl.h"
+#include "tests/check.h"
+
+static const int64_t MIB = 1 << 20;
+
+/* ---- cuts ------------------------------------------------------------------------------------ */
+/* The dearest stage of the best of all cuts, by trying them. */
+static double best_of_all(const double *cost, int32_t layers, double head, int32_t stages)
+{
+    double best = INFINITY, sum = 0;
+    if (stages == 1) {
+        for (int32_t i = 0; i < layers; i++) sum += cost[i];
+        return sum + head;
+    }
+    for (int32_t count = 1; count <= layers - stages + 1; count++) {
+        sum += cost[count - 1];
+        double rest = best_of_all(cost + count, layers - count, head, stages - 1);
+        double most = rest > sum ? rest : sum;
+        if (most < best) best = most;
+    }
+    return best;
+}
+
+static void cuts_are_best(void)
+{
+    for (uint64_t round = 0; round < 300; round++) {
+        double cost[11], head = (double)(sf_rng_u64(3, round, 99) % 30), most = 0;
+        int32_t layers = 1 + (int32_t)(sf_rng_u64(3, round, 0) % 11), count[11], sum = 0, at = 0;
+        int32_t stages = 1 + (int32_t)(sf_rng_u64(3, round, 1) % (uint64_t)layers);
+        for (int32_t i = 0; i < layers; i++)
+            cost[i] = 1 + (double)(sf_rng_u64(3, round, (uint64_t)(i + 2)) % 9);
+        SF_MUST(sf_cut_stages(cost, layers, head, stages, count));
+        for (int32_t s = 0; s < stages; s++) {
+            double mine = s == stages - 1 ? head : 0;
+            SF_CHECK(count[s] >= 1);
+            sum += count[s];
+            for (int32_t i = 0; i < count[s] && at < layers; i++) mine += cost[at++];
+            if (mine > most) most = mine;
+        }
+        SF_CHECK_INT(sum, layers);
+        SF_CHECK_NEAR(most, best_of_all(cost, layers, head, stages), 1e-6);
+    }
+}
+
+/* SmolLM2-135M: 30 equal layers and a head worth 8 of them. */
+static void cuts_count_the_head(void)
+{
+    double cost[30];
+    int32_t count[4];
+    for (int i = 0; i < 30; i++) cost[i] = 1;
+    SF_MUST(sf_cut_stages(cost, 30, 8, 2, count));
+    SF_CHECK_INT(count[0], 19);
+    SF_CHECK_INT(count[1], 11);
+    SF_MUST(sf_cut_stages(cost, 30, 8, 4, count));
+    SF_CHECK(count[0] <= 10 && count[1] <= 10 && count[2] <= 10 && count[3] <= 2);
+    SF_CHECK(count[0] >= 9 && count[1] >= 9 && count[2] >= 9 && count[3] >= 1);
+    SF_CHECK_INT(count[0] + count[1] + count[2] + count[3], 30);
+}
+
+/* ---- layouts of the real model --------------------------------------------------------------- */
+struct made { struct sf_config cfg; struct sf_model *model; struct sf_cluster cluster;
+              struct sf_launch_plan plan; };
+
+/* A plan of `layout` (tensor, pipeline, data) for `extra`, more configuration. */
+static sf_status make(struct made *m, int32_t tensor, int32_t pipeline, int32_t data, int32_t nodes,
+                      int64_t memory, const char *extra)
+{
+    char text[1024];
+    int bytes = snprintf(text, sizeof text, "schema_version: 1\n"
+                         "parallel: {tensor_parallel_size: %d, pipeline_parallel_size: %d,"
+                         " data_parallel_size: %d}\n%s", tensor, pipeline, data, extra);
+    memset(m, 0, sizeof *m);
+    SF_TRY(sf_config_parse("job.yaml", text, (size_t)bytes, NULL, &m->cfg));
+    sf_status status = sf_model_open(sf_test_model(), &m->model);
+    if (status == SF_OK)
+        status = sf_cluster_make(nodes, tensor * pipeline * data / nodes, 8, memory, &m->cluster);
+    if (status == SF_OK) status = sf_launch_plan_make(&m->cfg, m->model, &m->cluster, &m->plan);
+    return status;
+}
+
+static void drop(struct made *m)
+{
+    sf_launch_plan_free(&m->plan);
+    sf_cluster_free(&m->cluster);
+    sf_model_close(m->model);
+    sf_config_free(&m->cfg);
+}
+
+/* Query heads, KV heads and chunks of one layer over the ranks of its tensor group. */
+static void check_layer(const struct sf_launch_plan *plan, const struct sf_model_desc *desc,
+                        int32_t first_rank, int32_t local)
+{
+    int32_t layer = plan->rank[first_rank].share.layer_first + local;
+    int32_t q_seen[64] = { 0 }, kv_seen[64] = { 0 }, chunk_seen[512] = { 0 };
+    for (int32_t t = 0; t < plan->tensor; t++) {
+        const struct sf_share *share = &plan->rank[first_rank + t].share;
+        SF_CHECK(share->kv_ptr[local + 1] > share->kv_ptr[local]);
+        for (int32_t j = share->kv_ptr[local]; j < share->kv_ptr[local + 1]; j++) {
+            const struct sf_kv_share *kv = &share->kv[j];
+            kv_seen[kv->kv_head]++;
+            int32_t per_group = desc->layer[layer].q_heads / desc->layer[layer].kv_heads;
+            for (int32_t q = kv->q_first; q < kv->q_first + kv->q_count; q++) {
+                q_seen[q]++;
+                SF_CHECK_INT(q / per_group, kv->kv_head);
+            }
+        }
+        for (int32_t j = share->chunk_ptr[local]; j < share->chunk_ptr[local + 1]; j++)
+            chunk_seen[share->chunk[j]]++;
+    }
+    for (int32_t q = 0; q < desc->layer[layer].q_heads; q++) SF_CHECK_INT(q_seen[q], 1);
+    for (int32_t h = 0; h < desc->layer[layer].kv_heads; h++) SF_CHECK(kv_seen[h] >= 1);
+    for (int32_t c = 0; c < plan->rank[first_rank].share.chunks; c++)
+        SF_CHECK_INT(chunk_seen[c], 1);
+}
+
+static void check_layout(int32_t tensor, int32_t pipeline, int32_t data, int fixed)
+{
+    struct made m;
+    SF_MUST(make(&m, tensor, pipeline, data, 1, 4096 * MIB,
+                 fixed ? "run: {deterministic: true}\n" : ""));
+    const struct sf_launch_plan *plan = &m.plan;
+    const struct sf_model_desc *desc = sf_model_desc(m.model);
+    SF_CHECK_INT(plan->ranks, tensor * pipeline * data);
+    SF_CHECK(plan->fits);
+    SF_CHECK(plan->micro_batches >= pipeline);
+    for (int32_t group = 0; group < data * pipeline; group++) {
+        int32_t first = group * tensor, vocab = 0;
+        for (int32_t t = 0; t < tensor; t++) {
+            const struct sf_plan_rank *rank = &plan->rank[first + t];
+            SF_CHECK_INT(rank->rank, rank->tp_rank + tensor * (rank->stage
+                                                               + pipeline * rank->dp_rank));
+            SF_CHECK_INT(rank->stage, group % pipeline);
+            SF_CHECK_INT(rank->share.layer_first, plan->rank[first].share.layer_first);
+            if (rank->share.last_stage) SF_CHECK_INT(rank->share.vocab_first, vocab);
+            vocab += rank->share.vocab_count;
+            SF_CHECK(rank->weight_bytes > 0 && rank->pages > 0 && rank->max_kv_tokens > 0);
+            SF_CHECK_INT(rank->pool_bytes, rank->pages * rank->page_bytes);
+        }
+        int last = group % pipeline == pipeline - 1;
+        SF_CHECK_INT(vocab, last ? desc->vocab : 0);
+        SF_CHECK_INT(plan->rank[first].share.layer_first + plan->rank[first].share.layer_count,
+                     last ? desc->layers : plan->rank[first + tensor].share.layer_first);
+        for (int32_t i = 0; i < plan->rank[first].share.layer_count; i++)
+            check_layer(plan, desc, first, i);
+    }
+    SF_CHECK_INT(plan->rank[0].share.layer_first, 0);
+    drop(&m);
+}
+
+static void layouts(void)
+{
+    static const int32_t table[][3] = { { 1, 1, 1 }, { 2, 1, 1 }, { 3, 1, 1 }, { 1, 2, 1 },
+                                        { 1, 4, 1 }, { 2, 2, 1 }, { 3, 2, 1 }, { 2, 1, 2 },
+                                        { 2, 2, 2 }, { 4, 1, 1 }, { 9, 1, 1 }, { 1, 30, 1 } };
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        for (int fixed = 0; fixed < 2; fixed++)
+            check_layout(table[i][0], table[i][1], table[i][2], fixed);
+}
+
+/* Both halves of a 2 x 2 layout hold about half; heads alternate, so a tensor group is level. */
+static void halves_are_level(void)
+{
+    struct made m;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 2, 2, 1, 1, 4096 * MIB, ""));
+    double least = INFINITY, most = 0, kv_least = INFINITY, kv_most = 0;
+    for (int32_t r = 0; r < 4; r++) {
+        double weights = (double)m.plan.rank[r].weight_bytes;
+        double kv = (double)m.plan.rank[r].kv_bytes_per_token
+                    / m.plan.rank[r].share.layer_count;
+        least = fmin(least, weights);
+        most = fmax(most, weights);
+        kv_least = fmin(kv_least, kv);
+        kv_most = fmax(kv_most, kv);
+    }
+    SF_CHECK(most / least < 1.12);
+    SF_CHECK(kv_most / kv_least < 1.2);         /* 3 KV heads over 2 ranks: 1.5 each on average */
+    drop(&m);
+}
+
+/* ---- refusals -------------------------------------------------------------------------------- */
+static void check_refused(int32_t tensor, int32_t pipeline, int32_t data, int32_t nodes,
+                          const char *extra, const char *part)
+{
+    struct made m;
+    sf_status status = make(&m, tensor, pipeline, data, nodes, 4096 * MIB, extra);
+    SF_CHECK_INT(status, SF_INVALID);
+    if (strstr(sf_error_text(), part) == NULL)
+        sf_test_fail(__FILE__, __LINE__, "words are \"%s\", without \"%s\"", sf_error_text(), part);
+    drop(&m);
+}
+
+static void impossible_layouts(void)
+{
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    check_refused(10, 1, 1, 1, "", "parallel.tensor_parallel_size is 10, but layer 0 has 9 query");
+    check_refused(1, 31, 1, 1, "", "parallel.pipeline_parallel_size is 31, but the model has 30");
+    check_refused(2, 1, 1, 2, "", "parallel.allow_cross_node_tensor_parallel: true");
+    check_refused(1, 1, 1, 1, "scheduler: {max_model_len: 8193}\n", "context is 8192");
+
+    struct made m;
+    SF_MUST(make(&m, 2, 1, 1, 1, 4096 * MIB, ""));
+    struct sf_launch_plan other;
+    m.cfg.parallel.pipeline = 2;
+    m.cfg.parallel.layers = (struct sf_opt_ints){ .count = 2, .value = { 10, 21 } };
+    m.cfg.parallel.tensor = 1;
+    SF_CHECK_FAILS(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &other), SF_INVALID);
+    SF_CHECK(strstr(sf_error_text(), "parallel.pipeline_layers sum to 31") != NULL);
+    m.cfg.parallel.layers.value[1] = 20;
+    SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &other));
+    SF_CHECK_INT(other.rank[1].share.layer_first, 10);
+    sf_launch_plan_free(&other);
+    m.cfg.parallel.data = 3;
+    SF_CHECK_FAILS(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &other), SF_INVALID);
+    SF_CHECK(strstr(sf_error_text(), "2 ranks, but") != NULL);
+    m.cfg.parallel.pipeline = 1;                /* auto takes the ranks that are left over */
+    m.cfg.parallel.layers.count = SF_OPT_AUTO;
+    m.cfg.parallel.data = SF_OPT_AUTO;
+    SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &other));
+    SF_CHECK_INT(other.data, 2);
+    SF_CHECK_INT(other.seqs_max, 128);
+    sf_launch_plan_free(&other);
+    drop(&m);
+}
+
+static void crosses_nodes_when_allowed(void)
+{
+    struct made m;
+    struct sf_plan_traffic near, far;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 2, 1, 1, 1, 4096 * MIB, ""));
+    sf_plan_comm(&m.plan, sf_model_desc(m.model), &near);
+    SF_CHECK_INT(near.cross_node, 0);
+    /* 30 layers x 2 sums x (1 leaf half to the other rank, twice, and 2 half results) x 576 f32 */
+    SF_CHECK_INT(near.tp, 30 * 2 * 2 * 576 * 4);
+    m.cfg.parallel.cross_node = 1;
+    m.cluster.place[1].node = 1;
+    m.cluster.nodes = 2;
+    struct sf_launch_plan plan;
+    SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &plan));
+    sf_plan_comm(&plan, sf_model_desc(m.model), &far);
+    SF_CHECK(far.cross_node >= near.tp);
+    sf_launch_plan_free(&plan);
+    drop(&m);
+}
+
+/* compute: f32 keeps a processor that multiplies bf16 from doing so; bf16 is refused without it. */
+static void chooses_the_arithmetic(void)
+{
+    struct made m;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    int native = sf_isa_multiplies(sf_isa_detect(), SF_BF16);
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16, compute: f32}\n"));
+    SF_CHECK_INT(m.plan.isa_max, native ? SF_ISA_AVX512 : SF_ISA_AUTO);
+    drop(&m);
+    SF_CHECK_INT(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16, compute: bf16}\n"),
+                 native ? SF_OK : SF_UNSUPPORTED);
+    drop(&m);
+    SF_CHECK_INT(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: f32, compute: bf16}\n"),
+                 SF_UNSUPPORTED);
+    drop(&m);
+}
+
+/* ---- fitting --------------------------------------------------------------------------------- */
+static int64_t number_after(const char *text, const char *mark)
+{
+    const char *at = strstr(text, mark);
+    return at != NULL ? strtoll(at + strlen(mark), NULL, 10) : -1;
+}
+
+/* Too little memory: not refused, does not fit, and each way out that is offered works. */
+static void says_what_would_fit(void)
+{
+    struct made m;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 1, 1, 1, 1, 360 * MIB, ""));
+    SF_CHECK_INT(m.plan.fits, 0);
+    SF_CHECK(m.plan.reason[0] != '\0');
+    int64_t memory = number_after(m.plan.reason, "would fit: ");
+    int64_t length = number_after(m.plan.reason, "max_model_len of ");
+    int64_t stages = number_after(m.plan.reason, "pipeline_parallel_size ");
+    SF_CHECK(memory > 360);
+    SF_CHECK(length > 0 && length < 8192);
+    SF_CHECK(stages > 1);
+    drop(&m);
+    char extra[128];
+    SF_MUST(make(&m, 1, 1, 1, 1, memory * MIB, ""));
+    SF_CHECK_INT(m.plan.fits, 1);
+    drop(&m);
+    snprintf(extra, sizeof extra, "scheduler: {max_model_len: %lld}\n", (long long)length);
+    SF_MUST(make(&m, 1, 1, 1, 1, 360 * MIB, extra));
+    SF_CHECK_INT(m.plan.fits, 1);
+    SF_CHECK_STR(m.plan.reason, "");
+    drop(&m);
+    snprintf(extra, sizeof extra, "scheduler: {max_model_len: %lld}\n", (long long)length + 16);
+    SF_MUST(make(&m, 1, 1, 1, 1, 360 * MIB, extra));
+    SF_CHECK_INT(m.plan.fits, 0);               /* it is the longest but for its last page */
+    drop(&m);
+    SF_MUST(make(&m, 1, (int32_t)stages, 1, 1, 360 * MIB, ""));
+    SF_CHECK_INT(m.plan.fits, 1);
+    drop(&m);
+
+    /* A pool that is given and too small. */
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "kv_cache: {memory: 8MiB}\n"));
+    SF_CHECK_INT(m.plan.fits, 0);
+    SF_CHECK_INT(m.plan.populate, 1);
+    memory = number_after(m.plan.reason, "kv_cache.memory of ");
+    drop(&m);
+    snprintf(extra, sizeof extra, "kv_cache: {memory: %lldMiB}\n", (long long)memory);
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, extra));
+    SF_CHECK_INT(m.plan.fits, 1);
+    SF_CHECK(m.plan.rank[0].pool_bytes <= memory * MIB);
+    SF_CHECK(m.plan.rank[0].max_kv_tokens >= 8192);
+    drop(&m);
+}
+
+/* The automatic pool leaves 40 % of what is left, and takes no more than the job can use. */
+static void sizes_the_pool(void)
+{
+    struct made m;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, ""));
+    const struct sf_plan_rank *rank = &m.plan.rank[0];
+    double left = (double)(4096 * MIB - rank->weight_bytes - rank->workspace_bytes);
+    SF_CHECK_NEAR((double)rank->pool_bytes / left, 0.6, 0.001);
+    SF_CHECK_INT(m.plan.populate, 0);
+    /* 30 layers x 3 heads x (64 + 64) x 2 bytes + 8 of pos and bias */
+    SF_CHECK_INT(rank->kv_bytes_per_token, 30 * 3 * (128 * 2 + 8));
+    drop(&m);
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB,
+                 "scheduler: {max_num_seqs: 2, max_model_len: 160}\n"));
+    SF_CHECK_INT(m.plan.rank[0].max_kv_tokens, 320);
+    int64_t seqs;
+    SF_MUST(sf_plan_capacity(&m.plan, &m.cfg, 160, &seqs));
+    SF_CHECK_INT(seqs, 2);
+    drop(&m);
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
+static const struct sf_json *member(const struct sf_json *json, const char *key)
+{
+    const struct sf_json *value = sf_json_member(json, key);
+    if (value == NULL) sf_test_fail(__FILE__, __LINE__, "member '%s' is missing", key);
+    else CU_PASS("member");
+    return value;
+}
+
+static int64_t number(const struct sf_json *json, const char *key)
+{
+    int64_t value = -1;
+    SF_CHECK(sf_json_get_int(member(json, key), &value));
+    return value;
+}
+
+static void check_rank_json(const struct sf_json *json, const struct sf_plan_rank *rank)
+{
+    static const char *const keys[] = { "node", "stage", "tp_rank", "dp_rank", "workspace_bytes" };
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) SF_CHECK(number(json, keys[i]) >= 0);
+    SF_CHECK_INT(number(json, "rank"), rank->rank);
+    SF_CHECK_INT(number(json, "weight_bytes"), rank->weight_bytes);
+    SF_CHECK_INT(number(json, "max_kv_tokens"), rank->max_kv_tokens);
+    SF_CHECK_INT(sf_json_count(member(json, "layers")), 2);
+    SF_CHECK_INT(sf_json_count(member(json, "kv_heads")), rank->share.layer_count);
+    const struct sf_json *at = member(json, "kv_bytes_at_len");
+    SF_CHECK_INT(sf_json_count(at), 3);         /* 1024, 2048, 3000 */
+    int64_t lo = -1, hi = -2;
+    SF_CHECK(sf_json_get_int(sf_json_item(member(at, "3000"), 0), &lo));
+    SF_CHECK(sf_json_get_int(sf_json_item(member(at, "3000"), 1), &hi));
+    SF_CHECK_INT(lo, hi);
+    SF_CHECK_INT(hi, 3000 * number(json, "kv_bytes_per_token"));    /* exact cache, no copies */
+    SF_CHECK(number(member(json, "kv_peak_bytes_at_len"), "2048") >= 2048
+             * number(json, "kv_bytes_per_token"));
+}
+
+static void json_form(void)
+{
+    struct made m;
+    char *text = NULL;
+    struct sf_json *root = NULL;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 2, 2, 1, 2, 4096 * MIB, "scheduler: {max_model_len: 3000}\n"));
+    SF_MUST(sf_launch_plan_json(&m.plan, &m.cfg, m.model, &text));
+    SF_MUST(sf_json_parse(text, strlen(text), 1 << 20, &root));
+    SF_CHECK_INT(sf_json_type(member(root, "fits")), SF_JSON_TRUE);
+    SF_CHECK_INT(sf_json_type(member(root, "reason")), SF_JSON_NULL);
+    const struct sf_json *ranks = member(root, "ranks"), *comm = member(root, "comm");
+    SF_CHECK_INT(sf_json_count(ranks), 4);
+    for (int32_t r = 0; r < 4; r++)
+        check_rank_json(sf_json_item(ranks, (size_t)r), &m.plan.rank[r]);
+    SF_CHECK_INT(sf_json_type(member(root, "groups")), SF_JSON_ARRAY);
+    SF_CHECK(number(comm, "tp_bytes_per_token") > 0);
+    SF_CHECK_INT(number(comm, "pp_bytes_per_token"), 576 * 4);
+    SF_CHECK(number(comm, "cross_node_bytes_per_token") >= 576 * 4);
+    SF_CHECK_INT(sf_json_count(member(comm, "per_method")), 0);
+    const struct sf_json *at = member(member(root, "capacity"), "max_num_seqs_at_len");
+    SF_CHECK_INT(sf_json_count(at), 3);
+    SF_CHECK(number(at, "1024") >= number(at, "3000"));
+    double ratio = 0;
+    SF_CHECK(sf_json_get_real(member(root, "kv_ratio"), &ratio));
+    SF_CHECK_NEAR(ratio, 1, 0);
+    SF_CHECK_INT(sf_json_type(member(root, "kv_bound")),
+                 number(at, "3000") < 256 ? SF_JSON_TRUE : SF_JSON_FALSE);
+    sf_json_free(root);
+    free(text);
+    SF_CHECK_OK(sf_launch_plan_text(&m.plan, &m.cfg, m.model, &text));
+    SF_CHECK(strstr(text, "fits       yes") != NULL);
+    free(text);
+    drop(&m);
+}
+
+/* A window keeps 4 + 256 slots of a lane, whatever the length. */
+static void window_shrinks_the_cache(void)
+{
+    struct made m;
+    double ratio;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 2, 1, 1, 1, 4096 * MIB,
+                 "kv_cache: {methods: [{name: window, recent_tokens: 256}]}\n"));
+    SF_MUST(sf_plan_ratio(&m.plan, &m.cfg, &ratio));
+    SF_CHECK_NEAR(ratio, 260.0 / 8192, 0.001);
+    drop(&m);
+}
+
+static const struct sf_test tests[] = {
+    { "cuts_are_best", cuts_are_best },
+    { "cuts_count_the_head", cuts_count_the_head },
+    { "layouts", layouts },
+    { "halves_are_level", halves_are_level },
+    { "impossible_layouts", impossible_layouts },
+    { "crosses_nodes_when_allowed", crosses_nodes_when_allowed },
+    { "chooses_the_arithmetic", chooses_the_arithmetic },
+    { "says_what_would_fit", says_what_would_fit },
+    { "sizes_the_pool", sizes_the_pool },
+    { "json_form", json_form },
+    { "window_shrinks_the_cache", window_shrinks_the_cache },
+    { NULL, NULL }
+};
+SF_TEST_MAIN("plan", tests)
