@@ -1,0 +1,103 @@
+"""The golden prompts through real jobs in many layouts.
+
+Shown: with f32 the greedy tokens are those of the reference implementation (a step whose recorded
+margin is under 0.01 may go either way), in every layout, as one batch; with run.deterministic the
+tokens of all layouts, and of prompts run alone, are equal to each other without exception, in f32
+and in bf16.  --long runs every prompt alone in every layout (the full cross).
+"""
+import json
+import os
+import sys
+
+import job
+
+LAYOUTS = [(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (3, 2, 1), (1, 1, 2)]
+ALONE = [(1, 1, 1), (2, 2, 1)]
+GOLDEN = os.path.join(job.ROOT, "tests/data/golden/smollm2-135m-q4_1.json")
+TIE = 0.01
+
+
+def name_of(layout):
+    return "tensor {} x pipeline {} x data {}".format(*layout)
+
+
+def bodies(prompts):
+    return [(p["name"], {"prompt": p["ids"], "max_tokens": len(p["greedy"]), "temperature": 0,
+                         "ignore_eos": True, "return_token_ids": True}) for p in prompts]
+
+
+def run(tally, what, layout, prompts, dtype, deterministic):
+    tensor, pipeline, data = layout
+    text = job.config(dtype, tensor, pipeline, data, deterministic)
+    done = job.run(tensor * pipeline * data, text, job.records(bodies(prompts)))
+    if not tally.check(f"{what}: exit code", done.code, 0):
+        print(done.stderr)
+        return {}
+    tally.check(f"{what}: answers", len(done.answers), len(prompts))
+    print(f"  {what}: {done.seconds:.1f} s")
+    return done.tokens()
+
+
+def against_golden(tally, what, prompts, tokens):
+    for prompt in prompts:
+        mine = tokens.get(prompt["name"], [])
+        steps = len(prompt["greedy"])
+        for step in range(steps):
+            if prompt["margin"][step] < TIE and step < len(mine):
+                if mine[step] != prompt["greedy"][step]:
+                    steps = step
+                    break
+        tally.check(f"{what}: {prompt['name']}", mine[:steps], prompt["greedy"][:steps])
+
+
+def crossed(tally, prompts, dtype):
+    """Deterministic runs: equal tokens everywhere."""
+    first = {}
+    for layout in LAYOUTS:
+        what = f"{dtype} deterministic, {name_of(layout)}, one batch"
+        tokens = run(tally, what, layout, prompts, dtype, True)
+        if not first:
+            first = tokens
+            if dtype == "f32":
+                against_golden(tally, what, prompts, tokens)
+        tally.check(f"{what}: same as the first layout", tokens == first, True)
+    for layout in LAYOUTS if job.LEVEL == "long" else ALONE:
+        together = {}
+        for prompt in prompts:
+            what = f"{dtype} deterministic, {name_of(layout)}, alone: {prompt['name']}"
+            together.update(run(tally, what, layout, [prompt], dtype, True))
+        tally.check(f"{dtype} deterministic, {name_of(layout)}: alone same as together",
+                    together == first, True)
+
+
+def main():
+    tally = job.Tally("layouts")
+    if not os.path.exists(job.MODEL):
+        tally.skip("all", "the real model is not there (deploy/fetch-model.sh)")
+        tally.end()
+    layouts = LAYOUTS if job.has_mpi() else [(1, 1, 1)]
+    with open(GOLDEN, encoding="utf-8") as file:
+        prompts = json.load(file)["prompts"]
+    quick = job.LEVEL == "quick"
+    if quick:
+        layouts = [(1, 1, 1), (2, 2, 1)]
+    LAYOUTS[:] = layouts
+    ALONE[:] = [layout for layout in ALONE if layout in layouts]
+    for layout in layouts:
+        what = f"f32, {name_of(layout)}, one batch"
+        against_golden(tally, what, prompts, run(tally, what, layout, prompts, "f32", False))
+    if quick:
+        prompts = [p for p in prompts if len(p["ids"]) < 1000]
+    for layout in [] if quick else ALONE:
+        tokens = {}
+        for prompt in prompts:
+            what = f"f32, {name_of(layout)}, alone: {prompt['name']}"
+            tokens.update(run(tally, what, layout, [prompt], "f32", False))
+        against_golden(tally, f"f32, {name_of(layout)}, alone", prompts, tokens)
+    for dtype in ["f32", "bf16"]:
+        crossed(tally, prompts, dtype)
+    tally.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# tests/run.sh: builds sheaf and runs every test that this machine can run.
+#
+#   preset  what runs there                                                       left out by
+#   dev     the lint, all unit tests, the scripts in tests/mpi and tests/e2e
+#   asan    all unit tests, ranks as threads: memory errors, undefined behaviour   --quick
+#   tsan    the same: data races; OpenMP on one thread, as it is not instrumented  --quick
+#
+# Programs are run one by one, each with a time limit, from ctest's own list.  What they print is
+# kept in build/test-logs/.  The scripts find in the environment
+#   SHEAF_TEST_LEVEL   quick, normal or long
+#   SHEAF_BUILD        absolute path of the build folder of preset dev
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source tests/tally.sh
+
+usage()
+{
+    cat <<'END'
+usage: tests/run.sh [--quick | --long] [--no-install]
+
+Builds sheaf and runs its tests; the last line is 'N passed, N failed, N skipped'.
+  --quick        preset dev alone, short counts
+  --long         also the tests labelled long, full counts
+  --no-install   installs no packages (fails with their names if some are missing), fetches no model
+  --help         this text
+END
+}
+
+main()
+{
+    local level=normal install=1
+    while (($# > 0)); do
+        case $1 in
+            --quick) level=quick ;;
+            --long) level=long ;;
+            --no-install) install=0 ;;
+            --help) usage; exit 0 ;;
+            *) echo "run.sh: error: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
+        esac
+        shift
+    done
+    tally_start build/test-logs
+    if ((install)); then
+        deploy/install.sh
+        deploy/fetch-model.sh smollm2-135m-instruct ||
+            echo "run.sh: no model could be fetched; the tests that need one skip"
+    else
+        deploy/install.sh --no-install
+    fi
+    set_environment "$level"
+
+    tally_run lint 120 python3 tests/lint/lint.py
+    tally_run tests/scripts 120 tests/lint/scripts.sh
+    if build dev; then
+        run_ctest dev "$level"
+        run_scripts "$level"
+    fi
+    if [[ $level != quick ]]; then
+        if build asan; then run_ctest asan "$level"; fi
+        if build tsan; then run_ctest tsan "$level"; fi
+    fi
+    tally_end
+}
+
+# The same on a developer's machine, as root in a container and under a build service.  A rank that
+# waits gives its core away: tests start more ranks than there are cores.
+set_environment()
+{
+    export SHEAF_TEST_LEVEL=$1 SHEAF_BUILD=$PWD/build/dev
+    export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1
+    export OMPI_MCA_hwloc_base_binding_policy=none
+    if ((EUID == 0)); then
+        export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    fi
+    export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
+    export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+    export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+}
+
+build()
+{
+    tally_step "build/$1" 1800 \
+        bash -c "cmake --preset $1 && ninja -C build/$1 -j $(nproc)"
+}
+
+# Every program in ctest's list of one preset, but for those that need no build (label source).
+run_ctest()
+{
+    local preset=$1 level=$2 name seconds labels command before=()
+    if [[ $preset == tsan ]]; then
+        before=(env OMP_NUM_THREADS=1)
+        # ThreadSanitizer of gcc 12 cannot start where the kernel scatters memory widely.
+        ! setarch -R true 2>/dev/null || before+=(setarch -R)
+    fi
+    if ! tally_step "list/$preset" 60 python3 tests/list_ctest.py "build/$preset"; then return; fi
+    while IFS=$'\t' read -r name seconds labels command; do
+        if [[ " $labels " == *" source "* ]]; then continue; fi
+        if [[ " $labels " == *" long "* && $level != long ]]; then
+            echo "left   $preset/$name: only with --long"
+            continue
+        fi
+        tally_run "$preset/$name" "$seconds" "${before[@]}" bash -c "$command"
+    done <"$tally_log"
+}
+
+# The scripts that start whole jobs.  They cut their own counts by SHEAF_TEST_LEVEL.
+run_scripts()
+{
+    local script name seconds=900
+    if [[ $1 == long ]]; then seconds=7200; fi
+    for script in tests/mpi/*.sh tests/e2e/*.sh; do
+        [[ -e $script ]] || continue
+        name=${script#tests/}
+        tally_run "${name%.sh}" "$seconds" bash "$script"
+    done
+}
+
+main "$@"
