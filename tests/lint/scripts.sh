@@ -108,7 +108,8 @@ read_list()
     done < <("$root/tests/list_ctest.py" .)
 }
 fake ctest "echo '"'{"tests": [{"name": "a", "command": ["sh", "-c", "echo $A in $PWD"],
-    "properties": [{"name": "ENVIRONMENT", "value": ["A=x y"]}, {"name": "WORKING_DIRECTORY", "value": "/"}]},
+    "properties": [{"name": "ENVIRONMENT", "value": ["A=x y"]},
+                   {"name": "WORKING_DIRECTORY", "value": "/"}]},
     {"name": "b", "properties": [{"name": "LABELS", "value": ["long", "l"]},
                                  {"name": "TIMEOUT", "value": 5.0}]}]}'"'"
 expect "a test of ctest" 0 '^a 600 - x y in /$' read_list
