@@ -37,9 +37,9 @@ static void write_line(const struct line *line);
 void sf_log(enum sf_log_level level, const char *format, ...)
 {
     SF_ASSERT((unsigned)level < LEVELS);
-    if ((int)level > atomic_load_explicit(&level_max, memory_order_relaxed)) return;
+    if (!sf_log_shows(level)) return;
     int errno_kept = errno;
-    int json = atomic_load_explicit(&as_json, memory_order_relaxed);
+    int json = sf_log_is_json();
     char text[TEXT_BYTES];
     va_list args;
     va_start(args, format);
@@ -132,6 +132,16 @@ void sf_log_setup(enum sf_log_level level, int json)
     SF_ASSERT((unsigned)level < LEVELS);
     atomic_store(&level_max, (int)level);
     atomic_store(&as_json, json != 0);
+}
+
+int sf_log_shows(enum sf_log_level level)
+{
+    return (int)level <= atomic_load_explicit(&level_max, memory_order_relaxed);
+}
+
+int sf_log_is_json(void)
+{
+    return atomic_load_explicit(&as_json, memory_order_relaxed);
 }
 
 void sf_log_rank(int rank)

@@ -1,26 +1,53 @@
 /* coordinator/commands.c: what the small subcommands share: words for a wrong command line. */
 #include "coordinator/commands.h"
 
+#include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
+
+enum { WORDS_BYTES = 2048 };
+
+void sf_complain(const char *words)
+{
+    char line[WORDS_BYTES];
+    if (sf_log_is_json() || strstr(words, "error: ") == NULL) {
+        sf_log(SF_LOG_ERROR, "%s", words);
+        return;
+    }
+    snprintf(line, sizeof line, "%s", words);
+    for (char *c = line; *c != '\0'; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+    fprintf(stderr, "%s\n", line);
+}
+
 int sf_usage_error(const char *command, const char *format, ...)
 {
+    char words[WORDS_BYTES / 2];
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "sheaf: error: ");
-    vfprintf(stderr, format, args);
-    fprintf(stderr, " (see 'sheaf %s --help')\n", command);
+    vsnprintf(words, sizeof words, format, args);
     va_end(args);
+    sf_log(SF_LOG_ERROR, "%s (see 'sheaf %s --help')", words, command);
     return 2;
+}
+
+const char *sf_option_words(int letter, char **argv)
+{
+    static char words[256];
+    const char *given = argv[optind - 1];
+    if (letter == ':') snprintf(words, sizeof words, "a value is missing after '%s'", given);
+    else if (strncmp(given, "--", 2) == 0)
+        snprintf(words, sizeof words, "unknown option '%s'", given);
+    else snprintf(words, sizeof words, "unknown option '-%c'", optopt);
+    return words;
 }
 
 int sf_command_failed(sf_status status)
 {
-    const char *words = sf_error_text();
-    /* A message of the configuration is whole already: "job.yaml:3:5: error: ..." */
-    fprintf(stderr, "%s%s\n", strstr(words, "error: ") != NULL ? "" : "sheaf: error: ", words);
+    sf_complain(sf_error_text());
     return sf_status_exit_code(status);
 }
 

@@ -1,5 +1,6 @@
-/* coordinator/commands.h: the subcommands that need neither ranks nor weights.  argv[0] is the
- * subcommand; the value is the exit code.  Data goes to stdout, errors to stderr. */
+/* coordinator/commands.h: the subcommands that need neither ranks nor weights, and the words that
+ * all subcommands have for a mistake.  argv[0] is the subcommand; the value is the exit code.  Data
+ * goes to stdout, errors to stderr. */
 #ifndef SHEAF_COORDINATOR_COMMANDS_H
 #define SHEAF_COORDINATOR_COMMANDS_H
 #include "base/status.h"
@@ -10,12 +11,18 @@ int sf_cmd_inspect(int argc, char **argv);
 int sf_cmd_methods(int argc, char **argv);
 int sf_cmd_doctor(int argc, char **argv);
 
-/* For these commands: a line on stderr that names where help is; returns 2. */
+/* One line on stderr, as JSON with --log-json.  Words that are a complete message already
+ * ("job.yaml:3:5: error: ...") get no prefix.  Control characters, which may have come with a name
+ * from the input, become '?'. */
+void sf_complain(const char *words);
+/* A line on stderr that names where help is; returns 2. */
 int sf_usage_error(const char *command, const char *format, ...)
 #if defined(__GNUC__)
     __attribute__((format(printf, 2, 3)))
 #endif
     ;
+/* What getopt_long(..., ":...") refused, in words until the next call: letter is ':' or '?'. */
+const char *sf_option_words(int letter, char **argv);
 /* The words of the last error on stderr; returns the exit code of `status`. */
 int sf_command_failed(sf_status status);
 /* Reads --help (prints `help`, *exit_out 0) or one operand; returns 1 if the command goes on.

@@ -83,14 +83,14 @@ static const struct sf_opt scheduler[] = {
       1 << 20, NO_AUTO, BUILT, NULL, NULL, "tokens",
       "most tokens of one step of a data-parallel group" },
     { "enable_prefix_caching", SF_OPT_BOOL, AT(scheduler.prefix_caching), "true", 0, 0, NO_AUTO,
-      BUILT, NULL, NULL, "", "share the cache of equal prompt beginnings" },
+      BUILT, NULL, NULL, "", "share the cache of equal prompt beginnings (no run does so yet)" },
     { "max_model_len", SF_OPT_INT32, AT(scheduler.max_model_len), "auto", 1, 1 << 27, AUTO, BUILT,
       NULL, NULL, "tokens", "longest prompt and answer together; auto: the model's own context" },
     { 0 }
 };
 
 static const struct sf_opt sampling[] = {
-    { "temperature", SF_OPT_FLOAT, AT(sampling.temperature), "0", 0, 100, NO_AUTO, BUILT, NULL,
+    { "temperature", SF_OPT_FLOAT, AT(sampling.temperature), "0", 0, 2, NO_AUTO, BUILT, NULL,
       NULL, "", "default of a record that names none; 0 takes the most likely token" },
     { "seed", SF_OPT_INT64, AT(sampling.seed), "0", 0, 0, NO_AUTO, BUILT, NULL, NULL, "",
       "of all random numbers of the job" },
@@ -101,13 +101,13 @@ static const struct sf_opt run[] = {
     { "deterministic", SF_OPT_BOOL, AT(run.deterministic), "false", 0, 0, NO_AUTO, BUILT, NULL,
       NULL, "", "the same tokens for every layout, batch and resume on one instruction set" },
     { "checkpoint_interval_s", SF_OPT_FLOAT, AT(run.checkpoint_interval_s), "5", 0.1, 86400,
-      NO_AUTO, BUILT, NULL, NULL, "s", "at most so much sampling is done again after a crash" },
+      NO_AUTO, TO_COME, NULL, NULL, "s", "at most so much sampling is done again after a crash" },
     { "rank_timeout_s", SF_OPT_FLOAT, AT(run.rank_timeout_s), "30", 1, 86400, NO_AUTO, BUILT, NULL,
       NULL, "s", "a lost or stuck rank ends the job after this" },
     { "checkpoint_kv", SF_OPT_BOOL, AT(run.checkpoint_kv), "false", 0, 0, NO_AUTO, TO_COME, NULL,
       NULL, "", "save the caches of half-finished records when stopped early" },
-    { "on_signal", SF_OPT_ENUM, AT(run.on_signal), "drain", 0, 0, NO_AUTO, BUILT, signals, NULL, "",
-      "what USR1 and TERM do: stop admitting, save, exit 75" },
+    { "on_signal", SF_OPT_ENUM, AT(run.on_signal), "drain", 0, 0, NO_AUTO, TO_COME, signals, NULL,
+      "", "what USR1 and TERM do: stop admitting, save, exit 75" },
     { 0 }
 };
 

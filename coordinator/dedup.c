@@ -8,8 +8,9 @@
 #include "base/json.h"
 #include "base/lines.h"
 #include "base/rng.h"
+#include "coordinator/request.h"
 
-enum { LINE_BYTES_MAX = 64 << 20, PLACES_FIRST = 1024 };
+enum { LINE_BYTES_MAX = 64 << 20 };
 
 struct seen { uint64_t hash; int64_t offset; };     /* offset -1: free */
 struct table { struct seen *place; size_t places, used; const char *path; };
@@ -46,48 +47,52 @@ static int64_t line_with(const struct table *table, int64_t offset, const char *
     return number;
 }
 
-static struct seen *place_of(const struct table *table, uint64_t hash, size_t start)
+/* The first place from `at` on that is free or has this hash; there is always a free one. */
+static size_t place_from(const struct table *table, uint64_t hash, size_t at)
 {
-    size_t at = (size_t)hash & (table->places - 1);
-    at = (at + start) & (table->places - 1);
+    at %= table->places;
     while (table->place[at].offset >= 0 && table->place[at].hash != hash)
-        at = (at + 1) & (table->places - 1);
-    return &table->place[at];
-}
-
-static sf_status resize(struct table *table, size_t places)
-{
-    struct table grown = {.places = places, .used = table->used, .path = table->path};
-    grown.place = malloc(places * sizeof *grown.place);
-    if (grown.place == NULL)
-        return SF_FAIL(SF_NO_MEMORY, "no memory to know %zu records apart", table->used);
-    for (size_t i = 0; i < places; i++) grown.place[i] = (struct seen){.offset = -1};
-    for (size_t i = 0; i < table->places; i++) {
-        if (table->place[i].offset < 0) continue;
-        size_t at = (size_t)table->place[i].hash & (places - 1);
-        while (grown.place[at].offset >= 0) at = (at + 1) & (places - 1);
-        grown.place[at] = table->place[i];
-    }
-    free(table->place);
-    *table = grown;
-    return SF_OK;
+        at = (at + 1) % table->places;
+    return at;
 }
 
 static sf_status add(struct table *table, const struct sf_line *line, const char *id, size_t bytes)
 {
-    if (4 * (table->used + 1) > 3 * table->places) SF_TRY(resize(table, table->places * 2));
     uint64_t hash = sf_hash64(id, bytes);
-    struct seen *place = place_of(table, hash, 0);
-    while (place->offset >= 0) {
-        int64_t before = line_with(table, place->offset, id, bytes);
+    if (4 * (table->used + 1) > 3 * table->places)
+        return SF_FAIL(SF_INVALID, "%s has grown while it was read", table->path);
+    size_t at = place_from(table, hash, (size_t)(hash % table->places));
+    for (; table->place[at].offset >= 0; at = place_from(table, hash, at + 1)) {
+        int64_t before = line_with(table, table->place[at].offset, id, bytes);
         if (before > 0)
             return SF_FAIL(SF_INVALID, "%s:%lld: error: custom_id '%.100s' stands in line %lld too",
                            table->path, (long long)line->number, id, (long long)before);
-        size_t home = (size_t)hash & (table->places - 1);
-        place = place_of(table, hash, (size_t)(place - table->place) + 1 - home);
     }
-    *place = (struct seen){.hash = hash, .offset = line->offset};
+    table->place[at] = (struct seen){.hash = hash, .offset = line->offset};
     table->used++;
+    return SF_OK;
+}
+
+/* How many lines there are, whatever they hold. */
+static sf_status count_lines(const char *path, int64_t *lines_out)
+{
+    struct sf_line_reader *reader;
+    struct sf_line line = {.kind = SF_LINE_TEXT};
+    SF_TRY(sf_line_reader_open(path, LINE_BYTES_MAX, &reader));
+    sf_status status = SF_OK;
+    while (status == SF_OK && line.kind != SF_LINE_END) status = sf_line_reader_next(reader, &line);
+    sf_line_reader_close(reader);
+    if (status == SF_OK) *lines_out = line.number;
+    return status;
+}
+
+static sf_status make_table(struct table *table, int64_t lines)
+{
+    table->places = (size_t)lines + (size_t)lines / 3 + 2;
+    table->place = malloc(table->places * sizeof *table->place);
+    if (table->place == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory to know %lld records apart", (long long)lines);
+    for (size_t i = 0; i < table->places; i++) table->place[i] = (struct seen){.offset = -1};
     return SF_OK;
 }
 
@@ -97,7 +102,7 @@ static sf_status scan(struct table *table, struct sf_line_reader *reader, int64_
         struct sf_line line;
         SF_TRY(sf_line_reader_next(reader, &line));
         if (line.kind == SF_LINE_END) return SF_OK;
-        if (line.bytes == 0) continue;
+        if (sf_record_is_blank(&line)) continue;
         (*records)++;
         size_t bytes;
         char *id = line.kind == SF_LINE_TEXT ? id_of(line.text, line.bytes, &bytes) : NULL;
@@ -112,9 +117,10 @@ sf_status sf_dedup_scan(const char *path, int64_t *records_out)
 {
     struct table table = {.path = path};
     struct sf_line_reader *reader;
-    int64_t records = 0;
+    int64_t records = 0, lines;
+    SF_TRY(count_lines(path, &lines));
     SF_TRY(sf_line_reader_open(path, LINE_BYTES_MAX, &reader));
-    sf_status status = resize(&table, PLACES_FIRST);
+    sf_status status = make_table(&table, lines);
     if (status == SF_OK) status = scan(&table, reader, &records);
     sf_line_reader_close(reader);
     free(table.place);

@@ -1,6 +1,6 @@
 /* coordinator/dedup.h: the first pass over the input: how many records there are, and whether two
- * have one custom_id.  Keeps 16 bytes a place of a table that is at most three quarters full, so 21
- * to 43 bytes a record; what hashes alike is read again and compared. */
+ * have one custom_id.  Lines are counted before, so the table is made once: 16 bytes a place, three
+ * quarters full, which is 21 bytes a line.  What hashes alike is read again and compared. */
 #ifndef SHEAF_COORDINATOR_DEDUP_H
 #define SHEAF_COORDINATOR_DEDUP_H
 #include <stdint.h>

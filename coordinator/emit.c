@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #include "base/json.h"
+#include "base/log.h"
+#include "base/rng.h"
 
 enum { PATH_BYTES = 4096 };
 
@@ -80,6 +82,17 @@ static struct sf_json *methods_of(const struct sf_stack *stack)
     return array;
 }
 
+/* The output holds whole lines only: what was written of one that could not be finished (full
+ * disk) is cut off again, as far as the file allows. */
+static sf_status append_bytes(struct sf_emit *emit, const char *line, size_t bytes)
+{
+    off_t whole = lseek(emit->file, 0, SEEK_END);
+    sf_status status = write_all(emit->file, emit->spec->output, line, bytes);
+    if (status != SF_OK && whole >= 0 && ftruncate(emit->file, whole) != 0)
+        sf_log(SF_LOG_WARN, "%s: its last line is torn: %s", emit->spec->output, strerror(errno));
+    return status;
+}
+
 static sf_status append_line(struct sf_emit *emit, sf_status status, struct sf_json *root)
 {
     char *line = NULL;
@@ -88,7 +101,7 @@ static sf_status append_line(struct sf_emit *emit, sf_status status, struct sf_j
     sf_json_free(root);
     if (status == SF_OK) {
         line[bytes] = '\n';             /* in place of the closing NUL: one write a record */
-        status = write_all(emit->file, emit->spec->output, line, bytes + 1);
+        status = append_bytes(emit, line, bytes + 1);
     }
     free(line);
     return status;
@@ -223,17 +236,35 @@ static struct sf_json *totals_of(const struct sf_run_summary *sum)
     return NULL;
 }
 
+/* One name for each rank, in rank order. */
+static struct sf_json *hosts_of(const struct sf_cluster *cluster)
+{
+    struct sf_json *array = sf_json_new(SF_JSON_ARRAY);
+    for (int32_t r = 0; array != NULL && r < cluster->ranks; r++) {
+        if (sf_json_append(array, text_of(cluster->place[r].host)) == SF_OK) continue;
+        sf_json_free(array);
+        return NULL;
+    }
+    return array;
+}
+
 static sf_status write_manifest(struct sf_emit *emit, const struct sf_run_summary *sum)
 {
-    char path[PATH_BYTES], fresh[PATH_BYTES], *text = NULL, *config = NULL;
+    char path[PATH_BYTES], fresh[PATH_BYTES], hash[24], *text = NULL, *config = NULL;
     size_t bytes = 0;
     struct sf_json *root = sf_json_new(SF_JSON_OBJECT);
     sf_status status = sf_config_text(emit->spec->config, &config);
     set(&status, root, "version", text_of(SHEAF_VERSION " (git " SHEAF_GIT ")"));
-    if (status == SF_OK) set(&status, root, "config", text_of(config));
+    if (status == SF_OK) {
+        snprintf(hash, sizeof hash, "%016llx",
+                 (unsigned long long)sf_hash64(config, strlen(config)));
+        set(&status, root, "config", text_of(config));
+        set(&status, root, "config_hash", text_of(hash));
+    }
     set(&status, root, "model", text_of(emit->spec->config->model.path));
     set(&status, root, "model_sha256", text_of(emit->sha256));
     set(&status, root, "ranks", sf_json_new_int(emit->spec->plan->ranks));
+    set(&status, root, "hosts", hosts_of(emit->spec->cluster));
     set(&status, root, "started", sf_json_new_int(emit->started));
     set(&status, root, "finished", sum != NULL ? sf_json_new_int((int64_t)time(NULL))
                                                : sf_json_new(SF_JSON_NULL));
@@ -251,6 +282,7 @@ static sf_status write_manifest(struct sf_emit *emit, const struct sf_run_summar
         status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
     if (status == SF_OK && rename(fresh, path) != 0)
         status = SF_FAIL(SF_IO, "%s: %s", path, strerror(errno));
+    if (status != SF_OK) unlink(fresh);
     free(text);
     return status;
 }
@@ -261,12 +293,13 @@ static sf_status open_files(struct sf_emit *emit)
     if (snprintf(emit->folder, sizeof emit->folder, "%s.run", output) >= (int)sizeof emit->folder)
         return SF_FAIL(SF_INVALID, "--output has too long a path");
     SF_TRY(sf_model_sha256(emit->spec->model, emit->sha256));
+    if (mkdir(emit->folder, 0777) != 0 && errno != EEXIST)
+        return SF_FAIL(SF_IO, "%s: could not be created: %s", emit->folder, strerror(errno));
+    SF_TRY(write_manifest(emit, NULL));
     emit->file = open(output, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
     if (emit->file < 0)
         return SF_FAIL(SF_IO, "%s: could not be created: %s", output, strerror(errno));
-    if (mkdir(emit->folder, 0777) != 0 && errno != EEXIST)
-        return SF_FAIL(SF_IO, "%s: could not be created: %s", emit->folder, strerror(errno));
-    return write_manifest(emit, NULL);
+    return SF_OK;
 }
 
 sf_status sf_emit_open(const struct sf_run_spec *spec, struct sf_emit **out)

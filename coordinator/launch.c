@@ -5,16 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/log.h"
 #include "coordinator/run.h"
 
 enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20 };
-
-void sf_launch_complain(const char *words)
-{
-    if (strstr(words, "error: ") != NULL) fprintf(stderr, "%s\n", words);
-    else sf_log(SF_LOG_ERROR, "%s", words);
-}
 
 sf_status sf_launch_agree(struct sf_comm *world, sf_status mine)
 {
@@ -71,8 +64,10 @@ static sf_status read_config(struct sf_launch *launch, const struct sf_launch_sp
     sf_status status = SF_OK;
     if (sf_comm_rank(world) == 0) {
         status = sf_config_load(spec->config, &spec->sets, &launch->config);
+        if (status == SF_OK && launch->config.model.path[0] == '\0')
+            status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", spec->config);
         if (status == SF_OK) status = sf_config_text(&launch->config, &mine);
-        if (status == SF_OK) status = sf_run_check(spec->input, spec->output);
+        if (status == SF_OK) status = sf_run_check(spec->input, spec->output, &launch->records);
     }
     status = sf_launch_agree(world, status);
     if (status != SF_OK) {
@@ -86,43 +81,21 @@ static sf_status read_config(struct sf_launch *launch, const struct sf_launch_sp
     return sf_launch_agree(world, status);
 }
 
-/* Where every rank runs, and the least of cores and memory. */
+/* What all ranks see of their nodes, put together: a launcher may have bound each to few cores. */
 static sf_status look_around(struct sf_launch *launch)
 {
     struct sf_comm *world = launch->world;
-    struct machine { int32_t cores; int64_t memory; } machine, *all;
-    int32_t ranks = sf_comm_size(world);
-    SF_TRY(sf_machine_cores(&machine.cores));
-    SF_TRY(sf_machine_memory(&machine.memory));
-    all = calloc((size_t)ranks, sizeof *all);
-    struct sf_rank_place *place = calloc((size_t)ranks, sizeof *place);
-    sf_status status = SF_OK;
-    if (all == NULL || place == NULL)
+    int32_t ranks = sf_comm_size(world), rank = sf_comm_rank(world);
+    struct sf_rank_facts mine = {0}, *all = calloc((size_t)ranks, sizeof *all);
+    sf_status status = sf_rank_facts_make(sf_comm_node(world, rank), sf_comm_host(world, rank),
+                                          &mine);
+    if (status == SF_OK && all == NULL)
         status = SF_FAIL(SF_NO_MEMORY, "no memory for a table of %d ranks", ranks);
-    if (status == SF_OK) status = sf_comm_allgather(world, &machine, sizeof machine, all);
-    if (status != SF_OK) {
-        free(all);
-        free(place);
-        return status;
-    }
-    struct sf_cluster *cluster = &launch->cluster;
-    *cluster = (struct sf_cluster){.ranks = ranks, .place = place,
-                                   .cores_per_node = all[0].cores};
-    int64_t least = 0;
-    for (int32_t r = 0; r < ranks; r++) {
-        place[r].node = sf_comm_node(world, r);
-        snprintf(place[r].host, sizeof place[r].host, "%s", sf_comm_host(world, r));
-        if (place[r].node >= cluster->nodes) cluster->nodes = place[r].node + 1;
-        if (all[r].cores < cluster->cores_per_node) cluster->cores_per_node = all[r].cores;
-        int32_t together = 0;
-        for (int32_t other = 0; other < ranks; other++)
-            together += sf_comm_node(world, other) == place[r].node;
-        int64_t share = all[r].memory / together;
-        if (r == 0 || share < least) least = share;
-    }
-    cluster->memory_per_rank = least;
+    status = sf_launch_agree(world, status);
+    if (status == SF_OK) status = sf_comm_allgather(world, &mine, sizeof mine, all);
+    if (status == SF_OK) status = sf_cluster_gather(all, ranks, &launch->cluster);
     free(all);
-    return SF_OK;
+    return status;
 }
 
 static sf_status make_plan(struct sf_launch *launch)

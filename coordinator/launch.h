@@ -28,6 +28,7 @@ struct sf_launch {
     struct sf_setup setup;              /* the plan's, with this rank's share */
     struct sf_rank rank;
     int32_t *heads;                     /* [layers here] behind rank.heads */
+    int64_t records;                    /* of the input; rank 0 only */
 };
 
 /* Collective over world. On failure everything is freed. */
@@ -37,9 +38,6 @@ void      sf_launch_close(struct sf_launch *);
 /* Collective: SF_OK if every rank brings SF_OK; otherwise the status and words of the first rank
  * that failed by itself, the same on all. */
 sf_status sf_launch_agree(struct sf_comm *world, sf_status mine);
-/* One line on stderr; words that are already a complete message (FILE:LINE:COL: error: ...) are
- * printed as they are. */
-void      sf_launch_complain(const char *words);
 
 SF_C_END
 #endif

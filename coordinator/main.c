@@ -4,6 +4,7 @@
  * this process; otherwise one rank), and on every rank: launch (common plan) -> worker open ->
  * worker run.  On rank 0 the coordinator runs beside it in a thread of its own, joined to the
  * worker by two rings. */
+#include <errno.h>
 #include <getopt.h>
 #include <pthread.h>
 #include <signal.h>
@@ -110,7 +111,9 @@ static sf_status run_rank0(struct sf_launch *launch, const struct run_args *args
     struct coordinator c = {.spec = {.config = &launch->config,
                                      .plan = &launch->plan,
                                      .model = launch->model,
+                                     .cluster = &launch->cluster,
                                      .tokenizer = tokenizer,
+                                     .records = launch->records,
                                      .input = args->launch.input,
                                      .output = args->launch.output,
                                      .to_workers = to,
@@ -141,10 +144,12 @@ static sf_status run_worker(struct sf_launch *launch, const struct run_args *arg
         status = rank == 0 ? run_rank0(launch, args, worker, to, from, exit_code_out)
                            : sf_worker_run(worker);
     }
+    char words[1024];                   /* emptying a closed ring has words of its own */
+    snprintf(words, sizeof words, "%s", sf_error_text());
     sf_worker_close(worker);
     empty_ring(to);
     empty_ring(from);
-    return status;
+    return status == SF_OK ? SF_OK : SF_FAIL(status, "%s", words);
 }
 
 /* A rank that failed in mid-run has told rank 0, which ends the job: wait for that. */
@@ -172,13 +177,15 @@ static int run_rank(struct sf_comm *world, const struct run_args *args)
         return exit_code;
     }
     if (!started) {                     /* all ranks agree on a refusal and leave together */
-        if (rank == 0) sf_launch_complain(sf_error_text());
+        if (rank == 0) sf_complain(sf_error_text());
         if (status == SF_TIMEOUT || status == SF_LOST) sf_comm_abort(world, 1);
+        sf_launch_close(&launch);       /* empty if it was the launch that failed */
         return sf_status_exit_code(status);
     }
     if (rank != 0 && status != SF_LOST && status != SF_TIMEOUT) await_end(world);
-    if (rank == 0 || status == SF_TIMEOUT) sf_launch_complain(sf_error_text());
+    if (rank == 0 || status == SF_TIMEOUT) sf_complain(sf_error_text());
     sf_comm_abort(world, 1);
+    sf_launch_close(&launch);           /* ranks as threads live on */
     return 1;
 }
 
@@ -234,7 +241,7 @@ static int run_processes(const struct run_args *args)
     struct sf_comm_options options = {0};
     struct sf_comm *world;
     if (sf_comm_mpi_world(&options, &world) != SF_OK) {
-        sf_launch_complain(sf_error_text());
+        sf_complain(sf_error_text());
         return 1;
     }
     int exit_code = run_rank(world, args);
@@ -248,7 +255,7 @@ static int ranks_of_layout(const struct run_args *args, int32_t *ranks_out)
     struct sf_config config;
     sf_status status = sf_config_load(args->launch.config, &args->launch.sets, &config);
     if (status != SF_OK) {
-        sf_launch_complain(sf_error_text());
+        sf_complain(sf_error_text());
         return sf_status_exit_code(status);
     }
     int32_t data = config.parallel.data == SF_OPT_AUTO ? 1 : config.parallel.data;
@@ -266,7 +273,10 @@ static const char run_help[] =
     "Under mpirun or srun every rank is a worker and rank 0 also holds the coordinator; the ranks\n"
     "must equal tensor x pipeline x data of the layout.\n"
     "\n"
-    "  --input FILE        one JSON object a line\n"
+    "  --input FILE        one JSON object a line: custom_id, url (/v1/chat/completions or\n"
+    "                      /v1/completions) and body: messages or prompt (text or token ids),\n"
+    "                      max_tokens, temperature, seed, ignore_eos, return_token_ids; an answer\n"
+    "                      that reaches scheduler.max_model_len ends there\n"
     "  --output FILE       must not exist; records are appended as they finish\n"
     "  --set KEY=VALUE     overrides a key of CONFIG, e.g. --set kv_cache.memory=2GiB\n"
     "  --log-level LEVEL   error, warn, info (default), debug or trace\n"
@@ -275,50 +285,63 @@ static const char run_help[] =
     "exit codes: 0 every record answered, 3 finished but some records hold errors,\n"
     "            2 refused before the start, 1 internal error or a lost rank\n";
 
-static int usage_error(const char *words)
+/* Every rank reads the same command line; the first one complains. */
+static int refuse_usage(const char *words)
 {
-    fprintf(stderr, "sheaf: error: %s (see 'sheaf run --help')\n", words);
+    struct sf_comm_options options = {0};
+    struct sf_comm *world = NULL;
+    if (sf_comm_launched() && sf_comm_has_mpi() && sf_comm_mpi_world(&options, &world) != SF_OK)
+        world = NULL;
+    if (world == NULL || sf_comm_rank(world) == 0) sf_usage_error("run", "%s", words);
+    if (world != NULL) sf_comm_destroy(world);
     return 2;
 }
 
-static int cmd_run(int argc, char **argv)
+/* Fills args and sets up the log.  1: go on; 0: help was printed; -1: refused with words. */
+static int read_run_args(int argc, char **argv, struct run_args *args, char *words, size_t bytes)
 {
     static const struct option options[] = {
         {"input", required_argument, NULL, 'i'},     {"output", required_argument, NULL, 'o'},
         {"set", required_argument, NULL, 's'},       {"log-level", required_argument, NULL, 'l'},
         {"log-json", no_argument, NULL, 'j'},        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0}};
-    struct run_args args = {.launch = {.sets = {.set = args.set}}};
     enum sf_log_level level = SF_LOG_INFO;
     int json = 0, letter;
-    char words[256];
+    const char *wrong = NULL;
     opterr = 0;
     optind = 1;
-    while ((letter = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+    while (wrong == NULL && (letter = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
         switch (letter) {
-        case 'i': args.launch.input = optarg; break;
-        case 'o': args.launch.output = optarg; break;
+        case 'i': args->launch.input = optarg; break;
+        case 'o': args->launch.output = optarg; break;
         case 's':
-            if (args.launch.sets.sets == SETS_MAX) return usage_error("too many --set");
-            args.set[args.launch.sets.sets++] = optarg;
+            if (args->launch.sets.sets == SETS_MAX) wrong = "too many --set";
+            else args->set[args->launch.sets.sets++] = optarg;
             break;
         case 'l':
-            if (sf_log_level_parse(optarg, &level) != SF_OK) return usage_error(sf_error_text());
+            if (sf_log_level_parse(optarg, &level) != SF_OK) wrong = sf_error_text();
             break;
         case 'j': json = 1; break;
         case 'h': fputs(run_help, stdout); return 0;
-        default:
-            snprintf(words, sizeof words, "%s '%s'",
-                     letter == ':' ? "a value is missing after" : "unknown option",
-                     argv[optind - 1]);
-            return usage_error(words);
+        default: wrong = sf_option_words(letter, argv);
         }
     }
-    if (optind != argc - 1) return usage_error("'run' takes one CONFIG");
-    args.launch.config = argv[optind];
-    if (args.launch.input == NULL) return usage_error("--input is missing");
-    if (args.launch.output == NULL) return usage_error("--output is missing");
     sf_log_setup(level, json);
+    if (wrong == NULL && optind != argc - 1)
+        wrong = optind == argc ? "CONFIG is missing" : "more than one CONFIG";
+    if (wrong == NULL && args->launch.input == NULL) wrong = "--input is missing";
+    if (wrong == NULL && args->launch.output == NULL) wrong = "--output is missing";
+    if (wrong == NULL) args->launch.config = argv[optind];
+    else snprintf(words, bytes, "%s", wrong);
+    return wrong == NULL ? 1 : -1;
+}
+
+static int cmd_run(int argc, char **argv)
+{
+    struct run_args args = {.launch = {.sets = {.set = args.set}}};
+    char words[256];
+    int read = read_run_args(argc, argv, &args, words, sizeof words);
+    if (read <= 0) return read == 0 ? 0 : refuse_usage(words);
     signal(SIGPIPE, SIG_IGN);
     if (sf_comm_launched() && sf_comm_has_mpi()) return run_processes(&args);
     int32_t ranks = 1;
@@ -349,29 +372,43 @@ static void print_help(FILE *file)
     fputs("\n  --version  version, git revision and build options\n", file);
 }
 
-int main(int argc, char **argv)
+static int run_command(int argc, char **argv)
 {
-    if (argc < 2) {
-        print_help(stderr);
-        return 2;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        print_help(stdout);
-        return 0;
-    }
-    if (strcmp(argv[1], "--version") == 0) {
-        printf("sheaf %s (git %s), %s, %s\n", SHEAF_VERSION, SHEAF_GIT, SHEAF_BUILD,
-               sf_comm_has_mpi() ? "MPI" : "no MPI: ranks as threads");
-        return 0;
-    }
     const char *names[COMMANDS];
     for (size_t i = 0; i < COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
         names[i] = commands[i].name;
     }
     const char *nearest = sf_nearest_name(argv[1], names, COMMANDS);
-    fprintf(stderr, "sheaf: error: unknown command '%s'%s%s%s (see 'sheaf --help')\n", argv[1],
-            nearest != NULL ? "; did you mean '" : "", nearest != NULL ? nearest : "",
-            nearest != NULL ? "'?" : "");
+    sf_log(SF_LOG_ERROR, "unknown command '%s'%s%s%s (see 'sheaf --help')", argv[1],
+           nearest != NULL ? "; did you mean '" : "", nearest != NULL ? nearest : "",
+           nearest != NULL ? "'?" : "");
     return 2;
+}
+
+/* Answers that did not reach their file are no success. */
+static int close_stdout(int exit_code)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return exit_code;
+    sf_log(SF_LOG_ERROR, "standard output: could not be written: %s", strerror(errno));
+    return exit_code != 0 ? exit_code : 1;
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGXFSZ, SIG_IGN);           /* a file that may not grow: an error of that write */
+    if (argc < 2) {
+        sf_log(SF_LOG_ERROR, "no command is given (see 'sheaf --help')");
+        return 2;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_help(stdout);
+        return close_stdout(0);
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("sheaf %s (git %s), %s, %s\n", SHEAF_VERSION, SHEAF_GIT, SHEAF_BUILD,
+               sf_comm_has_mpi() ? "MPI" : "no MPI: ranks as threads");
+        return close_stdout(0);
+    }
+    return close_stdout(run_command(argc, argv));
 }

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/log.h"
 #include "coordinator/commands.h"
 #include "coordinator/plan.h"
 
@@ -62,8 +63,8 @@ static int read_args(int argc, char **argv, struct plan_args *args, int *exit_ou
         case 'n':
         case 'r':
             if (read_count(optarg, letter == 'n' ? &args->nodes : &args->ranks_per_node)) break;
-            *exit_out = sf_usage_error("plan", "'%s' is not a number from 1 to %d", optarg,
-                                       COUNT_MAX);
+            *exit_out = sf_usage_error("plan", "%s is '%s'; allowed: 1 to %d", letter == 'n'
+                                       ? "--nodes" : "--ranks-per-node", optarg, COUNT_MAX);
             return 0;
         case 'm':
             if (sf_parse_bytes(optarg, &args->memory) == SF_OK && args->memory > 0) break;
@@ -80,9 +81,7 @@ static int read_args(int argc, char **argv, struct plan_args *args, int *exit_ou
         case 'j': args->json = 1; break;
         case 'h': fputs(help, stdout); return 0;
         default:
-            *exit_out = sf_usage_error("plan", "%s '%s'", letter == ':'
-                                       ? "a value is missing after" : "unknown option",
-                                       argv[optind - 1]);
+            *exit_out = sf_usage_error("plan", "%s", sf_option_words(letter, argv));
             return 0;
         }
     }
@@ -132,7 +131,7 @@ static sf_status show(const struct plan_args *args, struct sf_config *cfg,
     if (status == SF_OK) {
         printf("%s%s", text, args->json ? "\n" : "");
         free(text);
-        if (!plan.fits) fprintf(stderr, "sheaf: error: does not fit: %s\n", plan.reason);
+        if (!plan.fits) sf_log(SF_LOG_ERROR, "does not fit: %s", plan.reason);
     }
     sf_launch_plan_free(&plan);
     return status;

@@ -26,6 +26,29 @@ static sf_status rank_fits(const struct sf_sizing *sizing, const struct sf_setup
     return SF_OK;
 }
 
+/* A rank that takes more than it has, into plan->reason; the characters written. */
+static size_t memory_words(const struct sf_sizing *sizing, struct sf_launch_plan *plan,
+                           const struct sf_plan_rank *rank, int64_t need, int64_t pages)
+{
+    const int64_t memory = sizing->cluster->memory_per_rank;
+    int given = sizing->kv_memory != SF_OPT_AUTO;
+    char pool[64], *text = plan->reason;
+    if (given) snprintf(pool, sizeof pool, "kv_cache.memory");
+    else snprintf(pool, sizeof pool, "one sequence of %d tokens", plan->tokens_max);
+    size_t used = (size_t)snprintf(text, sizeof plan->reason, "rank %d takes %.1f MiB (weights"
+                                   " %.1f, buffers %.1f, %s %.1f) and has %.1f; would fit: %.0f"
+                                   " MiB per rank", rank->rank, (double)need / MIB,
+                                   (double)rank->weight_bytes / MIB,
+                                   (double)rank->workspace_bytes / MIB, pool,
+                                   (double)(given ? sizing->kv_memory : pages) / MIB,
+                                   (double)memory / MIB, (double)need / MIB + 1);
+    int64_t left = given ? memory - (need - sizing->kv_memory) : 0;
+    if (left >= pages && left >= (int64_t)MIB && used < sizeof plan->reason)
+        used += (size_t)snprintf(text + used, sizeof plan->reason - used,
+                                 ", or kv_cache.memory of %lldMiB", (long long)left / (1 << 20));
+    return used;
+}
+
 sf_status sf_plan_judge(const struct sf_sizing *sizing, struct sf_config *cfg,
                         struct sf_launch_plan *plan)
 {
@@ -48,7 +71,6 @@ sf_status sf_plan_judge(const struct sf_sizing *sizing, struct sf_config *cfg,
     if (plan->fits) return SF_OK;
 
     /* The case and its numbers, then ways out. */
-    const int64_t memory = sizing->cluster->memory_per_rank;
     int32_t tokens, tensor, pipeline;
     SF_TRY(longest_fit(sizing, cfg, plan, &tokens));
     SF_TRY(more_ranks(sizing, cfg, plan, &tensor, &pipeline));
@@ -62,13 +84,7 @@ sf_status sf_plan_judge(const struct sf_sizing *sizing, struct sf_config *cfg,
                                 (double)worst_pages / MIB, (double)sizing->kv_memory / MIB,
                                 (double)worst_pages / MIB + 1);
     else
-        used = (size_t)snprintf(text, bytes, "rank %d takes %.1f MiB (weights %.1f, buffers %.1f,"
-                                " one sequence of %d tokens %.1f) and has %.1f; would fit: %.0f MiB"
-                                " per rank", worst->rank, (double)worst_need / MIB,
-                                (double)worst->weight_bytes / MIB,
-                                (double)worst->workspace_bytes / MIB, plan->tokens_max,
-                                (double)worst_pages / MIB, (double)memory / MIB,
-                                (double)worst_need / MIB + 1);
+        used = memory_words(sizing, plan, worst, worst_need, worst_pages);
     if (tokens > 0 && used < bytes)
         used += (size_t)snprintf(text + used, bytes - used, ", or scheduler.max_model_len of %d",
                                  tokens);

@@ -2,20 +2,23 @@
 #include "coordinator/progress.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 
-enum { BAR = 24 };
+enum { BAR_MIN = 4, BAR_MAX = 24 };
 static const double line_every_s = 10.0, bar_every_s = 0.2;
 
 void sf_progress_start(struct sf_progress *p, int64_t total)
 {
-    *p = (struct sf_progress){.total = total,
-                              .started_ns = sf_now_ns(),
-                              .shown_ns = sf_now_ns(),
-                              .terminal = isatty(STDERR_FILENO)};
+    const char *term = getenv("TERM");
+    int dumb = term == NULL || strcmp(term, "dumb") == 0;
+    *p = (struct sf_progress){.total = total, .started_ns = sf_now_ns(), .shown_ns = sf_now_ns()};
+    p->bar = isatty(STDERR_FILENO) && !dumb && sf_log_shows(SF_LOG_INFO) && !sf_log_is_json();
 }
 
 static double ratio_of(const struct sf_run_summary *sum)
@@ -24,32 +27,64 @@ static double ratio_of(const struct sf_run_summary *sum)
                                     : 1.0;
 }
 
-void sf_progress_show(struct sf_progress *p, const struct sf_run_summary *sum, int32_t running)
+/* Puts "[####....] " before the line, as long as the columns have room for, if for one at all. */
+static void put_bar(int64_t done, int64_t total, int columns, char line[SF_PROGRESS_BYTES])
 {
-    if (sf_seconds_since(p->shown_ns) < (p->terminal ? bar_every_s : line_every_s)) return;
-    p->shown_ns = sf_now_ns();
+    int bytes = (int)strlen(line), width = columns - 1 - bytes - 3;
+    if (width > BAR_MAX) width = BAR_MAX;
+    if (width < BAR_MIN) return;
+    memmove(line + width + 3, line, (size_t)bytes + 1);
+    for (int i = 0; i < width; i++)
+        line[1 + i] = done * width >= (int64_t)(i + 1) * total ? '#' : '.';
+    line[0] = '[';
+    memcpy(line + 1 + width, "] ", 2);
+}
+
+void sf_progress_line(const struct sf_progress *p, const struct sf_run_summary *sum,
+                      int32_t running, double kv_use, double seconds, int columns,
+                      char out[SF_PROGRESS_BYTES])
+{
+    SF_ASSERT(columns >= 0 && columns <= SF_PROGRESS_BYTES);
     int64_t done = sum->answered + sum->errors;
-    double seconds = sf_seconds_since(p->started_ns);
-    double eta = done > 0 ? seconds * (double)(p->total - done) / (double)done : 0.0;
+    char eta[32] = "?";
+    if (done > 0)
+        snprintf(eta, sizeof eta, "%.0f", seconds * (double)(p->total - done) / (double)done);
     double rate = seconds > 0 ? (double)sum->output_tokens / seconds : 0.0;
-    if (!p->terminal) {
-        sf_log(SF_LOG_INFO, "%lld/%lld records, %d running, %.1f output tok/s, KV ratio %.2f, "
-               "about %.0f s left", (long long)done, (long long)p->total, running, rate,
-               ratio_of(sum), eta);
-        return;
-    }
-    char bar[BAR + 1];
-    for (int i = 0; i < BAR; i++)
-        bar[i] = p->total > 0 && done * BAR >= (int64_t)(i + 1) * p->total ? '#' : '.';
-    bar[BAR] = '\0';
-    fprintf(stderr, "\r[%s] %lld/%lld  %d running  %.1f tok/s  KV ratio %.2f  %.0f s left   ", bar,
-            (long long)done, (long long)p->total, running, rate, ratio_of(sum), eta);
-    fflush(stderr);
+    int bytes = snprintf(out, SF_PROGRESS_BYTES, "%lld/%lld%s, %d running, %.1f %stok/s, "
+                         "KV %.0f %%, ratio %.2f, %s s left", (long long)done,
+                         (long long)p->total, p->bar ? "" : " records", running, rate,
+                         p->bar ? "" : "output ", 100.0 * kv_use, ratio_of(sum), eta);
+    if (columns > 1 && bytes >= columns) out[columns - 1] = '\0';
+    if (p->bar) put_bar(done, p->total, columns, out);
+}
+
+static int columns_of_terminal(void)
+{
+    struct winsize size;
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+    return size.ws_col < SF_PROGRESS_BYTES ? size.ws_col : SF_PROGRESS_BYTES;
+}
+
+void sf_progress_show(struct sf_progress *p, const struct sf_run_summary *sum, int32_t running,
+                      double kv_use)
+{
+    if (sf_seconds_since(p->shown_ns) < (p->bar ? bar_every_s : line_every_s)) return;
+    p->shown_ns = sf_now_ns();
+    char line[SF_PROGRESS_BYTES];
+    sf_progress_line(p, sum, running, kv_use, sf_seconds_since(p->started_ns),
+                     p->bar ? columns_of_terminal() : 0, line);
+    if (!p->bar) sf_log(SF_LOG_INFO, "%s", line);
+    else fprintf(stderr, "\r%s\033[K", line);   /* to the end of the line: what stood there */
+}
+
+void sf_progress_clear(struct sf_progress *p)
+{
+    if (p->bar) fputs("\r\033[K", stderr);
 }
 
 void sf_progress_end(struct sf_progress *p, const struct sf_run_summary *sum)
 {
-    if (p->terminal) fputc('\n', stderr);
+    sf_progress_clear(p);
     sf_log(SF_LOG_INFO, "%lld records answered, %lld with errors, in %.1f s",
            (long long)sum->answered, (long long)sum->errors, sum->seconds);
     sf_log(SF_LOG_INFO, "%lld prompt and %lld output tokens, %.1f output tok/s, at most %d at once",

@@ -8,7 +8,7 @@
 #include "base/json.h"
 #include "base/rng.h"
 
-enum { RECORD_BYTES_MAX = 64 << 20, COMPLETION_TOKENS = 16 };
+enum { RECORD_BYTES_MAX = 64 << 20, COMPLETION_TOKENS = 16, SHOWN_BYTES = 48 };
 
 struct reader {
     const struct sf_record_limits *limits;
@@ -62,9 +62,10 @@ static sf_status check_fields(const struct reader *r)
             known = 1;
             if (!is_neutral(value, others[i].neutral))
                 return REFUSE(r->out, "unsupported_field",
-                              "body.%s is not built yet, and this value changes the answer", key);
+                              "body.%s changes the answer and is not built yet", key);
         }
-        if (!known) return REFUSE(r->out, "unknown_field", "body.%s is not a field we know", key);
+        if (!known)
+            return REFUSE(r->out, "unknown_field", "body.%.100s is not a field we know", key);
     }
     return SF_OK;
 }
@@ -81,6 +82,17 @@ static sf_status read_bool(const struct reader *r, const char *key, uint8_t *out
     return SF_OK;
 }
 
+/* A value as a message shows it: the number, or what else it is. */
+static const char *shown(const struct sf_json *value, char *buffer, size_t bytes)
+{
+    int64_t integer;
+    double real;
+    if (sf_json_get_int(value, &integer)) snprintf(buffer, bytes, "%lld", (long long)integer);
+    else if (sf_json_get_real(value, &real)) snprintf(buffer, bytes, "%.17g", real);
+    else snprintf(buffer, bytes, "%s", sf_json_type_name(value));
+    return buffer;
+}
+
 /* Absent or null: *out stays. */
 static sf_status read_int(const struct reader *r, const char *key, int64_t min, int64_t max,
                           int64_t *out)
@@ -88,14 +100,22 @@ static sf_status read_int(const struct reader *r, const char *key, int64_t min, 
     const struct sf_json *value = sf_json_member(r->body, key);
     if (value == NULL || sf_json_type(value) == SF_JSON_NULL) return SF_OK;
     int64_t number;
+    char text[SHOWN_BYTES];
     if (!sf_json_get_int(value, &number) || number < min || number > max)
-        return REFUSE(r->out, "invalid_value", "body.%s must be an integer from %lld to %lld", key,
-                      (long long)min, (long long)max);
+        return REFUSE(r->out, "invalid_value", "body.%s is %s; allowed: integers from %lld to %lld",
+                      key, shown(value, text, sizeof text), (long long)min, (long long)max);
     *out = number;
     return SF_OK;
 }
 
 /* ---- prompts ---- */
+
+static sf_status check_text_bytes(const struct reader *r, size_t bytes)
+{
+    if ((int64_t)bytes <= r->limits->text_bytes_max) return SF_OK;
+    return REFUSE(r->out, "too_long", "the prompt has %zu bytes; with one token of answer at most "
+                  "%d tokens fit (scheduler.max_model_len)", bytes, r->limits->tokens_max);
+}
 
 static sf_status need_tokenizer(const struct reader *r, const char *key)
 {
@@ -113,6 +133,7 @@ static sf_status read_prompt(const struct reader *r)
     if (text != NULL) {
         /* The writer of a raw prompt writes the template's control tokens himself. */
         SF_TRY(need_tokenizer(r, "prompt"));
+        SF_TRY(check_text_bytes(r, bytes));
         return sf_tokenizer_encode(r->limits->tokenizer, text, bytes, 1, 1, &r->out->prompt);
     }
     if (sf_json_type(prompt) != SF_JSON_ARRAY)
@@ -125,10 +146,12 @@ static sf_status read_prompt(const struct reader *r)
     r->out->prompt.capacity = count + 1;
     for (size_t i = 0; i < count; i++) {
         int64_t id;
-        if (!sf_json_get_int(sf_json_item(prompt, i), &id) || id < 0 || id >= r->limits->vocab)
+        char words[SHOWN_BYTES];
+        const struct sf_json *item = sf_json_item(prompt, i);
+        if (!sf_json_get_int(item, &id) || id < 0 || id >= r->limits->vocab)
             return REFUSE(r->out, "invalid_value",
-                          "body.prompt[%zu] is not a token id from 0 to %d", i,
-                          r->limits->vocab - 1);
+                          "body.prompt[%zu] is %s; allowed: token ids from 0 to %d", i,
+                          shown(item, words, sizeof words), r->limits->vocab - 1);
         r->out->prompt.id[r->out->prompt.count++] = (int32_t)id;
     }
     return SF_OK;
@@ -167,33 +190,61 @@ static sf_status read_content(const struct reader *r, size_t number, const struc
     return all != NULL ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for a message");
 }
 
+/* What a message may hold; a template that we know says nothing of the name. */
+static sf_status check_message(const struct reader *r, size_t number, const struct sf_json *message)
+{
+    const struct sf_json *value;
+    if (sf_json_type(message) != SF_JSON_OBJECT)
+        return REFUSE(r->out, "invalid_value", "body.messages[%zu] is %s; allowed: an object with "
+                      "role and content", number, sf_json_type_name(message));
+    for (const char *key = sf_json_next(message, NULL, &value); key != NULL;
+         key = sf_json_next(message, key, &value))
+        if (strcmp(key, "role") != 0 && strcmp(key, "content") != 0 && strcmp(key, "name") != 0 &&
+            sf_json_type(value) != SF_JSON_NULL)
+            return REFUSE(r->out, "unsupported_field",
+                          "body.messages[%zu].%.100s is not supported; allowed: role, content, "
+                          "name", number, key);
+    if (sf_json_text(sf_json_member(message, "role"), NULL) == NULL ||
+        sf_json_member(message, "content") == NULL)
+        return REFUSE(r->out, "missing_field", "body.messages[%zu] needs role and content", number);
+    return SF_OK;
+}
+
+/* The prompt of messages that were looked at; their text in all is bounded before it is encoded. */
+static sf_status encode_messages(const struct reader *r, const struct sf_message *message,
+                                 size_t count)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++) bytes += message[i].content_bytes;
+    SF_TRY(check_text_bytes(r, bytes));
+    return sf_chat_encode(r->limits->tokenizer, message, count, &r->out->prompt);
+}
+
 static sf_status read_messages(const struct reader *r)
 {
     const struct sf_json *messages = sf_json_member(r->body, "messages");
     if (messages == NULL) return REFUSE(r->out, "missing_field", "body.messages is missing");
     size_t count = sf_json_count(messages), read = 0;
     if (sf_json_type(messages) != SF_JSON_ARRAY || count == 0)
-        return REFUSE(r->out, "invalid_value", "body.messages must be a list of messages");
+        return REFUSE(r->out, "invalid_value", "body.messages is %s; allowed: a list of messages",
+                      sf_json_type(messages) == SF_JSON_ARRAY ? "empty"
+                                                              : sf_json_type_name(messages));
     SF_TRY(need_tokenizer(r, "messages"));
     struct sf_message *message = calloc(count, sizeof *message);
     if (message == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %zu messages", count);
     sf_status status = SF_OK;
     for (; read < count && status == SF_OK; read++) {
         const struct sf_json *from = sf_json_item(messages, read);
-        const struct sf_json *content = sf_json_member(from, "content");
-        message[read].role = sf_json_text(sf_json_member(from, "role"), NULL);
         char *text;
-        if (message[read].role == NULL || content == NULL)
-            status = REFUSE(r->out, "missing_field", "body.messages[%zu] needs role and content",
-                            read);
-        else
-            status = read_content(r, read, content, &text, &message[read].content_bytes);
-        if (status == SF_OK) message[read].content = text;
+        status = check_message(r, read, from);
+        if (status == SF_OK)
+            status = read_content(r, read, sf_json_member(from, "content"), &text,
+                                  &message[read].content_bytes);
+        if (status != SF_OK) break;
+        message[read].role = sf_json_text(sf_json_member(from, "role"), NULL);
+        message[read].content = text;
     }
-    if (status == SF_OK) {
-        status = sf_chat_encode(r->limits->tokenizer, message, count, &r->out->prompt);
-        if (status != SF_OK) snprintf(r->out->code, sizeof r->out->code, "invalid_value");
-    }
+    if (status == SF_OK) status = encode_messages(r, message, count);
     for (size_t i = 0; i < read; i++) free((void *)(uintptr_t)message[i].content);
     free(message);
     return status;
@@ -221,11 +272,13 @@ static sf_status read_sampling(const struct reader *r)
 {
     struct sf_record *out = r->out;
     const struct sf_json *temperature = sf_json_member(r->body, "temperature");
+    char text[SHOWN_BYTES];
     out->temperature = r->limits->temperature;
     if (temperature != NULL && sf_json_type(temperature) != SF_JSON_NULL &&
         (!sf_json_get_real(temperature, &out->temperature) || !(out->temperature >= 0.0) ||
          out->temperature > 2.0))
-        return REFUSE(out, "invalid_value", "body.temperature must be a number from 0 to 2");
+        return REFUSE(out, "invalid_value", "body.temperature is %s; allowed: numbers from 0 to 2",
+                      shown(temperature, text, sizeof text));
     int64_t seed = INT64_MIN;
     SF_TRY(read_int(r, "seed", INT64_MIN + 1, INT64_MAX, &seed));
     /* A record's own seed takes the place of both the run's seed and its name. */
@@ -250,14 +303,16 @@ static sf_status read_record(struct reader *r, const struct sf_json *root)
     memcpy(out->custom_id, id, bytes + 1);
     out->custom_id_bytes = bytes;
     const char *url = sf_json_text(sf_json_member(root, "url"), NULL);
-    const char *method = sf_json_text(sf_json_member(root, "method"), NULL);
-    if (url == NULL) return REFUSE(out, "missing_field", "url is missing");
+    const struct sf_json *verb = sf_json_member(root, "method");
+    const char *method = sf_json_text(verb, NULL);
+    if (url == NULL) return REFUSE(out, "missing_field", "url is missing or not text");
     out->chat = strcmp(url, "/v1/chat/completions") == 0;
     if (!out->chat && strcmp(url, "/v1/completions") != 0)
         return REFUSE(out, "invalid_value", "url is '%.100s'; allowed: /v1/chat/completions, "
                       "/v1/completions", url);
-    if (method != NULL && strcmp(method, "POST") != 0)
-        return REFUSE(out, "invalid_value", "method is '%.20s'; allowed: POST", method);
+    if (verb != NULL && (method == NULL || strcmp(method, "POST") != 0))
+        return REFUSE(out, "invalid_value", "method is '%.20s'; allowed: POST",
+                      method != NULL ? method : sf_json_type_name(verb));
     r->body = sf_json_member(root, "body");
     if (r->body == NULL || sf_json_type(r->body) != SF_JSON_OBJECT)
         return REFUSE(out, "missing_field", "body is missing or not an object");
@@ -268,6 +323,14 @@ static sf_status read_record(struct reader *r, const struct sf_json *root)
     SF_TRY(out->chat ? read_messages(r) : read_prompt(r));
     SF_TRY(read_lengths(r));
     return read_sampling(r);
+}
+
+int sf_record_is_blank(const struct sf_line *line)
+{
+    if (line->kind != SF_LINE_TEXT) return 0;
+    for (size_t i = 0; i < line->bytes; i++)
+        if (line->text[i] != ' ' && line->text[i] != '\t') return 0;
+    return 1;
 }
 
 sf_status sf_record_parse(const struct sf_record_limits *limits, const char *text, size_t bytes,

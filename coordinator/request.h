@@ -8,6 +8,7 @@
 #define SHEAF_COORDINATOR_REQUEST_H
 #include <stddef.h>
 #include <stdint.h>
+#include "base/lines.h"
 #include "base/status.h"
 #include "model/tokenizer.h"
 SF_C_BEGIN
@@ -15,6 +16,7 @@ SF_C_BEGIN
 struct sf_record_limits {
     const struct sf_tokenizer *tokenizer;   /* NULL: token ids only */
     int32_t vocab, tokens_max;              /* prompt + answer at most */
+    int64_t text_bytes_max;                 /* a longer text is refused without being encoded */
     double temperature;                     /* defaults of the run */
     int64_t seed;
 };
@@ -29,6 +31,8 @@ struct sf_record {
     char code[32];                              /* of a refusal: "invalid_json", ... */
 };
 
+/* Nothing but blanks and tabs: no record, and no error. */
+int       sf_record_is_blank(const struct sf_line *);
 /* SF_OK, or SF_INVALID: code holds the kind, sf_error_text() the words, and custom_id what could be
  * read of it (NULL if nothing).  Free in both cases. */
 sf_status sf_record_parse(const struct sf_record_limits *, const char *text, size_t bytes,

@@ -6,9 +6,12 @@
  * with the file.  A sequence's number is (use of the slot << 32 | slot). */
 #include "coordinator/run.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -21,8 +24,8 @@
 #include "coordinator/request.h"
 #include "coordinator/sched.h"
 
-enum { LINE_BYTES_MAX = 64 << 20, WAIT_MS = 200, PUSH_MS = 60000, FIXED_CHUNK = 256, TOKEN_TEXT =
-        64 };
+enum { LINE_BYTES_MAX = 64 << 20, WAIT_MS = 200, PUSH_MS = 60000, FIXED_CHUNK = 256,
+       FIXED_CHUNK_MIN = 16, TOKEN_TEXT = 64, PATH_BYTES = 4000 };
 
 struct record {
     uint64_t seq;                       /* 0: the slot is free */
@@ -49,12 +52,31 @@ struct job {
     int input_done;
 };
 
-sf_status sf_run_check(const char *input, const char *output)
+/* Makes the output and takes it away again: what stands against that is better known now than
+ * after the weights were loaded. */
+static sf_status check_output(const char *output)
 {
-    int64_t records;
-    if (access(output, F_OK) == 0)
+    char folder[PATH_BYTES];
+    struct stat info;
+    if (snprintf(folder, sizeof folder, "%s.run", output) >= (int)sizeof folder)
+        return SF_FAIL(SF_INVALID, "--output has a path of %zu bytes; at most %d are taken",
+                       strlen(output), PATH_BYTES - 5);
+    if (stat(folder, &info) == 0 && !S_ISDIR(info.st_mode))
+        return SF_FAIL(SF_INVALID, "%s: must be a folder, or not be there", folder);
+    int file = open(output, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (file < 0 && errno == EEXIST)
         return SF_FAIL(SF_INVALID, "%s exists already; name another --output or remove it", output);
-    return sf_dedup_scan(input, &records);
+    if (file < 0)
+        return SF_FAIL(SF_IO, "--output '%s' cannot be created: %s", output, strerror(errno));
+    close(file);
+    unlink(output);
+    return SF_OK;
+}
+
+sf_status sf_run_check(const char *input, const char *output, int64_t *records_out)
+{
+    SF_TRY(check_output(output));
+    return sf_dedup_scan(input, records_out);
 }
 
 /* ---- records in ---- */
@@ -120,7 +142,7 @@ static sf_status read_one(struct job *job)
         job->input_done = 1;
         return SF_OK;
     }
-    if (line.bytes == 0) return SF_OK;
+    if (sf_record_is_blank(&line)) return SF_OK;
     job->sum.records++;
     struct sf_record request = {.line = line.number, .code = "invalid_json"};
     if (line.kind == SF_LINE_TOO_LONG)
@@ -320,15 +342,37 @@ static sf_status loop(struct job *job)
         SF_TRY(send_steps(job));
         if (job->active == 0 && job->input_done) return SF_OK;
         if (job->active > 0) SF_TRY(take_message(job));
-        sf_progress_show(&job->progress, &job->sum, sf_sched_load(job->sched).running);
+        struct sf_sched_load load = sf_sched_load(job->sched);
+        sf_progress_show(&job->progress, &job->sum, load.running, load.kv_use);
     }
+}
+
+/* A text with more bytes has more than tokens_max tokens, whatever they are. */
+static int64_t text_bytes_max(const struct sf_run_spec *spec)
+{
+    size_t longest = 1;
+    int32_t vocab = spec->tokenizer != NULL ? sf_tokenizer_vocab(spec->tokenizer) : 0;
+    for (int32_t id = 0; id < vocab; id++) {
+        size_t bytes = 0;
+        if (sf_tokenizer_bytes(spec->tokenizer, id, 1, &bytes) != NULL && bytes > longest)
+            longest = bytes;
+    }
+    return (int64_t)longest * spec->plan->tokens_max;
+}
+
+/* Rows of a prompt chunk under run.deterministic: a function of the configuration alone.  At most
+ * half a step, so that prompts get on while others decode. */
+static int32_t fixed_chunk(int32_t rows_max)
+{
+    int32_t rows = FIXED_CHUNK;
+    while (rows > rows_max / 2 && rows > FIXED_CHUNK_MIN) rows /= 2;
+    return rows < rows_max ? rows : rows_max;
 }
 
 static sf_status open_job(struct job *job)
 {
     const struct sf_run_spec *spec = job->spec;
     const struct sf_launch_plan *plan = spec->plan;
-    int64_t total;
     job->ranks = plan->tensor * plan->pipeline;
     job->slots = 3 * plan->seqs_max * plan->data;
     job->record = calloc((size_t)job->slots, sizeof *job->record);
@@ -341,19 +385,19 @@ static sf_status open_job(struct job *job)
                                      .ranks = job->ranks,
                                      .seqs_max = plan->seqs_max,
                                      .rows_max = plan->rows_max,
-                                     .chunk_rows = plan->fixed ? FIXED_CHUNK : 0,
+                                     .chunk_rows = plan->fixed ? fixed_chunk(plan->rows_max) : 0,
                                      .slots_max = job->slots,
                                      .pages = job->pages};
     SF_TRY(sf_sched_create(&limits, &job->sched));
     job->limits = (struct sf_record_limits){.tokenizer = spec->tokenizer,
                                              .vocab = sf_model_desc(spec->model)->vocab,
                                              .tokens_max = plan->tokens_max,
+                                             .text_bytes_max = text_bytes_max(spec),
                                              .temperature = spec->config->sampling.temperature,
                                              .seed = spec->config->sampling.seed};
-    SF_TRY(sf_dedup_scan(spec->input, &total));
     SF_TRY(sf_line_reader_open(spec->input, LINE_BYTES_MAX, &job->reader));
     SF_TRY(sf_emit_open(spec, &job->emit));
-    sf_progress_start(&job->progress, total);
+    sf_progress_start(&job->progress, spec->records);
     return SF_OK;
 }
 
@@ -388,6 +432,7 @@ sf_status sf_run(const struct sf_run_spec *spec, struct sf_run_summary *summary_
     if (status == SF_OK) status = sf_emit_finish(job.emit, &job.sum);
     char words[1024];
     snprintf(words, sizeof words, "%s", sf_error_text());
+    if (status != SF_OK) sf_progress_clear(&job.progress);
     struct sf_wire_step stop = {.stop = 1};
     for (int32_t g = 0; g < spec->plan->data; g++) {
         const struct sf_wire_step *last =

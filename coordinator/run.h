@@ -15,7 +15,9 @@ struct sf_run_spec {
     const struct sf_config *config;
     const struct sf_launch_plan *plan;
     const struct sf_model *model;
+    const struct sf_cluster *cluster;   /* for the manifest: who ran where */
     const struct sf_tokenizer *tokenizer; /* NULL: token ids only */
+    int64_t records;                    /* of the input, as sf_run_check counted them */
     const char *input, *output;
     struct sf_ring *to_workers;         /* of struct sf_envelope *: steps, and at the end one step
                                            with stop set for every group */
@@ -30,9 +32,9 @@ struct sf_run_summary {
     int32_t batch_max;                  /* most sequences running at once */
 };
 
-/* Before any weight is loaded: the input can be read, ids are unique, the output does not exist.
- * SF_INVALID with words. */
-sf_status sf_run_check(const char *input, const char *output);
+/* Before any weight is loaded: the input can be read, ids are unique, the output does not exist
+ * and can be made.  Leaves nothing behind. */
+sf_status sf_run_check(const char *input, const char *output, int64_t *records_out);
 /* The whole job.  *exit_code_out: 0, 3 (some records hold errors) or 1; a status other than SF_OK
  * ends the job.  Sends the stop in every case. */
 sf_status sf_run(const struct sf_run_spec *, struct sf_run_summary *summary_out,

@@ -300,8 +300,15 @@ const struct sf_wire_step *sf_sched_stop(struct sf_sched *s, int32_t group)
 
 struct sf_sched_load sf_sched_load(const struct sf_sched *s)
 {
-    return (struct sf_sched_load){.waiting = s->waiting_count, .running = s->running,
-                                  .in_flight = s->in_flight};
+    struct sf_sched_load load = {.waiting = s->waiting_count, .running = s->running,
+                                 .in_flight = s->in_flight};
+    for (int32_t g = 0; g < s->limits.groups; g++)
+        for (int32_t r = 0; r < s->limits.ranks; r++) {
+            int64_t pages = s->pages[(size_t)g * (size_t)s->limits.ranks + (size_t)r];
+            double use = pages > 0 ? (double)s->group[g].promised[r] / (double)pages : 0.0;
+            if (use > load.kv_use) load.kv_use = use;
+        }
+    return load;
 }
 
 /* ---- making ---------------------------------------------------------------------------------- */

@@ -41,6 +41,7 @@ struct sf_sched_seq {
 struct sf_sched_load {
     int32_t waiting, running;           /* running: admitted and not closed */
     int32_t in_flight;                  /* steps without a result */
+    double kv_use;                      /* promised share of the fullest rank's pool, 0 to 1 */
 };
 
 sf_status sf_sched_create(const struct sf_sched_limits *, struct sf_sched **out);

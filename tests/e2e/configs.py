@@ -1,8 +1,18 @@
 """Every shipped configuration does what its first comment says.
 
-The comment block of each file under configs/ has a line
-    # test: ranks N, input FILE, exit CODE, answers COUNT
-and that is what is run here (paths relative to the repository).
+The comment at the top of each file under configs/ has one or more runs to try, each
+    # test: WORD VALUE, WORD VALUE, ...
+    #       WORD VALUE, ...                  (lines that go on are indented)
+with these words (paths relative to the repository):
+    ranks N        ranks to launch; 1 if it is not there
+    set KEY=VALUE  for this run, as --set; may stand several times
+    input FILE     records to answer
+    exit CODE      of the run
+    answers N      lines of output
+    equals exact   each answer has the text of a run without kv_cache.methods
+    evicts WHAT    some or nothing: slots over all answers
+    slots N        at most so many slots of a lane are left at the end of an answer
+SHEAF_TEST_LEVEL=quick tries the first run of each file and compares no texts.
 """
 import glob
 import json
@@ -12,39 +22,104 @@ import sys
 
 import job
 
-LINE = re.compile(r"^# test: ranks (\d+), input (\S+), exit (\d+), answers (\d+)$", re.M)
+BLOCK = re.compile(r"^# test:((?:.*\n)(?:#    +.*\n)*)", re.M)
+REQUIRED = {"input", "exit", "answers"}
+KNOWN = REQUIRED | {"ranks", "set", "equals", "evicts", "slots"}
+
+
+def first_comment(path):
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    return re.match(r"(#.*\n)*", text)[0]
+
+
+def parse(block):
+    """{"set": [...], word: value} of one block."""
+    plan = {"set": [], "ranks": "1"}
+    for part in re.sub(r"\n#?", " ", block).split(","):
+        word, _, value = part.strip().partition(" ")
+        if word not in KNOWN or not value:
+            raise ValueError(f"'{part.strip()}' is not known here")
+        if word == "set":
+            plan["set"].append(value.strip())
+        else:
+            plan[word] = value.strip()
+    missing = REQUIRED - plan.keys()
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing))} missing")
+    return plan
+
+
+def run(path, plan, extra=()):
+    """(Done, its answers by custom_id)"""
+    folder = job.Folder()
+    output = folder.file("out.jsonl")
+    sets = [word for value in [*plan["set"], *extra] for word in ("--set", value)]
+    done = job.sheaf(int(plan["ranks"]), ["run", path, "--input", os.path.join(
+        job.ROOT, plan["input"]), "--output", output, *sets], 300)
+    answers = {}
+    if os.path.exists(output):
+        with open(output, encoding="utf-8") as file:
+            answers = {line["custom_id"]: line for line in map(json.loads, file)}
+    folder.remove()
+    return done, answers
+
+
+def texts(answers):
+    choices = {name: line["response"]["body"]["choices"][0] for name, line in answers.items()}
+    return {name: c["message"]["content"] if "message" in c else c["text"]
+            for name, c in choices.items()}
+
+
+def slots_left(line):
+    """Slots a lane holds at the end, from the receipt: the exact cache has one for each token fed,
+    and the last token of an answer that ran to its length is not fed."""
+    body = line["response"]["body"]
+    fed = body["usage"]["total_tokens"] - (body["choices"][0]["finish_reason"] == "length")
+    return body["sheaf"]["kv_bytes_stored"] * fed / body["sheaf"]["kv_bytes_exact"]
+
+
+def check(tally, name, path, plan):
+    done, answers = run(path, plan)
+    good = tally.check(f"{name}: exit code", done.code, int(plan["exit"]))
+    good &= tally.check(f"{name}: answers", len(answers), int(plan["answers"]))
+    if "equals" in plan and job.LEVEL != "quick":
+        _, exact = run(path, plan, ["kv_cache.methods=[]"])
+        good &= tally.check(f"{name}: equals exact", texts(answers), texts(exact))
+    if "evicts" in plan:
+        evicted = sum(line["response"]["body"]["sheaf"]["slots_evicted"]
+                      for line in answers.values())
+        good &= tally.true(f"{name}: evicts {plan['evicts']}",
+                           (evicted > 0) == (plan["evicts"] == "some"), f"{evicted} slots")
+    if "slots" in plan:
+        most = max(slots_left(line) for line in answers.values())
+        good &= tally.true(f"{name}: at most {plan['slots']} slots", most <= int(plan["slots"]),
+                           f"{most:.1f} slots")
+    if not good:
+        print(done.stderr)
 
 
 def main():
     tally = job.Tally("configs")
-    if not os.path.exists(job.MODEL):
-        tally.skip("all", "the real model is not there (deploy/fetch-model.sh)")
-        tally.end()
+    job.need_model(tally)
     paths = sorted(glob.glob(os.path.join(job.ROOT, "configs/**/*.yaml"), recursive=True))
     tally.true("there are configurations", len(paths) > 0)
     for path in paths:
         name = os.path.relpath(path, job.ROOT)
-        with open(path, encoding="utf-8") as file:
-            found = LINE.search(file.read())
-        if not tally.true(f"{name}: has a test line", found is not None, "no '# test:' line"):
-            continue
-        ranks, given, code, answers = found.groups()
-        if int(ranks) > 1 and not job.has_mpi():
-            tally.skip(name, "no mpirun")
-            continue
-        folder = job.Folder()
-        output = folder.file("out.jsonl")
-        done = job.sheaf(int(ranks), ["run", path, "--input", os.path.join(job.ROOT, given),
-                                      "--output", output])
-        good = tally.check(f"{name}: exit code", done.code, int(code))
-        lines = []
-        if os.path.exists(output):
-            with open(output, encoding="utf-8") as file:
-                lines = [json.loads(line) for line in file]
-        good &= tally.check(f"{name}: answers", len(lines), int(answers))
-        if not good:
-            print(done.stderr)
-        folder.remove()
+        blocks = BLOCK.findall(first_comment(path))
+        tally.true(f"{name}: has a test block", len(blocks) > 0, "its first comment has none")
+        if job.LEVEL == "quick":
+            blocks = blocks[:1]
+        for number, block in enumerate(blocks, 1):
+            try:
+                plan = parse(block)
+            except ValueError as error:
+                tally.true(f"{name}: test {number} is readable", False, str(error))
+                continue
+            if int(plan["ranks"]) > 1 and not job.has_mpi():
+                tally.skip(f"{name}, test {number}", "no mpirun, or a build without MPI")
+                continue
+            check(tally, f"{name}, test {number}", path, plan)
     tally.end()
 
 

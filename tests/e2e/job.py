@@ -48,8 +48,22 @@ class Tally:
         sys.exit(1 if self.failed else 0)
 
 
+def need_model(tally):
+    """Ends a test that starts real jobs where there is nothing to start or no model."""
+    if not os.path.exists(MODEL):
+        tally.skip("all", "the real model is not there (deploy/fetch-model.sh)")
+        tally.end()
+    if not os.access(SHEAF, os.X_OK):
+        tally.true("there is a build", False, f"no {SHEAF}; SHEAF_BUILD names the build folder")
+        tally.end()
+
+
 def has_mpi():
-    return shutil.which("mpirun") is not None
+    """Is there a launcher, and was sheaf built for it?"""
+    if shutil.which("mpirun") is None:
+        return False
+    done = subprocess.run([SHEAF, "--version"], capture_output=True, text=True, check=False)
+    return "no MPI" not in done.stdout
 
 
 def environment():
@@ -73,10 +87,11 @@ class Folder:
         self.path = tempfile.mkdtemp(prefix="sheaf-test-")
 
     def file(self, name, text=None):
+        """The path of a file here, which gets this content: text, bytes, or none (not made)."""
         path = os.path.join(self.path, name)
         if text is not None:
-            with open(path, "w", encoding="utf-8") as out:
-                out.write(text)
+            with open(path, "wb") as out:
+                out.write(text if isinstance(text, bytes) else text.encode("utf-8"))
         return path
 
     def remove(self):
@@ -114,6 +129,16 @@ class Done:
                         raise AssertionError(f"answered twice: {answer['custom_id']}")
                     self.answers[answer["custom_id"]] = answer
 
+    def own_lines(self):
+        """Lines on stderr, without the launcher's: it puts its own between lines of dashes."""
+        lines, foreign = [], False
+        for line in self.stderr.splitlines():
+            if line.startswith("----------"):
+                foreign = not foreign
+            elif not foreign and line and not line.startswith("mpirun"):
+                lines.append(line)
+        return lines
+
     def error_lines(self):
         return [line for line in self.stderr.splitlines() if "error" in line and
                 "mpirun" not in line and not line.startswith("---")]
@@ -123,10 +148,13 @@ class Done:
                 for name, a in self.answers.items() if a["response"]}
 
 
-def sheaf(ranks, arguments, limit_s=600):
+def sheaf(ranks, arguments, limit_s=600, before=None, extra_env=None):
+    """before: called in the new process before it becomes sheaf (limits)."""
     start = time.monotonic()
+    # pylint: disable=subprocess-popen-preexec-fn
     done = subprocess.run(command(ranks, arguments, limit_s), capture_output=True, text=True,
-                          env=environment(), stdin=subprocess.DEVNULL, check=False)
+                          env=dict(environment(), **(extra_env or {})), stdin=subprocess.DEVNULL,
+                          check=False, preexec_fn=before)
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - start, None)
 
 

@@ -1,6 +1,6 @@
 /* The scheduler keeps its promises whatever comes.
  *
- * A model of the workers reads nothing but the steps and checks, at each of 200,000 random steps
+ * A model of the workers reads nothing but the steps and checks, at each of a million random steps
  * over several shapes of job: one step in flight for each micro-batch, ids rising by one in a
  * group, rows within rows_max, rows of a sequence in order without a gap, prompt ids and chunk
  * borders as they should be, decode before prompt, samples asked for exactly at the end of the
@@ -23,7 +23,7 @@ static int32_t random_below(int32_t bound)          /* xorshift64 */
     return (int32_t)(random_state % (uint64_t)bound);
 }
 
-enum { GROUPS = 3, BATCHES = 4, RANKS = 3, SLOTS = 64, STEPS = 200000, ITEMS = 64 };
+enum { GROUPS = 3, BATCHES = 4, RANKS = 3, SLOTS = 64, STEPS = 1000000, ITEMS = 64 };
 
 struct shape { int32_t groups, batches, ranks, seqs, rows, chunk, pages, prompt, answer; };
 
@@ -187,6 +187,10 @@ static void take_step(struct world *w, int32_t g, const struct sf_wire_step *ste
     flight->busy = 1;
     flight->step = step->id;
     w->in_flight++;
+    double use = sf_sched_load(w->sched).kv_use;        /* admitted ones count before they open */
+    PROMISE(w, use <= 1.0);
+    for (int32_t r = 0; r < w->shape.ranks; r++)
+        PROMISE(w, use * (double)w->pages[g * w->shape.ranks + r] >= (double)w->held[g][r] - 1e-6);
     /* Nobody that decodes is left out. */
     for (int32_t i = 0; i < SLOTS; i++) {
         const struct known *known = &w->known[i];
@@ -253,6 +257,7 @@ static void random_steps(void)
         while (w.in_flight > 0) answer_one(&w);
         struct sf_sched_load load = sf_sched_load(w.sched);
         SF_CHECK_INT(load.waiting + load.running + load.in_flight, 0);
+        SF_CHECK_NEAR(load.kv_use, 0, 0);
         sf_sched_destroy(w.sched);
     }
 }
@@ -414,7 +419,7 @@ static void last_close(void)
 }
 
 static const struct sf_test tests[] = {
-    {"200,000 random steps", random_steps},
+    {"a million random steps", random_steps},
     {"sequences spread over micro-batches", spread_over_batches},
     {"first in, first out", first_in_first_out},
     {"fixed chunk borders", fixed_chunks},

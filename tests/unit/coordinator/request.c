@@ -1,0 +1,383 @@
+/* tests/unit/coordinator/request.c: a line becomes the request that it says, or one error.
+ *
+ * On a tiny tokenizer whose ids are known by hand: every field of a record with its default, its
+ * bounds and its null; every refusal with its code and the words that name field, value and what
+ * is allowed; what could be read of a broken record's custom_id; texts longer than any prompt are
+ * refused unread; and random damage to a good line never does more than make it an error. */
+#include "coordinator/request.h"
+
+#include <stdlib.h>
+
+#include "base/rng.h"
+#include "model/weights.h"
+#include "tests/check.h"
+#include "tests/unit/model/tiny_gguf.h"
+
+enum { VOCAB = 300, TOKENS_MAX = 64, TEXT_BYTES_MAX = 40 * TOKENS_MAX };
+
+static struct sf_tokenizer *tokenizer;
+
+/* The tokenizer is made once, with a ChatML template, and given back by the last test. */
+static struct sf_record_limits limits_now(void)
+{
+    static const struct tiny_key keys[] = {
+        {"tokenizer.chat_template", TINY_STRING, 0, "{{'<|im_start|>' + role}}<|im_end|>", NULL, 0},
+        {NULL, 0, 0, NULL, NULL, 0}};
+    if (tokenizer == NULL) {
+        struct tiny_spec spec = tiny_default();
+        spec.keys = keys;
+        struct tiny_file file = tiny_make(&spec);
+        struct sf_model *model = NULL;
+        if (sf_model_open(tiny_path(file.bytes, file.count), &model) != SF_OK ||
+            sf_tokenizer_create(model, &tokenizer) != SF_OK) abort();
+        sf_model_close(model);
+        tiny_free(&file);
+        tiny_close();
+    }
+    return (struct sf_record_limits){.tokenizer = tokenizer, .vocab = VOCAB,
+                                     .tokens_max = TOKENS_MAX, .text_bytes_max = TEXT_BYTES_MAX,
+                                     .temperature = 0.25, .seed = 77};
+}
+
+static sf_status parse(const char *text, struct sf_record *out)
+{
+    struct sf_record_limits limits = limits_now();
+    return sf_record_parse(&limits, text, strlen(text), 5, out);
+}
+
+/* A record of /v1/completions with this body, between braces. */
+static sf_status parse_body(const char *url, const char *body, struct sf_record *out)
+{
+    char line[4096];
+    snprintf(line, sizeof line, "{\"custom_id\": \"r\", \"method\": \"POST\", \"url\": \"/v1/%s\", "
+             "\"body\": {%s}}", url, body);
+    return parse(line, out);
+}
+
+/* ---- what is taken --------------------------------------------------------------------------- */
+static void defaults(void)
+{
+    struct sf_record r;
+    SF_MUST(parse_body("completions", "\"prompt\": [7, 8, 9]", &r));
+    SF_CHECK_STR(r.custom_id, "r");
+    SF_CHECK_INT(r.custom_id_bytes, 1);
+    SF_CHECK_INT(r.line, 5);
+    SF_CHECK_INT(r.chat, 0);
+    SF_CHECK_INT(r.prompt.count, 3);
+    SF_CHECK_INT(r.prompt.id[2], 9);
+    SF_CHECK_INT(r.answer_max, 16);                     /* what OpenAI's completions give */
+    SF_CHECK_NEAR(r.temperature, 0.25, 0);
+    SF_CHECK_INT(r.rng_key, 77);
+    SF_CHECK(r.rng_stream == sf_hash64("r", 1));
+    SF_CHECK_INT(r.ignore_eos, 0);
+    SF_CHECK_INT(r.return_token_ids, 0);
+    sf_record_free(&r);
+
+    SF_MUST(parse_body("chat/completions",
+                       "\"messages\": [{\"role\": \"user\", \"content\": \"abc\"}]", &r));
+    SF_CHECK_INT(r.chat, 1);
+    SF_CHECK_INT(r.answer_max, TOKENS_MAX - (int)r.prompt.count);     /* all that fits */
+    sf_record_free(&r);
+}
+
+static void all_fields(void)
+{
+    struct sf_record r;
+    SF_MUST(parse_body("completions", "\"model\": \"any\", \"prompt\": \"abc a\", "
+                       "\"max_tokens\": 3, \"temperature\": 1.5, \"seed\": -4, "
+                       "\"ignore_eos\": true, \"return_token_ids\": true", &r));
+    SF_CHECK_INT(r.prompt.count, 2);                    /* "abc", " a" */
+    SF_CHECK_INT(r.prompt.id[0], 4);
+    SF_CHECK_INT(r.answer_max, 3);
+    SF_CHECK_NEAR(r.temperature, 1.5, 0);
+    SF_CHECK_INT((int64_t)r.rng_key, -4);
+    SF_CHECK_INT(r.rng_stream, 0);                      /* the seed alone says what is drawn */
+    SF_CHECK_INT(r.ignore_eos, 1);
+    SF_CHECK_INT(r.return_token_ids, 1);
+    sf_record_free(&r);
+
+    SF_MUST(parse_body("completions", "\"prompt\": [1], \"max_completion_tokens\": 9", &r));
+    SF_CHECK_INT(r.answer_max, 9);
+    sf_record_free(&r);
+    SF_MUST(parse_body("completions", "\"prompt\": [1], \"max_tokens\": 1000000000", &r));
+    SF_CHECK_INT(r.answer_max, TOKENS_MAX - 1);         /* the answer ends where the context does */
+    sf_record_free(&r);
+    SF_MUST(parse_body("completions", "\"prompt\": [1], \"max_tokens\": null, \"seed\": null, "
+                       "\"temperature\": null, \"ignore_eos\": null", &r));
+    SF_CHECK_INT(r.answer_max, 16);
+    SF_CHECK_INT(r.rng_key, 77);
+    sf_record_free(&r);
+}
+
+/* Fields that are not built are taken at the value that changes nothing. */
+static void neutral_values(void)
+{
+    static const char *const neutral[] = {
+        "\"n\": 1", "\"n\": null", "\"best_of\": 1", "\"top_p\": 1", "\"top_p\": 1.0",
+        "\"top_k\": -1", "\"top_k\": 0", "\"min_p\": 0", "\"presence_penalty\": 0",
+        "\"frequency_penalty\": 0.0", "\"repetition_penalty\": 1.0", "\"logprobs\": false",
+        "\"logprobs\": null", "\"top_logprobs\": 0", "\"stop\": []", "\"stop\": null",
+        "\"logit_bias\": {}", "\"stream\": false", "\"echo\": false", "\"prompt_logprobs\": null",
+        "\"user\": \"u\"", "\"metadata\": {\"a\": 1}"};
+    static const char *const other[] = {
+        "\"n\": 2", "\"best_of\": 2", "\"top_p\": 0.9", "\"top_k\": 5", "\"min_p\": 0.1",
+        "\"presence_penalty\": 1", "\"frequency_penalty\": -1", "\"repetition_penalty\": 1.1",
+        "\"logprobs\": true", "\"logprobs\": 0", "\"top_logprobs\": 2", "\"stop\": \"x\"",
+        "\"stop\": [\"x\"]", "\"logit_bias\": {\"1\": 5}", "\"stream\": true", "\"echo\": true",
+        "\"prompt_logprobs\": 1", "\"n\": \"1\"", "\"top_p\": true"};
+    struct sf_record r;
+    char body[256];
+    for (size_t i = 0; i < sizeof neutral / sizeof neutral[0]; i++) {
+        snprintf(body, sizeof body, "\"prompt\": [1], %s", neutral[i]);
+        SF_CHECK_OK(parse_body("completions", body, &r));
+        sf_record_free(&r);
+    }
+    for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
+        snprintf(body, sizeof body, "\"prompt\": [1], %s", other[i]);
+        SF_CHECK_FAILS(parse_body("completions", body, &r), SF_INVALID);
+        SF_CHECK_STR(r.code, "unsupported_field");
+        sf_record_free(&r);
+    }
+}
+
+static void messages(void)
+{
+    struct sf_record one, parts;
+    SF_MUST(parse_body("chat/completions", "\"messages\": [{\"role\": \"user\", \"name\": \"x\", "
+                       "\"content\": \"abc a\", \"tool_calls\": null}]", &one));
+    SF_MUST(parse_body("chat/completions", "\"messages\": [{\"role\": \"user\", \"content\": "
+                       "[{\"type\": \"text\", \"text\": \"ab\"}, {\"type\": \"text\", \"text\": "
+                       "\"c a\"}]}]", &parts));
+    SF_CHECK_INT(parts.prompt.count, one.prompt.count);
+    SF_CHECK(memcmp(parts.prompt.id, one.prompt.id, one.prompt.count * sizeof *one.prompt.id) == 0);
+    sf_record_free(&one);
+    sf_record_free(&parts);
+    SF_MUST(parse_body("chat/completions",
+                       "\"messages\": [{\"role\": \"user\", \"content\": []}]", &one));
+    sf_record_free(&one);
+}
+
+/* A NUL is a character like others, in ids and in texts. */
+static void nul_bytes(void)
+{
+    struct sf_record r;
+    SF_MUST(parse("{\"custom_id\": \"a\\u0000b\", \"url\": \"/v1/completions\", \"body\": "
+                  "{\"prompt\": \"a\\u0000b\"}}", &r));
+    SF_CHECK_INT(r.custom_id_bytes, 3);
+    SF_CHECK(memcmp(r.custom_id, "a\0b", 4) == 0);
+    SF_CHECK_INT(r.prompt.count, 3);
+    sf_record_free(&r);
+}
+
+/* ---- what is refused ------------------------------------------------------------------------- */
+static void check_refused(sf_status status, struct sf_record *r, const char *id, const char *code,
+                          const char *words)
+{
+    SF_CHECK(status != SF_OK);
+    SF_CHECK_STR(r->code, code);
+    SF_CHECK_STR(r->custom_id != NULL ? r->custom_id : "(null)", id != NULL ? id : "(null)");
+    if (strstr(sf_error_text(), words) == NULL)
+        sf_test_fail(__FILE__, __LINE__, "words are \"%s\", without \"%s\"", sf_error_text(),
+                     words);
+    sf_record_free(r);
+}
+
+static void broken_lines(void)
+{
+#define TAIL ", \"url\": \"/v1/completions\", \"body\": {\"prompt\": [1]}}"
+    static const struct { const char *line, *id, *code, *words; } cases[] = {
+        {"", NULL, "invalid_json", "not valid JSON"},
+        {"{\"custom_id\": \"r\"", NULL, "invalid_json", "not valid JSON"},
+        {"null", NULL, "invalid_json", "the line is null, not an object"},
+        {"[1]", NULL, "invalid_json", "the line is an array, not an object"},
+        {"{\"custom_id\": \"\xff\"" TAIL, NULL, "invalid_json", "decode byte 0xff"},
+        {"{\"custom_id\": \"r\", \"custom_id\": \"r\"" TAIL, NULL, "invalid_json", "duplicate"},
+        {"{\"url\": \"/v1/completions\"}", NULL, "missing_field", "custom_id"},
+        {"{\"custom_id\": 7" TAIL, NULL, "missing_field", "custom_id is missing or not text"},
+        {"{\"custom_id\": \"r\", \"body\": {}}", "r", "missing_field", "url is missing"},
+        {"{\"custom_id\": \"r\", \"url\": \"/v1/embeddings\", \"body\": {}}", "r", "invalid_value",
+         "url is '/v1/embeddings'; allowed: /v1/chat/completions, /v1/completions"},
+        {"{\"custom_id\": \"r\", \"method\": \"GET\"" TAIL, "r", "invalid_value", "'GET'; allowed: "
+         "POST"},
+        {"{\"custom_id\": \"r\", \"method\": 5" TAIL, "r", "invalid_value", "allowed: POST"},
+        {"{\"custom_id\": \"r\", \"url\": \"/v1/completions\"}", "r", "missing_field", "body"},
+        {"{\"custom_id\": \"r\", \"url\": \"/v1/completions\", \"body\": [1]}", "r",
+         "missing_field", "body is missing or not an object"}};
+#undef TAIL
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct sf_record r;
+        sf_status status = parse(cases[i].line, &r);
+        check_refused(status, &r, cases[i].id, cases[i].code, cases[i].words);
+    }
+}
+
+static void bad_completions(void)
+{
+    static const struct { const char *body, *code, *words; } cases[] = {
+        {"", "missing_field", "body.prompt is missing"},
+        {"\"prompt\": null", "invalid_value", "body.prompt is null; allowed: text or token ids"},
+        {"\"prompt\": {}", "invalid_value", "body.prompt is an object"},
+        {"\"prompt\": \"\"", "invalid_value", "the prompt is empty"},
+        {"\"prompt\": []", "invalid_value", "the prompt is empty"},
+        {"\"prompt\": [1, -1]", "invalid_value", "body.prompt[1] is -1; allowed: token ids from 0 "
+         "to 299"},
+        {"\"prompt\": [300]", "invalid_value", "body.prompt[0] is 300"},
+        {"\"prompt\": [\"a\"]", "invalid_value", "body.prompt[0] is a string"},
+        {"\"prompt\": [1.5]", "invalid_value", "body.prompt[0] is 1.5"},
+        {"\"prompt\": [[1]]", "invalid_value", "body.prompt[0] is an array"},
+        {"\"prompt\": [1], \"messages\": []", "invalid_value", "body.messages does not belong"},
+        {"\"prompt\": [1], \"colour\": 1", "unknown_field", "body.colour is not a field we know"},
+        {"\"prompt\": [1], \"max_tokens\": 0", "invalid_value", "body.max_tokens is 0; allowed: "
+         "integers from 1 to 2147483647"},
+        {"\"prompt\": [1], \"max_tokens\": -1", "invalid_value", "body.max_tokens is -1"},
+        {"\"prompt\": [1], \"max_tokens\": \"3\"", "invalid_value", "body.max_tokens is a string"},
+        {"\"prompt\": [1], \"max_tokens\": 2.5", "invalid_value", "body.max_tokens is 2.5"},
+        {"\"prompt\": [1], \"max_tokens\": 2147483648", "invalid_value", "is 2147483648"},
+        {"\"prompt\": [1], \"temperature\": \"0\"", "invalid_value", "temperature is a string"},
+        {"\"prompt\": [1], \"temperature\": -0.1", "invalid_value", "is -0.1"},
+        {"\"prompt\": [1], \"temperature\": 2.5", "invalid_value", "is 2.5; allowed: numbers from "
+         "0 to 2"},
+        {"\"prompt\": [1], \"seed\": 1.5", "invalid_value", "body.seed is 1.5"},
+        {"\"prompt\": [1], \"ignore_eos\": 1", "invalid_value", "body.ignore_eos is an integer; "
+         "allowed: true or false"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct sf_record r;
+        sf_status status = parse_body("completions", cases[i].body, &r);
+        check_refused(status, &r, "r", cases[i].code, cases[i].words);
+    }
+}
+
+static void bad_messages(void)
+{
+    static const struct { const char *messages, *code, *words; } cases[] = {
+        {"{}", "invalid_value", "body.messages is an object; allowed: a list of messages"},
+        {"[]", "invalid_value", "body.messages is empty"},
+        {"[\"hi\"]", "invalid_value", "body.messages[0] is a string"},
+        {"[{\"role\": \"user\"}]", "missing_field", "body.messages[0] needs role and content"},
+        {"[{\"content\": \"a\"}]", "missing_field", "needs role"},
+        {"[{\"role\": 1, \"content\": \"a\"}]", "missing_field", "needs role"},
+        {"[{\"role\": \"user\", \"content\": null}]", "invalid_value", "content must be text"},
+        {"[{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]", "invalid_value",
+         "body.messages[0].content must be text or a list of text parts"},
+        {"[{\"role\": \"wizard\", \"content\": \"a\"}]", "invalid_value", "role 'wizard'"},
+        {"[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\","
+         " \"tool_calls\": [1]}]", "unsupported_field", "body.messages[1].tool_calls"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct sf_record r;
+        char body[512];
+        snprintf(body, sizeof body, "\"messages\": %s", cases[i].messages);
+        sf_status status = parse_body("chat/completions", body, &r);
+        check_refused(status, &r, "r", cases[i].code, cases[i].words);
+    }
+    struct sf_record r;
+    sf_status status = parse_body("chat/completions", "\"prompt\": \"a\"", &r);
+    check_refused(status, &r, "r", "invalid_value", "body.prompt does not belong to url");
+}
+
+/* One token of answer must fit; a text that is hopeless by its bytes is not even encoded. */
+static void lengths(void)
+{
+    static char body[TEXT_BYTES_MAX + 64], line[TEXT_BYTES_MAX + 256];
+    struct sf_record r;
+    for (int tokens = TOKENS_MAX - 1; tokens <= TOKENS_MAX; tokens++) {
+        int used = snprintf(body, sizeof body, "\"max_tokens\": 9, \"prompt\": [0");
+        for (int i = 1; i < tokens; i++)
+            used += snprintf(body + used, sizeof body - (size_t)used, ",0");
+        snprintf(body + used, sizeof body - (size_t)used, "]");
+        sf_status status = parse_body("completions", body, &r);
+        if (tokens == TOKENS_MAX) {
+            check_refused(status, &r, "r", "too_long", "the prompt has 64 tokens; with one token "
+                          "of answer at most 64 fit (scheduler.max_model_len)");
+        } else {
+            SF_CHECK_INT(status, SF_OK);
+            SF_CHECK_INT(r.answer_max, 1);
+            sf_record_free(&r);
+        }
+    }
+    int used = snprintf(line, sizeof line, "{\"custom_id\": \"r\", \"url\": \"/v1/completions\", "
+                        "\"body\": {\"prompt\": \"");
+    memset(line + used, 'z', TEXT_BYTES_MAX + 1);
+    snprintf(line + used + TEXT_BYTES_MAX + 1, 8, "\"}}");
+    sf_status status = parse(line, &r);
+    check_refused(status, &r, "r", "too_long", "the prompt has 2561 bytes");
+    SF_CHECK(r.prompt.id == NULL);
+}
+
+static void without_tokenizer(void)
+{
+    struct sf_record_limits limits = limits_now();
+    limits.tokenizer = NULL;
+    static const char ids[] = "{\"custom_id\": \"r\", \"url\": \"/v1/completions\", \"body\": "
+                              "{\"prompt\": [299]}}";
+    static const char text[] = "{\"custom_id\": \"r\", \"url\": \"/v1/completions\", \"body\": "
+                               "{\"prompt\": \"a\"}}";
+    struct sf_record r;
+    SF_CHECK_OK(sf_record_parse(&limits, ids, strlen(ids), 1, &r));
+    sf_record_free(&r);
+    sf_status status = sf_record_parse(&limits, text, strlen(text), 1, &r);
+    check_refused(status, &r, "r", "unsupported_field", "the model has no tokenizer");
+}
+
+/* ---- damage ---------------------------------------------------------------------------------- */
+static void random_damage(void)
+{
+    static const char good[] = "{\"custom_id\": \"r\", \"method\": \"POST\", \"url\": \"/v1/chat/"
+        "completions\", \"body\": {\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": "
+        "\"text\", \"text\": \"ab\"}]}], \"max_tokens\": 4, \"temperature\": 1, \"seed\": 3}}";
+    struct sf_record_limits limits = limits_now();
+    int64_t taken = 0, refused = 0;
+    for (uint64_t round = 0; round < 100000; round++) {
+        char line[sizeof good];
+        size_t bytes = sizeof good - 1;
+        memcpy(line, good, sizeof good);
+        for (uint64_t hit = 0; hit < 1 + sf_rng_u64(1, round, 0) % 3; hit++) {
+            size_t at = sf_rng_u64(1, round, 3 * hit + 1) % bytes;
+            if (sf_rng_u64(1, round, 3 * hit + 2) % 2 == 0)
+                line[at] = (char)sf_rng_u64(1, round, 3 * hit + 3);
+            else line[at] = good[sf_rng_u64(1, round, 3 * hit + 3) % bytes];
+        }
+        if (round % 7 == 0) bytes = sf_rng_u64(1, round, 20) % bytes;
+        struct sf_record r;
+        sf_status status = sf_record_parse(&limits, line, bytes, 1, &r);
+        if (status == SF_OK) {
+            taken++;
+            if (r.prompt.count < 1 || r.answer_max < 1) SF_CHECK(0);
+        } else {
+            refused++;
+            if (r.code[0] == '\0' || sf_error_text()[0] == '\0') SF_CHECK(0);
+        }
+        sf_record_free(&r);
+    }
+    SF_CHECK(taken > 100);
+    SF_CHECK(refused > 10000);
+    sf_tokenizer_destroy(tokenizer);
+    tokenizer = NULL;
+}
+
+static void blank_lines(void)
+{
+    struct sf_line line = {.kind = SF_LINE_TEXT, .text = " \t ", .bytes = 3};
+    SF_CHECK(sf_record_is_blank(&line));
+    line.bytes = 0;
+    SF_CHECK(sf_record_is_blank(&line));
+    line = (struct sf_line){.kind = SF_LINE_TEXT, .text = " {", .bytes = 2};
+    SF_CHECK(!sf_record_is_blank(&line));
+    line = (struct sf_line){.kind = SF_LINE_TOO_LONG, .bytes = 100};
+    SF_CHECK(!sf_record_is_blank(&line));
+}
+
+static const struct sf_test tests[] = {
+    {"defaults", defaults},
+    {"all fields", all_fields},
+    {"neutral values", neutral_values},
+    {"messages", messages},
+    {"NUL bytes", nul_bytes},
+    {"broken lines", broken_lines},
+    {"bad completions", bad_completions},
+    {"bad messages", bad_messages},
+    {"lengths", lengths},
+    {"without a tokenizer", without_tokenizer},
+    {"blank lines", blank_lines},
+    {"random damage", random_damage},
+    {NULL, NULL}};
+SF_TEST_MAIN("request", tests)
