@@ -231,12 +231,11 @@ static sf_status take_sample(struct job *job, const struct sf_wire_sample *sampl
     if (record == NULL || record->ended)
         return SF_FAIL(SF_INTERNAL, "a sample for sequence %llx, which is not running",
                        (unsigned long long)sample->seq);
+    /* The token that ends an answer is one of its tokens, but no part of its text. */
+    record->token[record->tokens++] = sample->token;
+    job->sum.output_tokens++;
     record->stopped = !record->request.ignore_eos && is_eos(job, sample->token);
-    if (!record->stopped) {
-        record->token[record->tokens++] = sample->token;
-        job->sum.output_tokens++;
-        SF_TRY(add_text(job, record, sample->token));
-    }
+    if (!record->stopped) SF_TRY(add_text(job, record, sample->token));
     if (!record->stopped && record->tokens < record->request.answer_max) return SF_OK;
     record->ended = 1;
     sf_sched_end(job->sched, record->seq);

@@ -3,6 +3,7 @@
 A job is `sheaf run` (or any subcommand) with a configuration written on the spot; its folder is
 temporary and goes away with the test, unless the test fails.
 """
+import functools
 import json
 import os
 import shutil
@@ -58,12 +59,20 @@ def need_model(tally):
         tally.end()
 
 
+@functools.cache
+def ranks_are_threads():
+    """A build without MPI: one process, whatever the layout."""
+    done = subprocess.run([SHEAF, "--version"], capture_output=True, text=True, check=False)
+    return "no MPI" in done.stdout
+
+
 def has_mpi():
     """Is there a launcher, and was sheaf built for it?"""
-    if shutil.which("mpirun") is None:
-        return False
-    done = subprocess.run([SHEAF, "--version"], capture_output=True, text=True, check=False)
-    return "no MPI" not in done.stdout
+    return shutil.which("mpirun") is not None and not ranks_are_threads()
+
+
+def has_ranks():
+    return has_mpi() or ranks_are_threads()
 
 
 def environment():
@@ -75,7 +84,7 @@ def environment():
 
 def command(ranks, arguments, limit_s=600):
     line = ["timeout", "-k", "5", str(limit_s)]
-    if ranks > 1:
+    if ranks > 1 and not ranks_are_threads():
         line += ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
     return line + [SHEAF] + arguments
 

@@ -72,9 +72,7 @@ def crossed(tally, prompts, dtype):
 
 def main():
     tally = job.Tally("layouts")
-    if not os.path.exists(job.MODEL):
-        tally.skip("all", "the real model is not there (deploy/fetch-model.sh)")
-        tally.end()
+    job.need_model(tally)
     layouts = LAYOUTS if job.has_mpi() else [(1, 1, 1)]
     with open(GOLDEN, encoding="utf-8") as file:
         prompts = json.load(file)["prompts"]

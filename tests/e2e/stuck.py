@@ -49,7 +49,7 @@ def hurt(tally, rank, what, number):
     _, stderr = process.communicate(timeout=90)
     took = time.monotonic() - began
     limit = (TIMEOUT_S if number == signal.SIGSTOP else 2) + GRACE_S
-    print(f"  {what} rank {rank}: ended after {took:.1f} s, exit code {process.returncode}")
+    print(f"  figure: {what} rank {rank}: ended after {took:.1f} s, exit code {process.returncode}")
     tally.true(f"{what} rank {rank}: in time", took <= limit, f"{took:.1f} s, limit {limit} s")
     tally.true(f"{what} rank {rank}: exit code", process.returncode in (1, 137),
                str(process.returncode))
@@ -67,8 +67,9 @@ def hurt(tally, rank, what, number):
 
 def main():
     tally = job.Tally("stuck")
-    if not os.path.exists(job.MODEL) or not job.has_mpi():
-        tally.skip("all", "needs the real model and mpirun")
+    job.need_model(tally)
+    if not job.has_mpi():
+        tally.skip("all", "needs mpirun")
         tally.end()
     for rank in [3] if job.LEVEL == "quick" else range(4):
         hurt(tally, rank, "stopped", signal.SIGSTOP)

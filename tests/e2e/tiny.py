@@ -136,7 +136,7 @@ def check_model(tally, name, layouts):
 
 def main():
     tally = job.Tally("tiny")
-    layouts = LAYOUTS if job.has_mpi() else LAYOUTS[:1]
+    layouts = LAYOUTS if job.has_ranks() else LAYOUTS[:1]
     if job.LEVEL == "quick":
         layouts = [layout for layout in layouts if layout in ((1, 1), (2, 2))]
     for name in MODELS:
