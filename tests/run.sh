@@ -3,7 +3,7 @@
 #
 #   preset  what runs there                                                       left out by
 #   dev     the lint, all unit tests, the scripts in tests/mpi and tests/e2e
-#   asan    all unit tests, ranks as threads: memory errors, undefined behaviour   --quick
+#   asan    unit tests and jobs, ranks as threads: memory, undefined behaviour     --quick
 #   tsan    the same: data races; OpenMP on one thread, as it is not instrumented  --quick
 #
 # Programs are run one by one, each with a time limit, from ctest's own list.  What they print is
@@ -21,7 +21,7 @@ usage: tests/run.sh [--quick | --long] [--no-install]
 
 Builds sheaf and runs its tests; the last line is 'N passed, N failed, N skipped'.
   --quick        preset dev alone, short counts
-  --long         also the tests labelled long, full counts
+  --long         also the tests labelled long, full counts; writes docs/measured.md
   --no-install   installs no packages (fails with their names if some are missing), fetches no model
   --help         this text
 END
@@ -40,6 +40,7 @@ main()
         esac
         shift
     done
+    rm -f build/test-logs/*.log
     tally_start build/test-logs
     if ((install)); then
         deploy/install.sh
@@ -57,9 +58,10 @@ main()
         run_scripts "$level"
     fi
     if [[ $level != quick ]]; then
-        if build asan; then run_ctest asan "$level"; fi
-        if build tsan; then run_ctest tsan "$level"; fi
+        if build asan; then run_ctest asan "$level"; run_jobs asan; fi
+        if build tsan; then run_ctest tsan "$level"; run_jobs tsan; fi
     fi
+    if [[ $level == long ]]; then python3 tests/record.py build/test-logs; fi
     tally_end
 }
 
@@ -87,12 +89,8 @@ build()
 # Every program in ctest's list of one preset, but for those that need no build (label source).
 run_ctest()
 {
-    local preset=$1 level=$2 name seconds labels command before=()
-    if [[ $preset == tsan ]]; then
-        before=(env OMP_NUM_THREADS=1)
-        # ThreadSanitizer of gcc 12 cannot start where the kernel scatters memory widely.
-        ! setarch -R true 2>/dev/null || before+=(setarch -R)
-    fi
+    local preset=$1 level=$2 name seconds labels command before
+    before_command "$preset"
     if ! tally_step "list/$preset" 60 python3 tests/list_ctest.py "build/$preset"; then return; fi
     while IFS=$'\t' read -r name seconds labels command; do
         if [[ " $labels " == *" source "* ]]; then continue; fi
@@ -100,19 +98,48 @@ run_ctest()
             echo "left   $preset/$name: only with --long"
             continue
         fi
+        if [[ " $labels " == *" slow "* && $level == quick ]]; then
+            echo "left   $preset/$name: not with --quick"
+            continue
+        fi
         tally_run "$preset/$name" "$seconds" "${before[@]}" bash -c "$command"
     done <"$tally_log"
 }
 
-# The scripts that start whole jobs.  They cut their own counts by SHEAF_TEST_LEVEL.
+# Whole jobs under a sanitizer, ranks as threads: small models, many layouts.
+run_jobs()
+{
+    local preset=$1 before
+    before_command "$preset"
+    tally_run "$preset/e2e/tiny" 900 "${before[@]}" env SHEAF_BUILD="$PWD/build/$preset" \
+        SHEAF_TEST_LEVEL=quick python3 tests/e2e/tiny.py
+}
+
+# Sets `before`: what a program of this preset has to be started with.
+before_command()
+{
+    before=()
+    [[ $1 == tsan ]] || return 0
+    before=(env OMP_NUM_THREADS=1)
+    # ThreadSanitizer of gcc 12 cannot start where the kernel scatters memory widely.
+    ! setarch -R true 2>/dev/null || before+=(setarch -R)
+}
+
+# The scripts that start whole jobs; a Python file without a main is what they share.  They cut
+# their own counts by SHEAF_TEST_LEVEL.
 run_scripts()
 {
-    local script name seconds=900
+    local script name seconds=1200
     if [[ $1 == long ]]; then seconds=7200; fi
-    for script in tests/mpi/*.sh tests/e2e/*.sh; do
+    for script in tests/mpi/*.sh; do
         [[ -e $script ]] || continue
         name=${script#tests/}
         tally_run "${name%.sh}" "$seconds" bash "$script"
+    done
+    for script in tests/e2e/*.py; do
+        grep -q '__main__' "$script" || continue
+        name=${script#tests/}
+        tally_run "${name%.py}" "$seconds" python3 "$script"
     done
 }
 

@@ -116,7 +116,8 @@ static void check_logits(const struct golden_prompt *prompt, const float *logits
         highest = fmax(highest, fabs(prompt->top_logit[i]));
     for (int32_t i = 0; i < prompt->tops; i++)
         worst = fmax(worst, fabs(logits[prompt->top_id[i]] - prompt->top_logit[i]));
-    printf("  %s, %s: worst logit difference %.2e of %.2f\n", what, prompt->name, worst, highest);
+    printf("  figure: %s, %s: worst logit difference %.2e of %.2f\n", what, prompt->name, worst,
+           highest);
     SF_CHECK(worst <= 1e-3 * highest + 1e-3);
 }
 
@@ -196,7 +197,7 @@ static void test_chunks(void)
         for (int32_t i = 0; i < VOCAB; i++)
             worst = fmax(worst,
                     fabs(rows->logits[(size_t)c * VOCAB + (size_t)i] - rows->logits[i]));
-        printf("  chunks of %d: worst logit difference %.2e\n", chunk[c], worst);
+        printf("  figure: chunks of %d: worst logit difference %.2e\n", chunk[c], worst);
         SF_CHECK(worst <= 1e-3);
     }
     rows_free(rows);
@@ -261,7 +262,8 @@ static void test_bf16(void)
         rig_close(bf16);
         rows_free(rows);
         double rows_d = (double)against.rows;
-        printf("  bf16 %s: %lld rows, mean KL %.2e nat, arg-max agreement %.2f %%, %lld wide\n",
+        printf("  figure: bf16 %s: %lld rows, mean KL %.2e nat, arg-max agreement %.2f %%, "
+               "%lld wide\n",
                close[l].fixed ? "fixed" : "free", (long long)against.rows, against.kl / rows_d,
                100.0 * (double)against.agree / rows_d, (long long)against.wide);
         SF_CHECK(good && against.rows > 0);
