@@ -38,6 +38,14 @@ sf_status sf_machine_cores(int32_t *cores_out)
     return SF_OK;
 }
 
+/* The first number of OMP_NUM_THREADS; 0 if there is none. */
+static int32_t threads_asked(void)
+{
+    const char *text = getenv("OMP_NUM_THREADS");
+    long threads = text != NULL ? strtol(text, NULL, 10) : 0;
+    return threads < 1 ? 0 : threads > INT32_MAX ? INT32_MAX : (int32_t)threads;
+}
+
 /* ---- clusters -------------------------------------------------------------------------------- */
 sf_status sf_rank_facts_make(int32_t node, const char *host, struct sf_rank_facts *out)
 {
@@ -45,6 +53,7 @@ sf_status sf_rank_facts_make(int32_t node, const char *host, struct sf_rank_fact
     memset(&facts, 0, sizeof facts);            /* it travels: no stray bytes */
     facts.node = node;
     facts.quota = cgroup_quota();
+    facts.threads = threads_asked();
     snprintf(facts.host, sizeof facts.host, "%s", host);
     SF_TRY(usable_cores(facts.cores));
     SF_TRY(sf_machine_memory(&facts.memory));
@@ -64,6 +73,9 @@ sf_status sf_cluster_gather(const struct sf_rank_facts *facts, int32_t ranks,
         cluster.place[r].node = facts[r].node;
         memcpy(cluster.place[r].host, facts[r].host, SF_HOST_MAX);
         cluster.place[r].host[SF_HOST_MAX - 1] = '\0';
+        if (facts[r].threads > 0 && (cluster.threads_max == 0 ||
+                                     facts[r].threads < cluster.threads_max))
+            cluster.threads_max = facts[r].threads;
         int first_there = 1;
         for (int32_t other = 0; other < r; other++)
             first_there &= facts[other].node != facts[r].node;

@@ -13,6 +13,7 @@ struct sf_cluster {
     struct sf_rank_place *place;        /* [ranks] */
     int32_t cores_per_node;             /* least of all nodes; usable by us (affinity, cgroup) */
     int64_t memory_per_rank;            /* bytes that a rank may take, least of all; 0 = unknown */
+    int32_t threads_max;                /* OMP_NUM_THREADS, least of all ranks; 0 = not set */
 };
 
 /* This machine: usable cores and free memory (MemAvailable and cgroup limit, the lesser). */
@@ -22,7 +23,8 @@ sf_status sf_machine_memory(int64_t *bytes_out);
 /* What one rank sees of its node.  A launcher binds ranks to parts of a node, so that no rank sees
  * all cores of it; the ranks together do.  Fixed size, for an allgather. */
 struct sf_rank_facts {
-    int32_t node, quota;                /* quota: cores by cgroup; 0 = no limit */
+    int32_t node, quota, threads;       /* quota: cores by cgroup; 0 = no limit.  threads:
+                                           OMP_NUM_THREADS; 0 = not set */
     char host[SF_HOST_MAX];
     uint64_t cores[SF_CORE_WORDS];      /* bit i: core i of the node may be used by this rank */
     int64_t memory;                     /* free bytes of the node */

@@ -51,7 +51,8 @@ static const struct sf_opt parallel[] = {
       placements, NULL, "", "which tensor rank holds which heads: leveled over the layers, or"
       " contiguous blocks" },
     { "threads_per_rank", SF_OPT_INT32, AT(parallel.threads), "auto", 1, 1024, AUTO, BUILT, NULL,
-      NULL, "threads", "auto: cores of the node / ranks on it" },
+      NULL, "threads",
+      "auto: cores of the node / ranks on it, at most OMP_NUM_THREADS if that is set" },
     { "allow_cross_node_tensor_parallel", SF_OPT_BOOL, AT(parallel.cross_node), "false", 0, 0,
       NO_AUTO, BUILT, NULL, NULL, "", "let the ranks of one tensor group sit on several nodes" },
     { 0 }

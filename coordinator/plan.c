@@ -136,7 +136,11 @@ static void resolve_threads(const struct sf_config *cfg, const struct sf_cluster
     }
     free(on_node);
     plan->threads = cfg->parallel.threads;
-    if (plan->threads == SF_OPT_AUTO) plan->threads = cluster->cores_per_node / most;
+    if (plan->threads == SF_OPT_AUTO) {
+        plan->threads = cluster->cores_per_node / most;
+        if (cluster->threads_max > 0 && cluster->threads_max < plan->threads)
+            plan->threads = cluster->threads_max;
+    }
     if (plan->threads < 1) plan->threads = 1;
 }
 

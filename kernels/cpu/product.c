@@ -4,10 +4,14 @@
  * depend on it) and, for some of its implementations, when it runs; both happen under
  * omp_set_num_threads(1), which is a setting of the calling thread alone.
  *
+ * oneDNN keeps what it has made in a cache of the whole process, with locks into which
+ * ThreadSanitizer does not see; ranks may be threads, so making and freeing take one lock of ours.
+ *
  * A shape's primitive is found by hashing; every thread has its own memory objects of it, so that a
  * run only sets four pointers.  No format used here has padding (rows, cols and k are whole
  * blocks), hence setting a pointer never writes to the memory behind it. */
 #include <omp.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,6 +121,9 @@ static dnnl_status_t describe_product(const struct sf_product_shape *shape, dnnl
     return status;
 }
 
+static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+
+/* Under `making`. */
 static void product_free(struct sf_product *product)
 {
     if (!product) return;
@@ -177,14 +184,13 @@ static sf_status product_create(struct sf_products *products, const struct sf_pr
     product->threads = products->threads;
     int threads = omp_get_max_threads();
     omp_set_num_threads(1);
+    pthread_mutex_lock(&making);
     sf_status status = product_fill(products, product);
+    if (status != SF_OK) product_free(product);
+    else *out = product;
+    pthread_mutex_unlock(&making);
     omp_set_num_threads(threads);
-    if (status != SF_OK) {
-        product_free(product);
-        return status;
-    }
-    *out = product;
-    return SF_OK;
+    return status;
 }
 
 /* ---- the cache ---------------------------------------------------------------------------------
@@ -302,7 +308,9 @@ sf_status sf_products_create(int32_t threads, struct sf_products **out)
 void sf_products_destroy(struct sf_products *products)
 {
     if (!products) return;
+    pthread_mutex_lock(&making);
     for (size_t i = 0; i < products->capacity; i++) product_free(products->table[i]);
+    pthread_mutex_unlock(&making);
     sf_free(products->table);
     sf_free(products->pad);
     if (products->scratch) sf_unmap(products->scratch, (size_t)products->threads * THREAD_BYTES);

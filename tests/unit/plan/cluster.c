@@ -29,10 +29,14 @@ static void gathers_bound_ranks(void)
     SF_CHECK_STR(cluster.place[3].host, "host1");
     sf_cluster_free(&cluster);
 
+    SF_CHECK_INT(cluster.threads_max, 0);
     all[2].quota = 3;
     all[3].quota = 5;
+    all[1].threads = 4;                 /* OMP_NUM_THREADS may differ by rank: the least counts */
+    all[3].threads = 2;
     SF_MUST(sf_cluster_gather(all, 4, &cluster));
     SF_CHECK_INT(cluster.cores_per_node, 3);
+    SF_CHECK_INT(cluster.threads_max, 2);
     sf_cluster_free(&cluster);
 }
 
