@@ -55,6 +55,23 @@ static sf_status dup(struct sf_answer *answer, const void *source, size_t count,
     return SF_OK;
 }
 
+/* A lane that has reached its trigger comes back to its budget, so that what admission counted on
+ * holds; protected slots stay even where they are more. */
+static sf_status check_budget(const struct sf_answer *answer, const struct sf_lane *lane,
+                              const struct sf_view *view, int32_t slots_left)
+{
+    int32_t guarded = 0;
+    if (lane->slots_keep == 0 || lane->slots < lane->slots_trigger ||
+        slots_left <= lane->slots_keep)
+        return SF_OK;
+    for (int32_t s = 0; s < lane->slots; s++)
+        guarded += sf_is_protected(&answer->method->entry->plan, view->tokens, lane->pos[s]);
+    if (slots_left <= guarded) return SF_OK;
+    return SF_FAIL(SF_INVALID, "%s: edit of layer %d head %d leaves %d of %d slots, its budget is"
+                   " %d", method_name(answer), lane->layer, lane->head_global, slots_left,
+                   lane->slots, lane->slots_keep);
+}
+
 /* ---- keep ----------------------------------------------------------------------------------- */
 static sf_status check_keep(const struct sf_answer *answer, const struct sf_lane *lane,
                             const struct sf_view *view, struct sf_list list)
@@ -81,7 +98,7 @@ static sf_status check_keep(const struct sf_answer *answer, const struct sf_lane
                                plan->tail_tokens, view->tokens);
         next = id + 1;
     }
-    return SF_OK;
+    return check_budget(answer, lane, view, list.n);
 }
 
 static sf_status record_keep(struct sf_answer *answer, const struct sf_lane *lane,
@@ -90,6 +107,7 @@ static sf_status record_keep(struct sf_answer *answer, const struct sf_lane *lan
     struct sf_view *view;
     SF_TRY(view_of(answer, lane, &view));
     if (list.n == -1) {                 /* all: an edit that changes nothing */
+        SF_TRY(check_budget(answer, lane, view, lane->slots));
         view->edit = SF_EDITS_KEEP;
         view->keeps = lane->slots;
         return SF_OK;
@@ -151,6 +169,8 @@ static sf_status check_mix(const struct sf_answer *answer, const struct sf_lane 
     const char *name = method_name(answer);
     if (mix->flags & ~SF_MIX_FOLD)
         return SF_FAIL(SF_UNSUPPORTED, "%s: mix with rotated keys is not built yet", name);
+    if (mix->mass[0] || mix->mass[1])
+        return SF_FAIL(SF_INVALID, "%s: mix with attention mass, but its plan watches none", name);
     if (mix->dense_slots != 0 || mix->dense)
         return SF_FAIL(SF_UNSUPPORTED, "%s: mix with a dense matrix is not built yet", name);
     if (mix->slots < 0 || mix->slots > lane->slots)
@@ -176,7 +196,7 @@ static sf_status check_mix(const struct sf_answer *answer, const struct sf_lane 
                            " protected (%d sinks, %d newest of %d tokens)", name, lane->layer,
                            lane->head_global, lane->pos[s], plan->sink_tokens, plan->tail_tokens,
                            view->tokens);
-    return SF_OK;
+    return check_budget(answer, lane, view, mix->slots);
 }
 
 static sf_status record_mix(struct sf_answer *answer, const struct sf_lane *lane,

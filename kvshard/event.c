@@ -44,7 +44,7 @@ int32_t sf_events_rows(const struct sf_store *store, int32_t layer, const struct
         const struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, i);
         int32_t due = rows;
         if (tokens < seq->prompt) {
-            if (wants(method, SF_AT_PREFILL_CHUNK) && plan->chunk_tokens > 0)
+            if (wants(method, SF_AT_PREFILL_CHUNK))
                 due = plan->chunk_tokens - tokens % plan->chunk_tokens;
         } else {
             if (wants(method, SF_AT_FULL) && lane->slots_trigger > 0)
@@ -78,7 +78,7 @@ static int seq_is_due(const struct sf_store *store, int32_t layer, const struct 
     switch (when) {
     case SF_AT_PREFILL_CHUNK:
         if (tokens == 0 || tokens >= seq->prompt) return 0;
-        return plan->chunk_tokens > 0 ? tokens % plan->chunk_tokens == 0 : store->done[i] == 0;
+        return tokens % plan->chunk_tokens == 0;
     case SF_AT_PREFILL_END: return tokens == seq->prompt;
     case SF_AT_FULL: return tokens > seq->prompt;
     case SF_AT_INTERVAL:
@@ -171,8 +171,7 @@ static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, i
         answer->span[answer->spans++] = (struct sf_span){
             .seq_id = seq->id, .prompt = seq->prompt, .tokens = seq->tokens[answer->layer],
             .layers = 1, .lanes = answer->views - first, .lane_ptr = ptr,
-            .lane = &answer->shown[first],
-            .rows = when == SF_AT_PREFILL_CHUNK ? 0 : store->rows[i] };
+            .lane = &answer->shown[first] };
     }
     return SF_OK;
 }

@@ -61,7 +61,9 @@ struct sf_spot { int32_t layer, head_global, prompt, tokens; }; /* tokens: promp
 struct sf_foot {                          /* one lane at one length; account.c turns it to bytes */
     int32_t slots_lo[SF_TIERS], slots_hi[SF_TIERS]; /* equal where the data do not decide */
     int32_t slots_peak;                   /* most slots at once while the prompt runs */
-    int32_t slots_trigger, slots_keep;    /* the lane's budget; 0 = none */
+    /* The lane's budget; 0 = none.  An edit of a lane that holds slots_trigger slots or more leaves
+     * at most slots_keep, or what is protected where that is more. */
+    int32_t slots_trigger, slots_keep;
     int64_t extra_bytes;                  /* size of lane->state at this length */
 };
 struct sf_tier {
@@ -71,7 +73,11 @@ struct sf_tier {
     int64_t codec_cfg[8];                 /* the codec's own struct, set by its codec.h helper */
 };
 enum sf_codec_can { SF_CAN_DROP = 1, SF_CAN_MIX = 2, SF_CAN_RECODE = 4, SF_CAN_FORK = 8 };
-enum sf_edits { SF_EDITS_KEEP = 1, SF_EDITS_MIX = 2, SF_EDITS_TIER = 4, SF_EDITS_GROUP = 8 };
+enum sf_edits { SF_EDITS_KEEP = 1, SF_EDITS_MIX = 2,
+                SF_EDITS_TIER = 4,        /* side data as well */
+                SF_EDITS_GROUP = 8,
+                SF_EDITS_ROTATE = 16,     /* beside MIX: some mixes have SF_MIX_ROTATE */
+                SF_EDITS_DENSE = 32 };    /* beside MIX: some mixes have a dense part */
 enum sf_when { SF_AT_PREFILL_CHUNK,       /* before the next chunk, layer by layer */
                SF_AT_PREFILL_END,         /* per layer group, as soon as its last layer has run */
                SF_AT_FULL,                /* decode: slots >= slots_trigger, after attention */
@@ -89,8 +95,8 @@ enum sf_watch_flag { SF_WATCH_RESET = 1,  /* zeroed after every compress() */
                      SF_WATCH_STORED = 2 }; /* made at the event, kept queries over all slots */
 struct sf_watch {                         /* head fold first, then rows; result in lane->mass */
     uint8_t fold, head_fold, flags;       /* over rows; over the group's query heads */
-    int32_t prompt_rows, decode_rows;     /* last rows before an event, ghosts on top; 0 = all */
-    float decay;                          /* per row, SF_FOLD_DECAY */
+    int32_t prompt_rows, decode_rows;     /* last ones before an event; 0 = all, -1 = none; */
+    float decay;                          /* ghosts come on top. Per row, SF_FOLD_DECAY */
 };
 struct sf_draft_ask {                     /* the scheduler runs it; both 0 = no draft model */
     int32_t lookahead, window;            /* tokens to draft, -1: max_tokens; last rows folded */
@@ -108,7 +114,8 @@ struct sf_plan {
     struct sf_draft_ask draft;
     struct sf_v_top v_top;
     int32_t sink_tokens, tail_tokens;     /* first and newest positions that no edit may touch */
-    int32_t chunk_tokens;                 /* prompt chunks end at its multiples; 0 = anywhere */
+    int32_t chunk_tokens;                 /* prompt chunks end at its multiples; 0 = anywhere: */
+                                          /* only without SF_AT_PREFILL_CHUNK */
     int32_t every_tokens;                 /* SF_AT_INTERVAL when tokens % every_tokens == 0, */
     uint8_t every_from_prompt;            /* or, if set, (tokens - prompt) % every_tokens == 0 */
     uint8_t prefix;                       /* enum sf_prefix: what a shared prefix must carry */
@@ -140,8 +147,10 @@ struct sf_span {                          /* lanes of one sequence and one layer
     const int32_t *lane_ptr;              /* [layers + 1] lanes of layer i: lane_ptr[i] and on */
     const struct sf_lane *lane;           /* [lanes] */
     const int32_t *token, *sentence_end;  /* [tokens]; [sentences] index of the last token */
-    int32_t sentences, rows;
-    const struct sf_buf *q;               /* select: [rows][q heads here][k_dim], after RoPE */
+    int32_t sentences;
+    /* select() only: [rows][q heads here][k_dim] after RoPE.  Else 0 and NULL: how the scheduler
+     * cut the prompt stays unseen. */
+    int32_t rows; const struct sf_buf *q;
     void *state;                          /* [span_state_bytes], zeroed at open, copied on fork */
 };
 struct sf_batch { const struct sf_span *span; int32_t spans; };
@@ -177,7 +186,7 @@ struct sf_mix {                           /* the lane anew, in this order: new s
 };
 struct sf_lines { struct sf_list col, diag; }; /* slots; distances row - column in tokens */
 
-/* Slot numbers are those of the view.  A span's edits are checked (sinks, tail, codec) and applied
+/* Slot numbers are those of the view.  Edits are checked (budget, sinks, tail, codec) and applied
  * all or none: side, tier, group, then one keep (ascending) or mix a lane, whose order stays. */
 sf_status sf_edit_keep (struct sf_answer *, const struct sf_lane *, struct sf_list slots);
 sf_status sf_edit_mix  (struct sf_answer *, const struct sf_lane *, const struct sf_mix *);

@@ -98,9 +98,8 @@ static uint32_t order_key(float value)
 {
     uint32_t bits;
     if (isnan(value)) return 0;
-    if (value == 0.0f) value = 0.0f;
+    if (value == 0.0f) value = 0.0f;    /* -0 becomes 0 */
     memcpy(&bits, &value, sizeof bits);
-    if (bits == 0x80000000u) bits = 0;
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
@@ -144,7 +143,10 @@ int64_t sf_fixed(double x)
 
 sf_status sf_reduce_i64(const struct sf_env *env, int64_t *value, int32_t n, enum sf_fold fold)
 {
-    (void)value; (void)n; (void)fold;
+    (void)value; (void)fold;
+    if (env->plan->reduce_bytes <= 0)
+        return SF_FAIL(SF_INVALID, "%s: a reduction of %d numbers, which its plan does not declare",
+                       method_of(env)->entry->method->name, n);
     if (env->setup->tp_size == 1) return SF_OK; /* a sum or maximum over one rank */
     return SF_FAIL(SF_UNSUPPORTED, "reducing over %d tensor ranks is not built yet",
                    env->setup->tp_size);

@@ -114,8 +114,23 @@ static sf_status check_needs(const struct sf_stack_entry *entry)
         { SF_NEED_SELECT_PREFILL, "picks in the prompt" },
         { SF_NEED_SELECT_DECODE, "picks in decode" },
     };
-    for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)
+    uint32_t unknown = entry->plan.needs;
+    for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++) {
         if (entry->plan.needs & needs[i].need) return lacks(entry, needs[i].what);
+        unknown &= ~needs[i].need;
+    }
+    return unknown == 0 ? SF_OK : lacks(entry, "something of which the store knows nothing");
+}
+
+static sf_status check_edits(const struct sf_stack_entry *entry)
+{
+    uint32_t edits = entry->plan.edits;
+    if (edits & SF_EDITS_GROUP) return lacks(entry, "edits of layer groups");
+    if (edits & SF_EDITS_TIER) return lacks(entry, "edits that move slots between tiers");
+    if (edits & SF_EDITS_ROTATE) return lacks(entry, "mixes of rotated keys");
+    if (edits & SF_EDITS_DENSE) return lacks(entry, "mixes by a dense matrix");
+    if (edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX))
+        return lacks(entry, "edits of which the store knows nothing");
     return SF_OK;
 }
 
@@ -129,9 +144,7 @@ static sf_status check_plan(const struct sf_stack_entry *entry, int32_t tp_size)
     if (plan->whens & ~(1u << SF_AT_PREFILL_CHUNK | 1u << SF_AT_PREFILL_END | 1u << SF_AT_FULL |
                         1u << SF_AT_INTERVAL))
         return lacks(entry, "events at sentence or turn ends or under memory pressure");
-    if (plan->edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX))
-        return lacks(entry, plan->edits & SF_EDITS_GROUP ? "edits of layer groups"
-                                                         : "edits that move slots between tiers");
+    SF_TRY(check_edits(entry));
     if (plan->tiers > 1 || (plan->tier[0].codec != NULL && strcmp(plan->tier[0].codec, "raw") != 0))
         return lacks(entry, "tiers beside the raw one");
     if (plan->tier[0].k_place != SF_ON_DEVICE || plan->tier[0].v_place != SF_ON_DEVICE)
@@ -162,6 +175,9 @@ static sf_status check_sense(const struct sf_stack_entry *entry)
     if ((plan->whens & 1u << SF_AT_INTERVAL) && plan->every_tokens < 1)
         return SF_FAIL(SF_INVALID, "method %s asks for an interval of %d tokens", name,
                        plan->every_tokens);
+    if ((plan->whens & 1u << SF_AT_PREFILL_CHUNK) && plan->chunk_tokens < 1)
+        return SF_FAIL(SF_INVALID, "method %s asks for an event at every prompt chunk but not for"
+                       " its chunk_tokens, so what it does would depend on the load", name);
     if (plan->whens == 0 && (policy->compress != NULL || policy->score != NULL))
         return SF_FAIL(SF_INVALID, "method %s asks for no event, so it would never act", name);
     if (plan->whens != 0 && plan->edits == 0)
@@ -173,21 +189,38 @@ static sf_status check_sense(const struct sf_stack_entry *entry)
     return SF_OK;
 }
 
-/* A footprint that could be asked at any time is asked once, at the longest prompt. */
-static sf_status check_footprint(const struct sf_stack_entry *entry, const struct sf_setup *setup)
+static sf_status check_foot(const struct sf_stack_entry *entry, const struct sf_spot *spot,
+                            const struct sf_foot *foot)
 {
-    for (int32_t l = 0; l < setup->layers; l++) {
-        struct sf_spot spot = { l, 0, setup->tokens_max, setup->tokens_max };
-        struct sf_foot foot = { .slots_peak = 0 };
-        if (!entry->shape.acts_on[setup->layer[l].lane_first]) continue;
-        SF_TRY(entry->method->policy->footprint(setup, &spot, &foot));
-        if (foot.extra_bytes > 0) return lacks(entry, "state per lane");
-        if (foot.slots_lo[0] < 0 || foot.slots_lo[0] > foot.slots_hi[0] || foot.slots_keep < 0 ||
-            foot.slots_trigger < 0)
-            return SF_FAIL(SF_INVALID, "method %s states %d to %d slots, trigger %d, keep %d for"
-                           " layer %d", entry->method->name, foot.slots_lo[0], foot.slots_hi[0],
-                           foot.slots_trigger, foot.slots_keep, l);
-    }
+    const struct sf_plan *plan = &entry->plan;
+    const char *name = entry->method->name;
+    if (foot->extra_bytes > 0) return lacks(entry, "state per lane");
+    for (int t = 1; t < SF_TIERS; t++)
+        if (foot->slots_hi[t] != 0) return lacks(entry, "slots in tiers beside the raw one");
+    if (foot->slots_lo[0] < 0 || foot->slots_lo[0] > foot->slots_hi[0] || foot->slots_keep < 0 ||
+        foot->slots_trigger < 0)
+        return SF_FAIL(SF_INVALID, "method %s states %d to %d slots, trigger %d, keep %d for"
+                       " layer %d head %d", name, foot->slots_lo[0], foot->slots_hi[0],
+                       foot->slots_trigger, foot->slots_keep, spot->layer, spot->head_global);
+    if (foot->slots_keep > 0 && foot->slots_keep < spot->tokens &&
+        (int64_t)plan->sink_tokens + plan->tail_tokens > foot->slots_keep)
+        return SF_FAIL(SF_INVALID, "method %s protects %d sinks and %d newest tokens, more than the"
+                       " %d slots that it keeps of layer %d head %d", name, plan->sink_tokens,
+                       plan->tail_tokens, foot->slots_keep, spot->layer, spot->head_global);
+    return SF_OK;
+}
+
+/* A footprint that could be asked at any time is asked once a lane, at the longest prompt. */
+static sf_status check_footprints(const struct sf_stack_entry *entry, const struct sf_setup *setup)
+{
+    for (int32_t l = 0; l < setup->layers; l++)
+        for (int32_t h = 0; h < setup->layer[l].groups; h++) {
+            struct sf_spot spot = { l, h, setup->tokens_max, setup->tokens_max };
+            struct sf_foot foot = { .slots_peak = spot.prompt };
+            if (!entry->shape.acts_on[setup->layer[l].lane_first + h]) continue;
+            SF_TRY(entry->method->policy->footprint(setup, &spot, &foot));
+            SF_TRY(check_foot(entry, &spot, &foot));
+        }
     return SF_OK;
 }
 
@@ -229,7 +262,7 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
     SF_TRY(check_plan(entry, setup.tp_size));
     SF_TRY(check_sense(entry));
-    return check_footprint(entry, &setup);
+    return check_footprints(entry, &setup);
 }
 
 sf_status sf_stack_check(struct sf_stack *stack, const struct sf_setup *setup)

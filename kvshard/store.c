@@ -173,8 +173,7 @@ static sf_status seq_budgets(const struct sf_store *store, struct sf_seq *seq)
             struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l);
             struct sf_spot spot = { store->layer_first + layer, state->spec.lane[l].head_global,
                                     seq->prompt, seq->prompt };
-            struct sf_foot foot;
-            memset(&foot, 0, sizeof foot);
+            struct sf_foot foot = { .slots_peak = seq->prompt };
             SF_TRY(method->entry->method->policy->footprint(&method->setup, &spot, &foot));
             lane->slots_trigger = foot.slots_trigger;
             lane->slots_keep = foot.slots_keep;

@@ -1,6 +1,6 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
  * step), event.c (which hooks fall due, views), edit.c (answers, checks, application) and service.c
- * (what a hook may call).  Nobody else includes it. */
+ * (what a hook may call).  Nobody else includes it but its tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/lane.h"
