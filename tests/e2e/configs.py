@@ -73,9 +73,9 @@ def texts(answers):
 
 def slots_left(line):
     """Slots a lane holds at the end, from the receipt: the exact cache has one for each token fed,
-    and the last token of an answer that ran to its length is not fed."""
+    and the last token of an answer is not fed."""
     body = line["response"]["body"]
-    fed = body["usage"]["total_tokens"] - (body["choices"][0]["finish_reason"] == "length")
+    fed = body["usage"]["total_tokens"] - 1
     return body["sheaf"]["kv_bytes_stored"] * fed / body["sheaf"]["kv_bytes_exact"]
 
 
