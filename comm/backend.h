@@ -56,7 +56,7 @@ struct sf_incoming {
 };
 
 /* All entries are required except `map`'s pair being used only on one node.  None of them waits,
- * but for open, map, unmap and leave, which all ranks enter together. */
+ * but for open, map and leave, which all ranks enter together. */
 struct sf_comm_ops {
     /* A number that the new group's ranks take from the parent's rank 0. */
     uint64_t  (*token)(struct sf_world *);
@@ -83,7 +83,7 @@ struct sf_comm_ops {
 
     /* `bytes` for each rank, 64-aligned, zeroed; segment_out [size]. */
     sf_status (*map)(struct sf_comm *, size_t bytes, unsigned char **segment_out, void **map_out);
-    void      (*unmap)(struct sf_comm *, void *map, int broken);
+    void      (*unmap)(struct sf_comm *, void *map);
 };
 
 /* What this rank knows of another. */
@@ -102,7 +102,8 @@ struct sf_world {
     void *backend;
     struct sf_comm *root;               /* the world's communicator */
     int32_t rank, size;
-    int64_t timeout_ns, beat_ns;
+    int64_t timeout_ns;
+    int64_t beat_ns, beat_asked_ns;     /* as used: short beside the timeout; as given */
     int64_t grace_ns;                   /* what other ranks give rank 0 beyond the timeout */
     void (*progress)(void *);
     void *progress_arg;
@@ -158,6 +159,8 @@ sf_status sf_comm_pause(struct sf_wait *);
 sf_status sf_world_tick(struct sf_world *, int64_t now_ns);
 /* Says goodbye and waits until everybody concerned has; after it no sign of life is under way. */
 sf_status sf_world_goodbye(struct sf_world *);
+/* The same without waiting, for a backend that delivers the messages of a rank that has left. */
+void sf_world_wave(struct sf_world *);
 
 /* The layout of a window as it is mapped: two lines of bookkeeping before each rank's bytes. */
 enum { SF_WINDOW_HEAD = 128 };

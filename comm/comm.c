@@ -14,7 +14,7 @@
 #include "base/memory.h"
 #include "comm/backend.h"
 
-enum { TIMEOUT_MS_DEFAULT = 30000, BEAT_MS_DEFAULT = 500, GRACE_MS = 5000 };
+enum { TIMEOUT_MS_DEFAULT = 30000, BEAT_MS_DEFAULT = 500, GRACE_MS = 5000, BEATS_MIN = 8 };
 
 /* ---- worlds ---------------------------------------------------------------------------------- */
 static sf_status comm_create(struct sf_world *world, int32_t rank, int32_t size, const char *label,
@@ -67,7 +67,7 @@ sf_status sf_world_create(const struct sf_comm_ops *ops, void *backend, int32_t 
     world->backend = backend;
     world->rank = rank;
     world->size = size;
-    world->beat_ns = (beat_ms > 0 ? beat_ms : BEAT_MS_DEFAULT) * 1000000;
+    world->beat_asked_ns = (beat_ms > 0 ? beat_ms : BEAT_MS_DEFAULT) * 1000000;
     world->grace_ns = (int64_t)GRACE_MS * 1000000;
     world->post_last = &world->post;
     world->looked_ns = sf_now_ns();
@@ -172,7 +172,11 @@ int64_t sf_comm_bytes_sent(const struct sf_comm *comm)
 void sf_comm_set_timeout(struct sf_comm *comm, int64_t timeout_ms)
 {
     SF_ASSERT(timeout_ms > 0);
-    comm->world->timeout_ns = timeout_ms * 1000000;
+    struct sf_world *world = comm->world;
+    world->timeout_ns = timeout_ms * 1000000;
+    /* Some beats may be missed before a rank counts as silent. */
+    int64_t beat_max_ns = world->timeout_ns / BEATS_MIN;
+    world->beat_ns = world->beat_asked_ns < beat_max_ns ? world->beat_asked_ns : beat_max_ns;
 }
 
 void sf_comm_set_progress(struct sf_comm *comm, void (*progress)(void *), void *arg)

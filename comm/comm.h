@@ -6,10 +6,10 @@
  * progress function, shows that it is alive, and on rank 0 of the world watches the others.  Waits
  * end with SF_TIMEOUT naming the peer, or SF_LOST when the job is being ended.
  *
- * Who is stuck: each rank shows a sign of life to world rank 0 at least every beat_ms while it is
- * in any sf_comm call or calls sf_comm_beat (the worker does so between layers).  Rank 0 ends the
- * job when it has not heard from a rank for timeout_ms and says which, with what it last did; other
- * ranks give rank 0 a few seconds more before they end it themselves. */
+ * Who is stuck: each rank shows a sign of life to world rank 0 at least every beat_ms (or an eighth
+ * of timeout_ms) while it is in any sf_comm call or calls sf_comm_beat, as the worker does between
+ * layers.  Rank 0 ends the job when it has not heard from a rank for timeout_ms and says which, with
+ * what it last did; other ranks give rank 0 a few seconds more before they end it themselves. */
 #ifndef SHEAF_COMM_COMM_H
 #define SHEAF_COMM_COMM_H
 #include <stddef.h>

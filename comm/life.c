@@ -25,7 +25,7 @@
 enum { SIGN_BEAT, SIGN_GOODBYE };
 struct sign { char note[SF_NOTE_MAX]; int64_t number; int64_t kind; };
 
-enum { SPINS = 200, YIELDS = 40, SLEEP_US_MIN = 20, SLEEP_US_MAX = 200 };
+enum { SPINS = 200, YIELDS = 40, ROUNDS = 32, SLEEP_US_MIN = 20, SLEEP_US_MAX = 200 };
 enum { JUDGE_NS = 10 * 1000 * 1000, SUSPICIOUS_BEATS = 3 };
 
 /* ---- words ----------------------------------------------------------------------------------- */
@@ -128,19 +128,25 @@ static int32_t most_silent(const struct sf_world *world, int64_t now, int64_t li
     return found;
 }
 
+/* Rank 0 names a rank that has been silent for so long. */
+static int64_t silence_max(const struct sf_world *world)
+{
+    int64_t limit = world->timeout_ns - world->beat_ns;
+    return limit < world->timeout_ns / 2 ? world->timeout_ns / 2 : limit;
+}
+
 /* Hearing also lets MPI move what is under way, so it is done at every tick; judging now and then.
- * */
+ * An absence puts off the verdict only if it is long beside the silence that is judged: a rank 0
+ * that computes for longer than a beat between two looks, again and again, must judge too. */
 static sf_status look(struct sf_world *world, int64_t now)
 {
     SF_TRY(hear_signs(world, now));
     int64_t away = now - world->looked_ns;
     world->looked_ns = now;
-    if (away > world->beat_ns) world->judge_ns = now + world->beat_ns / 2;
+    if (away > silence_max(world) / 4) world->judge_ns = now + world->beat_ns / 2;
     if (world->rank != 0 || now - world->judged_ns < JUDGE_NS) return SF_OK;
     world->judged_ns = now;
-    int64_t limit = world->timeout_ns - world->beat_ns;
-    if (limit < world->timeout_ns / 2) limit = world->timeout_ns / 2;
-    int32_t silent = most_silent(world, now, limit);
+    int32_t silent = most_silent(world, now, silence_max(world));
     return silent < 0 ? SF_OK : fail_silent(world, silent, now);
 }
 
@@ -207,6 +213,19 @@ sf_status sf_world_goodbye(struct sf_world *world)
     return SF_OK;
 }
 
+void sf_world_wave(struct sf_world *world)
+{
+    int32_t first = world->rank == 0 ? 1 : 0, end = world->rank == 0 ? world->size : 1;
+    struct sign sign = { .kind = SIGN_GOODBYE };
+    for (int32_t r = first; r < end; r++) {
+        struct sf_request *request;
+        if (sf_comm_start_copy(world->root, SF_CHANNEL_LIFE, r, 0, &sign, sizeof sign,
+                               &request) != SF_OK)
+            return;
+        if (!world->ops->drop(world, request, 1)) sf_request_recycle(world, request);
+    }
+}
+
 /* ---- waiting --------------------------------------------------------------------------------- */
 struct sf_wait sf_wait_begin(struct sf_comm *comm, const char *what, int32_t peer, int forever)
 {
@@ -234,7 +253,8 @@ sf_status sf_comm_check(struct sf_wait *wait)
 static void back_off(struct sf_wait *wait)
 {
     struct sf_world *world = wait->comm->world;
-    int32_t round = wait->rounds++ - (world->spin ? SPINS : 0);
+    int32_t round = wait->rounds - (world->spin ? SPINS : 0);
+    if (round < YIELDS + ROUNDS) wait->rounds++;        /* a wait may last for days */
     if (round < 0) return;
     if (round < YIELDS) {
         sched_yield();

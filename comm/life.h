@@ -7,6 +7,7 @@
 #include "base/status.h"
 SF_C_BEGIN
 struct sf_comm;
+struct sf_request;
 
 /* ---- life ------------------------------------------------------------------------------------ */
 /* Called inside waits and by sf_comm_beat, on this rank's thread; must not wait itself. */
@@ -19,6 +20,9 @@ void sf_comm_describe(struct sf_comm *world, int32_t rank, const char *text);
 /* Ends the whole job with this exit code; prints nothing.  Does not return under MPI; on loopback
  * every later call of every rank returns SF_LOST. */
 void sf_comm_abort(struct sf_comm *world, int exit_code);
+/* Gives up a send instead of waiting for it, on a rank that has failed; frees the request.  Ranks
+ * as threads read its data no more; under MPI a transfer may, until the job has ended. */
+void sf_comm_drop(struct sf_comm *, struct sf_request *);
 
 void sf_comm_set_timeout(struct sf_comm *world, int64_t timeout_ms);   /* and of its splits */
 SF_C_END

@@ -45,6 +45,7 @@ struct loop_world {
     _Atomic uint64_t context;           /* next free one */
     _Atomic int ended;                  /* exit code + 1, or 0 */
     struct loop_box *box;
+    _Atomic(struct loop_map *) maps;    /* all windows ever made; freed with the world */
 };
 
 struct loop_group { uint64_t context; };
@@ -212,7 +213,9 @@ static void loop_close(struct sf_comm *group)
     sf_free(group->backend);
 }
 
-struct loop_map { _Atomic int32_t present; unsigned char *memory; };
+/* The last rank to unmap frees the memory.  If a rank never learnt of the window, because the job
+ * ended just then, the memory goes with the world. */
+struct loop_map { _Atomic int32_t present; unsigned char *memory; struct loop_map *next; };
 
 static sf_status loop_map(struct sf_comm *comm, size_t bytes, unsigned char **segment_out,
                           void **map_out)
@@ -225,6 +228,9 @@ static sf_status loop_map(struct sf_comm *comm, size_t bytes, unsigned char **se
                 map = block;
                 map->memory = memory;
                 atomic_store(&map->present, comm->size);
+                struct loop_world *loop = loop_of(comm->world);
+                map->next = atomic_load(&loop->maps);
+                while (!atomic_compare_exchange_weak(&loop->maps, &map->next, map)) continue;
             } else {
                 sf_free(block);
             }
@@ -238,14 +244,13 @@ static sf_status loop_map(struct sf_comm *comm, size_t bytes, unsigned char **se
     return SF_OK;
 }
 
-static void loop_unmap(struct sf_comm *comm, void *opaque, int broken)
+static void loop_unmap(struct sf_comm *comm, void *opaque)
 {
     (void)comm;
-    (void)broken;
     struct loop_map *map = opaque;
     if (atomic_fetch_sub(&map->present, 1) > 1) return;
     sf_free(map->memory);
-    sf_free(map);
+    map->memory = NULL;
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
@@ -281,6 +286,11 @@ static void loop_free(struct loop_world *loop)
         pthread_cond_destroy(&box->changed);
         pthread_mutex_destroy(&box->lock);
     }
+    for (struct loop_map *map = atomic_load(&loop->maps), *next; map != NULL; map = next) {
+        next = map->next;
+        sf_free(map->memory);
+        sf_free(map);
+    }
     sf_free(loop->box);
     sf_free(loop);
 }
@@ -290,6 +300,7 @@ static void loop_free(struct loop_world *loop)
 static void loop_leave(struct sf_world *world)
 {
     struct loop_world *loop = loop_of(world);
+    if (!world->broken) sf_world_wave(world);   /* others may go on for longer than the timeout */
     while (world->post != NULL) {
         struct sf_request *request = world->post;
         world->post = request->next;

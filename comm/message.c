@@ -32,6 +32,13 @@ void sf_request_recycle(struct sf_world *world, struct sf_request *request)
     world->spare = request;
 }
 
+void sf_comm_drop(struct sf_comm *comm, struct sf_request *request)
+{
+    SF_ASSERT(request != NULL && request->comm == comm);
+    (void)comm->world->ops->drop(comm->world, request, 0);
+    sf_request_recycle(comm->world, request);
+}
+
 void sf_request_free(struct sf_request *request)
 {
     free(request->copy);
@@ -100,9 +107,14 @@ sf_status sf_comm_wait(struct sf_comm *comm, struct sf_request *request)
     SF_ASSERT(request != NULL && request->comm == comm);
     struct sf_world *world = comm->world;
     struct sf_wait wait = sf_wait_begin(comm, "send", request->to, 0);
-    int done = 0;
-    sf_status status = sf_comm_check(&wait);
+    int done = 0, exit_code, given_up = world->broken;
+    sf_status status = SF_OK;
+    if (!given_up) status = sf_comm_check(&wait);
+    else if (world->ops->ended(world, &exit_code)) status = SF_LOST;
     if (status == SF_OK) status = world->ops->sent(request, &done);
+    /* A failed call waits once for its deadline, not once more for each send it leaves behind; and
+     * its own words stay the last ones. */
+    if (status == SF_OK && !done && given_up) status = SF_TIMEOUT;
     while (status == SF_OK && !done) {
         status = sf_comm_pause(&wait);
         if (status == SF_OK) status = world->ops->sent(request, &done);
@@ -191,12 +203,11 @@ static sf_status take_rest(struct sf_wait *wait, enum sf_channel channel,
                            bytes + incoming->bytes, wait->comm->world_rank[incoming->from]);
         }
         data = larger;
-        sf_status status = land(wait, incoming, data + bytes);
+        /* After a failure here a backend may still be writing: the memory is left to it. */
+        SF_TRY(land(wait, incoming, data + bytes));
         bytes += incoming->bytes;
-        if (status == SF_OK && incoming->more)
-            status = match(wait, channel, incoming->from, incoming->tag, incoming);
-        else if (status == SF_OK)
-            break;
+        if (!incoming->more) break;
+        sf_status status = match(wait, channel, incoming->from, incoming->tag, incoming);
         if (status != SF_OK) {
             free(data);
             return status;

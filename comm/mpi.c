@@ -27,6 +27,11 @@ static size_t piece_bytes = (size_t)1 << 30;
 
 struct mpi_group { MPI_Comm channel[SF_CHANNELS]; };
 
+/* A window lives until all ranks leave, in order of creation, which is the same on all its ranks:
+ * MPI frees it together, and a rank that has failed must not wait for those that do not know. */
+struct mpi_map { MPI_Win window; struct mpi_map *next; };
+static struct mpi_map *maps, **maps_last = &maps;
+
 /* In a request: pieces that are under way. */
 struct mpi_send { MPI_Request one; MPI_Request *many; size_t pieces, sent; };
 _Static_assert(sizeof(struct mpi_send) <= sizeof((struct sf_request *)0)->backend.bytes, "fits");
@@ -220,16 +225,16 @@ static sf_status mpi_map(struct sf_comm *comm, size_t bytes, unsigned char **seg
                          void **map_out)
 {
     void *mine, *block;
-    SF_TRY(sf_alloc(sizeof(MPI_Win), "window", &block));
-    MPI_Win *window = block;
+    SF_TRY(sf_alloc(sizeof(struct mpi_map), "window", &block));
+    struct mpi_map *map = block;
     MPI_Info info;
     MPI_Info_create(&info);
     MPI_Info_set(info, "alloc_shared_noncontig", "true");
     int rc = MPI_Win_allocate_shared((MPI_Aint)bytes, 1, info, channel_of(comm, SF_CHANNEL_GROUP),
-                                     &mine, window);
+                                     &mine, &map->window);
     MPI_Info_free(&info);
     if (rc != MPI_SUCCESS) {
-        sf_free(window);
+        sf_free(map);
         (void)mpi_check(rc, "MPI_Win_allocate_shared");
         return SF_FAIL(SF_NO_MEMORY, "no shared memory for a window of %zu bytes for each of %d "
                        "ranks (is /dev/shm large enough?)", bytes, comm->size);
@@ -238,22 +243,22 @@ static sf_status mpi_map(struct sf_comm *comm, size_t bytes, unsigned char **seg
     for (int32_t r = 0; r < comm->size; r++) {
         MPI_Aint size;
         int unit;
-        rc = MPI_Win_shared_query(*window, r, &size, &unit, &segment_out[r]);
+        rc = MPI_Win_shared_query(map->window, r, &size, &unit, &segment_out[r]);
         if (rc == MPI_SUCCESS) continue;
-        MPI_Win_free(window);
-        sf_free(window);
+        MPI_Win_free(&map->window);
+        sf_free(map);
         return mpi_check(rc, "MPI_Win_shared_query");
     }
-    *map_out = window;
+    *maps_last = map;
+    maps_last = &map->next;
+    *map_out = map;
     return SF_OK;
 }
 
-/* Freeing waits for the other ranks inside MPI, so they are first waited for with a deadline. */
-static void mpi_unmap(struct sf_comm *comm, void *map, int broken)
+static void mpi_unmap(struct sf_comm *comm, void *map)
 {
-    MPI_Win *window = map;
-    if (!broken && sf_comm_barrier(comm) == SF_OK) MPI_Win_free(window);
-    sf_free(window);
+    (void)comm;
+    (void)map;
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
@@ -285,6 +290,13 @@ static void mpi_leave(struct sf_world *world)
     }
     for (int32_t r = 0; r < world->size; r++)
         if (world->peer[r].sign != NULL) sf_request_recycle(world, world->peer[r].sign);
+    while (maps != NULL) {
+        struct mpi_map *map = maps;
+        maps = map->next;
+        if (whole) MPI_Win_free(&map->window);
+        sf_free(map);
+    }
+    maps_last = &maps;
     if (!whole) return;
     mpi_close(world->root);
     MPI_Finalize();

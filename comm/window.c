@@ -105,7 +105,11 @@ sf_status sf_comm_window_barrier(struct sf_comm *comm, struct sf_window *window)
     struct sf_wait wait = sf_wait_begin(comm, "window barrier", comm->rank, 0);
     while (!open_for(gate, epoch)) {
         int32_t peer = missing(window, epoch);
-        if (peer >= 0) wait.peer = peer;
+        if (peer < 0) {                 /* whoever found it first may be slow to say so */
+            release(gate, epoch);
+            break;
+        }
+        wait.peer = peer;
         SF_TRY(sf_comm_check(&wait));
         sleep_at(gate, epoch);
     }
@@ -179,6 +183,6 @@ void sf_comm_window_destroy(struct sf_comm *comm, struct sf_window *window)
 {
     if (window == NULL) return;
     struct window_state *state = window->impl;
-    comm->world->ops->unmap(comm, state->map, comm->world->broken);
+    comm->world->ops->unmap(comm, state->map);
     window_free(window);
 }

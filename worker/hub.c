@@ -78,7 +78,7 @@ static sf_status pump(struct sf_hub *hub)
 {
     static const int32_t tags[] = {SF_TAG_RESULT, SF_TAG_REPORT};
     const struct sf_worker_spec *spec = &hub->worker->spec;
-    while (hub->count < LOCAL_MAX) {
+    while (!hub->closed && hub->count < LOCAL_MAX) {
         void *envelope;
         sf_status status = sf_ring_pop(spec->to_workers, 0, &envelope);
         if (status == SF_STOPPED) hub->closed = 1;

@@ -195,6 +195,7 @@ sf_status sf_worker_open(const struct sf_worker_spec *spec, struct sf_worker **w
 void sf_worker_close(struct sf_worker *w)
 {
     if (w == NULL) return;
+    if (w->sending != NULL) sf_comm_drop(w->spec.world, w->sending);   /* a step has failed */
     sf_hub_destroy(w->hub);
     if (w->reduce != NULL) sf_reduce_destroy(w->reduce);
     for (int32_t i = 0; w->store != NULL && i < w->seqs.places; i++)
