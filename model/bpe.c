@@ -1,9 +1,9 @@
 /* model/bpe.c: merging adjacent symbols of a piece, lowest rank first, leftmost on ties.
  *
  *   piece "hug"      h --- u --- g        links: a list over the byte positions
- *   heap             (rank 3, u g at 1)  (rank 9, h u at 0)
+ *   heap             (rank 3, at 1: u g)  (rank 9, at 0: h u)
  *   take rank 3      h --- ug             position 2 leaves the list; (h, ug) goes on the heap
- *   take rank 9      stale: position 0 is no longer followed by "u", so it is dropped
+ *   take rank 9      stale: position 0 now begins a pair of another rank, so it is dropped
  *
  * Every symbol on the way is a token (checked when the tables are made), so symbols are token ids.
  * The merges lie sorted by (left, right) and a pair is found by bisection: no hash that a hostile
@@ -15,16 +15,17 @@
 
 #include "base/memory.h"
 
-struct merge { int32_t left, right, rank, result; };
+struct merge { int32_t left, right, rank; };
 struct sf_bpe {
     const struct sf_text *symbol;
     int32_t *sorted, count;             /* symbols that merges may use, by their bytes */
     struct merge *merge;
+    int32_t *result;                    /* [merges] by rank: the symbol that it makes */
     int32_t *first;                     /* [symbols + 1] merges of left symbol i: first[i].. */
     int32_t byte_symbol[256];           /* -1: none */
 };
-struct link { int32_t symbol, previous, next; };    /* symbol -1: byte without a token */
-struct candidate { int32_t rank, at, left, right, result; };
+/* symbol -1: byte without a token; rank: of the pair that begins here, -1 if it does not merge */
+struct link { int32_t symbol, previous, next, rank; };
 
 /* ---- tables -------------------------------------------------------------------------------- */
 
@@ -72,9 +73,9 @@ static sf_status make_merges(struct sf_bpe *bpe, int32_t symbols, const struct s
         memcpy(joined, left.at, left.bytes);
         memcpy(joined + left.bytes, right.at, right.bytes);
         bpe->merge[i] = (struct merge){ sf_bpe_find(bpe, left.at, left.bytes),
-                                        sf_bpe_find(bpe, right.at, right.bytes), i,
-                                        sf_bpe_find(bpe, joined, left.bytes + right.bytes) };
-        if (bpe->merge[i].left < 0 || bpe->merge[i].right < 0 || bpe->merge[i].result < 0)
+                                        sf_bpe_find(bpe, right.at, right.bytes), i };
+        bpe->result[i] = sf_bpe_find(bpe, joined, left.bytes + right.bytes);
+        if (bpe->merge[i].left < 0 || bpe->merge[i].right < 0 || bpe->result[i] < 0)
             return SF_FAIL(SF_FORMAT, "tokenizer: merge %d joins or makes what is no token", i);
     }
     qsort(bpe->merge, (size_t)pairs, sizeof *bpe->merge, merge_order);
@@ -102,9 +103,10 @@ sf_status sf_bpe_create(const struct sf_text *symbol, int32_t symbols,
         bpe->sorted = calloc((size_t)symbols + 1, sizeof *bpe->sorted);
         bpe->first = calloc((size_t)symbols + 1, sizeof *bpe->first);
         bpe->merge = calloc((size_t)pairs + 1, sizeof *bpe->merge);
+        bpe->result = calloc((size_t)pairs + 1, sizeof *bpe->result);
     }
     if (joined == NULL || bpe == NULL || bpe->sorted == NULL || bpe->first == NULL ||
-        bpe->merge == NULL)
+        bpe->merge == NULL || bpe->result == NULL)
         status = SF_FAIL(SF_NO_MEMORY, "no memory for a vocabulary of %d tokens", symbols);
     if (status == SF_OK) {
         bpe->symbol = symbol;
@@ -130,6 +132,7 @@ void sf_bpe_destroy(struct sf_bpe *bpe)
     free(bpe->sorted);
     free(bpe->first);
     free(bpe->merge);
+    free(bpe->result);
     free(bpe);
 }
 
@@ -147,61 +150,65 @@ static const struct merge *find_merge(const struct sf_bpe *bpe, int32_t left, in
     return low < end && bpe->merge[low].right == right ? &bpe->merge[low] : NULL;
 }
 
-static int before(const struct candidate *a, const struct candidate *b)
-{
-    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
-}
-
-static void heap_push(struct candidate *heap, size_t *count, struct candidate new)
+/* A candidate is rank << 32 | position: the order of merging is that of plain numbers.  What stands
+ * there is in the links, so the heap, which a long piece reads all over, stays small.  Its nodes
+ * have four children, which share a cache line. */
+static void heap_push(uint64_t *heap, size_t *count, uint64_t new)
 {
     size_t at = (*count)++;
-    while (at > 0 && before(&new, &heap[(at - 1) / 2])) {
-        heap[at] = heap[(at - 1) / 2];
-        at = (at - 1) / 2;
+    while (at > 0 && new < heap[(at - 1) / 4]) {
+        heap[at] = heap[(at - 1) / 4];
+        at = (at - 1) / 4;
     }
     heap[at] = new;
 }
 
-static struct candidate heap_pop(struct candidate *heap, size_t *count)
+static uint64_t heap_pop(uint64_t *heap, size_t *count)
 {
-    struct candidate top = heap[0], last = heap[--*count];
+    uint64_t top = heap[0], last = heap[--*count];
     size_t at = 0, child;
-    while ((child = 2 * at + 1) < *count) {
-        if (child + 1 < *count && before(&heap[child + 1], &heap[child])) child++;
-        if (!before(&heap[child], &last)) break;
-        heap[at] = heap[child];
-        at = child;
+    while ((child = 4 * at + 1) < *count) {
+        size_t end = child + 4 < *count ? child + 4 : *count, least = child;
+        while (++child < end)
+            if (heap[child] < heap[least]) least = child;
+        if (heap[least] >= last) break;
+        heap[at] = heap[least];
+        at = least;
     }
     heap[at] = last;
     return top;
 }
 
-static void push_pair(const struct sf_bpe *bpe, const struct link *link, int32_t at,
-                      struct candidate *heap, size_t *count)
+/* Notes what the pair that begins at `at` may become; whatever was known about it is stale. */
+static void push_pair(const struct sf_bpe *bpe, struct link *link, int32_t at, uint64_t *heap,
+                      size_t *count)
 {
-    if (at < 0 || link[at].next < 0) return;
-    int32_t left = link[at].symbol, right = link[link[at].next].symbol;
-    const struct merge *merge = find_merge(bpe, left, right);
-    if (merge != NULL)
-        heap_push(heap, count, (struct candidate){ merge->rank, at, left, right, merge->result });
+    if (at < 0) return;
+    link[at].rank = -1;
+    if (link[at].next < 0) return;
+    const struct merge *merge = find_merge(bpe, link[at].symbol, link[link[at].next].symbol);
+    if (merge == NULL) return;
+    link[at].rank = merge->rank;
+    heap_push(heap, count, (uint64_t)merge->rank << 32 | (uint32_t)at);
 }
 
-static void merge_all(const struct sf_bpe *bpe, struct link *link, int32_t bytes,
-                      struct candidate *heap)
+/* A rank belongs to one pair of symbols, and symbols only grow, so a position that has left a rank
+ * never comes back to it: equal ranks mean that the candidate still holds. */
+static void merge_all(const struct sf_bpe *bpe, struct link *link, int32_t bytes, uint64_t *heap)
 {
     size_t count = 0;
     for (int32_t i = 0; i < bytes; i++) push_pair(bpe, link, i, heap, &count);
     while (count > 0) {
-        struct candidate c = heap_pop(heap, &count);
-        int32_t right = link[c.at].next;
-        if (link[c.at].symbol != c.left || right < 0 || link[right].symbol != c.right) continue;
-        link[c.at].symbol = c.result;
-        link[c.at].next = link[right].next;
-        if (link[right].next >= 0) link[link[right].next].previous = c.at;
-        link[right].symbol = -1;        /* candidates that begin there are stale now */
-        link[right].next = -1;
-        push_pair(bpe, link, link[c.at].previous, heap, &count);
-        push_pair(bpe, link, c.at, heap, &count);
+        uint64_t candidate = heap_pop(heap, &count);
+        int32_t rank = (int32_t)(candidate >> 32), at = (int32_t)(candidate & UINT32_MAX);
+        if (link[at].rank != rank) continue;
+        int32_t right = link[at].next;
+        link[at].symbol = bpe->result[rank];
+        link[at].next = link[right].next;
+        if (link[right].next >= 0) link[link[right].next].previous = at;
+        link[right] = (struct link){ -1, -1, -1, -1 };
+        push_pair(bpe, link, link[at].previous, heap, &count);
+        push_pair(bpe, link, at, heap, &count);
     }
 }
 
@@ -222,12 +229,12 @@ sf_status sf_bpe_encode(const struct sf_bpe *bpe, const char *piece, size_t byte
     SF_ASSERT(bytes > 0 && bytes <= INT32_MAX);
     /* Each merge takes one candidate and puts back at most two, so 2 * bytes candidates hold. */
     SF_TRY(sf_grow(&scratch->links, &scratch->links_capacity, bytes, sizeof(struct link)));
-    SF_TRY(sf_grow(&scratch->heap, &scratch->heap_capacity, 2 * bytes, sizeof(struct candidate)));
+    SF_TRY(sf_grow(&scratch->heap, &scratch->heap_capacity, 2 * bytes, sizeof(uint64_t)));
     struct link *link = scratch->links;
     int32_t count = (int32_t)bytes;
     for (int32_t i = 0; i < count; i++)
         link[i] = (struct link){ bpe->byte_symbol[(unsigned char)piece[i]], i - 1,
-                                 i + 1 < count ? i + 1 : -1 };
+                                 i + 1 < count ? i + 1 : -1, -1 };
     merge_all(bpe, link, count, scratch->heap);
     for (int32_t i = 0; i >= 0; i = link[i].next)
         if (link[i].symbol >= 0) SF_TRY(sf_tokens_push(tokens, link[i].symbol));

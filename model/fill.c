@@ -10,7 +10,6 @@
  *   DOWN     column c: row c                     k: chunk_cols elements for each chunk here
  *
  * The heads of a rank are consecutive, and so are its chunks, so a slice is one run. */
-#include <math.h>
 #include <string.h>
 
 #include "model/share.h"
@@ -83,17 +82,6 @@ static struct source source_of(const struct view *v, enum sf_mat_kind kind, int3
     return (struct source){ NULL, 0 };
 }
 
-static sf_status read_finite(const struct sf_weight *weight, int32_t row, int32_t first,
-                             int32_t count, float *out)
-{
-    sf_weight_read(weight, row, first, count, out);
-    for (int32_t i = 0; i < count; i++)
-        if (!isfinite(out[i]))
-            return SF_FAIL(SF_FORMAT, "tensor '%s': element %d of row %d is not finite",
-                           weight->name, first + i, row);
-    return SF_OK;
-}
-
 sf_status sf_share_fill(const struct sf_model *model, const struct sf_share *share,
                         enum sf_mat_kind kind, int32_t layer_local,
                         const struct sf_mat_shape *shape, int32_t panel, int32_t slice,
@@ -120,8 +108,8 @@ sf_status sf_share_fill(const struct sf_model *model, const struct sf_share *sha
         if (c >= shape->cols) break;
         struct source source = row_parallel ? (struct source){ rows, c } : source_of(&v, kind, c);
         if (source.weight != NULL)
-            SF_TRY(read_finite(source.weight, source.row, first, count,
-                               tile + (size_t)i * (size_t)shape->k_slice));
+            SF_TRY(sf_weight_read_finite(source.weight, source.row, first, count,
+                                         tile + (size_t)i * (size_t)shape->k_slice));
     }
     return SF_OK;
 }
@@ -143,7 +131,7 @@ sf_status sf_share_fill_bias(const struct sf_model *model, const struct sf_share
         if (weight == NULL || section[i].cols == 0) continue;
         int32_t count = weight->cols - section[i].first;
         if (count > section[i].cols) count = section[i].cols;
-        SF_TRY(read_finite(weight, 0, section[i].first, count, bias));
+        SF_TRY(sf_weight_read_finite(weight, 0, section[i].first, count, bias));
     }
     return SF_OK;
 }

@@ -16,7 +16,7 @@
 #include "model/model_impl.h"
 
 enum { LAYERS_MAX = 4096, HEADS_MAX = 1 << 16, HEAD_DIM_MAX = 1 << 13, WIDTH_MAX = 1 << 24,
-       KEY_MAX = 96 };
+       VOCAB_MAX = 1 << 26, KEY_MAX = 96 };
 
 struct reader {
     struct sf_model *model;
@@ -201,6 +201,15 @@ static sf_status read_rope_factor(struct reader *r, double *factor_out)
     return SF_OK;
 }
 
+/* A tiny factor or divisor, each allowed by itself, makes an infinite frequency. */
+static sf_status check_frequencies(const struct sf_model *model)
+{
+    for (int32_t i = 0; i < model->desc.rope_dim / 2; i++)
+        if (!isfinite(model->inv_freq[i]))
+            return SF_FAIL(SF_FORMAT, "%s: RoPE frequency %d is not finite", model->file->path, i);
+    return SF_OK;
+}
+
 /* inv_freq[i] = theta^(-2i / rope_dim), in f32 as checkpoints were trained with, then divided by
  * the linear factor and by the llama3 divisors of the file. */
 static sf_status read_rope(struct reader *r, int64_t k_dim)
@@ -225,7 +234,7 @@ static sf_status read_rope(struct reader *r, int64_t k_dim)
                              (float)factor;
 
     struct sf_tensor *divisors = sf_file_tensor(model->file, "rope_freqs.weight");
-    if (divisors == NULL) return SF_OK;
+    if (divisors == NULL) return check_frequencies(model);
     divisors->claimed = 1;
     if (divisors->rows != 1 || divisors->cols != half)
         return SF_FAIL(SF_FORMAT, "%s: tensor 'rope_freqs.weight' is [%d][%d], expected [%d]", path,
@@ -238,7 +247,7 @@ static sf_status read_rope(struct reader *r, int64_t k_dim)
             return SF_FAIL(SF_FORMAT, "%s: rope_freqs.weight[%d] is %g", path, i, (double)divisor);
         model->inv_freq[i] /= divisor;
     }
-    return SF_OK;
+    return check_frequencies(model);
 }
 
 /* Tokens that begin and end a text.  2^32 - 1 stands for none. */
@@ -249,6 +258,9 @@ static sf_status read_ends(struct reader *r)
     const struct sf_tensor *embed = sf_file_tensor(file, "token_embd.weight");
     if (embed == NULL) return SF_FAIL(SF_FORMAT, "%s: tensor 'token_embd.weight' is missing",
                                       file->path);
+    if (embed->rows > VOCAB_MAX)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: token_embd.weight has %d rows, at most %d are built",
+                       file->path, embed->rows, VOCAB_MAX);
     desc->vocab = embed->rows;
     int64_t vocab = desc->vocab;
     SF_TRY(key_int(r, "vocab_size", 0, 1, INT32_MAX, 0, &vocab));

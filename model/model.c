@@ -12,6 +12,7 @@
  *
  * It is a gather of whole rows (or of single elements of a bias), and works on any block format. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -147,6 +148,17 @@ void sf_weight_read(const struct sf_weight *weight, int32_t row, int32_t col_fir
         return;
     }
     read_plain(t, turned(t, row), col_first, cols, out);
+}
+
+sf_status sf_weight_read_finite(const struct sf_weight *weight, int32_t row, int32_t col_first,
+                                int32_t cols, float *out)
+{
+    sf_weight_read(weight, row, col_first, cols, out);
+    for (int32_t i = 0; i < cols; i++)
+        if (!isfinite(out[i]))
+            return SF_FAIL(SF_FORMAT, "tensor '%s': element %d of row %d is not finite",
+                           weight->name, col_first + i, row);
+    return SF_OK;
 }
 
 void sf_weight_release(const struct sf_weight *weight)

@@ -238,6 +238,20 @@ int32_t sf_share_q_heads(const struct sf_share *share, int32_t layer_local)
     return heads;
 }
 
+/* What the dealing above gives to the rank that has most; the placement only turns the ranks. */
+int32_t sf_share_units_most(const struct sf_model_desc *desc, const struct sf_share *share)
+{
+    int32_t ranks = share->tp_size, most = divide_up(share->chunks, ranks);
+    for (int32_t l = 0; l < share->layer_count; l++) {
+        const struct sf_layer_desc *layer = &desc->layer[share->layer_first + l];
+        int32_t group = layer->q_heads / layer->kv_heads;
+        int32_t heads = layer->kv_heads >= ranks ? divide_up(layer->kv_heads, ranks) * group
+                                                 : divide_up(group, ranks / layer->kv_heads);
+        if (heads > most) most = heads;
+    }
+    return most;
+}
+
 sf_status sf_share_order(const struct sf_model_desc *desc, enum sf_placement placement,
                          int32_t tp_size, int32_t layer, enum sf_mat_kind kind, int fixed,
                          int32_t *owner, int32_t *local, int32_t *leaves_out)

@@ -39,6 +39,9 @@ sf_status sf_share_make(const struct sf_model_desc *, enum sf_placement, int32_t
                         struct sf_share *share_out);
 void sf_share_free(struct sf_share *);
 int32_t sf_share_q_heads(const struct sf_share *, int32_t layer_local);  /* computed here */
+/* Most query heads or chunks that any one rank of the tensor group has in a layer of the share: the
+ * same number on all of them, whatever each has itself. */
+int32_t sf_share_units_most(const struct sf_model_desc *, const struct sf_share *);
 
 /* ---- the matrices of a share ---- */
 enum sf_mat_kind { SF_MAT_QKV, SF_MAT_O, SF_MAT_GATE_UP, SF_MAT_DOWN, SF_MAT_HEAD };

@@ -161,13 +161,30 @@ static sf_status make_bpe(struct sf_tokenizer *tok, const struct tables *t)
     return status;
 }
 
+/* By text, the shorter of two that begin alike first, then by id. */
 static int special_order(const void *a, const void *b)
 {
     const struct sf_special *x = a, *y = b;
-    unsigned char p = (unsigned char)x->text.at[0], q = (unsigned char)y->text.at[0];
-    if (p != q) return p < q ? -1 : 1;
-    if (x->text.bytes != y->text.bytes) return x->text.bytes > y->text.bytes ? -1 : 1;
+    size_t common = x->text.bytes < y->text.bytes ? x->text.bytes : y->text.bytes;
+    int order = memcmp(x->text.at, y->text.at, common);
+    if (order != 0) return order;
+    if (x->text.bytes != y->text.bytes) return x->text.bytes < y->text.bytes ? -1 : 1;
     return (x->id > y->id) - (x->id < y->id);
+}
+
+/* Of tokens with one text only the first can be met, and the first of those always cut out. */
+static void drop_repeated(struct sf_tokenizer *tok)
+{
+    int32_t kept = 0, run = 0;          /* run: where the kept ones of this text begin */
+    for (int32_t i = 0; i < tok->specials; i++) {
+        const struct sf_special *s = &tok->special[i];
+        int always = 0, same = kept > run && tok->special[run].text.bytes == s->text.bytes &&
+                   memcmp(tok->special[run].text.at, s->text.at, s->text.bytes) == 0;
+        if (!same) run = kept;
+        for (int32_t k = run; k < kept; k++) always |= tok->special[k].always;
+        if (!same || (s->always && !always)) tok->special[kept++] = *s;
+    }
+    tok->specials = kept;
 }
 
 static sf_status make_specials(struct sf_tokenizer *tok)
@@ -188,6 +205,7 @@ static sf_status make_specials(struct sf_tokenizer *tok)
             return SF_FAIL(SF_NO_MEMORY, "no memory for %d special tokens", count);
     }
     qsort(tok->special, (size_t)tok->specials, sizeof *tok->special, special_order);
+    drop_repeated(tok);
     int32_t at = 0;
     for (int b = 0; b < 256; b++) {
         tok->special_first[b] = at;
@@ -273,18 +291,38 @@ static sf_status encode_piece(void *context, const char *at, size_t bytes)
     return sf_bpe_encode(e->tok->bpe, at, bytes, &e->scratch, e->tokens);
 }
 
-/* The longest special token that the text begins with, or NULL. */
+/* The first special token of [first, end) whose byte `k` is not below `byte`. */
+static int32_t special_bound(const struct sf_tokenizer *tok, int32_t first, int32_t end, size_t k,
+                             int byte)
+{
+    while (first < end) {
+        int32_t middle = first + (end - first) / 2;
+        if ((unsigned char)tok->special[middle].text.at[k] < byte) first = middle + 1;
+        else end = middle;
+    }
+    return first;
+}
+
+/* The longest special token that the text begins with, or NULL.  Those that share its first k bytes
+ * are one run of the list, the one that is no longer than that in front; the run shrinks with each
+ * byte, so that even a thousand tokens with one beginning cost little. */
 static const struct sf_special *special_here(const struct sf_tokenizer *tok, const char *text,
                                              size_t bytes, int parse_special)
 {
     unsigned char lead = (unsigned char)text[0];
-    for (int32_t i = tok->special_first[lead]; i < tok->special_first[lead + 1]; i++) {
-        const struct sf_special *s = &tok->special[i];
-        if ((parse_special || s->always) && s->text.bytes <= bytes &&
-            memcmp(s->text.at, text, s->text.bytes) == 0)
-            return s;
+    int32_t first = tok->special_first[lead], end = tok->special_first[lead + 1];
+    const struct sf_special *found = NULL;
+    for (size_t k = 1; first < end; k++) {
+        for (; first < end && tok->special[first].text.bytes == k; first++) {
+            const struct sf_special *s = &tok->special[first];
+            if ((parse_special || s->always) && (found == NULL || found->text.bytes < k)) found = s;
+        }
+        if (k == bytes) break;
+        unsigned char byte = (unsigned char)text[k];
+        first = special_bound(tok, first, end, k, byte);
+        end = special_bound(tok, first, end, k, byte + 1);
     }
-    return NULL;
+    return found;
 }
 
 static sf_status encode_text(struct encoder *e, const char *text, size_t bytes, int parse_special)

@@ -18,7 +18,7 @@ struct sf_tokenizer {
     struct sf_text *symbol;             /* [vocab] `text` as merges see it, for bpe */
     struct sf_split *split;
     struct sf_bpe *bpe;
-    struct sf_special *special;         /* by first byte, then longest first */
+    struct sf_special *special;         /* in the order of their texts */
     int32_t specials, special_first[257];
     int32_t bos, eos[8], eos_count;
     uint8_t add_bos;

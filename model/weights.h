@@ -38,6 +38,9 @@ const struct sf_weight *sf_model_weight(const struct sf_model *, enum sf_role, i
 /* Elements [col_first, col_first + cols) of row `row` as f32.  Asserts on ranges. */
 void sf_weight_read(const struct sf_weight *, int32_t row, int32_t col_first, int32_t cols,
                     float *out);
+/* The same for a file that may hold anything: SF_FORMAT, with the place, if one is not finite. */
+sf_status sf_weight_read_finite(const struct sf_weight *, int32_t row, int32_t col_first,
+                                int32_t cols, float *out);
 /* The pages of this tensor are not needed now: give them back to the system. */
 void sf_weight_release(const struct sf_weight *);
 

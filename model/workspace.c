@@ -42,7 +42,7 @@ static void measure_layers(const struct sf_model_desc *desc, const struct sf_sha
     }
     ws->o_slice = fixed ? larger(v_dim_max, SLICE_FIXED_MIN) : v_dim_max;
     ws->down_slice = fixed ? larger(share->chunk_cols, SLICE_FIXED_MIN) : share->chunk_cols;
-    ws->leaves_max = fixed ? larger(1, larger(ws->q_heads_max, ws->chunks_max)) : 1;
+    ws->leaves_max = fixed ? sf_share_units_most(desc, share) : 1;
 }
 
 void sf_workspace_make(const struct sf_model_desc *desc, const struct sf_share *share,

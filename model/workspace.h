@@ -20,7 +20,9 @@ struct sf_workspace {
     int32_t qkv_cols_max;               /* columns of the widest QKV product */
     int32_t o_slice, down_slice;        /* columns of one head, one chunk in a product's input */
     int32_t chunks_max;
-    int32_t leaves_max;                 /* of a row-parallel sum on this rank; 1 unless fixed */
+    /* most leaves of a row-parallel sum that any rank of the tensor group has, so that all ranks
+     * lay out their windows alike; 1 unless fixed */
+    int32_t leaves_max;
     /* bytes of each buffer; 0 where the rank does not need it */
     int64_t residual;                   /* x          f32   [rows_pad][d_model] */
     int64_t normed;                     /* h          dtype [tile_rows][d_model] */

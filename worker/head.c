@@ -11,13 +11,14 @@
 #include "base/rng.h"
 #include "worker/state.h"
 
-/* The first token whose cumulative probability exceeds u; softmax of logits / temperature. */
-static int32_t pick(const float *logits, int32_t vocab, double temperature, double u)
+/* The first token whose cumulative probability exceeds u; softmax of logits / temperature.  -1 if
+ * there is a NaN among the logits: `highest`, which is finite, then says nothing about it. */
+static int32_t pick(const float *logits, int32_t vocab, double highest, double temperature,
+                    double u)
 {
-    double highest = logits[0], total = 0.0, sum = 0.0;
-    for (int32_t i = 1; i < vocab; i++)
-        if (logits[i] > highest) highest = logits[i];
+    double total = 0.0, sum = 0.0;
     for (int32_t i = 0; i < vocab; i++) total += exp((logits[i] - highest) / temperature);
+    if (isnan(total)) return -1;
     int32_t last = 0;
     for (int32_t i = 0; i < vocab; i++) {
         double p = exp((logits[i] - highest) / temperature);
@@ -118,15 +119,16 @@ static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step
                         w->desc->vocab);
     if (item->logits != SF_LOGITS_LAST) return SF_OK;
     int32_t token = w->best[row].index;
-    if (!isfinite(w->best[row].value) || token < 0)
-        return SF_FAIL(SF_INTERNAL, "the logits of sequence %llu at position %d are not finite",
-                       (unsigned long long)item->seq, item->pos + item->rows - 1);
-    if (seq->temperature > 0.0) {
+    if (!isfinite(w->best[row].value)) token = -1;
+    if (token >= 0 && seq->temperature > 0.0) {
         if (logits == NULL) return SF_OK;                   /* tensor rank 0 draws */
         uint64_t index = (uint64_t)(item->pos + item->rows - seq->prompt);
-        token = pick(logits, w->desc->vocab, seq->temperature,
+        token = pick(logits, w->desc->vocab, (double)w->best[row].value, seq->temperature,
                      sf_rng_uniform(seq->rng_key, seq->rng_stream, index));
     }
+    if (token < 0)
+        return SF_FAIL(SF_INTERNAL, "the logits of sequence %llu at position %d are not finite",
+                       (unsigned long long)item->seq, item->pos + item->rows - 1);
     result->sample[result->samples++] = (struct sf_wire_sample){.seq = item->seq, .token = token};
     return SF_OK;
 }

@@ -59,8 +59,8 @@ static sf_status load_vector(struct loader *load, enum sf_role role, int32_t lay
     const struct sf_kernels *k = load->spec->device->k;
     void *host, *device;
     SF_TRY(sf_alloc(bytes, weight->name, &host));
-    sf_weight_read(weight, 0, 0, weight->cols, host);
-    sf_status status = k->alloc(load->spec->device, bytes, weight->name, &device);
+    sf_status status = sf_weight_read_finite(weight, 0, 0, weight->cols, host);
+    if (status == SF_OK) status = k->alloc(load->spec->device, bytes, weight->name, &device);
     if (status == SF_OK) {
         k->upload(load->spec->device, device, host, bytes);
         k->sync(load->spec->device);

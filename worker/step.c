@@ -117,10 +117,12 @@ static sf_status embed(struct sf_worker *w, const struct sf_wire_step *step)
                 struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, step->item[i].seq);
                 token = seq->next_token;
                 seq->next_token = -1;
-                SF_ASSERT(token >= 0);
+                if (token < 0 || token >= w->desc->vocab)   /* it came from another rank */
+                    return SF_FAIL(SF_INTERNAL, "sequence %llu feeds sample %d of a vocabulary of "
+                                   "%d", (unsigned long long)seq->id, token, w->desc->vocab);
             }
-            sf_weight_read(table, token, 0, w->desc->d_model,
-                           w->residual + (size_t)row * (size_t)w->desc->d_model);
+            SF_TRY(sf_weight_read_finite(table, token, 0, w->desc->d_model,
+                                         w->residual + (size_t)row * (size_t)w->desc->d_model));
         }
     }
     return SF_OK;

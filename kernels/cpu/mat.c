@@ -120,6 +120,18 @@ static sf_status chunks_choose(struct sf_mat *mat)
     return SF_OK;
 }
 
+/* The rows of a leaf are gathered, SF_FIXED_ROWS at once; what does not fit is refused here and not
+ * found out by the first call. */
+static sf_status gather_fits(const struct sf_mat *mat)
+{
+    const struct sf_mat_shape *shape = &mat->shape;
+    size_t width = mat->native ? sf_dtype_bytes(shape->dtype) : sizeof(float);
+    size_t most = SF_X_BYTES / width / SF_FIXED_ROWS;
+    if (!shape->fixed || shape->slices == 1 || (size_t)mat->chunk <= most) return SF_OK;
+    return SF_FAIL(SF_UNSUPPORTED, "leaves of %d inputs in a fixed product (at most %zu in %s)",
+                   shape->k_slice, most, sf_dtype_name(shape->dtype));
+}
+
 static sf_status mat_fill(struct sf_device *device, struct sf_mat *mat)
 {
     const struct sf_mat_shape *shape = &mat->shape;
@@ -142,6 +154,7 @@ static sf_status mat_fill(struct sf_device *device, struct sf_mat *mat)
         status = strips_choose(products, mat);
     }
     SF_TRY(status);
+    SF_TRY(gather_fits(mat));
     mat->bytes = (size_t)mat_bytes(shape);
     return sf_map(mat->bytes, 0, "weights", (void **)&mat->tiles);
 }

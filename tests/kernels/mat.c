@@ -271,9 +271,31 @@ static void test_bytes(void)
     }
 }
 
+/* A leaf is gathered for a fixed product, so one that is too wide for that is refused when it is
+ * made; the widest that is taken also runs. */
+static void test_wide_leaves(void)
+{
+    struct sf_mat_shape shape = { 64, 64, 5461, 2, SF_F32, 1, 48 };
+    size_t k = (size_t)shape.k_slice;
+    float *x = calloc(48 * 2 * k, sizeof *x), *y = calloc(48 * 64, sizeof *y);
+    for (int i = 0; i < count; i += 3) {
+        struct sf_device *device = variants[i].device;
+        struct sf_mat *mat;
+        SF_MUST(device->k->mat_create(device, &shape, &mat));
+        device->k->matmul(device, mat, 48, x, 2 * k, y, 64);
+        device->k->mat_destroy(device, mat);
+        struct sf_mat_shape wide = shape;
+        wide.k_slice++;
+        SF_CHECK_FAILS(device->k->mat_create(device, &wide, &mat), SF_UNSUPPORTED);
+    }
+    free(x);
+    free(y);
+}
+
 static const struct sf_test tests[] = {
     { "shapes", test_shapes }, { "fixed", test_fixed },
-    { "leaves", test_leaves }, { "bytes", test_bytes }, { NULL, NULL }
+    { "leaves", test_leaves }, { "bytes", test_bytes }, { "wide_leaves", test_wide_leaves },
+    { NULL, NULL }
 };
 
 int main(int argc, char **argv)

@@ -232,6 +232,10 @@ static void test_single_mistakes(void)
         { { "llama.rope.dimension_count", TINY_U32, 7, NULL, NULL, 0 }, SF_FORMAT, "even" },
         { { "llama.rope.dimension_count", TINY_U32, 32, NULL, NULL, 0 }, SF_FORMAT, "32" },
         { { "llama.rope.freq_base", TINY_F32, -1, NULL, NULL, 0 }, SF_FORMAT, "freq_base" },
+        { { "llama.rope.scaling.factor", TINY_F32, 1e-40, NULL, NULL, 0 }, SF_FORMAT,
+          "frequency" },
+        { { "llama.rope.scaling.factor", TINY_F32, NAN, NULL, NULL, 0 }, SF_FORMAT, "factor" },
+        { { "llama.attention.scale", TINY_F32, INFINITY, NULL, NULL, 0 }, SF_FORMAT, "scale" },
         { { "llama.vocab_size", TINY_U32, 299, NULL, NULL, 0 }, SF_FORMAT, "300" },
         { { "tokenizer.ggml.eos_token_id", TINY_U32, 300, NULL, NULL, 0 }, SF_FORMAT, "300" },
     };

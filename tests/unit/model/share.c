@@ -136,6 +136,27 @@ static void check_level(const struct sf_model_desc *desc, struct sf_share *share
     SF_CHECK(most[2] - least[2] <= 2);
 }
 
+/* A stage of one layer, where the ranks do not take turns: all of them must know what the one with
+ * most has, or the windows of a sum with fixed leaves would not fit each other. */
+static void check_most(const struct sf_model_desc *desc, enum sf_placement placement,
+                       struct sf_share *share, int32_t ranks, int32_t l)
+{
+    int32_t most = 0, bad = 0;
+    for (int32_t r = 0; r < ranks; r++) {
+        int32_t heads = sf_share_q_heads(&share[r], l);
+        int32_t chunks = share[r].chunk_ptr[l + 1] - share[r].chunk_ptr[l];
+        if (heads > most) most = heads;
+        if (chunks > most) most = chunks;
+    }
+    for (int32_t r = 0; r < ranks; r++) {
+        struct sf_share one;
+        SF_MUST(sf_share_make(desc, placement, ranks, r, l, 1, &one));
+        bad += sf_share_units_most(desc, &one) != most;
+        sf_share_free(&one);
+    }
+    SF_CHECK_INT(bad, 0);
+}
+
 static void test_deals(void)
 {
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
@@ -149,6 +170,7 @@ static void test_deals(void)
                 for (int32_t l = 0; l < LAYERS; l++) {
                     check_layer(&desc, share, ranks, l);
                     check_order(&desc, (enum sf_placement)placement, share, ranks, l);
+                    check_most(&desc, (enum sf_placement)placement, share, ranks, l);
                 }
                 check_vocabulary(&desc, share, ranks);
                 if (placement == SF_PLACE_BALANCED) check_level(&desc, share, ranks);

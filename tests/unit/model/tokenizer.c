@@ -221,6 +221,33 @@ static void test_merges_and_specials(void)
     sf_tokenizer_destroy(tok);
 }
 
+/* Special tokens that begin alike, and two with one text: the longest is cut out, then the lower
+ * id; a control token only where specials are parsed. */
+static void test_specials_alike(void)
+{
+    static const char key[] = "tokenizer.ggml.token_type", z[] = "\1\0\0\0\0\0\0\0z";
+    struct tiny_spec spec = tiny_default();
+    struct tiny_file file = tiny_make(&spec);
+    unsigned char *types = memmem(file.bytes, file.count, key, sizeof key - 1);
+    unsigned char *letter = memmem(file.bytes, file.count, z, sizeof z - 1);
+    SF_ASSERT(types != NULL && letter != NULL);
+    types += sizeof key - 1 + 4 + 4 + 8;                /* array, of i32, count */
+    letter[8] = 'a';                                    /* 32 is "a" too, as 7 is */
+    types[4 * 7] = 3;                                   /* "a": control; the other one, "ab" and */
+    types[4 * 3] = types[4 * 4] = types[4 * 32] = 4;    /* "abc": user-defined */
+    struct sf_model *model = NULL;
+    struct sf_tokenizer *tok = NULL;
+    SF_MUST(sf_model_open(tiny_path(file.bytes, file.count), &model));
+    SF_MUST(sf_tokenizer_create(model, &tok));
+    check_encode(tok, "xabcabax", 1, "30 4 3 7 30");
+    check_encode(tok, "xabcabax", 0, "30 4 3 32 30");
+    check_encode(tok, "ab", 1, "3");
+    check_encode(tok, "im<|im_end|><|im_en", 1, "15 19 1 226 34 15 19 261 11 20");
+    sf_tokenizer_destroy(tok);
+    sf_model_close(model);
+    tiny_free(&file);
+}
+
 static void test_round_trip(void)
 {
     struct tiny_spec spec = tiny_default();
@@ -423,7 +450,8 @@ static void test_settings(void)
 
 static const struct sf_test tests[] = {
     { "golden", test_golden }, { "real_chat", test_real_chat }, { "real_bytes", test_real_bytes },
-    { "merges_and_specials", test_merges_and_specials }, { "round_trip", test_round_trip },
+    { "merges_and_specials", test_merges_and_specials },
+    { "specials_alike", test_specials_alike }, { "round_trip", test_round_trip },
     { "hostile_lengths", test_hostile_lengths }, { "splits", test_splits },
     { "templates", test_templates }, { "settings", test_settings }, { NULL, NULL } };
 SF_TEST_MAIN("model_tokenizer", tests)

@@ -47,7 +47,8 @@ static void check_rank(int32_t tp_size, int32_t tp_rank, int32_t first, int32_t 
     SF_CHECK_INT(ws.attention, lines((int64_t)pad * q * (fixed ? 128 : 16) * 2));
     SF_CHECK_INT(ws.gate_up, lines((int64_t)tile * 2 * chunks * share.chunk_cols * 4));
     SF_CHECK_INT(ws.rope, lines((int64_t)pad * 32 * 4));
-    SF_CHECK_INT(ws.leaves_max, fixed ? (q > chunks ? q : chunks) : 1);
+    SF_CHECK_INT(ws.leaves_max, fixed ? sf_share_units_most(&desc, &share) : 1);
+    SF_CHECK(!fixed || (ws.leaves_max >= q && ws.leaves_max >= chunks));
     SF_CHECK(ws.qkv >= lines((int64_t)pad * (q * 32 + ws.kv_heads_max * 48) * 4));
     SF_CHECK(ws.down_slice >= share.chunk_cols && (!fixed || ws.down_slice >= 128));
     SF_CHECK_INT(ws.transfer, share.last_stage ? 0 : lines((int64_t)pad
