@@ -111,10 +111,13 @@ run_ctest()
 # Whole jobs under a sanitizer, ranks as threads: small models, many layouts.
 run_jobs()
 {
-    local preset=$1 before
+    local preset=$1 script before
     before_command "$preset"
-    tally_run "$preset/e2e/tiny" 900 "${before[@]}" env SHEAF_BUILD="$PWD/build/$preset" \
-        SHEAF_TEST_LEVEL=quick python3 tests/e2e/tiny.py
+    for script in tiny shapes; do
+        tally_run "$preset/e2e/$script" 900 "${before[@]}" \
+            env SHEAF_BUILD="$PWD/build/$preset" SHEAF_TEST_LEVEL=quick \
+            python3 "tests/e2e/$script.py"
+    done
 }
 
 # Sets `before`: what a program of this preset has to be started with.
