@@ -1,6 +1,8 @@
 /* coordinator/request.c: reads records of the OpenAI batch form. */
 #include "coordinator/request.h"
 
+#include <errno.h>
+#include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +10,8 @@
 #include "base/json.h"
 #include "base/rng.h"
 
-enum { RECORD_BYTES_MAX = 64 << 20, COMPLETION_TOKENS = 16, SHOWN_BYTES = 48 };
+enum { RECORD_BYTES_MAX = 64 << 20, COMPLETION_TOKENS = 16, SHOWN_BYTES = 48,
+       BIASES_MAX = 4096, STOPS_MAX = 64 };
 
 struct reader {
     const struct sf_record_limits *limits;
@@ -21,15 +24,15 @@ struct reader {
     (snprintf((out)->code, sizeof (out)->code, "%s", (kind)), SF_FAIL(SF_INVALID, __VA_ARGS__))
 
 /* Fields that are accepted at the one value that changes nothing. */
-enum neutral { ONE, ZERO, FALSE_OR_NULL, EMPTY_OR_NULL, ANY, TOP_K };
+enum neutral { ONE, ZERO, FALSE_OR_NULL, ANY };
 static const struct { const char *name; enum neutral neutral; } others[] = {
-    {"model", ANY}, {"user", ANY}, {"metadata", ANY}, {"n", ONE}, {"top_p", ONE}, {"best_of", ONE},
-    {"top_k", TOP_K}, {"min_p", ZERO}, {"presence_penalty", ZERO}, {"frequency_penalty", ZERO},
-    {"repetition_penalty", ONE}, {"logprobs", FALSE_OR_NULL}, {"top_logprobs", ZERO},
-    {"stop", EMPTY_OR_NULL}, {"logit_bias", EMPTY_OR_NULL}, {"stream", FALSE_OR_NULL},
+    {"model", ANY}, {"user", ANY}, {"metadata", ANY}, {"n", ONE}, {"best_of", ONE},
+    {"logprobs", FALSE_OR_NULL}, {"top_logprobs", ZERO}, {"stream", FALSE_OR_NULL},
     {"echo", FALSE_OR_NULL}, {"prompt_logprobs", FALSE_OR_NULL}};
 static const char *const mine[] = {"messages", "prompt", "max_tokens", "max_completion_tokens",
-                                   "temperature", "seed", "ignore_eos", "return_token_ids"};
+                                   "temperature", "top_p", "top_k", "min_p", "presence_penalty",
+                                   "frequency_penalty", "repetition_penalty", "logit_bias", "seed",
+                                   "stop", "ignore_eos", "return_token_ids"};
 
 static int is_neutral(const struct sf_json *value, enum neutral neutral)
 {
@@ -40,10 +43,7 @@ static int is_neutral(const struct sf_json *value, enum neutral neutral)
     switch (neutral) {
     case ONE: return real && number == 1.0;
     case ZERO: return real && number == 0.0;
-    case TOP_K: return real && (number == 0.0 || number == -1.0);
     case FALSE_OR_NULL: return type == SF_JSON_FALSE;
-    case EMPTY_OR_NULL: return (type == SF_JSON_ARRAY || type == SF_JSON_OBJECT) &&
-                               sf_json_count(value) == 0;
     case ANY: break;
     }
     return 1;
@@ -104,6 +104,24 @@ static sf_status read_int(const struct reader *r, const char *key, int64_t min, 
     if (!sf_json_get_int(value, &number) || number < min || number > max)
         return REFUSE(r->out, "invalid_value", "body.%s is %s; allowed: integers from %lld to %lld",
                       key, shown(value, text, sizeof text), (long long)min, (long long)max);
+    *out = number;
+    return SF_OK;
+}
+
+/* The same for numbers.  min DBL_MIN: above 0. */
+static sf_status read_real(const struct reader *r, const char *key, double min, double max,
+                           double *out)
+{
+    const struct sf_json *value = sf_json_member(r->body, key);
+    if (value == NULL || sf_json_type(value) == SF_JSON_NULL) return SF_OK;
+    double number;
+    char text[SHOWN_BYTES];
+    if (!sf_json_get_real(value, &number) || !(number >= min && number <= max)) {
+        int open = min == DBL_MIN;
+        return REFUSE(r->out, "invalid_value", "body.%s is %s; allowed: numbers %s %g to %g", key,
+                      shown(value, text, sizeof text), open ? "above" : "from", open ? 0.0 : min,
+                      max);
+    }
     *out = number;
     return SF_OK;
 }
@@ -268,23 +286,92 @@ static sf_status read_lengths(const struct reader *r)
     return SF_OK;
 }
 
+/* {"50256": -100, ...}: texts of token ids, as OpenAI writes them. */
+static sf_status read_logit_bias(const struct reader *r)
+{
+    struct sf_wire_sampling *p = &r->out->sampling;
+    const struct sf_json *map = sf_json_member(r->body, "logit_bias"), *value;
+    if (map == NULL || sf_json_type(map) == SF_JSON_NULL) return SF_OK;
+    size_t count = sf_json_count(map);
+    char words[SHOWN_BYTES];
+    if (sf_json_type(map) != SF_JSON_OBJECT || count > BIASES_MAX)
+        return REFUSE(r->out, "invalid_value", "body.logit_bias is %s of %zu; allowed: an object "
+                      "of at most %d token ids", sf_json_type_name(map), count, BIASES_MAX);
+    p->bias = calloc(count + 1, sizeof *p->bias);
+    if (p->bias == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %zu biases", count);
+    for (const char *key = sf_json_next(map, NULL, &value); key != NULL;
+         key = sf_json_next(map, key, &value)) {
+        char *end;
+        errno = 0;
+        long long id = strtoll(key, &end, 10);
+        double bias;
+        if (*end != '\0' || key[0] < '0' || key[0] > '9' || errno != 0 || id >= r->limits->vocab)
+            return REFUSE(r->out, "invalid_value",
+                          "body.logit_bias has a key '%.40s'; allowed: token ids from 0 to %d", key,
+                          r->limits->vocab - 1);
+        if (!sf_json_get_real(value, &bias) || !(bias >= -100.0 && bias <= 100.0))
+            return REFUSE(r->out, "invalid_value", "body.logit_bias of token %lld is %s; allowed: "
+                          "numbers from -100 to 100", id, shown(value, words, sizeof words));
+        p->bias[p->biases++] = (struct sf_wire_bias){(int32_t)id, (float)bias};
+    }
+    return SF_OK;
+}
+
+static sf_status add_stop(const struct reader *r, const struct sf_json *value)
+{
+    size_t bytes;
+    const char *text = sf_json_text(value, &bytes);
+    if (text == NULL || bytes == 0)
+        return REFUSE(r->out, "invalid_value", "body.stop holds %s; allowed: texts that are not "
+                      "empty", text != NULL ? "an empty text" : sf_json_type_name(value));
+    struct sf_stop *stop = &r->out->stop[r->out->stops];
+    stop->text = malloc(bytes + 1);
+    if (stop->text == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a stop string");
+    memcpy(stop->text, text, bytes + 1);
+    stop->bytes = bytes;
+    r->out->stops++;
+    return SF_OK;
+}
+
+/* A text or a list of texts. */
+static sf_status read_stop(const struct reader *r)
+{
+    const struct sf_json *stop = sf_json_member(r->body, "stop");
+    if (stop == NULL || sf_json_type(stop) == SF_JSON_NULL) return SF_OK;
+    int list = sf_json_type(stop) == SF_JSON_ARRAY;
+    size_t count = list ? sf_json_count(stop) : 1;
+    if (count > STOPS_MAX)
+        return REFUSE(r->out, "invalid_value", "body.stop has %zu texts; allowed: at most %d",
+                      count, STOPS_MAX);
+    if (count > 0) SF_TRY(need_tokenizer(r, "stop"));
+    r->out->stop = calloc(count + 1, sizeof *r->out->stop);
+    if (r->out->stop == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %zu texts", count);
+    for (size_t i = 0; i < count; i++)
+        SF_TRY(add_stop(r, list ? sf_json_item(stop, i) : stop));
+    return SF_OK;
+}
+
 static sf_status read_sampling(const struct reader *r)
 {
     struct sf_record *out = r->out;
-    const struct sf_json *temperature = sf_json_member(r->body, "temperature");
-    char text[SHOWN_BYTES];
-    out->temperature = r->limits->temperature;
-    if (temperature != NULL && sf_json_type(temperature) != SF_JSON_NULL &&
-        (!sf_json_get_real(temperature, &out->temperature) || !(out->temperature >= 0.0) ||
-         out->temperature > 2.0))
-        return REFUSE(out, "invalid_value", "body.temperature is %s; allowed: numbers from 0 to 2",
-                      shown(temperature, text, sizeof text));
-    int64_t seed = INT64_MIN;
+    struct sf_wire_sampling *p = &out->sampling;
+    *p = (struct sf_wire_sampling){.temperature = r->limits->temperature, .top_p = 1.0,
+                                   .repetition = 1.0};
+    int64_t seed = INT64_MIN, top_k = -1;
+    SF_TRY(read_real(r, "temperature", 0.0, 2.0, &p->temperature));
+    SF_TRY(read_real(r, "top_p", DBL_MIN, 1.0, &p->top_p));
+    SF_TRY(read_real(r, "min_p", 0.0, 1.0, &p->min_p));
+    SF_TRY(read_real(r, "presence_penalty", -2.0, 2.0, &p->presence));
+    SF_TRY(read_real(r, "frequency_penalty", -2.0, 2.0, &p->frequency));
+    SF_TRY(read_real(r, "repetition_penalty", DBL_MIN, 100.0, &p->repetition));
+    SF_TRY(read_int(r, "top_k", -1, INT32_MAX, &top_k));
+    p->top_k = top_k > 0 ? (int32_t)top_k : 0;          /* 0 and -1: all */
     SF_TRY(read_int(r, "seed", INT64_MIN + 1, INT64_MAX, &seed));
     /* A record's own seed takes the place of both the run's seed and its name. */
-    out->rng_key = (uint64_t)(seed != INT64_MIN ? seed : r->limits->seed);
-    out->rng_stream =
-        seed != INT64_MIN ? 0 : sf_hash64(out->custom_id, out->custom_id_bytes);
+    p->rng_key = (uint64_t)(seed != INT64_MIN ? seed : r->limits->seed);
+    p->rng_stream = seed != INT64_MIN ? 0 : sf_hash64(out->custom_id, out->custom_id_bytes);
+    SF_TRY(read_logit_bias(r));
+    SF_TRY(read_stop(r));
     SF_TRY(read_bool(r, "ignore_eos", &out->ignore_eos));
     return read_bool(r, "return_token_ids", &out->return_token_ids);
 }
@@ -354,5 +441,8 @@ void sf_record_free(struct sf_record *request)
 {
     free(request->custom_id);
     free(request->prompt.id);
+    free(request->sampling.bias);
+    for (size_t i = 0; i < request->stops; i++) free(request->stop[i].text);
+    free(request->stop);
     memset(request, 0, sizeof *request);
 }

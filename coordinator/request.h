@@ -1,16 +1,19 @@
 /* coordinator/request.h: one line of the input becomes one request, or an error of that record.
  *
  * What is read of body: model (ignored), messages or prompt, max_tokens or max_completion_tokens,
- * temperature, seed, ignore_eos, return_token_ids.  A field that would change the answer and is not
- * built is an error of the record; at the value that means "nothing" (n: 1, top_p: 1, ...) it is
- * accepted. */
+ * temperature, top_p, top_k, min_p, presence_penalty, frequency_penalty, repetition_penalty,
+ * logit_bias, seed, stop, ignore_eos, return_token_ids.  A field that would change the answer and is
+ * not built is an error of the record; at the value that means "nothing" (n: 1, logprobs: false,
+ * ...) it is accepted. */
 #ifndef SHEAF_COORDINATOR_REQUEST_H
 #define SHEAF_COORDINATOR_REQUEST_H
 #include <stddef.h>
 #include <stdint.h>
 #include "base/lines.h"
 #include "base/status.h"
+#include "coordinator/answer_text.h"
 #include "model/tokenizer.h"
+#include "proto/wire.h"
 SF_C_BEGIN
 
 struct sf_record_limits {
@@ -26,8 +29,8 @@ struct sf_record {
     uint8_t chat, ignore_eos, return_token_ids;
     struct sf_tokens prompt;                    /* owned */
     int32_t answer_max;
-    double temperature;
-    uint64_t rng_key, rng_stream;
+    struct sf_wire_sampling sampling;           /* its biases are owned */
+    struct sf_stop *stop; size_t stops;         /* owned */
     char code[32];                              /* of a refusal: "invalid_json", ... */
 };
 

@@ -18,6 +18,7 @@
 #include "base/lines.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "coordinator/answer_text.h"
 #include "coordinator/dedup.h"
 #include "coordinator/emit.h"
 #include "coordinator/progress.h"
@@ -25,14 +26,13 @@
 #include "coordinator/sched.h"
 
 enum { LINE_BYTES_MAX = 64 << 20, WAIT_MS = 200, PUSH_MS = 60000, FIXED_CHUNK = 256,
-       FIXED_CHUNK_MIN = 16, TOKEN_TEXT = 64, PATH_BYTES = 4000 };
+       FIXED_CHUNK_MIN = 16, PATH_BYTES = 4000 };
 
 struct record {
     uint64_t seq;                       /* 0: the slot is free */
     struct sf_record request;
     int32_t *token, tokens;             /* the answer; room for answer_max */
-    char *text; size_t text_bytes, text_room;
-    struct sf_utf8_stream utf8;
+    struct sf_answer_text text;
     int ended, stopped;
     int32_t receipts;
     struct sf_wire_receipt receipt;
@@ -117,9 +117,7 @@ static sf_status admit(struct job *job, struct sf_record *request)
     struct sf_sched_seq add = {.seq = seq,
                                .prompt = prompt,
                                .answer_max = request->answer_max,
-                               .temperature = request->temperature,
-                               .rng_key = request->rng_key,
-                               .rng_stream = request->rng_stream,
+                               .sampling = request->sampling,
                                .token = request->prompt.id,
                                .pages = job->pages};
     sf_status status = sf_sched_add(job->sched, &add);
@@ -196,27 +194,6 @@ static struct record *record_of(struct job *job, uint64_t seq)
     return &job->record[slot];
 }
 
-static sf_status add_text(struct job *job, struct record *record, int32_t token)
-{
-    if (job->spec->tokenizer == NULL) {
-        char words[TOKEN_TEXT];
-        int count = snprintf(words, sizeof words, "token_id:%d ", token);
-        SF_TRY(sf_grow((void **)&record->text, &record->text_room,
-                       record->text_bytes + (size_t)count, 1));
-        memcpy(record->text + record->text_bytes, words, (size_t)count);
-        record->text_bytes += (size_t)count;
-        return SF_OK;
-    }
-    size_t bytes = 0;
-    const char *piece = sf_tokenizer_bytes(job->spec->tokenizer, token, 0, &bytes);
-    SF_TRY(sf_grow((void **)&record->text, &record->text_room,
-                   record->text_bytes + 3 * (bytes + 4), 1));
-    if (bytes > 0)
-        record->text_bytes +=
-            sf_utf8_push(&record->utf8, piece, bytes, record->text + record->text_bytes);
-    return SF_OK;
-}
-
 static int is_eos(const struct job *job, int32_t token)
 {
     const struct sf_model_desc *desc = sf_model_desc(job->spec->model);
@@ -235,7 +212,12 @@ static sf_status take_sample(struct job *job, const struct sf_wire_sample *sampl
     record->token[record->tokens++] = sample->token;
     job->sum.output_tokens++;
     record->stopped = !record->request.ignore_eos && is_eos(job, sample->token);
-    if (!record->stopped) SF_TRY(add_text(job, record, sample->token));
+    if (!record->stopped) {
+        size_t old_bytes = record->text.bytes;
+        SF_TRY(sf_answer_text_push(&record->text, job->spec->tokenizer, sample->token));
+        record->stopped = sf_answer_text_stop(&record->text, old_bytes, record->request.stop,
+                                              record->request.stops);
+    }
     if (!record->stopped && record->tokens < record->request.answer_max) return SF_OK;
     record->ended = 1;
     sf_sched_end(job->sched, record->seq);
@@ -244,12 +226,11 @@ static sf_status take_sample(struct job *job, const struct sf_wire_sample *sampl
 
 static sf_status finish(struct job *job, struct record *record)
 {
-    SF_TRY(sf_grow((void **)&record->text, &record->text_room, record->text_bytes + 16, 1));
-    record->text_bytes += sf_utf8_flush(&record->utf8, record->text + record->text_bytes);
+    SF_TRY(sf_answer_text_end(&record->text));
     struct sf_answer_out answer = {.request = &record->request,
                                    .number = record->seq >> 32,
-                                   .text = record->text,
-                                   .text_bytes = record->text_bytes,
+                                   .text = record->text.text,
+                                   .text_bytes = record->text.bytes,
                                    .token = record->token,
                                    .tokens = record->tokens,
                                    .stopped = record->stopped,
@@ -268,7 +249,7 @@ static void free_record(struct record *record)
 {
     sf_record_free(&record->request);
     free(record->token);
-    free(record->text);
+    free(record->text.text);
     memset(record, 0, sizeof *record);
 }
 

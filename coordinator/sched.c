@@ -17,8 +17,7 @@ struct seq {
     enum seq_state state;
     int32_t prompt, answer_max;
     int32_t fed, sampled;               /* rows computed so far (a step in flight counts); answer */
-    double temperature;
-    uint64_t rng_key, rng_stream;
+    struct sf_wire_sampling sampling;
     const int32_t *token;
 };
 struct batch {
@@ -83,8 +82,8 @@ sf_status sf_sched_add(struct sf_sched *s, const struct sf_sched_seq *in)
     while (group < s->limits.groups && !fits(s, group, in->pages, NULL)) group++;
     if (group == s->limits.groups) return never_fits(s, in);
     *seq = (struct seq){.id = in->seq, .state = SEQ_WAITING, .prompt = in->prompt,
-                        .answer_max = in->answer_max, .temperature = in->temperature,
-                        .rng_key = in->rng_key, .rng_stream = in->rng_stream, .token = in->token};
+                        .answer_max = in->answer_max, .sampling = in->sampling,
+                        .token = in->token};
     int32_t slot = (int32_t)(seq - s->seq);
     memcpy(s->need + (size_t)slot * (size_t)s->limits.ranks, in->pages,
            (size_t)s->limits.ranks * sizeof *s->need);
@@ -266,8 +265,7 @@ static void build(struct sf_sched *s, int32_t g, int32_t b)
         if (seq->state == SEQ_ADMITTED) {
             step->open[step->opens++] = (struct sf_wire_open){
                 .seq = seq->id, .prompt = seq->prompt, .tokens_max = seq->prompt + seq->answer_max,
-                .temperature = seq->temperature, .rng_key = seq->rng_key,
-                .rng_stream = seq->rng_stream};
+                .sampling = seq->sampling};
             seq->state = SEQ_OPEN;
         }
         if (seq->fed < seq->prompt) continue;

@@ -33,8 +33,7 @@ struct sf_sched_seq {
     uint64_t seq;                       /* low 32 bits: a slot below slots_max that no other known
                                            sequence has; the rest tells its users apart */
     int32_t prompt, answer_max;         /* tokens, at least 1 each */
-    double temperature;
-    uint64_t rng_key, rng_stream;
+    struct sf_wire_sampling sampling;   /* its biases are the caller's, until sf_sched_end */
     const int32_t *token;               /* [prompt] the caller's, until sf_sched_end */
     const int64_t *pages;               /* [ranks] most that it holds on each rank; copied */
 };

@@ -8,6 +8,7 @@
 enum {
     TILE_ROWS = 256, TILE_ROWS_FIXED = 4 * SF_FIXED_ROWS,
     HEAD_ROWS = 64, HEAD_ROWS_FIXED = SF_FIXED_ROWS,
+    CHOICE_BYTES = 21,                  /* of a token: a weight, its number, a count and a mark */
     SLICE_FIXED_MIN = 128               /* a fixed product has no narrower slice (share.h) */
 };
 
@@ -73,10 +74,11 @@ void sf_workspace_make(const struct sf_model_desc *desc, const struct sf_share *
     if (share->last_stage) {
         ws.head_rows_in = buffer(ws.head_rows, desc->d_model, f32);
         ws.logits = buffer(ws.head_rows, share->vocab_count, f32);
+        if (share->tp_rank == 0) ws.choice = buffer(1, desc->vocab, CHOICE_BYTES);
         if (share->tp_rank == 0 && share->tp_size > 1)
             ws.logits_all = buffer(ws.head_rows, desc->vocab, f32);
     }
     ws.total = ws.residual + ws.normed + ws.qkv + ws.attention + ws.gate_up + ws.activation
-               + ws.rope + ws.transfer + ws.head_rows_in + ws.logits + ws.logits_all;
+               + ws.rope + ws.transfer + ws.head_rows_in + ws.logits + ws.logits_all + ws.choice;
     *out = ws;
 }

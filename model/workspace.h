@@ -36,6 +36,7 @@ struct sf_workspace {
                                            next stage; 0 on the last stage */
     int64_t head_rows_in;               /*            f32   [head_rows][d_model] */
     int64_t logits;                     /*            f32   [head_rows][vocab_count] */
+    int64_t choice;                     /* scratch of worker/sample.c, where tokens are chosen */
     int64_t logits_all;                 /* tensor rank 0 of the last stage, if tp_size > 1:
                                                       f32   [head_rows][vocab] */
     int64_t total;

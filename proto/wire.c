@@ -31,8 +31,8 @@ static sf_status block_take(struct block *block, size_t bytes)
     return SF_OK;
 }
 
-/* A list's columns are cut widest first; those of an open and of an item add up to a multiple of 8
- * bytes, so the next list starts aligned too. */
+/* A list's columns are cut widest first and add up to a multiple of 8 bytes an entry, so the next
+ * list starts aligned too. */
 static void *block_cut(struct block *block, size_t bytes)
 {
     void *cut = block->at;
@@ -108,16 +108,33 @@ static sf_status message_unpack(const ProtobufCMessageDescriptor *descriptor, co
 }
 
 /* ---- step ------------------------------------------------------------------------------------ */
+static sf_status sampling_check(unsigned long long seq, const struct sf_wire_sampling *p)
+{
+    if (!isfinite(p->temperature) || p->temperature < 0)
+        return SF_FAIL(SF_FORMAT, "step opens sequence %llu with temperature %g", seq,
+                       p->temperature);
+    if (!(p->top_p > 0 && p->top_p <= 1) || !(p->min_p >= 0 && p->min_p <= 1) || p->top_k < 0)
+        return SF_FAIL(SF_FORMAT, "step opens sequence %llu with top_p %g, min_p %g, top_k %d", seq,
+                       p->top_p, p->min_p, p->top_k);
+    if (!isfinite(p->presence) || !isfinite(p->frequency) || !isfinite(p->repetition) ||
+        p->repetition <= 0)
+        return SF_FAIL(SF_FORMAT, "step opens sequence %llu with penalties %g, %g, %g", seq,
+                       p->presence, p->frequency, p->repetition);
+    SF_TRY(list_check("biases", p->biases));
+    for (int32_t i = 0; i < p->biases; i++)
+        if (p->bias[i].token < 0 || !isfinite(p->bias[i].value))
+            return SF_FAIL(SF_FORMAT, "step opens sequence %llu with bias %g of token %d", seq,
+                           (double)p->bias[i].value, p->bias[i].token);
+    return SF_OK;
+}
+
 static sf_status open_check(const struct sf_wire_open *open)
 {
     unsigned long long seq = open->seq;
     if (open->prompt < 1 || open->tokens_max < open->prompt)
         return SF_FAIL(SF_FORMAT, "step opens sequence %llu with %d prompt tokens of at most %d",
                        seq, open->prompt, open->tokens_max);
-    if (!isfinite(open->temperature) || open->temperature < 0)
-        return SF_FAIL(SF_FORMAT, "step opens sequence %llu with temperature %g", seq,
-                       open->temperature);
-    return SF_OK;
+    return sampling_check(seq, &open->sampling);
 }
 
 static sf_status item_check(const struct sf_wire_item *item, int32_t tokens)
@@ -155,25 +172,58 @@ static sf_status step_check(const struct sf_wire_step *step)
     return SF_OK;
 }
 
+static size_t biases_of(const struct sf_wire_step *step)
+{
+    size_t biases = 0;
+    for (int32_t i = 0; i < step->opens; i++) biases += (size_t)step->open[i].sampling.biases;
+    return biases;
+}
+
+static void step_sampling_columns(const struct sf_wire_step *step, struct block *block, Sf__Step *m)
+{
+    size_t n = (size_t)step->opens;
+    double **real[] = {&m->open_temperature, &m->open_top_p, &m->open_min_p, &m->open_presence,
+                       &m->open_frequency, &m->open_repetition};
+    for (size_t i = 0; i < sizeof real / sizeof real[0]; i++) *real[i] = block_cut(block, n * 8);
+    m->open_rng_key = block_cut(block, n * 8);
+    m->open_rng_stream = block_cut(block, n * 8);
+    m->open_top_k = block_cut(block, n * 4);
+    m->open_biases = block_cut(block, n * 4);
+    m->n_open_temperature = m->n_open_top_p = m->n_open_min_p = m->n_open_presence = n;
+    m->n_open_frequency = m->n_open_repetition = m->n_open_rng_key = m->n_open_rng_stream = n;
+    m->n_open_top_k = m->n_open_biases = n;
+    m->bias_token = block_cut(block, biases_of(step) * 4);
+    m->bias_value = block_cut(block, biases_of(step) * 4);
+    for (size_t i = 0; i < n; i++) {
+        const struct sf_wire_sampling *p = &step->open[i].sampling;
+        m->open_temperature[i] = p->temperature;
+        m->open_top_p[i] = p->top_p;
+        m->open_min_p[i] = p->min_p;
+        m->open_presence[i] = p->presence;
+        m->open_frequency[i] = p->frequency;
+        m->open_repetition[i] = p->repetition;
+        m->open_rng_key[i] = p->rng_key;
+        m->open_rng_stream[i] = p->rng_stream;
+        m->open_top_k[i] = p->top_k;
+        m->open_biases[i] = p->biases;
+        for (int32_t b = 0; b < p->biases; b++) {
+            m->bias_token[m->n_bias_token++] = p->bias[b].token;
+            m->bias_value[m->n_bias_value++] = p->bias[b].value;
+        }
+    }
+}
+
 static void step_open_columns(const struct sf_wire_step *step, struct block *block, Sf__Step *m)
 {
     size_t n = (size_t)step->opens;
-    m->n_open_seq = m->n_open_prompt = m->n_open_tokens_max = m->n_open_temperature = n;
-    m->n_open_rng_key = m->n_open_rng_stream = n;
+    m->n_open_seq = m->n_open_prompt = m->n_open_tokens_max = n;
     m->open_seq = block_cut(block, n * 8);
-    m->open_temperature = block_cut(block, n * 8);
-    m->open_rng_key = block_cut(block, n * 8);
-    m->open_rng_stream = block_cut(block, n * 8);
     m->open_prompt = block_cut(block, n * 4);
     m->open_tokens_max = block_cut(block, n * 4);
     for (size_t i = 0; i < n; i++) {
-        const struct sf_wire_open *open = &step->open[i];
-        m->open_seq[i] = open->seq;
-        m->open_prompt[i] = open->prompt;
-        m->open_tokens_max[i] = open->tokens_max;
-        m->open_temperature[i] = open->temperature;
-        m->open_rng_key[i] = open->rng_key;
-        m->open_rng_stream[i] = open->rng_stream;
+        m->open_seq[i] = step->open[i].seq;
+        m->open_prompt[i] = step->open[i].prompt;
+        m->open_tokens_max[i] = step->open[i].tokens_max;
     }
 }
 
@@ -201,8 +251,10 @@ sf_status sf_wire_pack_step(const struct sf_wire_step *step, void **bytes_out, s
     SF_TRY(step_check(step));
     Sf__Step m = SF__STEP__INIT;
     struct block block;
-    SF_TRY(block_take(&block, (size_t)step->opens * 40 + (size_t)step->items * 24));
+    SF_TRY(block_take(&block, (size_t)step->opens * 88 + biases_of(step) * 8 +
+                                  (size_t)step->items * 24));
     step_open_columns(step, &block, &m);
+    step_sampling_columns(step, &block, &m);
     step_item_columns(step, &block, &m);
     m.id = step->id;
     m.batch = step->batch;
@@ -216,14 +268,41 @@ sf_status sf_wire_pack_step(const struct sf_wire_step *step, void **bytes_out, s
     return status;
 }
 
+/* Deals the biases out to the opens, which say how many each has. */
+static sf_status biases_from_columns(const Sf__Step *m, struct sf_wire_step *step)
+{
+    const size_t biases[] = {m->n_bias_token, m->n_bias_value};
+    size_t dealt = 0;
+    SF_TRY(columns_equal("biases", biases, 2));
+    SF_TRY(list_alloc("biases", biases[0], sizeof *step->biases, &step->biases));
+    for (size_t i = 0; i < biases[0]; i++)
+        step->biases[i] = (struct sf_wire_bias){m->bias_token[i], m->bias_value[i]};
+    for (int32_t i = 0; i < step->opens; i++) {
+        int32_t count = m->open_biases[i];
+        if (count < 0 || (size_t)count > biases[0] - dealt)
+            return SF_FAIL(SF_FORMAT, "step opens sequence %llu with %d biases; %zu are left",
+                           (unsigned long long)step->open[i].seq, count, biases[0] - dealt);
+        step->open[i].sampling.biases = count;
+        step->open[i].sampling.bias = count > 0 ? step->biases + dealt : NULL;
+        dealt += (size_t)count;
+    }
+    if (dealt != biases[0])
+        return SF_FAIL(SF_FORMAT, "step with %zu biases, of which %zu belong to its sequences",
+                       biases[0], dealt);
+    return SF_OK;
+}
+
 static sf_status step_from_columns(const Sf__Step *m, struct sf_wire_step *step)
 {
     const size_t opens[] = {m->n_open_seq, m->n_open_prompt, m->n_open_tokens_max,
-                            m->n_open_temperature, m->n_open_rng_key, m->n_open_rng_stream};
+                            m->n_open_temperature, m->n_open_rng_key, m->n_open_rng_stream,
+                            m->n_open_top_p, m->n_open_min_p, m->n_open_presence,
+                            m->n_open_frequency, m->n_open_repetition, m->n_open_top_k,
+                            m->n_open_biases};
     const size_t items[] = {m->n_item_seq, m->n_item_pos, m->n_item_rows, m->n_item_token_first,
                             m->n_item_logits};
     SF_TRY(columns_equal("closed sequences", &m->n_close, 1));
-    SF_TRY(columns_equal("opened sequences", opens, 6));
+    SF_TRY(columns_equal("opened sequences", opens, sizeof opens / sizeof opens[0]));
     SF_TRY(columns_equal("items", items, 5));
     SF_TRY(columns_equal("tokens", &m->n_token, 1));
     SF_TRY(list_alloc("closed sequences", m->n_close, sizeof *step->close, &step->close));
@@ -242,8 +321,13 @@ static sf_status step_from_columns(const Sf__Step *m, struct sf_wire_step *step)
     for (size_t i = 0; i < opens[0]; i++)
         step->open[i] = (struct sf_wire_open){
             .seq = m->open_seq[i], .prompt = m->open_prompt[i],
-            .tokens_max = m->open_tokens_max[i], .temperature = m->open_temperature[i],
-            .rng_key = m->open_rng_key[i], .rng_stream = m->open_rng_stream[i]};
+            .tokens_max = m->open_tokens_max[i],
+            .sampling = {.temperature = m->open_temperature[i], .top_p = m->open_top_p[i],
+                         .min_p = m->open_min_p[i], .presence = m->open_presence[i],
+                         .frequency = m->open_frequency[i], .repetition = m->open_repetition[i],
+                         .top_k = m->open_top_k[i], .rng_key = m->open_rng_key[i],
+                         .rng_stream = m->open_rng_stream[i]}};
+    SF_TRY(biases_from_columns(m, step));
     for (size_t i = 0; i < items[0]; i++)
         step->item[i] = (struct sf_wire_item){
             .seq = m->item_seq[i], .pos = m->item_pos[i], .rows = m->item_rows[i],
@@ -270,6 +354,7 @@ void sf_wire_step_free(struct sf_wire_step *step)
     free(step->open);
     free(step->item);
     free(step->token);
+    free(step->biases);
     *step = (struct sf_wire_step){0};
 }
 

@@ -3,7 +3,8 @@
  *
  * A step is proportional to what changed: which sequences entered and left, and the rows to
  * compute. What the packer asserts, the unpacker verifies: bytes from another rank are not trusted
- * with an index.  Unpacked messages own their arrays; free with the matching _free. */
+ * with an index.  Unpacked messages own their arrays; free with the matching _free.  The biases of an
+ * unpacked step's opens lie in one array of the step. */
 #ifndef SHEAF_PROTO_WIRE_H
 #define SHEAF_PROTO_WIRE_H
 #include <stddef.h>
@@ -20,11 +21,20 @@ enum { SF_TAG_STEP = 1,                 /* rank 0 -> all ranks of a data-paralle
 
 enum sf_logits { SF_LOGITS_NONE, SF_LOGITS_LAST, SF_LOGITS_ALL }; /* LAST: sample one token */
 
+struct sf_wire_bias { int32_t token; float value; };  /* added to the token's logit */
+struct sf_wire_sampling {               /* how a sequence's tokens are chosen (worker/sample.h) */
+    double temperature;                 /* 0: greedy */
+    double top_p, min_p;                /* (0, 1], 1: all; [0, 1], 0: all */
+    double presence, frequency;         /* penalties; 0: none */
+    double repetition;                  /* divisor, above 0; 1: none */
+    int32_t top_k;                      /* 0: all */
+    int32_t biases; struct sf_wire_bias *bias;
+    uint64_t rng_key, rng_stream;
+};
 struct sf_wire_open {                   /* a sequence enters */
     uint64_t seq;
     int32_t prompt, tokens_max;         /* tokens_max: prompt + answer at most */
-    double temperature;                 /* 0: greedy */
-    uint64_t rng_key, rng_stream;
+    struct sf_wire_sampling sampling;
 };
 struct sf_wire_item {                   /* rows of one sequence */
     uint64_t seq;
@@ -41,6 +51,7 @@ struct sf_wire_step {
     struct sf_wire_open *open; int32_t opens;
     struct sf_wire_item *item; int32_t items;
     int32_t *token; int32_t tokens;
+    struct sf_wire_bias *biases;        /* of unpack: what the opens' biases point into */
 };
 /* of the model, natural log */
 struct sf_wire_sample { uint64_t seq; int32_t token; float logprob; };

@@ -1,34 +1,14 @@
 /* worker/head.c: from the residual of the last stage to tokens.
  *
- * Each tensor rank of the last stage has a slice of the output head's rows.  Greedy rows need only
- * the best of each slice (8 bytes a row and rank); rows that are sampled, or tapped, need all
- * logits on tensor rank 0.  Sampling is one walk through the cumulative distribution, in f64 and
- * in the order of the vocabulary, with a counter-based random number: (seed, record, token index),
- * so a record's text does not depend on its neighbours. */
+ * Each tensor rank of the last stage has a slice of the output head's rows.  Plain greedy rows need
+ * only the best of each slice (8 bytes a row and rank); rows whose choice looks at more (sample.h),
+ * or that are tapped, need all logits on tensor rank 0.  Random numbers are counter based: (seed,
+ * record, token index), so a record's text does not depend on its neighbours. */
 #include <math.h>
 #include <string.h>
 
 #include "base/rng.h"
 #include "worker/state.h"
-
-/* The first token whose cumulative probability exceeds u; softmax of logits / temperature.  -1 if
- * there is a NaN among the logits: `highest`, which is finite, then says nothing about it. */
-static int32_t pick(const float *logits, int32_t vocab, double highest, double temperature,
-                    double u)
-{
-    double total = 0.0, sum = 0.0;
-    for (int32_t i = 0; i < vocab; i++) total += exp((logits[i] - highest) / temperature);
-    if (isnan(total)) return -1;
-    int32_t last = 0;
-    for (int32_t i = 0; i < vocab; i++) {
-        double p = exp((logits[i] - highest) / temperature);
-        if (p == 0.0) continue;
-        sum += p;
-        last = i;
-        if (sum > u * total) return i;
-    }
-    return last;                        /* u * total rounded up to the whole sum */
-}
 
 /* Collects the rows that want logits; returns how many. */
 static int32_t collect(struct sf_worker *w, const struct sf_wire_step *step, int *sampled_out)
@@ -44,14 +24,14 @@ static int32_t collect(struct sf_worker *w, const struct sf_wire_step *step, int
             wanted++;
         }
         const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
-        if (item->logits == SF_LOGITS_LAST && seq->temperature > 0.0) *sampled_out = 1;
+        if (item->logits == SF_LOGITS_LAST && seq->needs_row) *sampled_out = 1;
         row += item->rows;
     }
     return wanted;
 }
 
 /* All logits of `rows` rows on tensor rank 0; *all_out is NULL on the others. */
-static sf_status gather(struct sf_worker *w, int32_t rows, const float **all_out)
+static sf_status gather(struct sf_worker *w, int32_t rows, float **all_out)
 {
     const struct sf_share *share = w->spec.share;
     size_t mine = (size_t)share->vocab_count, vocab = (size_t)w->desc->vocab;
@@ -108,23 +88,36 @@ static sf_status best_of(struct sf_worker *w, int32_t rows)
     return SF_OK;
 }
 
+/* The token of the item's last row; the row's logits are used up. */
+static int32_t choose(struct sf_worker *w, const struct sf_wire_item *item,
+                      struct sf_worker_seq *seq, float *logits)
+{
+    int32_t tokens = item->pos + item->rows;            /* so many are known, this one is next */
+    struct sf_history history = {seq->history, seq->history_tokens, seq->prompt};
+    SF_ASSERT(seq->history == NULL || seq->history_tokens == tokens);
+    const struct sf_wire_sampling *p = &seq->sampling;
+    double u = p->temperature > 0.0 ? sf_rng_uniform(p->rng_key, p->rng_stream,
+                                                     (uint64_t)(tokens - seq->prompt)) : 0.0;
+    int32_t token = sf_sample(w->sampler, p, &history, logits, u);
+    if (seq->history != NULL && token >= 0 && tokens < seq->tokens_max)
+        seq->history[seq->history_tokens++] = token;
+    return token;
+}
+
 static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step, int32_t wanted,
-                            int32_t row, const float *all, struct sf_wire_result *result)
+                            int32_t row, float *all, struct sf_wire_result *result)
 {
     const struct sf_wire_item *item = &step->item[w->head_item[wanted]];
-    const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
-    const float *logits = all == NULL ? NULL : all + (size_t)row * (size_t)w->desc->vocab;
+    struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
+    float *logits = all == NULL ? NULL : all + (size_t)row * (size_t)w->desc->vocab;
     if (w->spec.tap.row != NULL && logits != NULL)
         w->spec.tap.row(w->spec.tap.arg, item->seq, w->row_pos[w->head_row[wanted]], logits,
                         w->desc->vocab);
     if (item->logits != SF_LOGITS_LAST) return SF_OK;
-    int32_t token = w->best[row].index;
-    if (!isfinite(w->best[row].value)) token = -1;
-    if (token >= 0 && seq->temperature > 0.0) {
-        if (logits == NULL) return SF_OK;                   /* tensor rank 0 draws */
-        uint64_t index = (uint64_t)(item->pos + item->rows - seq->prompt);
-        token = pick(logits, w->desc->vocab, (double)w->best[row].value, seq->temperature,
-                     sf_rng_uniform(seq->rng_key, seq->rng_stream, index));
+    int32_t token = isfinite(w->best[row].value) ? w->best[row].index : -1;
+    if (token >= 0 && seq->needs_row) {
+        if (!sf_worker_samples(w)) return SF_OK;
+        token = choose(w, item, seq, logits);
     }
     if (token < 0)
         return SF_FAIL(SF_INTERNAL, "the logits of sequence %llu at position %d are not finite",
@@ -155,7 +148,7 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
                       (size_t)w->spec.share->vocab_count);
         k->sync(device);
         SF_TRY(best_of(w, rows));
-        const float *all = NULL;
+        float *all = NULL;
         if (sampled || w->spec.tap.row != NULL) SF_TRY(gather(w, rows, &all));
         for (int32_t row = 0; row < rows; row++)
             SF_TRY(finish_row(w, step, first + row, row, all, result));

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include "kvshard/store.h"
 #include "worker/load.h"
+#include "worker/sample.h"
 #include "worker/worker.h"
 
 struct sf_hub;
@@ -18,8 +19,10 @@ struct sf_worker_seq {                  /* one open sequence */
     struct sf_seq *cache;               /* NULL: this place in the table is free */
     int32_t prompt, tokens_max;
     int32_t next_token;                 /* its last sample, to be fed; -1: not known yet */
-    double temperature;
-    uint64_t rng_key, rng_stream;
+    uint8_t needs_row;                  /* its choice looks at all logits; equal on all ranks */
+    struct sf_wire_sampling sampling;   /* its biases are owned, and only where it samples */
+    /* prompt and answer so far, where it samples and its choice looks at them; NULL otherwise */
+    int32_t *history, history_tokens;
 };
 struct sf_seq_table {                   /* open addressing, at most half full */
     struct sf_worker_seq *place;
@@ -43,6 +46,7 @@ struct sf_worker {
     struct sf_reduce *reduce;
     struct sf_hub *hub;                 /* world rank 0 only */
     struct sf_seq_table seqs;
+    struct sf_sampler *sampler;         /* of the rank that samples; NULL elsewhere */
     struct sf_worker_stats stats;
 
     /* step buffers; sizes in ws */
@@ -69,6 +73,10 @@ static inline int sf_worker_is_first(const struct sf_worker *w) { return w->spec
 static inline int sf_worker_is_last(const struct sf_worker *w)
 {
     return w->spec.stage == w->spec.stages - 1;
+}
+static inline int sf_worker_samples(const struct sf_worker *w)
+{
+    return sf_worker_is_last(w) && w->spec.share->tp_rank == 0;
 }
 
 /* ---- step.c ---- */

@@ -32,6 +32,36 @@ static sf_status close_sequences(struct sf_worker *w, const struct sf_wire_step 
     return SF_OK;
 }
 
+/* What the choice of its tokens needs, on the rank that chooses. */
+static sf_status keep_choice(const struct sf_worker *w, const struct sf_wire_sampling *sampling,
+                             struct sf_worker_seq *seq)
+{
+    size_t bytes = (size_t)sampling->biases * sizeof *sampling->bias;
+    seq->needs_row = (uint8_t)sf_sampling_needs_row(sampling);
+    seq->sampling = *sampling;
+    seq->sampling.bias = NULL;
+    seq->sampling.biases = 0;
+    if (!sf_worker_samples(w)) return SF_OK;
+    for (int32_t i = 0; i < sampling->biases; i++)
+        if (sampling->bias[i].token >= w->desc->vocab)
+            return SF_FAIL(SF_INTERNAL, "sequence %llu has a bias of token %d of a vocabulary of "
+                           "%d", (unsigned long long)seq->id, sampling->bias[i].token,
+                           w->desc->vocab);
+    if (bytes > 0) {
+        seq->sampling.bias = malloc(bytes);
+        if (seq->sampling.bias == NULL)
+            return SF_FAIL(SF_NO_MEMORY, "no memory for %d biases", sampling->biases);
+        memcpy(seq->sampling.bias, sampling->bias, bytes);
+        seq->sampling.biases = sampling->biases;
+    }
+    if (!sf_sampling_needs_history(sampling)) return SF_OK;
+    seq->history = malloc((size_t)seq->tokens_max * sizeof *seq->history);
+    if (seq->history == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for the %d tokens of a sequence",
+                       seq->tokens_max);
+    return SF_OK;
+}
+
 static sf_status open_sequences(struct sf_worker *w, const struct sf_wire_step *step)
 {
     for (int32_t i = 0; i < step->opens; i++) {
@@ -40,11 +70,9 @@ static sf_status open_sequences(struct sf_worker *w, const struct sf_wire_step *
         SF_TRY(sf_seq_table_add(&w->seqs, open->seq, &seq));
         seq->prompt = open->prompt;
         seq->tokens_max = open->tokens_max;
-        seq->temperature = open->temperature;
-        seq->rng_key = open->rng_key;
-        seq->rng_stream = open->rng_stream;
         SF_TRY(sf_seq_open(w->store, (int64_t)open->seq, open->prompt, open->tokens_max,
                            &seq->cache));
+        SF_TRY(keep_choice(w, &open->sampling, seq));
     }
     return SF_OK;
 }
@@ -91,6 +119,9 @@ static sf_status lay_out_rows(struct sf_worker *w, const struct sf_wire_step *st
         if (item->rows > w->ws.rows_max - rows)
             return SF_FAIL(SF_INTERNAL, "step %llu has more than %d rows",
                            (unsigned long long)step->id, w->ws.rows_max);
+        for (int32_t r = 0; r < item->rows && item->token_first >= 0; r++)
+            if (seq->history != NULL && seq->history_tokens == item->pos + r)
+                seq->history[seq->history_tokens++] = step->token[item->token_first + r];
         for (int32_t r = 0; r < item->rows; r++) {
             w->row_pos[rows + r] = item->pos + r;
             w->row_token[rows + r] = item->token_first < 0 ? -1 :
@@ -152,8 +183,7 @@ static sf_status compute(struct sf_worker *w, const struct sf_wire_step *step)
     } else if (rows.rows > 0) {
         SF_TRY(sf_pipe_send(w, rows.rows));
     }
-    int samples_here = sf_worker_is_last(w) && w->spec.share->tp_rank == 0;
-    if (sf_worker_is_first(w) && !samples_here && samples_any(step)) w->tokens_expected++;
+    if (sf_worker_is_first(w) && !sf_worker_samples(w) && samples_any(step)) w->tokens_expected++;
     return SF_OK;
 }
 

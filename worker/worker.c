@@ -144,6 +144,10 @@ static sf_status open_rest(struct sf_worker *w)
     SF_TRY(take_buffers(w));
     SF_TRY(open_store(w));
     w->stats.pool_bytes = w->spec.pool_bytes;
+    if (sf_worker_samples(w)) {
+        SF_ASSERT(sf_sampler_bytes(w->desc->vocab) <= w->ws.choice);
+        SF_TRY(sf_sampler_create(w->desc->vocab, &w->sampler));
+    }
     return sf_seq_table_create(&w->seqs, w->spec.seqs_max);
 }
 
@@ -201,6 +205,7 @@ void sf_worker_close(struct sf_worker *w)
     for (int32_t i = 0; w->store != NULL && i < w->seqs.places; i++)
         if (w->seqs.place[i].cache != NULL) sf_seq_close(w->store, w->seqs.place[i].cache, NULL);
     sf_seq_table_destroy(&w->seqs);
+    sf_sampler_destroy(w->sampler);
     if (w->store != NULL) sf_store_destroy(w->store);
     if (w->device != NULL) {
         free_buffers(w);

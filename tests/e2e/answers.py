@@ -3,8 +3,9 @@
 Shown, with the real model: the token that ends an answer is the last of its token_ids and no part
 of its text; finish_reason and usage agree with the tokens; a prompt as text, as ids and as a
 message under the chat template are the same prompt; under run.deterministic a sampled text depends
-on its seed, not on its neighbours, their order, or the layout; the cache's bytes follow the formula
-(lanes x tokens fed x bytes of a slot) in each type.
+on its seed, not on its neighbours, their order, or the layout; filters that leave one token give the
+greedy answer, biases and penalties do what they say, stop strings end an answer wherever tokens cut
+them; the cache's bytes follow the formula (lanes x tokens fed x bytes of a slot) in each type.
 """
 import json
 import os
@@ -75,6 +76,56 @@ def seeds(tally):
                         again[name], first[name])
 
 
+def choices(tally):
+    """Filters, biases and penalties, in one layout where the logits lie on one rank and in one
+    where they are gathered."""
+    base = dict(IDS, prompt="The capital of France is", ignore_eos=True)
+    hot = dict(base, temperature=2, seed=5)
+    given = [("greedy", base), ("top_k", dict(hot, top_k=1)), ("top_p", dict(hot, top_p=1e-6)),
+             ("min_p", dict(hot, min_p=1)), ("free", hot),
+             ("bias", dict(base, logit_bias={"504": 100}, max_tokens=5)),
+             ("never", dict(base, logit_bias={"7042": -100})),
+             ("repeat", dict(base, max_tokens=100, repetition_penalty=1.3)),
+             ("often", dict(base, max_tokens=100, frequency_penalty=2)),
+             ("once", dict(base, max_tokens=100, presence_penalty=2)),
+             ("long", dict(base, max_tokens=100))]
+    first = None
+    for tensor in [1, 2] if job.has_mpi() else [1]:
+        tokens = job.run(tensor, job.config(tensor=tensor), job.records(given)).tokens()
+        first = first or tokens
+        what = f"tensor {tensor}"
+        tally.check(f"{what}: same tokens", tokens, first)
+        for name in ("top_k", "top_p", "min_p"):
+            tally.check(f"{what}: {name} of one token", tokens[name], tokens["greedy"])
+        tally.true(f"{what}: temperature 2 wanders", tokens["free"] != tokens["greedy"])
+        tally.check(f"{what}: bias", tokens["bias"], [504] * 5)
+        tally.true(f"{what}: 7042 is greedy's", 7042 in tokens["greedy"], str(tokens["greedy"]))
+        tally.true(f"{what}: -100 forbids it", 7042 not in tokens["never"], str(tokens["never"]))
+        for name in ("repeat", "often", "once"):
+            tally.true(f"{what}: {name} says more things",
+                       len(set(tokens[name])) > len(set(tokens["long"])),
+                       f"{tokens[name]} against {tokens['long']}")
+
+
+def stops(tally):
+    """Every substring of a known answer as a stop string cuts it there."""
+    ask = dict(IDS, messages=[{"role": "user", "content": "What is the capital of France?"}])
+    whole = "The capital of France is Paris."
+    strings = ["France", "ance is Pa", ".", "T", "apital of Fra", "Berlin"]
+    given = [(text, dict(ask, stop=text)) for text in strings]
+    given.append(("list", dict(ask, stop=["Paris", "of", "zzz"])))
+    done = job.run(1, job.config(), job.records(given, chat=True))
+    tally.check("stops: exit code", done.code, 0)
+    for name, body in bodies_of(done).items():
+        choice, stop = body["choices"][0], "of" if name == "list" else name
+        at = whole.find(stop)
+        tally.check(f"stop {name!r}: text", choice["message"]["content"],
+                    whole if at < 0 else whole[:at])
+        tally.check(f"stop {name!r}: reason", choice["finish_reason"], "stop")
+        tally.check(f"stop {name!r}: usage", body["usage"]["completion_tokens"],
+                    len(choice["token_ids"]))
+
+
 def cache_bytes(tally):
     for dtype, slot in SLOT.items():
         done = job.run(1, job.config("f32", extra=f"kv_cache: {{dtype: {dtype}}}\n"),
@@ -91,6 +142,8 @@ def main():
     ends(tally)
     prompts(tally)
     seeds(tally)
+    choices(tally)
+    stops(tally)
     cache_bytes(tally)
     tally.end()
 

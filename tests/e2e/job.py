@@ -32,7 +32,7 @@ class Tally:
         print(f"  FAILED {what}: is {actual!r}, expected {expected!r}")
         return False
 
-    def true(self, what, condition, note=""):
+    def true(self, what, condition, note="it is not so"):
         if condition:
             self.passed += 1
             return True

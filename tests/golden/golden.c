@@ -73,7 +73,8 @@ static struct rig *open_layout(const struct layout *layout, struct sf_logits_tap
 static int feed(struct rig *rig, const struct golden_prompt *prompt, int32_t pos, int32_t count,
                 enum sf_logits logits)
 {
-    struct sf_wire_open open = {.seq = 1, .prompt = prompt->ids, .tokens_max = prompt->ids + 64};
+    struct sf_wire_open open = {.seq = 1, .prompt = prompt->ids, .tokens_max = prompt->ids + 64,
+                                .sampling = {.top_p = 1, .repetition = 1}};
     struct sf_wire_item item = {
         .seq = 1, .pos = pos, .rows = count, .token_first = 0, .logits = (uint8_t)logits};
     struct sf_wire_step step = {.open = &open,

@@ -66,9 +66,9 @@ static void defaults(void)
     SF_CHECK_INT(r.prompt.count, 3);
     SF_CHECK_INT(r.prompt.id[2], 9);
     SF_CHECK_INT(r.answer_max, 16);                     /* what OpenAI's completions give */
-    SF_CHECK_NEAR(r.temperature, 0.25, 0);
-    SF_CHECK_INT(r.rng_key, 77);
-    SF_CHECK(r.rng_stream == sf_hash64("r", 1));
+    SF_CHECK_NEAR(r.sampling.temperature, 0.25, 0);
+    SF_CHECK_INT(r.sampling.rng_key, 77);
+    SF_CHECK(r.sampling.rng_stream == sf_hash64("r", 1));
     SF_CHECK_INT(r.ignore_eos, 0);
     SF_CHECK_INT(r.return_token_ids, 0);
     sf_record_free(&r);
@@ -89,9 +89,9 @@ static void all_fields(void)
     SF_CHECK_INT(r.prompt.count, 2);                    /* "abc", " a" */
     SF_CHECK_INT(r.prompt.id[0], 4);
     SF_CHECK_INT(r.answer_max, 3);
-    SF_CHECK_NEAR(r.temperature, 1.5, 0);
-    SF_CHECK_INT((int64_t)r.rng_key, -4);
-    SF_CHECK_INT(r.rng_stream, 0);                      /* the seed alone says what is drawn */
+    SF_CHECK_NEAR(r.sampling.temperature, 1.5, 0);
+    SF_CHECK_INT((int64_t)r.sampling.rng_key, -4);
+    SF_CHECK_INT(r.sampling.rng_stream, 0);                      /* the seed alone says what is drawn */
     SF_CHECK_INT(r.ignore_eos, 1);
     SF_CHECK_INT(r.return_token_ids, 1);
     sf_record_free(&r);
@@ -105,7 +105,7 @@ static void all_fields(void)
     SF_MUST(parse_body("completions", "\"prompt\": [1], \"max_tokens\": null, \"seed\": null, "
                        "\"temperature\": null, \"ignore_eos\": null", &r));
     SF_CHECK_INT(r.answer_max, 16);
-    SF_CHECK_INT(r.rng_key, 77);
+    SF_CHECK_INT(r.sampling.rng_key, 77);
     sf_record_free(&r);
 }
 
@@ -113,18 +113,13 @@ static void all_fields(void)
 static void neutral_values(void)
 {
     static const char *const neutral[] = {
-        "\"n\": 1", "\"n\": null", "\"best_of\": 1", "\"top_p\": 1", "\"top_p\": 1.0",
-        "\"top_k\": -1", "\"top_k\": 0", "\"min_p\": 0", "\"presence_penalty\": 0",
-        "\"frequency_penalty\": 0.0", "\"repetition_penalty\": 1.0", "\"logprobs\": false",
-        "\"logprobs\": null", "\"top_logprobs\": 0", "\"stop\": []", "\"stop\": null",
-        "\"logit_bias\": {}", "\"stream\": false", "\"echo\": false", "\"prompt_logprobs\": null",
-        "\"user\": \"u\"", "\"metadata\": {\"a\": 1}"};
+        "\"n\": 1", "\"n\": null", "\"best_of\": 1", "\"logprobs\": false",
+        "\"logprobs\": null", "\"top_logprobs\": 0", "\"stream\": false", "\"echo\": false",
+        "\"prompt_logprobs\": null", "\"user\": \"u\"", "\"metadata\": {\"a\": 1}"};
     static const char *const other[] = {
-        "\"n\": 2", "\"best_of\": 2", "\"top_p\": 0.9", "\"top_k\": 5", "\"min_p\": 0.1",
-        "\"presence_penalty\": 1", "\"frequency_penalty\": -1", "\"repetition_penalty\": 1.1",
-        "\"logprobs\": true", "\"logprobs\": 0", "\"top_logprobs\": 2", "\"stop\": \"x\"",
-        "\"stop\": [\"x\"]", "\"logit_bias\": {\"1\": 5}", "\"stream\": true", "\"echo\": true",
-        "\"prompt_logprobs\": 1", "\"n\": \"1\"", "\"top_p\": true"};
+        "\"n\": 2", "\"best_of\": 2", "\"logprobs\": true", "\"logprobs\": 0",
+        "\"top_logprobs\": 2", "\"stream\": true", "\"echo\": true", "\"prompt_logprobs\": 1",
+        "\"n\": \"1\""};
     struct sf_record r;
     char body[256];
     for (size_t i = 0; i < sizeof neutral / sizeof neutral[0]; i++) {
@@ -138,6 +133,42 @@ static void neutral_values(void)
         SF_CHECK_STR(r.code, "unsupported_field");
         sf_record_free(&r);
     }
+}
+
+/* Absent and at their neutral values these are the same; else they are read as they stand. */
+static void sampling_fields(void)
+{
+    static const char *const neutral =
+        "\"top_p\": 1, \"top_k\": -1, \"min_p\": 0, \"presence_penalty\": 0, "
+        "\"frequency_penalty\": 0.0, \"repetition_penalty\": null, \"logit_bias\": {}, "
+        "\"stop\": []";
+    struct sf_record r;
+    char body[512];
+    snprintf(body, sizeof body, "\"prompt\": [1], %s", neutral);
+    for (int i = 0; i < 2; i++) {
+        SF_MUST(parse_body("completions", i == 0 ? "\"prompt\": [1]" : body, &r));
+        const struct sf_wire_sampling *p = &r.sampling;
+        SF_CHECK(p->top_p == 1 && p->min_p == 0 && p->presence == 0 && p->frequency == 0);
+        SF_CHECK(p->repetition == 1 && p->top_k == 0 && p->biases == 0 && r.stops == 0);
+        sf_record_free(&r);
+    }
+    SF_MUST(parse_body("completions", "\"prompt\": \"a\", \"top_p\": 0.25, \"top_k\": 7, "
+                       "\"min_p\": 0.5, \"presence_penalty\": -2, \"frequency_penalty\": 1.5, "
+                       "\"repetition_penalty\": 1.25, \"logit_bias\": {\"0\": -100, \"2\": 3.5}, "
+                       "\"stop\": [\"a\", \"b c\"]", &r));
+    SF_CHECK(r.sampling.top_p == 0.25 && r.sampling.top_k == 7 && r.sampling.min_p == 0.5);
+    SF_CHECK(r.sampling.presence == -2 && r.sampling.frequency == 1.5);
+    SF_CHECK(r.sampling.repetition == 1.25);
+    SF_CHECK_INT(r.sampling.biases, 2);
+    SF_CHECK(r.sampling.bias[0].token == 0 && r.sampling.bias[0].value == -100);
+    SF_CHECK(r.sampling.bias[1].token == 2 && r.sampling.bias[1].value == 3.5);
+    SF_CHECK_INT(r.stops, 2);
+    SF_CHECK_STR(r.stop[1].text, "b c");
+    sf_record_free(&r);
+    SF_MUST(parse_body("completions", "\"prompt\": \"a\", \"stop\": \"ab\"", &r));
+    SF_CHECK_INT(r.stops, 1);
+    SF_CHECK_INT(r.stop[0].bytes, 2);
+    sf_record_free(&r);
 }
 
 static void messages(void)
@@ -237,6 +268,20 @@ static void bad_completions(void)
         {"\"prompt\": [1], \"temperature\": -0.1", "invalid_value", "is -0.1"},
         {"\"prompt\": [1], \"temperature\": 2.5", "invalid_value", "is 2.5; allowed: numbers from "
          "0 to 2"},
+        {"\"prompt\": [1], \"top_p\": 0", "invalid_value", "is 0; allowed: numbers above 0 to 1"},
+        {"\"prompt\": [1], \"top_p\": true", "invalid_value", "body.top_p is true"},
+        {"\"prompt\": [1], \"top_k\": -2", "invalid_value", "body.top_k is -2"},
+        {"\"prompt\": [1], \"min_p\": 1.1", "invalid_value", "numbers from 0 to 1"},
+        {"\"prompt\": [1], \"presence_penalty\": 2.1", "invalid_value", "from -2 to 2"},
+        {"\"prompt\": [1], \"repetition_penalty\": 0", "invalid_value", "above 0 to 100"},
+        {"\"prompt\": [1], \"logit_bias\": [1]", "invalid_value", "body.logit_bias is"},
+        {"\"prompt\": [1], \"logit_bias\": {\"-1\": 1}", "invalid_value", "a key '-1'"},
+        {"\"prompt\": [1], \"logit_bias\": {\"1x\": 1}", "invalid_value", "a key '1x'"},
+        {"\"prompt\": [1], \"logit_bias\": {\"999999999999999999999\": 1}", "invalid_value",
+         "token ids from 0 to"},
+        {"\"prompt\": [1], \"logit_bias\": {\"1\": 101}", "invalid_value", "of token 1 is 101"},
+        {"\"prompt\": [1], \"stop\": \"\"", "invalid_value", "an empty text"},
+        {"\"prompt\": [1], \"stop\": [1]", "invalid_value", "body.stop holds an integer"},
         {"\"prompt\": [1], \"seed\": 1.5", "invalid_value", "body.seed is 1.5"},
         {"\"prompt\": [1], \"ignore_eos\": 1", "invalid_value", "body.ignore_eos is an integer; "
          "allowed: true or false"}};
@@ -370,6 +415,7 @@ static const struct sf_test tests[] = {
     {"defaults", defaults},
     {"all fields", all_fields},
     {"neutral values", neutral_values},
+    {"sampling fields", sampling_fields},
     {"messages", messages},
     {"NUL bytes", nul_bytes},
     {"broken lines", broken_lines},

@@ -88,8 +88,9 @@ static void add_one(struct world *w)
     }
     sf_status status = sf_sched_add(w->sched, &(struct sf_sched_seq){
         .seq = known->seq, .prompt = known->prompt, .answer_max = known->answer_max,
-        .temperature = 0.5, .rng_key = known->seq, .rng_stream = 7, .token = known->token,
-        .pages = known->pages});
+        .sampling = {.temperature = 0.5, .top_p = 1, .repetition = 1, .rng_key = known->seq,
+                     .rng_stream = 7},
+        .token = known->token, .pages = known->pages});
     if ((status == SF_OK) != fits || (status != SF_OK && status != SF_NO_PAGES)) {
         if (w->bad++ == 0) sf_test_fail(__FILE__, __LINE__, "added %d although fits %d", status,
                                         fits);
@@ -120,8 +121,8 @@ static void take_opens(struct world *w, int32_t g, const struct sf_wire_step *st
         const struct sf_wire_open *open = &step->open[i];
         struct known *known = &w->known[(uint32_t)open->seq % SLOTS];
         PROMISE(w, known->seq == open->seq && known->state == WAITING);
-        PROMISE(w, open->prompt == known->prompt && open->rng_key == known->seq &&
-                       open->rng_stream == 7 && open->temperature == 0.5 &&
+        PROMISE(w, open->prompt == known->prompt && open->sampling.rng_key == known->seq &&
+                       open->sampling.rng_stream == 7 && open->sampling.temperature == 0.5 &&
                        open->tokens_max == known->prompt + known->answer_max);
         known->state = OPEN;
         known->group = g;

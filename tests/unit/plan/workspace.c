@@ -59,7 +59,8 @@ static void check_rank(int32_t tp_size, int32_t tp_rank, int32_t first, int32_t 
                                 ? lines((int64_t)head * 5000 * 4) : 0);
     SF_CHECK_INT(ws.total, ws.residual + ws.normed + ws.qkv + ws.attention + ws.gate_up
                            + ws.activation + ws.rope + ws.transfer + ws.head_rows_in + ws.logits
-                           + ws.logits_all);
+                           + ws.logits_all + ws.choice);
+    SF_CHECK_INT(ws.choice, share.last_stage && tp_rank == 0 ? lines(5000 * 21) : 0);
     sf_share_free(&share);
 }
 

@@ -34,6 +34,29 @@ static void *list(int32_t count, size_t item_bytes)
 }
 
 /* ---- random messages ------------------------------------------------------------------------- */
+enum { BIASES_MAX = 400 };              /* of all opens of a step */
+
+static struct sf_wire_sampling random_sampling(struct sf_wire_step *step)
+{
+    struct sf_wire_sampling p = {
+        .temperature = random_below(3) == 0 ? 0 : (double)random_below(1 << 30) / (1 << 29),
+        .top_p = (1 + random_below(1000)) / 1000.0, .min_p = random_below(1001) / 1000.0,
+        .presence = random_below(5) - 2, .frequency = random_below(9) / 4.0 - 1,
+        .repetition = (1 + random_below(30)) / 10.0, .top_k = random_below(50),
+        .rng_key = random_u64(), .rng_stream = random_u64(),
+        .biases = random_below(2) * random_below(BIASES_MAX / 40)};
+    static int32_t used;
+    if (step->biases == NULL) {
+        step->biases = list(BIASES_MAX, sizeof *step->biases);
+        used = 0;
+    }
+    p.bias = step->biases + used;
+    used += p.biases;
+    for (int32_t i = 0; i < p.biases; i++)
+        p.bias[i] = (struct sf_wire_bias){random_below(1 << 20), (float)random_below(100) - 50};
+    return p;
+}
+
 static struct sf_wire_step random_step(void)
 {
     struct sf_wire_step step = {.id = random_u64(), .batch = random_below(100),
@@ -51,9 +74,7 @@ static struct sf_wire_step random_step(void)
         open->seq = random_u64();
         open->prompt = 1 + random_below(1 << 20);
         open->tokens_max = open->prompt + random_below(1 << 20);
-        open->temperature = random_below(3) == 0 ? 0 : (double)random_below(1 << 30) / (1 << 29);
-        open->rng_key = random_u64();
-        open->rng_stream = random_u64();
+        open->sampling = random_sampling(&step);
     }
     for (int32_t i = 0; i < step.items; i++) {
         struct sf_wire_item *item = &step.item[i];
@@ -101,6 +122,18 @@ static struct sf_wire_report random_report(void)
 }
 
 /* ---- equality -------------------------------------------------------------------------------- */
+static int same_sampling(const struct sf_wire_sampling *a, const struct sf_wire_sampling *b)
+{
+    if (a->temperature != b->temperature || a->top_p != b->top_p || a->min_p != b->min_p ||
+        a->presence != b->presence || a->frequency != b->frequency ||
+        a->repetition != b->repetition || a->top_k != b->top_k || a->rng_key != b->rng_key ||
+        a->rng_stream != b->rng_stream || a->biases != b->biases)
+        return 0;
+    for (int32_t i = 0; i < a->biases; i++)
+        if (a->bias[i].token != b->bias[i].token || a->bias[i].value != b->bias[i].value) return 0;
+    return 1;
+}
+
 static int same_step(const struct sf_wire_step *a, const struct sf_wire_step *b)
 {
     if (a->id != b->id || a->batch != b->batch || a->stop != b->stop || a->closes != b->closes ||
@@ -113,8 +146,7 @@ static int same_step(const struct sf_wire_step *a, const struct sf_wire_step *b)
     for (int32_t i = 0; i < a->opens; i++) {
         const struct sf_wire_open *x = &a->open[i], *y = &b->open[i];
         if (x->seq != y->seq || x->prompt != y->prompt || x->tokens_max != y->tokens_max ||
-            x->temperature != y->temperature || x->rng_key != y->rng_key ||
-            x->rng_stream != y->rng_stream)
+            !same_sampling(&x->sampling, &y->sampling))
             return 0;
     }
     for (int32_t i = 0; i < a->items; i++) {
@@ -210,7 +242,10 @@ static void report_words(void)
 static void refuse_steps(void)
 {
     int32_t token[3] = {1, 2, 3};
-    struct sf_wire_open open = {.seq = 1, .prompt = 2, .tokens_max = 4};
+    struct sf_wire_bias bias = {3, 1};
+    struct sf_wire_open open = {.seq = 1, .prompt = 2, .tokens_max = 4,
+                                .sampling = {.top_p = 1, .repetition = 1, .bias = &bias,
+                                             .biases = 1}};
     struct sf_wire_item item = {.seq = 1, .rows = 3, .token_first = 0};
     const struct sf_wire_step good = {.opens = 1, .open = &open, .items = 1, .item = &item,
                                       .tokens = 3, .token = token};
@@ -226,9 +261,18 @@ static void refuse_steps(void)
     } while (0)
     REFUSED(open.prompt = 0, open.prompt = 2);
     REFUSED(open.tokens_max = 1, open.tokens_max = 4);
-    REFUSED(open.temperature = -1, open.temperature = 0);
-    REFUSED(open.temperature = NAN, open.temperature = 0);
-    REFUSED(open.temperature = INFINITY, open.temperature = 0);
+    REFUSED(open.sampling.temperature = -1, open.sampling.temperature = 0);
+    REFUSED(open.sampling.temperature = NAN, open.sampling.temperature = 0);
+    REFUSED(open.sampling.temperature = INFINITY, open.sampling.temperature = 0);
+    REFUSED(open.sampling.top_p = 0, open.sampling.top_p = 1);
+    REFUSED(open.sampling.top_p = 1.5, open.sampling.top_p = 1);
+    REFUSED(open.sampling.min_p = NAN, open.sampling.min_p = 0);
+    REFUSED(open.sampling.top_k = -1, open.sampling.top_k = 0);
+    REFUSED(open.sampling.repetition = 0, open.sampling.repetition = 1);
+    REFUSED(open.sampling.frequency = INFINITY, open.sampling.frequency = 0);
+    REFUSED(bias.token = -1, bias.token = 3);
+    REFUSED(bias.value = NAN, bias.value = 1);
+    REFUSED(open.sampling.biases = -1, open.sampling.biases = 1);
     REFUSED(item.pos = -1, item.pos = 0);
     REFUSED(item.rows = 0, item.rows = 3);
     REFUSED(item.rows = 4, item.rows = 3);

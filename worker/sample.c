@@ -1,0 +1,199 @@
+/* worker/sample.c: one choice (sample.h).
+ *
+ * The candidates of a filtered draw are gathered by falling thresholds: tokens within e^-16 of the
+ * greatest first, and only if those do not decide the filters all the others.  A sharp distribution
+ * then sorts a few dozen tokens and not the whole vocabulary. */
+#include "worker/sample.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+/* weight: e^((l - highest) / temperature) */
+struct candidate { double weight; int32_t token; };
+struct sf_sampler {
+    int32_t vocab;
+    struct candidate *candidate;        /* [vocab] */
+    int32_t *count;                     /* [vocab] in the answer; zero between calls */
+    uint8_t *seen;                      /* [vocab] in prompt or answer; zero between calls */
+};
+
+static const double near_log = -16.0;   /* of what is gathered first */
+
+sf_status sf_sampler_create(int32_t vocab, struct sf_sampler **out)
+{
+    size_t n = (size_t)vocab;
+    void *block;
+    SF_TRY(sf_alloc(sizeof(struct sf_sampler), "sampler", &block));
+    struct sf_sampler *s = block;
+    s->vocab = vocab;
+    sf_status status = sf_alloc(n * sizeof *s->candidate, "sampling candidates", &block);
+    if (status == SF_OK) s->candidate = block;
+    if (status == SF_OK) status = sf_alloc(n * sizeof *s->count, "token counts", &block);
+    if (status == SF_OK && s->candidate != NULL) s->count = block;
+    if (status == SF_OK) status = sf_alloc(n, "seen tokens", &block);
+    if (status == SF_OK) s->seen = block;
+    if (status != SF_OK) {
+        sf_sampler_destroy(s);
+        return status;
+    }
+    *out = s;
+    return SF_OK;
+}
+
+void sf_sampler_destroy(struct sf_sampler *s)
+{
+    if (s == NULL) return;
+    sf_free(s->candidate);
+    sf_free(s->count);
+    sf_free(s->seen);
+    sf_free(s);
+}
+
+int64_t sf_sampler_bytes(int32_t vocab)
+{
+    return vocab * (int64_t)(sizeof(struct candidate) + sizeof(int32_t) + 1);
+}
+
+int sf_sampling_needs_history(const struct sf_wire_sampling *p)
+{
+    return p->repetition != 1.0 || p->frequency != 0.0 || p->presence != 0.0;
+}
+
+int sf_sampling_needs_row(const struct sf_wire_sampling *p)
+{
+    return p->temperature > 0.0 || p->biases > 0 || sf_sampling_needs_history(p);
+}
+
+/* ---- before the softmax ---- */
+
+static void penalise(struct sf_sampler *s, const struct sf_wire_sampling *p,
+                     const struct sf_history *history, float *logits)
+{
+    for (int32_t i = 0; i < history->tokens; i++) {
+        s->seen[history->token[i]] = 1;
+        if (i >= history->prompt) s->count[history->token[i]]++;
+    }
+    for (int32_t i = 0; i < history->tokens; i++) {
+        int32_t token = history->token[i];
+        if (!s->seen[token]) continue;          /* done, at its first place */
+        double l = (double)logits[token];
+        l = l > 0.0 ? l / p->repetition : l * p->repetition;
+        l -= p->frequency * s->count[token] + p->presence * (s->count[token] > 0);
+        logits[token] = (float)l;
+        s->seen[token] = 0;
+        s->count[token] = 0;
+    }
+}
+
+/* Token of the greatest logit; -1 if there is a NaN or nothing above -inf. */
+static int32_t greatest(const float *logits, int32_t vocab)
+{
+    int32_t best = -1;
+    for (int32_t i = 0; i < vocab; i++) {
+        if (isnan(logits[i])) return -1;
+        if (logits[i] > -INFINITY && (best < 0 || logits[i] > logits[best])) best = i;
+    }
+    return best;
+}
+
+/* ---- filters and draw ---- */
+
+static int by_weight(const void *left, const void *right)
+{
+    const struct candidate *a = left, *b = right;
+    if (a->weight != b->weight) return a->weight < b->weight ? 1 : -1;
+    return (a->token > b->token) - (a->token < b->token);
+}
+
+static int by_token(const void *left, const void *right)
+{
+    const struct candidate *a = left, *b = right;
+    return (a->token > b->token) - (a->token < b->token);
+}
+
+/* Tokens of at least e^floor of the greatest weight, in the order of the vocabulary. */
+static int32_t gather(struct sf_sampler *s, const float *logits, double highest,
+                      double temperature, double floor)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < s->vocab; i++) {
+        double exponent = ((double)logits[i] - highest) / temperature;
+        if (!(exponent >= floor)) continue;
+        double weight = exp(exponent);
+        if (weight > 0.0) s->candidate[n++] = (struct candidate){weight, i};
+    }
+    return n;
+}
+
+static double total_of(const struct candidate *candidate, int32_t n)
+{
+    double total = 0.0;
+    for (int32_t i = 0; i < n; i++) total += candidate[i].weight;
+    return total;
+}
+
+/* How many of the `n` sorted candidates the filters keep, if these are `all` that there are or
+ * enough to tell; otherwise 0.  total: of everything, before top_k. */
+static int32_t kept_of(const struct sf_sampler *s, const struct sf_wire_sampling *p, int32_t n,
+                       int all, double total)
+{
+    int32_t most = n;
+    if (p->top_k > 0 && p->top_k <= n) {
+        most = p->top_k;
+        all = 1;
+        total = total_of(s->candidate, most);
+    }
+    double sum = 0.0;
+    for (int32_t i = 0; i < most && p->top_p < 1.0; i++) {
+        sum += s->candidate[i].weight;
+        if (sum >= p->top_p * total && (all || p->top_k <= 0)) return i + 1;
+    }
+    return all ? most : 0;
+}
+
+/* The kept candidates, in the order of the vocabulary; returns how many. */
+static int32_t filter(struct sf_sampler *s, const struct sf_wire_sampling *p, const float *logits,
+                      double highest)
+{
+    double floor = p->min_p > 0.0 ? log(p->min_p) : -INFINITY;
+    int32_t n = gather(s, logits, highest, p->temperature, floor);
+    if (p->top_k <= 0 && p->top_p >= 1.0) return n;
+    double total = total_of(s->candidate, n);
+    int32_t near = gather(s, logits, highest, p->temperature, fmax(floor, near_log));
+    qsort(s->candidate, (size_t)near, sizeof *s->candidate, by_weight);
+    int32_t kept = kept_of(s, p, near, near == n, total);
+    if (kept == 0) {
+        n = gather(s, logits, highest, p->temperature, floor);
+        qsort(s->candidate, (size_t)n, sizeof *s->candidate, by_weight);
+        kept = kept_of(s, p, n, 1, total);
+    }
+    qsort(s->candidate, (size_t)kept, sizeof *s->candidate, by_token);
+    return kept;
+}
+
+static int32_t draw(const struct candidate *candidate, int32_t n, double u)
+{
+    double total = total_of(candidate, n), sum = 0.0;
+    for (int32_t i = 0; i < n; i++) {
+        sum += candidate[i].weight;
+        if (sum > u * total) return candidate[i].token;
+    }
+    return candidate[n - 1].token;      /* u * total rounded up to the whole sum */
+}
+
+int32_t sf_sample(struct sf_sampler *s, const struct sf_wire_sampling *p,
+                  const struct sf_history *history, float *logits, double u)
+{
+    for (int32_t i = 0; i < p->biases; i++) {
+        SF_ASSERT(p->bias[i].token >= 0 && p->bias[i].token < s->vocab);
+        logits[p->bias[i].token] += p->bias[i].value;
+    }
+    if (sf_sampling_needs_history(p)) penalise(s, p, history, logits);
+    int32_t best = greatest(logits, s->vocab);
+    if (best < 0 || p->temperature <= 0.0) return best;
+    if (logits[best] == INFINITY) return -1;
+    return draw(s->candidate, filter(s, p, logits, (double)logits[best]), u);
+}
