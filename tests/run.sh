@@ -134,7 +134,7 @@ before_command()
 # their own counts by SHEAF_TEST_LEVEL.
 run_scripts()
 {
-    local script name seconds=1200
+    local script name seconds=1800
     if [[ $1 == long ]]; then seconds=7200; fi
     for script in tests/mpi/*.sh; do
         [[ -e $script ]] || continue

@@ -3,9 +3,9 @@
 Shown, with the real model: the token that ends an answer is the last of its token_ids and no part
 of its text; finish_reason and usage agree with the tokens; a prompt as text, as ids and as a
 message under the chat template are the same prompt; under run.deterministic a sampled text depends
-on its seed, not on its neighbours, their order, or the layout; filters that leave one token give the
-greedy answer, biases and penalties do what they say, stop strings end an answer wherever tokens cut
-them; the cache's bytes follow the formula (lanes x tokens fed x bytes of a slot) in each type.
+on its seed, not on its neighbours, their order, or the layout; filters that leave one token give
+the greedy answer, biases and penalties do what they say, stop strings end an answer wherever tokens
+cut them; the cache's bytes follow the formula (lanes x tokens fed x bytes of a slot) in each type.
 """
 import json
 import os

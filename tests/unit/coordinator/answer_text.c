@@ -7,8 +7,8 @@
 #include "coordinator/answer_text.h"
 #include "tests/check.h"
 
-static const struct sf_stop stops[] = {{(char *)(uintptr_t) "END", 3}, {(char *)(uintptr_t) "xy", 2},
-                                       {(char *)(uintptr_t) "NDx", 3}};
+static char end[] = "END", xy[] = "xy", ndx[] = "NDx";
+static const struct sf_stop stops[] = {{end, 3}, {xy, 2}, {ndx, 3}};
 
 /* Feeds `text` in pieces whose sizes are the bits of `cuts`; the bytes that are left, or -1. */
 static int64_t feed(const char *text, size_t bytes, uint32_t cuts, size_t count)

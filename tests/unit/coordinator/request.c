@@ -91,7 +91,7 @@ static void all_fields(void)
     SF_CHECK_INT(r.answer_max, 3);
     SF_CHECK_NEAR(r.sampling.temperature, 1.5, 0);
     SF_CHECK_INT((int64_t)r.sampling.rng_key, -4);
-    SF_CHECK_INT(r.sampling.rng_stream, 0);                      /* the seed alone says what is drawn */
+    SF_CHECK_INT(r.sampling.rng_stream, 0);             /* the seed alone says what is drawn */
     SF_CHECK_INT(r.ignore_eos, 1);
     SF_CHECK_INT(r.return_token_ids, 1);
     sf_record_free(&r);

@@ -1,7 +1,7 @@
 /* tests/unit/worker/sample.c: the choice of a token.
  *
- * definition: against a direct reading of sample.h (all tokens sorted, no shortcuts) on thousands of
- *   random rows, from flat to sharp, with random filters, penalties and biases.
+ * definition: against a direct reading of sample.h (all tokens sorted, no shortcuts) on thousands
+ *   of random rows, from flat to sharp, with random filters, penalties and biases.
  * frequencies: 200,000 draws of a small distribution match its probabilities.
  * ties, greedy, penalties, broken rows: by hand. */
 #include <math.h>
