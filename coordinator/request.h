@@ -2,8 +2,8 @@
  *
  * What is read of body: model (ignored), messages or prompt, max_tokens or max_completion_tokens,
  * temperature, top_p, top_k, min_p, presence_penalty, frequency_penalty, repetition_penalty,
- * logit_bias, seed, stop, ignore_eos, return_token_ids.  A field that would change the answer and is
- * not built is an error of the record; at the value that means "nothing" (n: 1, logprobs: false,
+ * logit_bias, seed, stop, ignore_eos, return_token_ids.  A field that would change the answer and
+ * is not built is an error of the record; at the value that means "nothing" (n: 1, logprobs: false,
  * ...) it is accepted. */
 #ifndef SHEAF_COORDINATOR_REQUEST_H
 #define SHEAF_COORDINATOR_REQUEST_H

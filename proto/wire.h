@@ -3,8 +3,8 @@
  *
  * A step is proportional to what changed: which sequences entered and left, and the rows to
  * compute. What the packer asserts, the unpacker verifies: bytes from another rank are not trusted
- * with an index.  Unpacked messages own their arrays; free with the matching _free.  The biases of an
- * unpacked step's opens lie in one array of the step. */
+ * with an index.  Unpacked messages own their arrays; free with the matching _free.  The biases of
+ * an unpacked step's opens lie in one array of the step. */
 #ifndef SHEAF_PROTO_WIRE_H
 #define SHEAF_PROTO_WIRE_H
 #include <stddef.h>
