@@ -102,9 +102,9 @@ struct sf_world {
     void *backend;
     struct sf_comm *root;               /* the world's communicator */
     int32_t rank, size;
-    int64_t timeout_ns;
+    /* what was asked for, less the grace: what other ranks give rank 0 beyond it */
+    int64_t timeout_ns, grace_ns;
     int64_t beat_ns, beat_asked_ns;     /* as used: short beside the timeout; as given */
-    int64_t grace_ns;                   /* what other ranks give rank 0 beyond the timeout */
     void (*progress)(void *);
     void *progress_arg;
     int in_progress;

@@ -14,7 +14,8 @@
 #include "base/memory.h"
 #include "comm/backend.h"
 
-enum { TIMEOUT_MS_DEFAULT = 30000, BEAT_MS_DEFAULT = 500, GRACE_MS = 5000, BEATS_MIN = 8 };
+enum { TIMEOUT_MS_DEFAULT = 30000, BEAT_MS_DEFAULT = 500, GRACE_MS_MAX = 5000, GRACE_SHARE = 5,
+       BEATS_MIN = 8 };
 
 /* ---- worlds ---------------------------------------------------------------------------------- */
 static sf_status comm_create(struct sf_world *world, int32_t rank, int32_t size, const char *label,
@@ -68,7 +69,6 @@ sf_status sf_world_create(const struct sf_comm_ops *ops, void *backend, int32_t 
     world->rank = rank;
     world->size = size;
     world->beat_asked_ns = (beat_ms > 0 ? beat_ms : BEAT_MS_DEFAULT) * 1000000;
-    world->grace_ns = (int64_t)GRACE_MS * 1000000;
     world->post_last = &world->post;
     world->looked_ns = sf_now_ns();
     for (int32_t r = 0; r < size; r++) {
@@ -173,7 +173,10 @@ void sf_comm_set_timeout(struct sf_comm *comm, int64_t timeout_ms)
 {
     SF_ASSERT(timeout_ms > 0);
     struct sf_world *world = comm->world;
-    world->timeout_ns = timeout_ms * 1000000;
+    int64_t grace_ms = timeout_ms / GRACE_SHARE;
+    if (grace_ms > GRACE_MS_MAX) grace_ms = GRACE_MS_MAX;
+    world->grace_ns = grace_ms * 1000000;
+    world->timeout_ns = (timeout_ms - grace_ms) * 1000000;
     /* Some beats may be missed before a rank counts as silent. */
     int64_t beat_max_ns = world->timeout_ns / BEATS_MIN;
     world->beat_ns = world->beat_asked_ns < beat_max_ns ? world->beat_asked_ns : beat_max_ns;

@@ -8,8 +8,9 @@
  *
  * Who is stuck: each rank shows a sign of life to world rank 0 at least every beat_ms (or an eighth
  * of timeout_ms) while it is in any sf_comm call or calls sf_comm_beat, as the worker does between
- * layers.  Rank 0 ends the job when it has not heard from a rank for timeout_ms and says which,
- * with what it last did; other ranks give rank 0 a few seconds more before they end it. */
+ * layers.  Rank 0 ends the job when it has not heard from a rank for a while and says which, with
+ * what it last did; the others give rank 0 a fifth of timeout_ms more (at most 5 s) before they end
+ * it, so that it has ended within timeout_ms whichever rank is silent. */
 #ifndef SHEAF_COMM_COMM_H
 #define SHEAF_COMM_COMM_H
 #include <stddef.h>

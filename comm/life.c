@@ -12,9 +12,9 @@
  * for a moment what has been sent meanwhile.  For the same reason a wait counts at most one beat of
  * time for each round.
  *
- * Times, for a timeout T: rank 0 names a silent rank after T less one beat, so that the job has
- * ended within T; a wait on rank 0 ends after T, on the other ranks after T and a grace, so that
- * rank 0, which knows more, speaks first. */
+ * Times, for a timeout T less its grace, t: rank 0 names a silent rank after t less one beat; a
+ * wait on rank 0 ends after t, on the other ranks after t and the grace, that is T, so that rank 0,
+ * which knows more, speaks first, and the job has ended within T whoever is silent. */
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 """A lost or stuck rank ends the job in time, by name.
 
 Shown, for each rank of tensor 2 x pipeline 2 in turn: stopped in mid-run (SIGSTOP), the job ends
-within run.rank_timeout_s (and the launcher's own seconds) with a line that names the rank; and a
+within run.rank_timeout_s (and two seconds for the launcher) with a line that names the rank; and a
 rank that is killed ends it at once.  Every answer in the output so far is a whole line.
 """
 import json
@@ -14,7 +14,7 @@ import time
 import job
 from memory import ranks_below
 
-TIMEOUT_S, GRACE_S = 6, 6
+TIMEOUT_S, LAUNCHER_S = 6, 2
 
 
 def start(folder):
@@ -48,7 +48,7 @@ def hurt(tally, rank, what, number):
     os.kill(pid, number)
     _, stderr = process.communicate(timeout=90)
     took = time.monotonic() - began
-    limit = (TIMEOUT_S if number == signal.SIGSTOP else 2) + GRACE_S
+    limit = (TIMEOUT_S if number == signal.SIGSTOP else 2) + LAUNCHER_S
     print(f"  figure: {what} rank {rank}: ended after {took:.1f} s, exit code {process.returncode}")
     tally.true(f"{what} rank {rank}: in time", took <= limit, f"{took:.1f} s, limit {limit} s")
     tally.true(f"{what} rank {rank}: exit code", process.returncode in (1, 137),

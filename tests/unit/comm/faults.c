@@ -45,7 +45,12 @@ static sf_status rig_open(struct rig *rig, int32_t ranks, int64_t timeout_ms, in
     SF_TRY(sf_comm_loopback_world(ranks, 0, &options, rig->comm));
     rig->ranks = ranks;
     for (int32_t r = 0; r < ranks; r++) {
-        rig->comm[r]->world->grace_ns = (int64_t)GRACE * 1000000;
+        struct sf_world *world = rig->comm[r]->world;
+        /* The two share what was asked for; here each is given on its own. */
+        SF_CHECK_INT(world->timeout_ns + world->grace_ns, timeout_ms * 1000000);
+        SF_CHECK(world->grace_ns > 0 && world->grace_ns < world->timeout_ns);
+        world->timeout_ns = timeout_ms * 1000000;
+        world->grace_ns = (int64_t)GRACE * 1000000;
         for (int32_t other = 0; other < ranks; other++)
             sf_comm_describe(rig->comm[r], other, other == 0 ? "head" : "hand");
     }
