@@ -42,7 +42,8 @@ static inline size_t sf_layout_pos_offset(const struct sf_layout *layout)
 {
     return sf_layout_bias_offset(layout) + (size_t)layout->page_slots * sizeof(float);
 }
-/* Bytes of a page, a multiple of 64 for any page_slots that is a multiple of 16. */
+/* Bytes of a page: for any page_slots that is a multiple of 16, a multiple of 64 if k_dim + v_dim
+ * is even (it is in every model), else of 32. */
 static inline size_t sf_layout_page_bytes(const struct sf_layout *layout)
 {
     return sf_layout_pos_offset(layout) + (size_t)layout->page_slots * sizeof(int32_t);

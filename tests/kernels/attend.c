@@ -120,7 +120,8 @@ static void lane_fill(struct problem *p, unsigned char *pool, int lane, int32_t 
 
 static unsigned char *pool_make(const struct problem *p, int32_t pages)
 {
-    unsigned char *pool = aligned_alloc(64, (size_t)(pages + 1) * p->page_bytes);
+    size_t bytes = (size_t)(pages + 1) * p->page_bytes;
+    unsigned char *pool = aligned_alloc(64, (bytes + 63) / 64 * 64);
     for (int32_t i = 0; i <= pages; i++)
         ref->k->kv_clear(ref, &p->layout, pool + (size_t)i * p->page_bytes);
     return pool;
