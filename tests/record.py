@@ -2,7 +2,8 @@
 """tests/record.py LOGS: writes docs/measured.md from the figures that tests have printed.
 
 A test prints what it measured in lines that begin with 'figure: ' (after blanks); tests/run.sh
---long calls this at its end.  LOGS is the folder of their logs.
+--long calls this at its end.  LOGS is the folder of their logs; what ran under a sanitizer is left
+out.
 """
 import os
 import re
@@ -38,7 +39,8 @@ def figures(path):
 def main(folder):
     text = HEAD + machine()
     for name in sorted(os.listdir(folder)):
-        lines = figures(os.path.join(folder, name)) if name.endswith(".log") else []
+        wanted = name.endswith(".log") and not name.startswith(("asan-", "tsan-"))
+        lines = figures(os.path.join(folder, name)) if wanted else []
         if lines:
             text += f"\n## {name[:-4]}\n\n" + "".join(f"- {line}\n" for line in lines)
     with open(TARGET, "w", encoding="utf-8") as file:
