@@ -4,6 +4,7 @@ Shown: output tokens per second of the batch are at least 5 times those of the s
 ratios of one machine at one time (median of three rounds, interleaved; load time left out).  The
 cost of run.deterministic is measured beside it.
 """
+# not with --quick
 import json
 import os
 import statistics
@@ -34,7 +35,7 @@ def main():
     prompts = [(f"p{i}", dict(body, prompt=[504 + 7 * i + j for j in range(32)]))
                for i in range(64)]
     ratios, together, alone, fixed = [], [], [], []
-    for _ in range(1 if job.LEVEL == "quick" else 3):
+    for _ in range(3):
         together.append(rate(64, prompts, tally))
         alone.append(rate(1, prompts[:8], tally))
         fixed.append(rate(64, prompts, tally, True))

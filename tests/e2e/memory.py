@@ -6,6 +6,7 @@ tensor 2 x pipeline 2; and the tensors of a rank are only its own (their sum ove
 whole model's).  The peak is sampled from /proc every few milliseconds; base is the least anonymous
 memory seen once the process has its libraries, that is before the first large allocation.
 """
+# not with --quick
 import json
 import os
 import subprocess
@@ -109,7 +110,7 @@ def main():
     # Some are sampled, which takes the buffer for whole rows of logits into use.
     bodies = [(f"r{i}", {"prompt": [504 + i] * 200, "max_tokens": 24, "ignore_eos": True,
                          "temperature": i % 2}) for i in range(32)]
-    for dtype in ["bf16"] if job.LEVEL == "quick" else ["bf16", "f32"]:
+    for dtype in ["bf16", "f32"]:
         whole = None
         for tensor, pipeline in LAYOUTS if job.has_mpi() else LAYOUTS[:1]:
             ranks = tensor * pipeline
