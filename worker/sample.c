@@ -30,12 +30,17 @@ sf_status sf_sampler_create(int32_t vocab, struct sf_sampler **out)
     struct sf_sampler *s = block;
     s->vocab = vocab;
     sf_status status = sf_alloc(n * sizeof *s->candidate, "sampling candidates", &block);
-    if (status == SF_OK) s->candidate = block;
-    if (status == SF_OK) status = sf_alloc(n * sizeof *s->count, "token counts", &block);
-    if (status == SF_OK && s->candidate != NULL) s->count = block;
-    if (status == SF_OK) status = sf_alloc(n, "seen tokens", &block);
-    if (status == SF_OK) s->seen = block;
-    if (status != SF_OK) {
+    if (status == SF_OK) {
+        s->candidate = block;
+        status = sf_alloc(n * sizeof *s->count, "token counts", &block);
+    }
+    if (status == SF_OK) {
+        s->count = block;
+        status = sf_alloc(n, "seen tokens", &block);
+    }
+    if (status == SF_OK) {
+        s->seen = block;
+    } else {
         sf_sampler_destroy(s);
         return status;
     }

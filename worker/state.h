@@ -1,7 +1,8 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * head.c (logits and sampling), pipe.c (between stages), hub.c (rank 0's post office), load.c. */
+ * head.c (logits), sample.c (the choice of a token), pipe.c (between stages), hub.c (rank 0's post
+ * office), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
