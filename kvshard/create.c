@@ -136,6 +136,7 @@ static sf_status create(struct sf_store *store, const struct sf_store_spec *spec
     for (int32_t i = 0; i < spec->layers; i++) SF_TRY(create_layer(store, spec, i));
     SF_TRY(open_methods(store, spec));
     SF_TRY(create_pool(store, spec));
+    SF_TRY(sf_blocks_create(&store->pool, store->lanes, &store->blocks));
     return create_step(store);
 }
 
@@ -171,6 +172,7 @@ void sf_store_destroy(struct sf_store *store)
     sf_free(store->row_pos);
     sf_free(store->job);
     sf_free(store->append);
+    if (store->pool.page_bytes) sf_blocks_destroy(&store->pool, &store->blocks);
     if (store->pool.page_bytes) sf_pages_destroy(&store->pool);
     close_methods(store);
     for (int32_t i = 0; i < store->layers; i++) {

@@ -53,6 +53,60 @@ void sf_lane_free(struct sf_page_pool *pool, struct sf_kv_lane *lane)
     lane->pages = lane->slots = lane->live = lane->scanned = 0;
 }
 
+/* ---- pages of several holders --------------------------------------------------------------- */
+/* The lane gets its own copy of a page that others hold too. */
+static sf_status unshare(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t index)
+{
+    struct sf_page_pool *pool = ctx->pool;
+    int32_t old = lane->page[index], fresh, *slot;
+    size_t slots = (size_t)pool->page_slots, aux_bytes = (size_t)pool->aux_bytes;
+    if (pool->holders[old] == 1) return SF_OK;
+    SF_TRY(sf_scratch_items(ctx->mem, slots, sizeof *slot, &slot));
+    SF_TRY(sf_page_take(pool, &ctx->layout, &fresh));
+    for (int32_t i = 0; i < pool->page_slots; i++) slot[i] = i;
+    struct sf_slot_list from = { .pages = &old, .slot = slot, .n = pool->page_slots };
+    struct sf_slot_list to = { .pages = &fresh, .slot = slot, .n = pool->page_slots };
+    pool->device->k->kv_move(pool->device, &ctx->layout, pool->base, pool->page_bytes, &from, &to);
+    memcpy(pool->pos + (size_t)fresh * slots, pool->pos + (size_t)old * slots,
+           slots * sizeof *pool->pos);
+    memcpy(pool->bias + (size_t)fresh * slots, pool->bias + (size_t)old * slots,
+           slots * sizeof *pool->bias);
+    if (pool->aux)
+        memcpy(pool->aux + (size_t)fresh * slots * aux_bytes,
+               pool->aux + (size_t)old * slots * aux_bytes, slots * aux_bytes);
+    pool->live[fresh] = pool->live[old];
+    lane->page[index] = fresh;
+    sf_page_give(pool, old);
+    return SF_OK;
+}
+
+/* Before n slots are marked as holes: a shared page that loses all its slots is given back unmarked
+ * (PAGE_GONE in its place), one that keeps some is copied.  Returns in *n the slots still to be
+ * marked, and counts the pages that went. */
+enum { PAGE_GONE = -1 };
+static sf_status part_with(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t *slot,
+                           int32_t *n, int32_t *gone_out)
+{
+    struct sf_page_pool *pool = ctx->pool;
+    int32_t left = 0, gone = 0;
+    for (int32_t i = 0, end; i < *n; i = end) {
+        int32_t index = slot[i] / pool->page_slots, page = lane->page[index];
+        for (end = i + 1; end < *n && slot[end] / pool->page_slots == index;) end++;
+        if (pool->holders[page] > 1 && end - i == pool->live[page]) {
+            sf_page_give(pool, page);
+            lane->page[index] = PAGE_GONE;
+            gone++;
+            continue;
+        }
+        SF_TRY(unshare(ctx, lane, index));
+        memmove(slot + left, slot + i, (size_t)(end - i) * sizeof *slot);
+        left += end - i;
+    }
+    *n = left;
+    *gone_out = gone;
+    return SF_OK;
+}
+
 /* ---- dropping ------------------------------------------------------------------------------- */
 /* Gives back pages without live slots, and holes at the lane's end. */
 static void release_dead_pages(struct sf_page_pool *pool, struct sf_kv_lane *lane)
@@ -61,6 +115,7 @@ static void release_dead_pages(struct sf_page_pool *pool, struct sf_kv_lane *lan
     for (int32_t i = 0; i < lane->pages; i++) {
         int32_t written = lane->slots - i * page_slots;
         if (written > page_slots) written = page_slots;
+        if (lane->page[i] == PAGE_GONE) continue;
         if (pool->live[lane->page[i]] == 0) {
             sf_page_give(pool, lane->page[i]);
         } else {
@@ -104,16 +159,18 @@ sf_status sf_lane_drop(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, i
 {
     struct sf_page_pool *pool = ctx->pool;
     SF_ASSERT(lane->mirrored && n >= 0 && n <= lane->live);
-    int32_t dead = 0;
-    for (int32_t i = 0; i < n; i++) {
+    int32_t dead;
+    for (int32_t i = 0; i < n; i++)
         SF_ASSERT(slot[i] >= 0 && slot[i] < lane->slots && (i == 0 || slot[i] > slot[i - 1]));
+    lane->live -= n;
+    SF_TRY(part_with(ctx, lane, slot, &n, &dead));
+    for (int32_t i = 0; i < n; i++) {
         size_t at = sf_lane_mirror(pool, lane, slot[i]);
         SF_ASSERT(pool->pos[at] >= 0);
         pool->pos[at] = -1;
         pool->bias[at] = -INFINITY;
         dead += --pool->live[lane->page[slot[i] / pool->page_slots]] == 0;
     }
-    lane->live -= n;
     /* What lies on a page that goes back as a whole need not be marked there. */
     int32_t marks = 0;
     for (int32_t i = 0; i < n; i++)
@@ -223,6 +280,7 @@ sf_status sf_lane_arrange(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *moves.to, &moves.to));
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)ctx->pool->page_slots, sizeof *hole, &hole));
     for (int32_t i = 0; i < n; i++) SF_ASSERT(source[i] >= -1 && source[i] < lane->slots);
+    for (int32_t i = 0; i < lane->pages; i++) SF_TRY(unshare(ctx, lane, i));
     arrange_bytes(ctx, lane, source, n, readers, pending, &moves);
     cut_to(ctx, lane, n, hole);
     return SF_OK;

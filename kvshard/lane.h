@@ -8,7 +8,11 @@
  * then count down by a page, and no byte moves.  When more holes are left than
  * live / SF_HOLES_SHARE + SF_HOLES_PAGES pages of slots, the lane is compacted; so what a lane
  * holds is bounded (sf_lane_slots_bound), and a window that slides by one token never moves a
- * byte. */
+ * byte.
+ *
+ * A page may have other holders (block.h).  Before a lane marks or moves slots of such a page, it
+ * takes its own copy; only for that may an edit take pages, and who shares has been promised them
+ * (account.h: pages_peak counts every page of a sequence as its own). */
 #ifndef SHEAF_KVSHARD_LANE_H
 #define SHEAF_KVSHARD_LANE_H
 #include <stdint.h>

@@ -39,8 +39,8 @@ static sf_status pool_create(const struct sf_page_spec *spec, struct sf_page_poo
     pool->base = block;
     SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "the list of free pages", &block));
     pool->free_page = block;
-    SF_TRY(sf_alloc((size_t)pool->pages, "marks of pages", &block));
-    pool->taken = block;
+    SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "holders of pages", &block));
+    pool->holders = block;
     SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "live slots of pages", &block));
     pool->live = block;
     if (spec->mirror) SF_TRY(mirror_create(pool));
@@ -77,7 +77,7 @@ void sf_pages_destroy(struct sf_page_pool *pool)
     if (pool->bias) sf_unmap(pool->bias, slots * sizeof(float));
     if (pool->pos) sf_unmap(pool->pos, slots * sizeof(int32_t));
     sf_free(pool->live);
-    sf_free(pool->taken);
+    sf_free(pool->holders);
     sf_free(pool->free_page);
     if (pool->base) sf_unmap(pool->base, pool_map_bytes(pool));
     memset(pool, 0, sizeof *pool);
@@ -90,9 +90,9 @@ sf_status sf_page_take(struct sf_page_pool *pool, const struct sf_layout *layout
     if (pool->used == pool->pages)
         return SF_FAIL(SF_NO_PAGES, "the pool of %d pages is full", pool->pages);
     int32_t page = pool->free_page[pool->pages - pool->used - 1];
-    SF_ASSERT(page >= 0 && page < pool->pages && !pool->taken[page]);
+    SF_ASSERT(page >= 0 && page < pool->pages && pool->holders[page] == 0);
     pool->used++;
-    pool->taken[page] = 1;
+    pool->holders[page] = 1;
     pool->live[page] = 0;
     pool->device->k->kv_clear(pool->device, layout, pool->base + (size_t)page * pool->page_bytes);
     if (pool->pos) {
@@ -112,8 +112,14 @@ sf_status sf_page_take(struct sf_page_pool *pool, const struct sf_layout *layout
 void sf_page_give(struct sf_page_pool *pool, int32_t page)
 {
     SF_ASSERT(page >= 0 && page < pool->pages && pool->used > 0);
-    SF_ASSERT(pool->taken[page]);
-    pool->taken[page] = 0;
+    SF_ASSERT(pool->holders[page] > 0);
+    if (--pool->holders[page] > 0) return;
     pool->free_page[pool->pages - pool->used] = page;
     pool->used--;
+}
+
+void sf_page_share(struct sf_page_pool *pool, int32_t page)
+{
+    SF_ASSERT(page >= 0 && page < pool->pages && pool->holders[page] > 0);
+    pool->holders[page]++;
 }

@@ -21,7 +21,7 @@ struct sf_page_pool {
     size_t page_bytes;
     int32_t pages, used, page_slots;
     int32_t *free_page;                 /* [pages] the first pages - used of them are free */
-    uint8_t *taken;                     /* [pages] so that a page given twice is noticed */
+    int32_t *holders;                   /* [pages] lanes and blocks that have it; 0: free */
     int32_t *live;                      /* [pages] live slots; counted where there is a mirror */
     int32_t *pos;                       /* [pages + 1][page_slots]; NULL: no mirror */
     float *bias;
@@ -40,7 +40,10 @@ sf_status sf_pages_create(const struct sf_page_spec *, struct sf_page_pool *pool
 void      sf_pages_destroy(struct sf_page_pool *);
 /* A page prepared for `layout`: zeros and holes.  SF_NO_PAGES when none is left. */
 sf_status sf_page_take(struct sf_page_pool *, const struct sf_layout *, int32_t *page_out);
+/* One holder less; the last one gives it back. */
 void      sf_page_give(struct sf_page_pool *, int32_t page);
+/* One holder more of a page that is taken.  Nobody writes to a page that has several. */
+void      sf_page_share(struct sf_page_pool *, int32_t page);
 static inline int32_t sf_pages_free(const struct sf_page_pool *pool)
 {
     return pool->pages - pool->used;

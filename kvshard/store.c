@@ -83,6 +83,8 @@ static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struc
             struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;
             SF_TRY(sf_lane_extend(&ctx, lane, seq->tokens[layer], rows));
             sf_store_book(store, seq, layer, l, &before);
+            if (seq->tokens[layer] < seq->prompt)
+                sf_blocks_fill(store, seq, layer, l, seq->tokens[layer]);
             store->append[n] = (struct sf_append_lane){
                 .pages = lane->page, .slot_first = before.slots, .row_first = row_first,
                 .rows = rows, .head = l };
@@ -136,6 +138,7 @@ sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const stru
 /* ---- sequences ------------------------------------------------------------------------------ */
 static void seq_free(struct sf_seq *seq)
 {
+    sf_free(seq->block);
     sf_free(seq->page_tables);
     sf_free(seq->lane);
     sf_free(seq->tokens);

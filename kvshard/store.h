@@ -61,6 +61,14 @@ void      sf_store_destroy(struct sf_store *);
 /* seq_id is for messages and hooks.  prompt: its length, known; tokens_max: prompt + answer. */
 sf_status sf_seq_open(struct sf_store *, int64_t seq_id, int32_t prompt, int32_t tokens_max,
                       struct sf_seq **out);
+/* Blocks of the prefix cache (block.h) that its prompt begins with, in order: the first `reused`
+ * are attached, as if their tokens had been appended, the others are filled as its rows come.  Only
+ * for a sequence without rows; at least one row of the prompt stays to be computed.  SF_INTERNAL
+ * where the numbers do not fit what is there. */
+struct sf_seq_share { const int32_t *block; int32_t blocks, reused; };
+sf_status sf_seq_share(struct sf_store *, struct sf_seq *, const struct sf_seq_share *);
+/* The block's pages lose a holder; its number is free again. */
+sf_status sf_block_drop(struct sf_store *, int32_t block);
 /* Frees its pages; receipt may be NULL. */
 void      sf_seq_close(struct sf_store *, struct sf_seq *, struct sf_receipt *receipt_out);
 

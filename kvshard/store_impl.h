@@ -1,8 +1,10 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
- * step), event.c (which hooks fall due, views), edit.c (answers, checks, application) and service.c
- * (what a hook may call).  Nobody else includes it but its tests. */
+ * step), block.c (shared beginnings), event.c (which hooks fall due, views), edit.c (answers,
+ * checks, application) and service.c (what a hook may call).  Nobody else includes it but its
+ * tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
+#include "kvshard/block.h"
 #include "kvshard/lane.h"
 #include "kvshard/policy.h"
 #include "kvshard/stack.h"
@@ -29,6 +31,7 @@ struct sf_seq {
     int32_t *tokens;                    /* [layers] that have been appended */
     struct sf_kv_lane *lane;            /* [lanes of all layers] */
     int32_t *page_tables;               /* of all lanes, one after the other */
+    int32_t *block, blocks;             /* of the prefix cache, that its prompt begins with */
     int64_t pages, pages_peak;          /* of lanes that count (replica 0) */
     int64_t evicted, merged;
     int32_t edits;
@@ -42,6 +45,7 @@ struct sf_store {
     struct sf_store_method *method;
     int32_t methods, methods_open;
     struct sf_page_pool pool;
+    struct sf_blocks blocks;
     int64_t bytes_stored;
     struct sf_scratch_mem host, dev;    /* of one hook */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
@@ -66,6 +70,11 @@ static inline struct sf_lane_ctx sf_store_ctx(struct sf_store *store, int32_t la
 /* Books that lane `lane` has changed from `before` to what it is now. */
 void sf_store_book(struct sf_store *, struct sf_seq *, int32_t layer, int32_t lane,
                    const struct sf_kv_lane *before);
+
+/* ---- block.c -------------------------------------------------------------------------------- */
+/* The lane had tokens_before of the prompt, now it has more: blocks that became whole are kept. */
+void sf_blocks_fill(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane,
+                    int32_t tokens_before);
 
 /* ---- event.c -------------------------------------------------------------------------------- */
 /* Rows of an item that can run before an event of `layer` falls due, given `left` >= 1 of them. */

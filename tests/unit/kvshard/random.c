@@ -195,7 +195,8 @@ static void check_insides(void)
                  "too many holes");
             for (int32_t p = 0; p < lane->pages; p++, pages++) {
                 int32_t page = lane->page[p], live = 0;
-                must(pool->taken[page] && !owned[page], "a page with two owners, or a free one");
+                must(pool->holders[page] == 1 && !owned[page],
+                     "a page with two owners, or a free one");
                 owned[page] = 1;
                 for (int32_t s = 0; s < pool->page_slots; s++)
                     live += pool->pos[(size_t)page * (size_t)pool->page_slots + (size_t)s] >= 0;
@@ -209,7 +210,7 @@ static void check_insides(void)
     must(pages == pool->used && pool->used + sf_pages_free(pool) == pool->pages, "used and free");
     for (int32_t f = 0; f < sf_pages_free(pool); f++) {
         int32_t page = pool->free_page[f];
-        must(!owned[page] && !pool->taken[page], "a free page is owned, or free twice");
+        must(!owned[page] && pool->holders[page] == 0, "a free page is owned, or free twice");
         owned[page] = 1;
     }
     must(bytes == store->bytes_stored, "stored bytes differ from a recount");
