@@ -1,4 +1,4 @@
-/* base/memory.c: aligned blocks, growing arrays, mappings on huge pages, arenas. */
+/* base/memory.c: aligned blocks, growing arrays, mappings on huge pages, buffers, boxes. */
 #include "base/memory.h"
 
 #include <errno.h>
@@ -10,6 +10,23 @@
 /* Since Linux 5.14; older headers do not have it, older kernels refuse it and pages are touched. */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
+#endif
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SF_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SF_ASAN 1
+#endif
+#endif
+#ifdef SF_ASAN
+#include <sanitizer/asan_interface.h>
+static void poison(void *at, size_t bytes) { ASAN_POISON_MEMORY_REGION(at, bytes); }
+static void unpoison(void *at, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(at, bytes); }
+#else
+#define SF_ASAN 0
+static void poison(void *at, size_t bytes) { (void)at, (void)bytes; }
+static void unpoison(void *at, size_t bytes) { (void)at, (void)bytes; }
 #endif
 
 static const size_t huge_page_bytes = (size_t)2 << 20;
@@ -111,26 +128,80 @@ void sf_unmap(void *block, size_t bytes)
     SF_ASSERT(!failed);
 }
 
-sf_status sf_arena_create(size_t bytes, const char *what, struct sf_arena *arena_out)
+sf_status sf_buffer_reserve(struct sf_buffer *buffer, size_t bytes)
 {
-    void *base;
-    SF_TRY(sf_map(bytes, 0, what, &base));
-    *arena_out = (struct sf_arena){ .base = base, .bytes = bytes };
-    return SF_OK;
+    SF_ASSERT(buffer->count <= buffer->capacity);
+    return sf_grow((void **)&buffer->bytes, &buffer->capacity, bytes, 1);
 }
 
-void sf_arena_destroy(struct sf_arena *arena)
+void sf_buffer_free(struct sf_buffer *buffer)
 {
-    sf_unmap(arena->base, arena->bytes);
-    *arena = (struct sf_arena){ 0 };
+    free(buffer->bytes);
+    *buffer = (struct sf_buffer){ 0 };
 }
 
-void *sf_arena_take(struct sf_arena *arena, size_t bytes)
+/* ---- boxes ----
+ *
+ *   block  | piece | piece | free ...     |      beside -> piece -> piece
+ *          0               used           bytes
+ *
+ * Pieces start on borders of PIECE_ALIGN bytes, in the block as beside it, so that `taken` is just
+ * the size of a block that holds all of them.  Under the address sanitizer what is not handed out
+ * is poisoned and each piece has a gap behind it: a read past the end of an array or after a reset
+ * shows as it would with malloc. */
+enum { PIECE_ALIGN = 16, PIECE_GAP = SF_ASAN ? PIECE_ALIGN : 0 };
+_Static_assert(PIECE_ALIGN % _Alignof(max_align_t) == 0, "a piece holds any type");
+
+struct sf_box_piece { _Alignas(PIECE_ALIGN) struct sf_box_piece *next; };
+
+void *sf_box_take(struct sf_box *box, size_t bytes)
 {
-    SF_ASSERT(arena->used <= arena->bytes);
-    size_t start = (arena->used + SF_ALIGN - 1) / SF_ALIGN * SF_ALIGN;
-    if (arena->base == NULL || start > arena->bytes || bytes > arena->bytes - start) return NULL;
-    arena->used = start + bytes;
-    if (arena->used > arena->peak) arena->peak = arena->used;
-    return arena->base + start;
+    SF_ASSERT(box->used <= box->bytes);
+    if (bytes > PTRDIFF_MAX - box->taken - 4 * PIECE_ALIGN) return NULL;
+    size_t rounded = bytes == 0 ? PIECE_ALIGN : (bytes + PIECE_ALIGN - 1) / PIECE_ALIGN *
+                                                    PIECE_ALIGN;
+    rounded += PIECE_GAP;
+    if (rounded <= box->bytes - box->used) {
+        void *piece = box->block + box->used;
+        box->used += rounded;
+        box->taken += rounded;
+        unpoison(piece, bytes);
+        return piece;
+    }
+    struct sf_box_piece *piece = malloc(sizeof *piece + bytes);
+    if (piece == NULL) return NULL;
+    piece->next = box->beside;
+    box->beside = piece;
+    box->taken += rounded;
+    return piece + 1;
+}
+
+static void free_beside(struct sf_box *box)
+{
+    while (box->beside != NULL) {
+        struct sf_box_piece *piece = box->beside;
+        box->beside = piece->next;
+        free(piece);
+    }
+}
+
+/* If there is no memory for a larger block the box has none: its pieces come one by one. */
+void sf_box_reset(struct sf_box *box)
+{
+    free_beside(box);
+    if (box->taken > box->bytes) {
+        size_t wanted = box->taken < box->bytes * 2 ? box->bytes * 2 : box->taken;
+        free(box->block);
+        box->block = malloc(wanted);
+        box->bytes = box->block != NULL ? wanted : 0;
+    }
+    box->used = box->taken = 0;
+    if (box->block != NULL) poison(box->block, box->bytes);
+}
+
+void sf_box_free(struct sf_box *box)
+{
+    free_beside(box);
+    free(box->block);
+    *box = (struct sf_box){ 0 };
 }

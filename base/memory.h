@@ -1,4 +1,5 @@
-/* base/memory.h: allocation with a status, aligned to cache lines, and growing arrays. */
+/* base/memory.h: allocation with a status, aligned to cache lines, and growing arrays;
+ * buffers and boxes, which keep their memory from one use to the next. */
 #ifndef SHEAF_BASE_MEMORY_H
 #define SHEAF_BASE_MEMORY_H
 #include <stddef.h>
@@ -19,13 +20,25 @@ sf_status sf_grow(void **items, size_t *capacity, size_t needed, size_t item_byt
 sf_status sf_map(size_t bytes, int populate, const char *what, void **out);
 void      sf_unmap(void *block, size_t bytes);
 
-/* One contiguous block handed out by moving a pointer; taken back all at once.  Step lifetime. */
-struct sf_arena { unsigned char *base; size_t bytes, used, peak; };
-sf_status sf_arena_create(size_t bytes, const char *what, struct sf_arena *arena_out);
-void      sf_arena_destroy(struct sf_arena *arena);
-/* Aligned to SF_ALIGN, not zeroed.  NULL when the arena is full. */
-void     *sf_arena_take(struct sf_arena *arena, size_t bytes);
-static inline void sf_arena_reset(struct sf_arena *arena) { arena->used = 0; }
+/* Bytes that a writer fills and whose owner keeps the memory for the next time.  Starts zeroed. */
+struct sf_buffer { unsigned char *bytes; size_t count, capacity; };     /* count: filled */
+/* Makes capacity at least `bytes`, by doubling; what is there is kept.  `count` is the writer's. */
+sf_status sf_buffer_reserve(struct sf_buffer *buffer, size_t bytes);
+void      sf_buffer_free(struct sf_buffer *buffer);
+
+/* The memory of one thing of many pieces, such as an unpacked message, that lives until the next
+ * one: a block handed out by moving a pointer and taken back all at once.  A thing that does not
+ * fit gets the rest of its pieces from malloc, and the next reset makes the block large enough for
+ * it, so a box that has seen its largest thing allocates nothing.  Starts zeroed. */
+struct sf_box {
+    unsigned char *block; size_t bytes, used;
+    size_t taken;                               /* since the reset, in the block and beside it */
+    struct sf_box_piece *beside;                /* pieces that did not fit */
+};
+/* Aligned for any type, not zeroed.  NULL when there is no memory (without words). */
+void     *sf_box_take(struct sf_box *box, size_t bytes);
+void      sf_box_reset(struct sf_box *box);     /* all that was taken is gone */
+void      sf_box_free(struct sf_box *box);      /* zeroed again */
 
 SF_C_END
 #endif

@@ -48,6 +48,8 @@ struct job {
     struct record *record; int32_t slots, active, ranks;    /* ranks: of one group */
     int64_t *pages;                     /* [ranks] of one sequence */
     uint64_t uses;
+    struct sf_buffer packed;            /* the step being sent */
+    struct sf_box unpacked;             /* the message being taken */
     int64_t first_step_ns;
     int input_done;
 };
@@ -156,17 +158,12 @@ static sf_status read_one(struct job *job)
 
 static sf_status send(struct job *job, int32_t group, const struct sf_wire_step *step)
 {
-    void *bytes;
-    size_t count;
-    SF_TRY(sf_wire_pack_step(step, &bytes, &count));
+    SF_TRY(sf_wire_pack_step(step, &job->packed));
+    size_t count = job->packed.count;
     struct sf_envelope *envelope = malloc(sizeof *envelope + count);
-    if (envelope == NULL) {
-        free(bytes);
-        return SF_FAIL(SF_NO_MEMORY, "no memory for a step of %zu B", count);
-    }
+    if (envelope == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a step of %zu B", count);
     *envelope = (struct sf_envelope){.group = group, .tag = SF_TAG_STEP, .bytes = count};
-    memcpy(envelope->data, bytes, count);
-    free(bytes);
+    memcpy(envelope->data, job->packed.bytes, count);
     sf_status status = sf_ring_push(job->spec->to_workers, envelope, PUSH_MS);
     if (status != SF_OK) free(envelope);
     return status;
@@ -275,24 +272,22 @@ static sf_status take_receipt(struct job *job, const struct sf_wire_receipt *rec
 static sf_status take_result(struct job *job, const struct sf_envelope *envelope)
 {
     struct sf_wire_result result;
-    SF_TRY(sf_wire_unpack_result(envelope->data, envelope->bytes, &result));
+    SF_TRY(sf_wire_unpack_result(envelope->data, envelope->bytes, &job->unpacked, &result));
     sf_status status = sf_sched_result(job->sched, envelope->group / job->ranks, &result);
     for (int32_t i = 0; i < result.samples && status == SF_OK; i++)
         status = take_sample(job, &result.sample[i]);
-    sf_wire_result_free(&result);
     return status;
 }
 
 static sf_status take_report(struct job *job, const struct sf_envelope *envelope)
 {
     struct sf_wire_report report;
-    SF_TRY(sf_wire_unpack_report(envelope->data, envelope->bytes, &report));
+    SF_TRY(sf_wire_unpack_report(envelope->data, envelope->bytes, &job->unpacked, &report));
     sf_status status = SF_OK;
     if (report.status != SF_OK)
         status = SF_FAIL((sf_status)report.status, "rank %d: %s", report.rank, report.text);
     for (int32_t i = 0; i < report.receipts && status == SF_OK; i++)
         status = take_receipt(job, &report.receipt[i]);
-    sf_wire_report_free(&report);
     return status;
 }
 
@@ -389,6 +384,8 @@ static void close_job(struct job *job)
     if (job->sched != NULL) sf_sched_destroy(job->sched);
     sf_line_reader_close(job->reader);
     sf_emit_close(job->emit);
+    sf_buffer_free(&job->packed);
+    sf_box_free(&job->unpacked);
 }
 
 /* A method that was configured and did nothing is worth a word. */

@@ -222,7 +222,8 @@ static void add_item(struct sf_sched *s, struct seq *seq, struct batch *batch, i
     int in_prompt = seq->fed < seq->prompt, last = seq->fed + rows >= seq->prompt;
     struct sf_wire_item *item = &step->item[step->items++];
     *item = (struct sf_wire_item){.seq = seq->id, .pos = seq->fed, .rows = rows, .token_first = -1,
-                                  .logits = last ? SF_LOGITS_LAST : SF_LOGITS_NONE};
+                                  .next = -1,
+                                  .logits = last ? SF_LOGITS_SAMPLE : SF_LOGITS_NONE};
     if (in_prompt) {
         SF_ASSERT(rows <= seq->prompt - seq->fed);
         item->token_first = step->tokens;
@@ -265,7 +266,7 @@ static void build(struct sf_sched *s, int32_t g, int32_t b)
         if (seq->state == SEQ_ADMITTED) {
             step->open[step->opens++] = (struct sf_wire_open){
                 .seq = seq->id, .prompt = seq->prompt, .tokens_max = seq->prompt + seq->answer_max,
-                .sampling = seq->sampling};
+                .sampling = seq->sampling, .reused_first = -1};
             seq->state = SEQ_OPEN;
         }
         if (seq->fed < seq->prompt) continue;
@@ -385,6 +386,9 @@ void sf_sched_destroy(struct sf_sched *s)
     free(s->seq);
     free(s->need);
     free(s->waiting);
-    sf_wire_step_free(&s->step);
+    free(s->step.close);
+    free(s->step.open);
+    free(s->step.item);
+    free(s->step.token);
     free(s);
 }

@@ -1,25 +1,27 @@
 /* proto/wire.h: what coordinator and workers say to each other, as plain structs, and their packed
- * form.  wire.c is the only file that sees protobuf-c.
+ * form.  The .c files of this folder are the only ones that see protobuf-c.
  *
  * A step is proportional to what changed: which sequences entered and left, and the rows to
  * compute. What the packer asserts, the unpacker verifies: bytes from another rank are not trusted
- * with an index.  Unpacked messages own their arrays; free with the matching _free.  The biases of
- * an unpacked step's opens lie in one array of the step. */
+ * with an index.
+ *
+ * Nothing is allocated once it has warmed up: a message is packed into a buffer and unpacked into a
+ * box, and both keep their memory for the next one.  What an unpacked message points at lives in
+ * its box until the box is used again. */
 #ifndef SHEAF_PROTO_WIRE_H
 #define SHEAF_PROTO_WIRE_H
 #include <stddef.h>
 #include <stdint.h>
+#include "base/memory.h"
 #include "base/status.h"
 SF_C_BEGIN
 
 /* Message tags on the world communicator. */
 enum { SF_TAG_STEP = 1,                 /* rank 0 -> all ranks of a data-parallel group */
        SF_TAG_RESULT,                   /* last stage, tensor rank 0 -> rank 0 */
-       SF_TAG_REPORT,                   /* any rank -> rank 0: receipts, errors */
-       SF_TAG_TOKENS,                   /* last stage -> first stage: struct sf_wire_result too */
+       SF_TAG_REPORT,                   /* any rank -> rank 0: receipts, errors, signals, load */
+       SF_TAG_TOKENS,                   /* last stage -> first stage: a result without scores */
        SF_TAG_ACTIVATION };             /* stage -> next stage: raw f32 */
-
-enum sf_logits { SF_LOGITS_NONE, SF_LOGITS_LAST, SF_LOGITS_ALL }; /* LAST: sample one token */
 
 struct sf_wire_bias { int32_t token; float value; };  /* added to the token's logit */
 struct sf_wire_sampling {               /* how a sequence's tokens are chosen (worker/sample.h) */
@@ -30,45 +32,81 @@ struct sf_wire_sampling {               /* how a sequence's tokens are chosen (w
     int32_t top_k;                      /* 0: all */
     int32_t biases; struct sf_wire_bias *bias;
     uint64_t rng_key, rng_stream;
+    uint8_t scores;                     /* a score comes with every token of the answer ... */
+    int32_t tops;                       /* ... and with so many of the likeliest; prompt rows too */
 };
 struct sf_wire_open {                   /* a sequence enters */
     uint64_t seq;
     int32_t prompt, tokens_max;         /* tokens_max: prompt + answer at most */
     struct sf_wire_sampling sampling;
+    /* Blocks of the prompt's first tokens in the prefix cache, in order: the first `reused` are
+     * there and are attached, the others are filled by this sequence as its rows are fed. */
+    int32_t reused, blocks; int32_t *block;
+    int32_t reused_first;               /* ids of the reused tokens: token[reused_first ..), where
+                                           its sampling looks at them; -1 otherwise */
 };
+enum { SF_LOGITS_NONE = 0,              /* bits of an item */
+       SF_LOGITS_SAMPLE = 1,            /* the last row: choose a token */
+       SF_LOGITS_ROWS = 2 };            /* every row: score the token that follows it */
 struct sf_wire_item {                   /* rows of one sequence */
     uint64_t seq;
     int32_t pos, rows;                  /* positions pos .. pos + rows - 1 */
     int32_t token_first;                /* its ids: token[token_first .. + rows); -1: one row, whose
                                            id is the sequence's last sample */
-    uint8_t logits;                     /* enum sf_logits */
+    int32_t next;                       /* with SF_LOGITS_ROWS: the token after the last row; -1:
+                                           not known, that row is not scored */
+    uint8_t logits;                     /* SF_LOGITS_* */
 };
 struct sf_wire_step {
     uint64_t id;                        /* rises by one within a data-parallel group */
     int32_t batch;                      /* micro-batch */
     uint8_t stop;                       /* the run is over: nothing else is read */
-    uint64_t *close; int32_t closes;    /* sequences that leave, before the opens */
+    uint8_t measure;                    /* every rank answers with a report that has a load */
+    uint64_t *close; int32_t closes;    /* sequences that leave, before drops and opens */
+    int32_t *drop; int32_t drops;       /* blocks that leave the prefix cache, before the opens */
     struct sf_wire_open *open; int32_t opens;
     struct sf_wire_item *item; int32_t items;
     int32_t *token; int32_t tokens;
-    struct sf_wire_bias *biases;        /* of unpack: what the opens' biases point into */
 };
-/* of the model, natural log */
-struct sf_wire_sample { uint64_t seq; int32_t token; float logprob; };
+
+struct sf_wire_sample { uint64_t seq; int32_t token; };
+struct sf_wire_top { int32_t token; float logprob; };
+/* log probabilities of the model: natural, before biases, penalties and temperature */
+struct sf_wire_score {
+    uint64_t seq;
+    int32_t pos, token;                 /* of the token scored: prompt or answer */
+    float logprob;
+    int32_t rank;                       /* 1: no token is likelier */
+    int32_t tops; struct sf_wire_top *top;      /* likeliest first, ties to the lower token */
+};
 struct sf_wire_result {
     uint64_t step; int32_t batch;
     struct sf_wire_sample *sample; int32_t samples;  /* in the order of the step's items */
+    struct sf_wire_score *score; int32_t scores;     /* in the order of the step's rows */
 };
+
 struct sf_wire_receipt {                /* of one sequence on one rank */
     uint64_t seq;
     int64_t bytes_exact, bytes_stored, bytes_peak;
     int64_t slots_evicted, slots_merged, slots_requantised;
 };
+/* Where a rank's time went, since its start. */
+enum sf_phase { SF_PHASE_GEMM, SF_PHASE_ATTENTION, SF_PHASE_EDIT, SF_PHASE_COMM, SF_PHASE_WAIT,
+                SF_PHASE_SAMPLE, SF_PHASE_OTHER, SF_PHASES };
+struct sf_wire_load {
+    double seconds[SF_PHASES];
+    double step_seconds;                /* inside steps, SF_PHASE_WAIT between them not counted */
+    int64_t steps, rows, bytes_sent, rss_peak_bytes, kv_bytes_held;
+};
+enum sf_wire_signal { SF_WIRE_NO_SIGNAL, SF_WIRE_DRAIN, SF_WIRE_INTERRUPT, SF_WIRE_DUMP };
 struct sf_wire_report {
     int32_t rank, status;               /* status: sf_status; not SF_OK ends the job */
     char *text;                         /* its words, never NULL after unpack */
     uint64_t step;                      /* last one done */
     int64_t pages_free, pages;
+    uint8_t signal;                     /* enum sf_wire_signal that this rank was sent */
+    uint8_t measured;                   /* load holds something */
+    struct sf_wire_load load;
     struct sf_wire_receipt *receipt; int32_t receipts;
 };
 
@@ -81,16 +119,17 @@ struct sf_envelope {
     unsigned char data[];
 };
 
-/* pack: malloc'd bytes, caller frees with free(). unpack: SF_FORMAT with words on anything odd. */
-sf_status sf_wire_pack_step(const struct sf_wire_step *, void **bytes_out, size_t *count_out);
-sf_status sf_wire_unpack_step(const void *bytes, size_t count, struct sf_wire_step *step_out);
-void      sf_wire_step_free(struct sf_wire_step *);
-sf_status sf_wire_pack_result(const struct sf_wire_result *, void **bytes_out, size_t *count_out);
-sf_status sf_wire_unpack_result(const void *bytes, size_t count, struct sf_wire_result *out);
-void      sf_wire_result_free(struct sf_wire_result *);
-sf_status sf_wire_pack_report(const struct sf_wire_report *, void **bytes_out, size_t *count_out);
-sf_status sf_wire_unpack_report(const void *bytes, size_t count, struct sf_wire_report *out);
-void      sf_wire_report_free(struct sf_wire_report *);
+/* SF_FORMAT with words on anything odd, packing and unpacking.  A buffer and a box start zeroed;
+ * sf_buffer_free and sf_box_free take what they hold. */
+sf_status sf_wire_pack_step(const struct sf_wire_step *, struct sf_buffer *out);
+sf_status sf_wire_pack_result(const struct sf_wire_result *, struct sf_buffer *out);
+sf_status sf_wire_pack_report(const struct sf_wire_report *, struct sf_buffer *out);
+sf_status sf_wire_unpack_step(const void *bytes, size_t count, struct sf_box *,
+                              struct sf_wire_step *step_out);
+sf_status sf_wire_unpack_result(const void *bytes, size_t count, struct sf_box *,
+                                struct sf_wire_result *result_out);
+sf_status sf_wire_unpack_report(const void *bytes, size_t count, struct sf_box *,
+                                struct sf_wire_report *report_out);
 
 SF_C_END
 #endif

@@ -17,14 +17,14 @@ static int32_t collect(struct sf_worker *w, const struct sf_wire_step *step, int
     *sampled_out = 0;
     for (int32_t i = 0; i < step->items; i++) {
         const struct sf_wire_item *item = &step->item[i];
-        int32_t first = item->logits == SF_LOGITS_ALL ? 0 : item->rows - 1;
+        int32_t first = item->logits & SF_LOGITS_ROWS ? 0 : item->rows - 1;
         for (int32_t r = first; r < item->rows && item->logits != SF_LOGITS_NONE; r++) {
             w->head_row[wanted] = row + r;
             w->head_item[wanted] = i;
             wanted++;
         }
         const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
-        if (item->logits == SF_LOGITS_LAST && seq->needs_row) *sampled_out = 1;
+        if (item->logits & SF_LOGITS_SAMPLE && seq->needs_row) *sampled_out = 1;
         row += item->rows;
     }
     return wanted;
@@ -110,10 +110,10 @@ static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step
     const struct sf_wire_item *item = &step->item[w->head_item[wanted]];
     struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
     float *logits = all == NULL ? NULL : all + (size_t)row * (size_t)w->desc->vocab;
+    int32_t pos = w->row_pos[w->head_row[wanted]];
     if (w->spec.tap.row != NULL && logits != NULL)
-        w->spec.tap.row(w->spec.tap.arg, item->seq, w->row_pos[w->head_row[wanted]], logits,
-                        w->desc->vocab);
-    if (item->logits != SF_LOGITS_LAST) return SF_OK;
+        w->spec.tap.row(w->spec.tap.arg, item->seq, pos, logits, w->desc->vocab);
+    if (!(item->logits & SF_LOGITS_SAMPLE) || pos < item->pos + item->rows - 1) return SF_OK;
     int32_t token = isfinite(w->best[row].value) ? w->best[row].index : -1;
     if (token >= 0 && seq->needs_row) {
         if (!sf_worker_samples(w)) return SF_OK;
@@ -121,7 +121,7 @@ static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step
     }
     if (token < 0)
         return SF_FAIL(SF_INTERNAL, "the logits of sequence %llu at position %d are not finite",
-                       (unsigned long long)item->seq, item->pos + item->rows - 1);
+                       (unsigned long long)item->seq, pos);
     result->sample[result->samples++] = (struct sf_wire_sample){.seq = item->seq, .token = token};
     return SF_OK;
 }

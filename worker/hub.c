@@ -20,6 +20,7 @@ struct sf_hub {
     int32_t first, count;
     int32_t closed;                         /* the coordinator has closed its ring: no more steps */
     int32_t busy;                           /* inside pump(): progress must not call it again */
+    struct sf_box report_box;
     /* of a pump inside progress; returned by the next call */
     sf_status failed;
 };
@@ -65,12 +66,11 @@ sf_status sf_hub_deliver(struct sf_hub *hub, int32_t from, int32_t tag, const vo
 static void end_if_failed(struct sf_hub *hub, const void *bytes, size_t count)
 {
     struct sf_wire_report report;
-    if (sf_wire_unpack_report(bytes, count, &report) != SF_OK) return;
+    if (sf_wire_unpack_report(bytes, count, &hub->report_box, &report) != SF_OK) return;
     if (report.status != SF_OK) {
         sf_log(SF_LOG_ERROR, "rank %d: %s", report.rank, report.text);
         sf_comm_abort(hub->worker->spec.world, 1);
     }
-    sf_wire_report_free(&report);
 }
 
 /* Moves what is there, without waiting. */
@@ -135,6 +135,7 @@ void sf_hub_destroy(struct sf_hub *hub)
         free(hub->local[hub->first]);
         hub->first = (hub->first + 1) % LOCAL_MAX;
     }
+    sf_box_free(&hub->report_box);
     free(hub);
 }
 

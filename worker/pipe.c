@@ -96,20 +96,19 @@ sf_status sf_worker_send(struct sf_worker *w, int32_t tag, const void *bytes, si
 sf_status sf_pipe_results(struct sf_worker *w, const struct sf_wire_result *result)
 {
     if (w->spec.share->tp_rank != 0) return SF_OK;
-    void *bytes;
-    size_t count;
-    SF_TRY(sf_wire_pack_result(result, &bytes, &count));
-    sf_status status = SF_OK;
+    struct sf_wire_result tokens = *result;     /* what is fed needs no scores */
+    tokens.scores = 0;
+    SF_TRY(sf_wire_pack_result(&tokens, &w->packed));
     int32_t self = sf_comm_rank(w->spec.world);
     for (int32_t r = 0; r < w->spec.share->tp_size && result->samples > 0; r++) {
         int32_t to = sf_worker_rank_of(w, 0, r);
         if (to == self) note_tokens(w, result);
-        else if (status == SF_OK)
-            status = sf_comm_post(w->spec.world, to, SF_TAG_TOKENS, bytes, count);
+        else
+            SF_TRY(sf_comm_post(w->spec.world, to, SF_TAG_TOKENS, w->packed.bytes,
+                                w->packed.count));
     }
-    if (status == SF_OK) status = sf_worker_send(w, SF_TAG_RESULT, bytes, count);
-    free(bytes);
-    return status;
+    if (result->scores > 0) SF_TRY(sf_wire_pack_result(result, &w->packed));
+    return sf_worker_send(w, SF_TAG_RESULT, w->packed.bytes, w->packed.count);
 }
 
 static sf_status take_tokens(struct sf_worker *w)
@@ -120,11 +119,10 @@ static sf_status take_tokens(struct sf_worker *w)
     int32_t from, last = sf_worker_rank_of(w, w->spec.stages - 1, 0);
     SF_TRY(sf_comm_take(w->spec.world, last, SF_TAG_TOKENS, 1, &bytes, &count, &from));
     struct sf_wire_result result;
-    sf_status status = sf_wire_unpack_result(bytes, count, &result);
+    sf_status status = sf_wire_unpack_result(bytes, count, &w->tokens_box, &result);
     free(bytes);
     SF_TRY(status);
     note_tokens(w, &result);
-    sf_wire_result_free(&result);
     w->tokens_expected--;
     return SF_OK;
 }

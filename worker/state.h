@@ -50,6 +50,9 @@ struct sf_worker {
     struct sf_sampler *sampler;         /* of the rank that samples; NULL elsewhere */
     struct sf_worker_stats stats;
 
+    struct sf_box step_box, tokens_box; /* of the step under way; of the tokens that came last */
+    struct sf_buffer packed;            /* the result or report being sent */
+
     /* step buffers; sizes in ws */
     float *residual, *qkv, *gate_up, *rope, *head_rows_in, *logits, *logits_all, *transfer;
     void *normed, *attention, *activation;

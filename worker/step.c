@@ -162,7 +162,7 @@ static sf_status embed(struct sf_worker *w, const struct sf_wire_step *step)
 static int samples_any(const struct sf_wire_step *step)
 {
     for (int32_t i = 0; i < step->items; i++)
-        if (step->item[i].logits == SF_LOGITS_LAST) return 1;
+        if (step->item[i].logits & SF_LOGITS_SAMPLE) return 1;
     return 0;
 }
 
@@ -199,12 +199,8 @@ static sf_status report(struct sf_worker *w, const struct sf_wire_step *step,
                                     .pages = sf_store_pages(w->store),
                                     .receipt = receipt,
                                     .receipts = step->closes};
-    void *bytes;
-    size_t count;
-    SF_TRY(sf_wire_pack_report(&report, &bytes, &count));
-    sf_status status = sf_worker_send(w, SF_TAG_REPORT, bytes, count);
-    free(bytes);
-    return status;
+    SF_TRY(sf_wire_pack_report(&report, &w->packed));
+    return sf_worker_send(w, SF_TAG_REPORT, w->packed.bytes, w->packed.count);
 }
 
 sf_status sf_worker_step(struct sf_worker *w, const struct sf_wire_step *step)

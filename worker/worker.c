@@ -206,6 +206,9 @@ void sf_worker_close(struct sf_worker *w)
         if (w->seqs.place[i].cache != NULL) sf_seq_close(w->store, w->seqs.place[i].cache, NULL);
     sf_seq_table_destroy(&w->seqs);
     sf_sampler_destroy(w->sampler);
+    sf_box_free(&w->step_box);
+    sf_box_free(&w->tokens_box);
+    sf_buffer_free(&w->packed);
     if (w->store != NULL) sf_store_destroy(w->store);
     if (w->device != NULL) {
         free_buffers(w);
@@ -224,14 +227,14 @@ static sf_status next_step(struct sf_worker *w, struct sf_wire_step *step)
     if (w->hub != NULL) {
         struct sf_envelope *envelope;
         SF_TRY(sf_hub_next(w->hub, &envelope));
-        status = sf_wire_unpack_step(envelope->data, envelope->bytes, step);
+        status = sf_wire_unpack_step(envelope->data, envelope->bytes, &w->step_box, step);
         free(envelope);
     } else {
         void *bytes;
         size_t count;
         int32_t from;
         SF_TRY(sf_comm_take(w->spec.world, 0, SF_TAG_STEP, 2, &bytes, &count, &from));
-        status = sf_wire_unpack_step(bytes, count, step);
+        status = sf_wire_unpack_step(bytes, count, &w->step_box, step);
         free(bytes);
     }
     w->stats.seconds_wait += sf_seconds_since(start);
@@ -243,11 +246,8 @@ static sf_status run_steps(struct sf_worker *w)
     for (;;) {
         struct sf_wire_step step;
         SF_TRY(next_step(w, &step));
-        int stop = step.stop;
-        sf_status status = stop ? SF_OK : sf_worker_step(w, &step);
-        sf_wire_step_free(&step);
-        SF_TRY(status);
-        if (stop) break;
+        if (step.stop) break;
+        SF_TRY(sf_worker_step(w, &step));
     }
     if (w->hub != NULL) SF_TRY(sf_hub_finish(w->hub));
     return sf_pipe_drain(w);
@@ -263,13 +263,9 @@ sf_status sf_worker_run(struct sf_worker *w)
     words[sizeof words - 1] = '\0';
     struct sf_wire_report report = {
         .rank = sf_comm_rank(w->spec.world), .status = (int32_t)status, .text = words};
-    void *bytes;
-    size_t count;
-    if (sf_wire_pack_report(&report, &bytes, &count) == SF_OK) {
-        if (sf_comm_post(w->spec.world, 0, SF_TAG_REPORT, bytes, count) != SF_OK)
-            sf_log(SF_LOG_DEBUG, "could not report to rank 0: %s", sf_error_text());
-        free(bytes);
-    }
+    if (sf_wire_pack_report(&report, &w->packed) != SF_OK ||
+        sf_comm_post(w->spec.world, 0, SF_TAG_REPORT, w->packed.bytes, w->packed.count) != SF_OK)
+        sf_log(SF_LOG_DEBUG, "could not report to rank 0: %s", sf_error_text());
     return SF_FAIL(status, "%s", words);
 }
 

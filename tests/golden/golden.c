@@ -71,12 +71,13 @@ static struct rig *open_layout(const struct layout *layout, struct sf_logits_tap
 
 /* Feeds `count` tokens of a prompt from `pos` in one step; sequence 1, opened when pos is 0. */
 static int feed(struct rig *rig, const struct golden_prompt *prompt, int32_t pos, int32_t count,
-                enum sf_logits logits)
+                int logits)
 {
     struct sf_wire_open open = {.seq = 1, .prompt = prompt->ids, .tokens_max = prompt->ids + 64,
-                                .sampling = {.top_p = 1, .repetition = 1}};
+                                .sampling = {.top_p = 1, .repetition = 1}, .reused_first = -1};
     struct sf_wire_item item = {
-        .seq = 1, .pos = pos, .rows = count, .token_first = 0, .logits = (uint8_t)logits};
+        .seq = 1, .pos = pos, .rows = count, .token_first = 0, .next = -1,
+        .logits = (uint8_t)logits};
     struct sf_wire_step step = {.open = &open,
                                 .opens = pos == 0,
                                 .item = &item,
@@ -84,9 +85,7 @@ static int feed(struct rig *rig, const struct golden_prompt *prompt, int32_t pos
                                 .token = prompt->id + pos,
                                 .tokens = count};
     struct sf_wire_result result;
-    if (!rig_send(rig, 0, &step) || !rig_wait(rig, &result)) return 0;
-    sf_wire_result_free(&result);
-    return 1;
+    return rig_send(rig, 0, &step) && rig_wait(rig, &result);
 }
 
 static int leave(struct rig *rig)
@@ -94,9 +93,7 @@ static int leave(struct rig *rig)
     uint64_t seq = 1;
     struct sf_wire_step step = {.close = &seq, .closes = 1};
     struct sf_wire_result result;
-    if (!rig_send(rig, 0, &step) || !rig_wait(rig, &result)) return 0;
-    sf_wire_result_free(&result);
-    return 1;
+    return rig_send(rig, 0, &step) && rig_wait(rig, &result);
 }
 
 /* The whole prompt in chunks; logits of its last row are tapped. */
@@ -105,7 +102,7 @@ static int feed_whole(struct rig *rig, const struct golden_prompt *prompt, int32
     for (int32_t pos = 0; pos < prompt->ids; pos += chunk) {
         int32_t count = prompt->ids - pos < chunk ? prompt->ids - pos : chunk;
         int last = pos + count == prompt->ids;
-        if (!feed(rig, prompt, pos, count, last ? SF_LOGITS_LAST : SF_LOGITS_NONE)) return 0;
+        if (!feed(rig, prompt, pos, count, last ? SF_LOGITS_SAMPLE : SF_LOGITS_NONE)) return 0;
     }
     return leave(rig);
 }
@@ -254,8 +251,8 @@ static void test_bf16(void)
             for (int32_t pos = 0; good && pos < prompt->ids; pos += ROWS_MAX) {
                 int32_t count = prompt->ids - pos < ROWS_MAX ? prompt->ids - pos : ROWS_MAX;
                 rows->rows = 0;
-                good = feed(f32, prompt, pos, count, SF_LOGITS_ALL) &&
-                       feed(bf16, prompt, pos, count, SF_LOGITS_ALL);
+                good = feed(f32, prompt, pos, count, SF_LOGITS_ROWS) &&
+                       feed(bf16, prompt, pos, count, SF_LOGITS_ROWS);
             }
             good = good && leave(f32) && leave(bf16);
         }

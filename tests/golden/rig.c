@@ -29,7 +29,8 @@ struct rig {
     int32_t started;
     uint64_t next_id[RANKS_MAX];
     struct rig_receipts receipts;
-    struct sf_wire_result kept[RING]; int32_t kept_count;
+    struct sf_buffer packed;
+    struct sf_box result_box, report_box;
 };
 
 static sf_status rank_body(struct rig_rank *self)
@@ -152,22 +153,23 @@ void rig_close(struct rig *rig)
     sf_cluster_free(&rig->cluster);
     if (rig->model != NULL) sf_model_close(rig->model);
     sf_config_free(&rig->config);
+    sf_buffer_free(&rig->packed);
+    sf_box_free(&rig->result_box);
+    sf_box_free(&rig->report_box);
     free(rig);
 }
 
 int rig_send(struct rig *rig, int32_t group, struct sf_wire_step *step)
 {
-    void *bytes;
-    size_t count;
     step->id = ++rig->next_id[group];
-    sf_status status = sf_wire_pack_step(step, &bytes, &count);
+    sf_status status = sf_wire_pack_step(step, &rig->packed);
     SF_CHECK_OK(status);
     if (status != SF_OK) return 0;
+    size_t count = rig->packed.count;
     struct sf_envelope *envelope = malloc(sizeof *envelope + count);
     SF_ASSERT(envelope != NULL);
     *envelope = (struct sf_envelope){.group = group, .tag = SF_TAG_STEP, .bytes = count};
-    memcpy(envelope->data, bytes, count);
-    free(bytes);
+    memcpy(envelope->data, rig->packed.bytes, count);
     status = sf_ring_push(rig->to, envelope, WAIT_MS);
     SF_CHECK_OK(status);
     return status == SF_OK;
@@ -176,7 +178,8 @@ int rig_send(struct rig *rig, int32_t group, struct sf_wire_step *step)
 static void add_report(struct rig *rig, const struct sf_envelope *envelope)
 {
     struct sf_wire_report report;
-    sf_status status = sf_wire_unpack_report(envelope->data, envelope->bytes, &report);
+    sf_status status = sf_wire_unpack_report(envelope->data, envelope->bytes, &rig->report_box,
+                                             &report);
     SF_CHECK_OK(status);
     if (status != SF_OK) return;
     SF_CHECK_INT(report.status, SF_OK);
@@ -186,7 +189,6 @@ static void add_report(struct rig *rig, const struct sf_envelope *envelope)
         rig->receipts.bytes_stored += report.receipt[i].bytes_stored;
         rig->receipts.slots_evicted += report.receipt[i].slots_evicted;
     }
-    sf_wire_report_free(&report);
 }
 
 int rig_wait(struct rig *rig, struct sf_wire_result *out)
@@ -199,7 +201,8 @@ int rig_wait(struct rig *rig, struct sf_wire_result *out)
         struct sf_envelope *envelope = item;
         int is_result = envelope->tag == SF_TAG_RESULT;
         if (is_result)
-            status = sf_wire_unpack_result(envelope->data, envelope->bytes, out);
+            status = sf_wire_unpack_result(envelope->data, envelope->bytes, &rig->result_box,
+                                           out);
         else
             add_report(rig, envelope);
         free(envelope);

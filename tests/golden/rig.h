@@ -23,8 +23,8 @@ struct rig *rig_open(const struct rig_spec *);
 void        rig_close(struct rig *);
 const struct sf_launch_plan *rig_plan(const struct rig *);
 const struct sf_model_desc  *rig_desc(const struct rig *);
-/* Sends a step (id is set here) and, for rig_step, waits for its result; samples are the caller's
- * to free with sf_wire_result_free.  0 after a failure. */
+/* Sends a step (id is set here) and, for rig_step, waits for its result; its lists are the
+ * rig's, until the next wait.  0 after a failure. */
 int rig_send(struct rig *, int32_t group, struct sf_wire_step *);
 int rig_wait(struct rig *, struct sf_wire_result *);
 /* Receipts that have come so far, added up. */

@@ -1,6 +1,8 @@
 /* Blocks are aligned and zeroed; growing keeps contents and refuses sizes that overflow; mappings
- * are writable to the last byte and fail with a status; an arena hands out aligned pieces that do
- * not overlap, says when it is full, and remembers its peak over resets. */
+ * are writable to the last byte and fail with a status; a buffer grows and keeps what it holds; a
+ * box hands out aligned pieces that do not overlap, also when they do not fit its block, and has a
+ * block for all of them after the next reset. */
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,37 +74,88 @@ static void test_map(void)
     SF_CHECK(block == &block);
 }
 
-static void test_arena(void)
+static void test_buffer(void)
 {
-    struct sf_arena arena;
-    SF_MUST(sf_arena_create(1000, "step scratch", &arena));
-    unsigned char *a = sf_arena_take(&arena, 1), *b = sf_arena_take(&arena, 100);
-    unsigned char *c = sf_arena_take(&arena, 0);
-    SF_CHECK_INT(b - a, 64);
-    SF_CHECK(c != NULL && c - b == 128);
-    SF_CHECK_INT((uintptr_t)a % SF_ALIGN, 0);
-    /* 192 used; pieces start on 64 byte borders, so 808 are left. */
-    SF_CHECK(sf_arena_take(&arena, 809) == NULL);
-    SF_CHECK(sf_arena_take(&arena, SIZE_MAX) == NULL);
-    unsigned char *d = sf_arena_take(&arena, 808);
-    SF_CHECK(d == a + 192);
-    if (d != NULL) memset(d, 1, 808);
-    SF_CHECK(sf_arena_take(&arena, 1) == NULL);
-    SF_CHECK_INT(arena.peak, 1000);
-    sf_arena_reset(&arena);
-    SF_CHECK(sf_arena_take(&arena, 10) == a);
-    SF_CHECK_INT(arena.used, 10);
-    SF_CHECK_INT(arena.peak, 1000);
-    sf_arena_destroy(&arena);
-    SF_CHECK(sf_arena_take(&arena, 0) == NULL);
-    sf_arena_destroy(&arena);
+    struct sf_buffer buffer = { 0 };
+    SF_MUST(sf_buffer_reserve(&buffer, 100));
+    SF_CHECK(buffer.capacity >= 100);
+    memset(buffer.bytes, 7, 100);
+    buffer.count = 100;
+    unsigned char *kept = buffer.bytes;
+    size_t capacity = buffer.capacity;
+    SF_CHECK_OK(sf_buffer_reserve(&buffer, 50));
+    SF_CHECK(buffer.bytes == kept && buffer.capacity == capacity && buffer.count == 100);
+    SF_MUST(sf_buffer_reserve(&buffer, capacity + 1));
+    SF_CHECK(buffer.capacity >= 2 * capacity);
+    SF_CHECK(buffer.bytes[0] == 7 && buffer.bytes[99] == 7);
+    SF_CHECK_FAILS(sf_buffer_reserve(&buffer, SIZE_MAX), SF_NO_MEMORY);
+    sf_buffer_free(&buffer);
+    SF_CHECK(buffer.bytes == NULL && buffer.capacity == 0 && buffer.count == 0);
+    sf_buffer_free(&buffer);
+}
+
+/* Takes `pieces` pieces of up to 200 bytes, fills each with its number and then looks whether any
+ * of them was written over or starts off its border. */
+static int wrong_pieces(struct sf_box *box, int pieces)
+{
+    enum { PIECES_MAX = 100 };
+    unsigned char *piece[PIECES_MAX];
+    int wrong = 0;
+    for (int i = 0; i < pieces; i++) {
+        size_t bytes = (size_t)(i * 37 % 200);
+        piece[i] = sf_box_take(box, bytes);
+        if (piece[i] == NULL) return -1;
+        wrong += (uintptr_t)piece[i] % _Alignof(max_align_t) != 0;
+        memset(piece[i], i, bytes);
+    }
+    for (int i = 0; i < pieces; i++)
+        for (int b = 0; b < i * 37 % 200; b++) wrong += piece[i][b] != i;
+    return wrong;
+}
+
+static void test_box(void)
+{
+    struct sf_box box = { 0 };
+    SF_CHECK_INT(wrong_pieces(&box, 10), 0);    /* all beside: there is no block yet */
+    SF_CHECK(box.block == NULL && box.beside != NULL);
+    sf_box_reset(&box);
+    SF_CHECK(box.block != NULL && box.beside == NULL);
+    SF_CHECK_INT(wrong_pieces(&box, 10), 0);    /* the same again just fits */
+    SF_CHECK_INT(box.used, box.bytes);
+    SF_CHECK(box.beside == NULL);
+    sf_box_reset(&box);
+    size_t bytes = box.bytes;
+    SF_CHECK_INT(wrong_pieces(&box, 11), 0);    /* one more does not, and is beside */
+    SF_CHECK(box.beside != NULL && box.bytes == bytes);
+    sf_box_reset(&box);
+    SF_CHECK_INT(box.bytes, 2 * bytes);
+    SF_CHECK_INT(wrong_pieces(&box, 100), 0);
+    sf_box_reset(&box);
+    unsigned char *block = box.block;
+    bytes = box.bytes;
+    for (int round = 0; round < 100; round++) {
+        SF_CHECK_INT(wrong_pieces(&box, round), 0);
+        SF_CHECK(box.block == block && box.bytes == bytes && box.beside == NULL);
+        sf_box_reset(&box);
+    }
+    void *empty = sf_box_take(&box, 0);
+    SF_CHECK(empty != NULL && sf_box_take(&box, 0) != empty);
+    SF_CHECK(sf_box_take(&box, SIZE_MAX) == NULL);
+    SF_CHECK_INT(wrong_pieces(&box, 50), 0);    /* what was not to be had is not counted */
+    sf_box_reset(&box);
+    SF_CHECK(box.block == block && box.bytes == bytes);
+    SF_CHECK_INT(wrong_pieces(&box, 100), 0);
+    sf_box_free(&box);
+    SF_CHECK(box.block == NULL && box.bytes == 0 && box.taken == 0);
+    sf_box_free(&box);
 }
 
 static const struct sf_test tests[] = {
     { "alloc", test_alloc },
     { "grow", test_grow },
     { "map", test_map },
-    { "arena", test_arena },
+    { "buffer", test_buffer },
+    { "box", test_box },
     { NULL, NULL }
 };
 SF_TEST_MAIN("base_memory", tests)

@@ -151,7 +151,7 @@ static void take_items(struct world *w, int32_t g, const struct sf_wire_step *st
         int32_t chunk = w->shape.chunk, end = item->pos + item->rows;
         PROMISE(w, known->seq == item->seq && known->state == OPEN);
         PROMISE(w, known->group == g && known->batch == step->batch && item->pos == known->fed);
-        PROMISE(w, (item->logits == SF_LOGITS_LAST) == (end >= known->prompt));
+        PROMISE(w, ((item->logits & SF_LOGITS_SAMPLE) != 0) == (end >= known->prompt));
         if (item->pos < known->prompt) {
             PROMISE(w, end <= known->prompt && item->token_first == tokens);
             PROMISE(w, memcmp(step->token + tokens, known->token + item->pos,
@@ -168,7 +168,7 @@ static void take_items(struct world *w, int32_t g, const struct sf_wire_step *st
         for (int32_t j = 0; j < i; j++) PROMISE(w, step->item[j].seq != item->seq);
         known->fed = end;
         rows += item->rows;
-        if (item->logits == SF_LOGITS_LAST) flight->seq[flight->samples++] = item->seq;
+        if (item->logits & SF_LOGITS_SAMPLE) flight->seq[flight->samples++] = item->seq;
     }
     PROMISE(w, rows <= w->shape.rows && tokens == step->tokens);
     PROMISE(w, rows > 0 || step->closes > 0);
@@ -177,11 +177,9 @@ static void take_items(struct world *w, int32_t g, const struct sf_wire_step *st
 static void take_step(struct world *w, int32_t g, const struct sf_wire_step *step)
 {
     struct flight *flight = &w->flight[g][step->batch];
-    void *bytes = NULL;
-    size_t count;
+    static struct sf_buffer packed;     /* of the whole program */
     PROMISE(w, !flight->busy && !step->stop && step->id == w->next_step[g]++);
-    PROMISE(w, sf_wire_pack_step(step, &bytes, &count) == SF_OK);
-    free(bytes);
+    PROMISE(w, sf_wire_pack_step(step, &packed) == SF_OK);
     take_closes(w, g, step);
     take_opens(w, g, step);
     take_items(w, g, step);
@@ -288,7 +286,7 @@ static sf_status answer(struct sf_sched *sched, const struct sf_wire_step *step)
     struct sf_wire_sample sample[16];
     struct sf_wire_result result = {.step = step->id, .batch = step->batch, .sample = sample};
     for (int32_t i = 0; i < step->items; i++)
-        if (step->item[i].logits == SF_LOGITS_LAST)
+        if (step->item[i].logits & SF_LOGITS_SAMPLE)
             sample[result.samples++] = (struct sf_wire_sample){.seq = step->item[i].seq};
     return sf_sched_result(sched, 0, &result);
 }
