@@ -242,6 +242,18 @@ sf_status sf_json_append(struct sf_json *array, struct sf_json *value)
     return SF_OK;
 }
 
+void sf_json_put(sf_status *status, struct sf_json *object, const char *key,
+                 struct sf_json *value)
+{
+    if (*status != SF_OK) sf_json_free(value);
+    else *status = sf_json_set(object, key, value);
+}
+
+struct sf_json *sf_json_new_words(const char *text)
+{
+    return sf_json_new_text(text, strlen(text));
+}
+
 /* ---- writing ---- */
 
 struct writer { char *text; size_t capacity, used; int indent; };

@@ -55,6 +55,11 @@ struct sf_json *sf_json_new_real(double number);      /* null for NaN and infini
 /* A key that is there already gets the new value in its old place. */
 sf_status sf_json_set(struct sf_json *object, const char *key, struct sf_json *value);
 sf_status sf_json_append(struct sf_json *array, struct sf_json *value);
+/* For building an object of many members: sf_json_set as long as *status is SF_OK, and its status
+ * into *status; otherwise the value is freed and nothing else happens. */
+void sf_json_put(sf_status *status, struct sf_json *object, const char *key,
+                 struct sf_json *value);
+struct sf_json *sf_json_new_words(const char *text);  /* closed by a NUL */
 
 /* The value as text: keys as they were inserted, numbers in the fewest digits that read back
  * equal.  indent 0: one line without blanks; otherwise blanks per level.  Freed by free().  The

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/sha256.h"
 #include "model/model_impl.h"
 
 static sf_status describe(struct sf_model *model)

@@ -24,8 +24,5 @@ static inline const struct sf_weight **sf_model_slot(const struct sf_model *mode
  * views whose shapes it has checked, and marks the tensors that it knows as claimed. */
 sf_status sf_llama_describe(struct sf_model *);
 
-/* sha256.c: hex digest of a block of memory that is a file's map. */
-sf_status sf_sha256_map(const unsigned char *map, size_t bytes, char hex_out[65]);
-
 SF_C_END
 #endif

@@ -1,0 +1,18 @@
+/* base/signals.h: what the outside says to a running job, as flags that its loops look at.
+ *
+ *   USR1, TERM   stop, but keep what is half finished       INT   the same; a second one kills
+ *   USR2         say what you are doing
+ *
+ * Flags are of the process: ranks that are its threads share them, and the first to ask gets one. */
+#ifndef SHEAF_BASE_SIGNALS_H
+#define SHEAF_BASE_SIGNALS_H
+#include "base/status.h"
+SF_C_BEGIN
+
+enum { SF_SIGNALS_STOP = 1, SF_SIGNALS_DUMP = 2 };      /* bits */
+void sf_signals_catch(void);
+/* What has come since the last call. */
+int  sf_signals_take(void);
+
+SF_C_END
+#endif
