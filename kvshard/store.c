@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "kvshard/store_impl.h"
 
@@ -101,7 +102,9 @@ static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struc
 static sf_status run_round(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
 {
     const struct sf_layer_state *state = &store->layer[layer];
+    int64_t start = sf_now_ns();
     SF_TRY(sf_events_before(store, layer, step));
+    store->edit_seconds += sf_seconds_since(start);
     SF_TRY(check_pages(store, layer, step));
     int32_t lanes;
     SF_TRY(extend_lanes(store, layer, step, &lanes));
@@ -117,7 +120,10 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
         .lane = store->job, .lanes = lanes };
     store->device->k->kv_append(store->device, &append);
     store->device->k->attend(store->device, &attend);
-    return sf_events_after(store, layer, step);
+    start = sf_now_ns();
+    sf_status status = sf_events_after(store, layer, step);
+    store->edit_seconds += sf_seconds_since(start);
+    return status;
 }
 
 sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const struct sf_kv_step *step)
@@ -245,6 +251,7 @@ void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt 
 int64_t sf_store_pages_free(const struct sf_store *store) { return sf_pages_free(&store->pool); }
 int64_t sf_store_pages(const struct sf_store *store) { return store->pool.pages; }
 int64_t sf_store_bytes_stored(const struct sf_store *store) { return store->bytes_stored; }
+double sf_store_edit_seconds(const struct sf_store *store) { return store->edit_seconds; }
 int64_t sf_store_bytes_held(const struct sf_store *store)
 {
     return store->pool.used * (int64_t)store->pool.page_bytes;

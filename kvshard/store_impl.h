@@ -47,6 +47,7 @@ struct sf_store {
     struct sf_page_pool pool;
     struct sf_blocks blocks;
     int64_t bytes_stored;
+    double edit_seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
     /* of one step; sized at creation */

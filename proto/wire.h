@@ -35,6 +35,11 @@ struct sf_wire_sampling {               /* how a sequence's tokens are chosen (w
     uint8_t scores;                     /* a score comes with every token of the answer ... */
     int32_t tops;                       /* ... and with so many of the likeliest; prompt rows too */
 };
+/* Whether the choice of a token looks at the tokens before it. */
+static inline int sf_wire_looks_back(const struct sf_wire_sampling *p)
+{
+    return p->repetition != 1.0 || p->frequency != 0.0 || p->presence != 0.0;
+}
 struct sf_wire_open {                   /* a sequence enters */
     uint64_t seq;
     int32_t prompt, tokens_max;         /* tokens_max: prompt + answer at most */
@@ -98,7 +103,7 @@ struct sf_wire_load {
     double step_seconds;                /* inside steps, SF_PHASE_WAIT between them not counted */
     int64_t steps, rows, bytes_sent, rss_peak_bytes, kv_bytes_held;
 };
-enum sf_wire_signal { SF_WIRE_NO_SIGNAL, SF_WIRE_DRAIN, SF_WIRE_INTERRUPT, SF_WIRE_DUMP };
+enum sf_wire_signal { SF_WIRE_NO_SIGNAL, SF_WIRE_DRAIN, SF_WIRE_DUMP };
 struct sf_wire_report {
     int32_t rank, status;               /* status: sf_status; not SF_OK ends the job */
     char *text;                         /* its words, never NULL after unpack */
