@@ -11,10 +11,16 @@ sf_status sf_blocks_create(const struct sf_page_pool *pool, int32_t lanes, struc
     struct sf_blocks blocks = { .lanes = lanes,
                                 .blocks_max = lanes > 0 ? pool->pages / lanes : INT32_MAX };
     void *block;
-    size_t places = lanes > 0 ? (size_t)blocks.blocks_max * (size_t)lanes : 0;
+    size_t count = lanes > 0 ? (size_t)blocks.blocks_max : 0, places = count * (size_t)lanes;
     SF_TRY(sf_alloc(places * sizeof *blocks.page, "the table of shared blocks", &block));
     blocks.page = block;
     for (size_t i = 0; i < places; i++) blocks.page[i] = -1;
+    sf_status status = sf_alloc(count * sizeof *blocks.block, "shared blocks", &block);
+    if (status != SF_OK) {
+        sf_free(blocks.page);
+        return status;
+    }
+    blocks.block = block;
     *out = blocks;
     return SF_OK;
 }
@@ -26,12 +32,14 @@ static void forget(struct sf_page_pool *pool, struct sf_blocks *blocks, int32_t 
         if (*page >= 0) sf_page_give(pool, *page);
         *page = -1;
     }
+    if (blocks->lanes > 0) blocks->block[block].filler = NULL;
 }
 
 void sf_blocks_destroy(struct sf_page_pool *pool, struct sf_blocks *blocks)
 {
     for (int32_t b = 0; blocks->page && blocks->lanes > 0 && b < blocks->blocks_max; b++)
         forget(pool, blocks, b);
+    sf_free(blocks->block);
     sf_free(blocks->page);
     *blocks = (struct sf_blocks){ 0 };
 }
@@ -51,10 +59,67 @@ sf_status sf_block_drop(struct sf_store *store, int32_t block)
     return SF_OK;
 }
 
+/* What a method writes beside a slot, or does before its prompt has ended, would not be what it
+ * does to a prompt of its own. */
+static sf_status check_methods(const struct sf_store *store)
+{
+    for (int32_t m = 0; m < store->methods; m++) {
+        const struct sf_plan *plan = &store->method[m].entry->plan;
+        if (plan->aux_bytes > 0 || plan->whens & 1u << SF_AT_PREFILL_CHUNK)
+            return SF_FAIL(SF_INTERNAL, "%s: prompts share blocks, but it %s",
+                           store->method[m].entry->method->name,
+                           plan->aux_bytes > 0 ? "has bytes of its own beside each slot"
+                                               : "edits prompts before they end");
+    }
+    return SF_OK;
+}
+
+static sf_status check_numbers(const struct sf_store *store, const struct sf_seq *seq,
+                               const struct sf_seq_share *share)
+{
+    int64_t reused = (int64_t)share->reused * store->page_slots;
+    int64_t whole = (int64_t)share->blocks * store->page_slots;
+    if (share->reused < 0 || share->reused > share->blocks || reused >= seq->prompt ||
+        whole > seq->prompt)
+        return SF_FAIL(SF_INTERNAL, "a prompt of %d tokens shares %d blocks and attaches %d",
+                       seq->prompt, share->blocks, share->reused);
+    for (int32_t b = 0; b < share->blocks; b++) SF_TRY(check_block(store, share->block[b]));
+    return SF_OK;
+}
+
+/* The block can be attached as number `place` of a prompt. */
+static sf_status check_filled(const struct sf_store *store, int32_t block, int32_t place)
+{
+    const struct sf_blocks *blocks = &store->blocks;
+    for (int32_t l = 0; l < blocks->lanes; l++)
+        if (*sf_block_page(blocks, block, l) < 0)
+            return SF_FAIL(SF_INTERNAL, "block %d of a sequence is not there", block);
+    if (blocks->block[block].place != place)
+        return SF_FAIL(SF_INTERNAL, "block %d is number %d of its prompt, not %d", block,
+                       blocks->block[block].place, place);
+    return SF_OK;
+}
+
+/* The sequence will fill the block, and nobody else. */
+static sf_status promise(struct sf_store *store, const struct sf_seq *seq, int32_t number,
+                         int32_t place)
+{
+    struct sf_block *block = &store->blocks.block[number];
+    for (int32_t l = 0; l < store->lanes; l++)
+        if (*sf_block_page(&store->blocks, number, l) >= 0)
+            return SF_FAIL(SF_INTERNAL, "block %d of a sequence is there already", number);
+    if (block->filler)
+        return SF_FAIL(SF_INTERNAL, "block %d of sequence %lld is to be filled by sequence %lld",
+                       number, (long long)seq->id, (long long)block->filler->id);
+    *block = (struct sf_block){ .filler = seq, .place = place };
+    return SF_OK;
+}
+
 static void attach(struct sf_store *store, struct sf_seq *seq, int32_t layer, int32_t l,
                    const struct sf_seq_share *share)
 {
     struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;
+    SF_ASSERT(lane->slots == 0 && share->reused <= lane->pages_max);
     for (int32_t b = 0; b < share->reused; b++) {
         int32_t page = *sf_block_page(&store->blocks, share->block[b],
                                       store->layer[layer].lane_first + l);
@@ -65,31 +130,35 @@ static void attach(struct sf_store *store, struct sf_seq *seq, int32_t layer, in
     sf_store_book(store, seq, layer, l, &before);
 }
 
-sf_status sf_seq_share(struct sf_store *store, struct sf_seq *seq, const struct sf_seq_share *share)
+/* All blocks that are to be attached are there, all others are promised; or nothing has changed. */
+static sf_status claim(struct sf_store *store, struct sf_seq *seq, const struct sf_seq_share *share)
 {
-    int64_t reused = (int64_t)share->reused * store->page_slots;
-    int64_t whole = (int64_t)share->blocks * store->page_slots;
-    SF_ASSERT(store->layers == 0 || seq->tokens[0] == 0);
-    if (share->reused < 0 || share->reused > share->blocks || reused >= seq->prompt ||
-        whole > seq->prompt)
-        return SF_FAIL(SF_INTERNAL, "a prompt of %d tokens shares %d blocks and attaches %d",
-                       seq->prompt, share->blocks, share->reused);
-    for (int32_t b = 0; b < share->blocks; b++) {
-        SF_TRY(check_block(store, share->block[b]));
-        for (int32_t l = 0; l < store->lanes; l++)
-            if ((*sf_block_page(&store->blocks, share->block[b], l) >= 0) != (b < share->reused))
-                return SF_FAIL(SF_INTERNAL, "block %d of a sequence is %s", share->block[b],
-                               b < share->reused ? "not there" : "there already");
-    }
+    sf_status status = SF_OK;
     void *block;
     SF_TRY(sf_alloc((size_t)share->blocks * sizeof *seq->block, "blocks of a sequence", &block));
     seq->block = block;
-    memcpy(seq->block, share->block, (size_t)share->blocks * sizeof *seq->block);
-    seq->blocks = share->blocks;
+    for (int32_t b = 0; status == SF_OK && b < share->blocks; b++) {
+        status = b < share->reused ? check_filled(store, share->block[b], b)
+                                   : promise(store, seq, share->block[b], b);
+        if (status == SF_OK) seq->block[seq->blocks++] = share->block[b];
+    }
+    if (status == SF_OK) return SF_OK;
+    sf_blocks_leave(store, seq);
+    sf_free(seq->block);
+    seq->block = NULL;
+    return status;
+}
+
+sf_status sf_seq_share(struct sf_store *store, struct sf_seq *seq, const struct sf_seq_share *share)
+{
+    SF_ASSERT(seq->tokens[0] == 0 && seq->block == NULL);
+    SF_TRY(check_numbers(store, seq, share));
+    if (share->blocks > 0) SF_TRY(check_methods(store));
+    if (share->blocks > 0 && store->lanes > 0) SF_TRY(claim(store, seq, share));
     for (int32_t layer = 0; layer < store->layers; layer++) {
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++)
             attach(store, seq, layer, l, share);
-        seq->tokens[layer] = (int32_t)reused;
+        seq->tokens[layer] = share->reused * store->page_slots;
     }
     return SF_OK;
 }
@@ -102,8 +171,18 @@ void sf_blocks_fill(struct sf_store *store, const struct sf_seq *seq, int32_t la
     for (int32_t b = tokens_before / size; b < seq->blocks && b < lane->slots / size; b++) {
         int32_t *page = sf_block_page(&store->blocks, seq->block[b],
                                       store->layer[layer].lane_first + l);
+        if (store->blocks.block[seq->block[b]].filler != seq) continue; /* dropped before it came */
         SF_ASSERT(*page < 0);
         *page = lane->page[b];
         sf_page_share(&store->pool, *page);
     }
+}
+
+void sf_blocks_leave(struct sf_store *store, struct sf_seq *seq)
+{
+    for (int32_t b = 0; b < seq->blocks; b++) {
+        struct sf_block *block = &store->blocks.block[seq->block[b]];
+        if (block->filler == seq) block->filler = NULL;
+    }
+    seq->blocks = 0;
 }

@@ -6,7 +6,10 @@
  * before any method edited them.  Which tokens it stands for and who may attach it is the
  * coordinator's business (coordinator/prefix.h); here it is a number and its pages, each held once
  * more (page.h).  A sequence attaches blocks before its first row, and fills others as it goes: in
- * each layer, when the rows that complete a page are appended. */
+ * each layer, when the rows that complete a page are appended.
+ *
+ *   free --> promised to a sequence --> filled, page by page --> dropped: free
+ *               its filler closes: free */
 #ifndef SHEAF_KVSHARD_BLOCK_H
 #define SHEAF_KVSHARD_BLOCK_H
 #include <stdint.h>
@@ -14,8 +17,15 @@
 #include "kvshard/page.h"
 SF_C_BEGIN
 
+struct sf_seq;
+
+struct sf_block {
+    const struct sf_seq *filler;        /* open, and to fill it; NULL: nobody */
+    int32_t place;                      /* of its tokens in the prompt: place x page_slots and on */
+};
 struct sf_blocks {
     int32_t *page;                      /* [blocks_max][lanes] -1: not filled there */
+    struct sf_block *block;             /* [blocks_max], none if there are no lanes */
     int32_t blocks_max, lanes;
 };
 sf_status sf_blocks_create(const struct sf_page_pool *, int32_t lanes, struct sf_blocks *out);

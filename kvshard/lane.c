@@ -1,22 +1,29 @@
 /* kvshard/lane.c: extend, drop, compact, arrange.  Whatever an edit does to a lane is made of
- * these; none needs a page beyond those that the lane holds, so an edit cannot run out of pages. */
+ * these; the lane never holds more pages after one than before, and only takes any in exchange for
+ * pages that it shares. */
 #include "kvshard/lane.h"
 
 #include <math.h>
 #include <string.h>
 
+static int32_t pages_of(const struct sf_page_pool *pool, int32_t slots)
+{
+    return (slots + pool->page_slots - 1) / pool->page_slots;
+}
+
 /* ---- growing -------------------------------------------------------------------------------- */
 int32_t sf_lane_pages_needed(const struct sf_page_pool *pool, const struct sf_kv_lane *lane,
                              int32_t rows)
 {
-    int32_t pages = (lane->slots + rows + pool->page_slots - 1) / pool->page_slots;
-    return pages - lane->pages;
+    return pages_of(pool, lane->slots + rows) - lane->pages;
 }
 
 sf_status sf_lane_extend(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t pos_first,
                          int32_t rows)
 {
     struct sf_page_pool *pool = ctx->pool;
+    if (rows > 0 && lane->slots % pool->page_slots != 0)
+        SF_ASSERT(pool->holders[lane->page[lane->slots / pool->page_slots]] == 1);
     for (int32_t more = sf_lane_pages_needed(pool, lane, rows); more > 0; more--) {
         SF_ASSERT(lane->pages < lane->pages_max);
         SF_TRY(sf_page_take(pool, &ctx->layout, &lane->page[lane->pages]));
@@ -54,16 +61,20 @@ void sf_lane_free(struct sf_page_pool *pool, struct sf_kv_lane *lane)
 }
 
 /* ---- pages of several holders --------------------------------------------------------------- */
-/* The lane gets its own copy of a page that others hold too. */
-static sf_status unshare(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t index)
+/* The place of a page that the lane has given away in the middle of an edit. */
+enum { PAGE_GONE = -1 };
+
+static int is_shared(const struct sf_page_pool *pool, const struct sf_kv_lane *lane, int32_t index)
+{
+    return pool->holders[lane->page[index]] > 1;
+}
+
+/* Bytes and mirror of a page; `slot` counts 0, 1, 2 ... page_slots - 1. */
+static void copy_page(const struct sf_lane_ctx *ctx, int32_t old, int32_t fresh,
+                      const int32_t *slot)
 {
     struct sf_page_pool *pool = ctx->pool;
-    int32_t old = lane->page[index], fresh, *slot;
     size_t slots = (size_t)pool->page_slots, aux_bytes = (size_t)pool->aux_bytes;
-    if (pool->holders[old] == 1) return SF_OK;
-    SF_TRY(sf_scratch_items(ctx->mem, slots, sizeof *slot, &slot));
-    SF_TRY(sf_page_take(pool, &ctx->layout, &fresh));
-    for (int32_t i = 0; i < pool->page_slots; i++) slot[i] = i;
     struct sf_slot_list from = { .pages = &old, .slot = slot, .n = pool->page_slots };
     struct sf_slot_list to = { .pages = &fresh, .slot = slot, .n = pool->page_slots };
     pool->device->k->kv_move(pool->device, &ctx->layout, pool->base, pool->page_bytes, &from, &to);
@@ -75,35 +86,72 @@ static sf_status unshare(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
         memcpy(pool->aux + (size_t)fresh * slots * aux_bytes,
                pool->aux + (size_t)old * slots * aux_bytes, slots * aux_bytes);
     pool->live[fresh] = pool->live[old];
-    lane->page[index] = fresh;
-    sf_page_give(pool, old);
+}
+
+/* The lane gets its own copies of n of its pages that others hold too; all, or none. */
+static sf_status unshare(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
+                         const int32_t *index, int32_t n)
+{
+    struct sf_page_pool *pool = ctx->pool;
+    int32_t *slot;
+    if (n == 0) return SF_OK;
+    if (n > sf_pages_free(pool))
+        return SF_FAIL(SF_NO_PAGES, "an edit needs %d copies of shared pages, %d of %d are free", n,
+                       sf_pages_free(pool), pool->pages);
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)pool->page_slots, sizeof *slot, &slot));
+    for (int32_t i = 0; i < pool->page_slots; i++) slot[i] = i;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t old = lane->page[index[i]], fresh;
+        SF_ASSERT(is_shared(pool, lane, index[i]));
+        SF_TRY(sf_page_take(pool, &ctx->layout, &fresh));
+        copy_page(ctx, old, fresh, slot);
+        lane->page[index[i]] = fresh;
+        sf_page_give(pool, old);
+    }
     return SF_OK;
 }
 
-/* Before n slots are marked as holes: a shared page that loses all its slots is given back unmarked
- * (PAGE_GONE in its place), one that keeps some is copied.  Returns in *n the slots still to be
- * marked, and counts the pages that went. */
-enum { PAGE_GONE = -1 };
+/* Nobody else holds the first `pages` pages any more. */
+static sf_status unshare_first(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
+                               int32_t pages)
+{
+    int32_t *index, n = 0;
+    SF_ASSERT(pages <= lane->pages);
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)pages + 1, sizeof *index, &index));
+    for (int32_t p = 0; p < pages; p++)
+        if (is_shared(ctx->pool, lane, p)) index[n++] = p;
+    return unshare(ctx, lane, index, n);
+}
+
+/* Before n slots are marked as holes: a shared page that keeps some of its slots is copied, one
+ * that loses them all is given back unmarked (PAGE_GONE in its place).  Leaves the slots that are
+ * still to be marked, and counts the pages that went; on failure the lane is as before. */
 static sf_status part_with(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t *slot,
                            int32_t *n, int32_t *gone_out)
 {
     struct sf_page_pool *pool = ctx->pool;
-    int32_t left = 0, gone = 0;
-    for (int32_t i = 0, end; i < *n; i = end) {
-        int32_t index = slot[i] / pool->page_slots, page = lane->page[index];
-        for (end = i + 1; end < *n && slot[end] / pool->page_slots == index;) end++;
-        if (pool->holders[page] > 1 && end - i == pool->live[page]) {
-            sf_page_give(pool, page);
-            lane->page[index] = PAGE_GONE;
-            gone++;
-            continue;
-        }
-        SF_TRY(unshare(ctx, lane, index));
-        memmove(slot + left, slot + i, (size_t)(end - i) * sizeof *slot);
-        left += end - i;
+    int32_t *lost, *copy, copies = 0, left = 0, shared = 0;
+    *gone_out = 0;
+    for (int32_t i = 0; i < *n && !shared; i++)
+        shared = is_shared(pool, lane, slot[i] / pool->page_slots);
+    if (!shared) return SF_OK;
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->pages, sizeof *lost, &lost));
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->pages, sizeof *copy, &copy));
+    memset(lost, 0, (size_t)lane->pages * sizeof *lost);
+    for (int32_t i = 0; i < *n; i++) lost[slot[i] / pool->page_slots]++;
+    for (int32_t p = 0; p < lane->pages; p++)
+        if (lost[p] > 0 && is_shared(pool, lane, p) && lost[p] < pool->live[lane->page[p]])
+            copy[copies++] = p;
+    SF_TRY(unshare(ctx, lane, copy, copies));
+    for (int32_t p = 0; p < lane->pages; p++) {
+        if (lost[p] == 0 || !is_shared(pool, lane, p)) continue;
+        sf_page_give(pool, lane->page[p]);
+        lane->page[p] = PAGE_GONE;
+        ++*gone_out;
     }
+    for (int32_t i = 0; i < *n; i++)
+        if (lane->page[slot[i] / pool->page_slots] != PAGE_GONE) slot[left++] = slot[i];
     *n = left;
-    *gone_out = gone;
     return SF_OK;
 }
 
@@ -139,6 +187,7 @@ static sf_status compact_if_due(const struct sf_lane_ctx *ctx, struct sf_kv_lane
     int32_t *source;
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->live, sizeof *source, &source));
     sf_lane_live(ctx->pool, lane, source);
+    SF_TRY(unshare_first(ctx, lane, pages_of(ctx->pool, lane->live)));
     /* Slots only move down, so the mirror can follow in the same order. */
     int32_t moved = 0;
     while (moved < lane->live && source[moved] == moved) moved++;
@@ -159,11 +208,11 @@ sf_status sf_lane_drop(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, i
 {
     struct sf_page_pool *pool = ctx->pool;
     SF_ASSERT(lane->mirrored && n >= 0 && n <= lane->live);
-    int32_t dead;
+    int32_t dead, live = lane->live - n;
     for (int32_t i = 0; i < n; i++)
         SF_ASSERT(slot[i] >= 0 && slot[i] < lane->slots && (i == 0 || slot[i] > slot[i - 1]));
-    lane->live -= n;
     SF_TRY(part_with(ctx, lane, slot, &n, &dead));
+    lane->live = live;
     for (int32_t i = 0; i < n; i++) {
         size_t at = sf_lane_mirror(pool, lane, slot[i]);
         SF_ASSERT(pool->pos[at] >= 0);
@@ -245,8 +294,7 @@ static void arrange_bytes(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane
 static void cut_to(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t n, int32_t *hole)
 {
     struct sf_page_pool *pool = ctx->pool;
-    int32_t pages = (n + pool->page_slots - 1) / pool->page_slots;
-    int32_t written = lane->slots;
+    int32_t pages = pages_of(pool, n), written = lane->slots;
     if (written > pages * pool->page_slots) written = pages * pool->page_slots;
     if (written > n) {
         for (int32_t i = n; i < written; i++) {
@@ -280,7 +328,7 @@ sf_status sf_lane_arrange(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *moves.to, &moves.to));
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)ctx->pool->page_slots, sizeof *hole, &hole));
     for (int32_t i = 0; i < n; i++) SF_ASSERT(source[i] >= -1 && source[i] < lane->slots);
-    for (int32_t i = 0; i < lane->pages; i++) SF_TRY(unshare(ctx, lane, i));
+    SF_TRY(unshare_first(ctx, lane, pages_of(ctx->pool, n)));
     arrange_bytes(ctx, lane, source, n, readers, pending, &moves);
     cut_to(ctx, lane, n, hole);
     return SF_OK;

@@ -10,9 +10,11 @@
  * holds is bounded (sf_lane_slots_bound), and a window that slides by one token never moves a
  * byte.
  *
- * A page may have other holders (block.h).  Before a lane marks or moves slots of such a page, it
- * takes its own copy; only for that may an edit take pages, and who shares has been promised them
- * (account.h: pages_peak counts every page of a sequence as its own). */
+ * A page may have other holders (block.h); then all its slots are live.  Before a lane marks or
+ * moves slots of such a page, it takes its own copy, or, if no slot of it stays, lets go of it.
+ * Only for copies may an edit take pages, and who shares has been promised them (account.h:
+ * pages_peak counts every page of a sequence as its own); where there are none, SF_NO_PAGES leaves
+ * the lane as it was, or dropped from and not compacted. */
 #ifndef SHEAF_KVSHARD_LANE_H
 #define SHEAF_KVSHARD_LANE_H
 #include <stdint.h>

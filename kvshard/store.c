@@ -243,6 +243,7 @@ void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt 
             sf_lane_free(&store->pool, lane);
             sf_store_book(store, seq, layer, l, &before);
         }
+    sf_blocks_leave(store, seq);
     store->seqs--;
     seq_free(seq);
 }

@@ -62,12 +62,14 @@ void      sf_store_destroy(struct sf_store *);
 sf_status sf_seq_open(struct sf_store *, int64_t seq_id, int32_t prompt, int32_t tokens_max,
                       struct sf_seq **out);
 /* Blocks of the prefix cache (block.h) that its prompt begins with, in order: the first `reused`
- * are attached, as if their tokens had been appended, the others are filled as its rows come.  Only
+ * are attached, as if their tokens had been appended, the others are filled as its rows come.  Once
  * for a sequence without rows; at least one row of the prompt stays to be computed.  SF_INTERNAL
- * where the numbers do not fit what is there. */
+ * where the numbers do not fit what is there, or a method of the stack edits prompts that have not
+ * ended or has aux_bytes; then nothing has changed. */
 struct sf_seq_share { const int32_t *block; int32_t blocks, reused; };
 sf_status sf_seq_share(struct sf_store *, struct sf_seq *, const struct sf_seq_share *);
-/* The block's pages lose a holder; its number is free again. */
+/* The block's pages lose a holder; its number is free again.  A sequence that was still to fill it
+ * does not any more. */
 sf_status sf_block_drop(struct sf_store *, int32_t block);
 /* Frees its pages; receipt may be NULL. */
 void      sf_seq_close(struct sf_store *, struct sf_seq *, struct sf_receipt *receipt_out);
@@ -85,7 +87,8 @@ struct sf_kv_step {                     /* one layer of one step */
     enum sf_dtype out_dtype;
 };
 /* Appends the rows, attends, fires events and applies edits (interface.md 3.1: order in decode).
- * SF_NO_PAGES takes no page; rows up to an earlier event of the call stand.  The job ends. */
+ * SF_NO_PAGES takes no page; rows up to an earlier event of the call stand, and those before an
+ * edit that needs copies of shared pages (lane.h).  The job ends. */
 sf_status sf_store_layer(struct sf_store *, int32_t layer_local, const struct sf_kv_step *);
 
 int64_t sf_store_pages_free(const struct sf_store *);

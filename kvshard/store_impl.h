@@ -76,6 +76,8 @@ void sf_store_book(struct sf_store *, struct sf_seq *, int32_t layer, int32_t la
 /* The lane had tokens_before of the prompt, now it has more: blocks that became whole are kept. */
 void sf_blocks_fill(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane,
                     int32_t tokens_before);
+/* The sequence goes: what it has not filled is nobody's. */
+void sf_blocks_leave(struct sf_store *, struct sf_seq *);
 
 /* ---- event.c -------------------------------------------------------------------------------- */
 /* Rows of an item that can run before an event of `layer` falls due, given `left` >= 1 of them. */

@@ -21,6 +21,11 @@ int32_t rig_head(const struct rig_spec *spec, int32_t lane)
     return lane;
 }
 
+static int32_t source_of(const struct rig_spec *spec, int32_t number, int32_t pos)
+{
+    return spec->source ? spec->source(number, pos) : number;
+}
+
 float rig_value(enum rig_what what, int32_t number, int32_t layer, int32_t head, int32_t pos,
                 int32_t element)
 {
@@ -117,6 +122,7 @@ static void fill_row(struct rig *rig, int32_t row, int32_t number, int32_t layer
     float *q = rig->q + (size_t)row * (size_t)(spec->lanes * spec->group * spec->k_dim);
     float *k = rig->k + (size_t)row * (size_t)(spec->lanes * spec->k_dim);
     float *v = rig->v + (size_t)row * (size_t)(spec->lanes * spec->v_dim);
+    number = source_of(spec, number, pos);
     for (int32_t h = 0; h < spec->lanes * spec->group; h++)
         for (int32_t e = 0; e < spec->k_dim; e++)
             *q++ = rig_value(RIG_Q, number, layer, h, pos, e);
@@ -196,6 +202,7 @@ void ref_append(struct ref_lane *ref, const struct rig_spec *spec, int32_t numbe
 {
     int32_t s = ref->slots++, head = rig_head(spec, lane);
     SF_ASSERT(s < ref->room);
+    number = source_of(spec, number, pos);
     ref->pos[s] = pos;
     ref->bias[s] = 0.0f;
     for (int32_t e = 0; e < ref->k_dim; e++)
@@ -284,7 +291,7 @@ void check_row(const struct rig *rig, int32_t number, int32_t layer, int32_t lan
         int32_t head = lane * spec->group + g;
         const float *out = rig_out(rig, layer, row, head);
         for (int32_t e = 0; e < spec->k_dim; e++)
-            q[e] = rig_value(RIG_Q, number, layer, head, pos, e);
+            q[e] = rig_value(RIG_Q, source_of(spec, number, pos), layer, head, pos, e);
         ref_attend(ref, q, (double)spec->scale, sees, context, expected);
         int32_t worst = 0;
         for (int32_t e = 1; e < spec->v_dim; e++)

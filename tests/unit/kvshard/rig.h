@@ -26,6 +26,8 @@ struct rig_spec {
     const struct sf_method *method;     /* NULL: the exact cache */
     struct { const char *key, *text; } option[RIG_OPTIONS];
     float scale;                        /* 0: k_dim^-0.5 */
+    /* Whose numbers the row of a position has, so that sequences can begin alike; NULL: its own. */
+    int32_t (*source)(int32_t number, int32_t pos);
 };
 struct rig {
     struct rig_spec spec;
