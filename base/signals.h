@@ -3,7 +3,8 @@
  *   USR1, TERM   stop, but keep what is half finished       INT   the same; a second one kills
  *   USR2         say what you are doing
  *
- * Flags are of the process: ranks that are its threads share them, and the first to ask gets one. */
+ * Flags are of the process: ranks that are its threads share them, and the first to ask gets them.
+ */
 #ifndef SHEAF_BASE_SIGNALS_H
 #define SHEAF_BASE_SIGNALS_H
 #include "base/status.h"

@@ -66,7 +66,9 @@ static sf_status project_back(struct sf_worker *w, const struct sf_mat *mat, con
     else if (mat != NULL)
         k->matmul(device, mat, rows, input, input_stride, sf_reduce_leaf(w->reduce, 0), d_model);
     k->sync(device);
+    sf_phase(w, SF_PHASE_COMM);
     SF_TRY(sf_reduce_add(w->reduce, rows, leaf, leaves, x, d_model));
+    sf_phase(w, SF_PHASE_GEMM);
     if (bias != NULL) k->add_bias(device, rows, w->desc->d_model, bias, x, d_model);
     return SF_OK;
 }
@@ -116,7 +118,10 @@ static sf_status attend(struct sf_worker *w, int32_t local, const struct layer_s
                               .out_stride = (size_t)s->q_heads * (size_t)w->ws.o_slice,
                               .out_head_stride = (size_t)w->ws.o_slice,
                               .out_dtype = w->spec.dtype};
-    return sf_store_layer(w->store, local, &step);
+    sf_phase(w, SF_PHASE_ATTENTION);
+    SF_TRY(sf_store_layer(w->store, local, &step));
+    sf_phase(w, SF_PHASE_GEMM);
+    return SF_OK;
 }
 
 static sf_status forward_layer(struct sf_worker *w, int32_t local, const struct sf_rows *rows)
@@ -145,9 +150,11 @@ sf_status sf_forward_layers(struct sf_worker *w, const struct sf_rows *rows)
 {
     w->device->k->rope_table(w->device, rows->rows, w->row_pos, w->desc->rope_inv_freq,
                              w->desc->rope_dim / 2, w->rope);
+    sf_phase(w, SF_PHASE_GEMM);
     for (int32_t local = 0; local < w->spec.share->layer_count; local++) {
         SF_TRY(forward_layer(w, local, rows));
         SF_TRY(sf_comm_beat(w->spec.world, "layer", w->spec.share->layer_first + local));
     }
+    sf_phase(w, SF_PHASE_OTHER);
     return SF_OK;
 }

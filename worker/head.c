@@ -141,12 +141,14 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
             memcpy(w->head_rows_in + (size_t)row * d_model,
                    w->residual + (size_t)w->head_row[first + row] * d_model,
                    d_model * sizeof(float));
+        sf_phase(w, SF_PHASE_GEMM);
         k->rmsnorm(device, rows, w->desc->d_model, w->head_rows_in, d_model, w->weights.out_norm,
                    w->desc->norm_eps, w->normed, d_model, w->spec.dtype);
         if (w->weights.head != NULL)
             k->matmul(device, w->weights.head, rows, w->normed, d_model, w->logits,
                       (size_t)w->spec.share->vocab_count);
         k->sync(device);
+        sf_phase(w, SF_PHASE_SAMPLE);
         SF_TRY(best_of(w, rows));
         float *all = NULL;
         if (sampled || w->spec.tap.row != NULL) SF_TRY(gather(w, rows, &all));

@@ -107,6 +107,7 @@ static sf_status pump_once(struct sf_hub *hub)
     if (hub->busy) return SF_OK;
     hub->busy = 1;
     sf_status status = hub->failed != SF_OK ? hub->failed : pump(hub);
+    if (status == SF_OK) status = sf_report_signals(hub->worker);
     hub->busy = 0;
     return status;
 }

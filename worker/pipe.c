@@ -27,6 +27,7 @@ static void my_block(const struct sf_worker *w, int32_t *first_out, int32_t *cou
 sf_status sf_pipe_send(struct sf_worker *w, int32_t rows)
 {
     int32_t first, count;
+    sf_phase(w, SF_PHASE_COMM);
     my_block(w, &first, &count);
     if (w->sending != NULL) {           /* the buffer still belongs to the step before */
         struct sf_request *sending = w->sending;
@@ -64,8 +65,10 @@ sf_status sf_pipe_receive(struct sf_worker *w, int32_t rows)
     my_block(w, &column, &count);
     int32_t before = sf_worker_rank_of(w, w->spec.stage - 1, w->spec.share->tp_rank);
     float *packed = w->residual;
+    sf_phase(w, SF_PHASE_WAIT);         /* for the stage before: the pipeline's bubble */
     SF_TRY(sf_comm_recv(w->spec.world, before, SF_TAG_ACTIVATION, packed,
                         (size_t)rows * (size_t)count * sizeof(float)));
+    sf_phase(w, SF_PHASE_COMM);
     if (w->spec.share->tp_size == 1) return SF_OK;
     /* Packed rows are shorter than whole ones and lie at the start of the same buffer: from the
      * last tile to the first, no tile overwrites one that is still packed. */
@@ -117,7 +120,9 @@ static sf_status take_tokens(struct sf_worker *w)
     void *bytes;
     size_t count;
     int32_t from, last = sf_worker_rank_of(w, w->spec.stages - 1, 0);
+    sf_phase(w, SF_PHASE_WAIT);
     SF_TRY(sf_comm_take(w->spec.world, last, SF_TAG_TOKENS, 1, &bytes, &count, &from));
+    sf_phase(w, SF_PHASE_OTHER);
     struct sf_wire_result result;
     sf_status status = sf_wire_unpack_result(bytes, count, &w->tokens_box, &result);
     free(bytes);

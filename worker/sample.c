@@ -62,14 +62,9 @@ int64_t sf_sampler_bytes(int32_t vocab)
     return vocab * (int64_t)(sizeof(struct candidate) + sizeof(int32_t) + 1);
 }
 
-int sf_sampling_needs_history(const struct sf_wire_sampling *p)
-{
-    return p->repetition != 1.0 || p->frequency != 0.0 || p->presence != 0.0;
-}
-
 int sf_sampling_needs_row(const struct sf_wire_sampling *p)
 {
-    return p->temperature > 0.0 || p->biases > 0 || sf_sampling_needs_history(p);
+    return p->temperature > 0.0 || p->biases > 0 || sf_wire_looks_back(p);
 }
 
 /* ---- before the softmax ---- */
@@ -196,7 +191,7 @@ int32_t sf_sample(struct sf_sampler *s, const struct sf_wire_sampling *p,
         SF_ASSERT(p->bias[i].token >= 0 && p->bias[i].token < s->vocab);
         logits[p->bias[i].token] += p->bias[i].value;
     }
-    if (sf_sampling_needs_history(p)) penalise(s, p, history, logits);
+    if (sf_wire_looks_back(p)) penalise(s, p, history, logits);
     int32_t best = greatest(logits, s->vocab);
     if (best < 0 || p->temperature <= 0.0) return best;
     if (logits[best] == INFINITY) return -1;

@@ -27,8 +27,6 @@ int64_t   sf_sampler_bytes(int32_t vocab);
 
 /* Whether this choice needs the whole row of logits, or the greatest one is enough. */
 int sf_sampling_needs_row(const struct sf_wire_sampling *);
-/* Whether it looks at the history. */
-int sf_sampling_needs_history(const struct sf_wire_sampling *);
 /* Changes logits[vocab].  u in [0, 1).  -1 if a logit is NaN or all are -inf. */
 int32_t sf_sample(struct sf_sampler *, const struct sf_wire_sampling *, const struct sf_history *,
                   float *logits, double u);

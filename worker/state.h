@@ -1,8 +1,8 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * head.c (logits), sample.c (the choice of a token), pipe.c (between stages), hub.c (rank 0's post
- * office), load.c. */
+ * head.c (logits), sample.c (the choice of a token), pipe.c (between stages), report.c and hub.c
+ * (to the coordinator), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
@@ -49,6 +49,10 @@ struct sf_worker {
     struct sf_seq_table seqs;
     struct sf_sampler *sampler;         /* of the rank that samples; NULL elsewhere */
     struct sf_worker_stats stats;
+    double phase_seconds[SF_PHASES];
+    enum sf_phase phase;                /* now, since: */
+    int64_t phase_ns;
+    struct sf_buffer signal_packed;
 
     struct sf_box step_box, tokens_box; /* of the step under way; of the tokens that came last */
     struct sf_buffer packed;            /* the result or report being sent */
@@ -83,6 +87,9 @@ static inline int sf_worker_samples(const struct sf_worker *w)
     return sf_worker_is_last(w) && w->spec.share->tp_rank == 0;
 }
 
+/* The time since the last call went into the phase that was named then. */
+void sf_phase(struct sf_worker *, enum sf_phase next);
+
 /* ---- step.c ---- */
 /* One whole step; results and receipts are sent. */
 sf_status sf_worker_step(struct sf_worker *, const struct sf_wire_step *);
@@ -109,6 +116,7 @@ sf_status sf_pipe_tokens(struct sf_worker *, const struct sf_wire_step *);
 sf_status sf_pipe_drain(struct sf_worker *);
 
 #include "worker/hub.h"
+#include "worker/report.h"
 /* To the coordinator: by ring on rank 0, by message elsewhere. */
 sf_status sf_worker_send(struct sf_worker *, int32_t tag, const void *bytes, size_t count);
 

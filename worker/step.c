@@ -1,6 +1,6 @@
 /* worker/step.c: one step, from the coordinator's message to results and receipts.
  *
- *   close -> open -> rows -> (embed | receive) -> layers -> (send | head, results) -> receipts
+ *   close -> drop blocks -> open -> rows -> (embed | receive) -> layers -> (send | head, results)
  *
  * Every index in the message is checked here before anything is touched: the sequences exist, the
  * rows fit the buffers, positions are inside the sequence, token ids inside the vocabulary. */
@@ -54,11 +54,35 @@ static sf_status keep_choice(const struct sf_worker *w, const struct sf_wire_sam
         memcpy(seq->sampling.bias, sampling->bias, bytes);
         seq->sampling.biases = sampling->biases;
     }
-    if (!sf_sampling_needs_history(sampling)) return SF_OK;
+    if (!sf_wire_looks_back(sampling)) return SF_OK;
     seq->history = malloc((size_t)seq->tokens_max * sizeof *seq->history);
     if (seq->history == NULL)
         return SF_FAIL(SF_NO_MEMORY, "no memory for the %d tokens of a sequence",
                        seq->tokens_max);
+    return SF_OK;
+}
+
+/* Blocks of the prefix cache take the place of its first rows; the ids of their tokens come along
+ * where its sampling looks at them. */
+static sf_status share_blocks(struct sf_worker *w, const struct sf_wire_step *step,
+                              const struct sf_wire_open *open, struct sf_worker_seq *seq)
+{
+    struct sf_seq_share share = {.block = open->block, .blocks = open->blocks,
+                                 .reused = open->reused};
+    SF_TRY(sf_seq_share(w->store, seq->cache, &share));
+    int32_t tokens = open->reused * w->spec.page_slots;         /* less than the prompt */
+    if (seq->history == NULL || tokens == 0) return SF_OK;
+    if (open->reused_first < 0 || open->reused_first > step->tokens - tokens)
+        return SF_FAIL(SF_INTERNAL, "sequence %llu reuses %d tokens, and their ids are not there",
+                       (unsigned long long)open->seq, tokens);
+    for (int32_t i = 0; i < tokens; i++) {
+        int32_t token = step->token[open->reused_first + i];
+        if (token >= w->desc->vocab)
+            return SF_FAIL(SF_INTERNAL, "sequence %llu reuses token %d of a vocabulary of %d",
+                           (unsigned long long)open->seq, token, w->desc->vocab);
+        seq->history[i] = token;
+    }
+    seq->history_tokens = tokens;
     return SF_OK;
 }
 
@@ -73,6 +97,7 @@ static sf_status open_sequences(struct sf_worker *w, const struct sf_wire_step *
         SF_TRY(sf_seq_open(w->store, (int64_t)open->seq, open->prompt, open->tokens_max,
                            &seq->cache));
         SF_TRY(keep_choice(w, &open->sampling, seq));
+        if (open->blocks > 0) SF_TRY(share_blocks(w, step, open, seq));
     }
     return SF_OK;
 }
@@ -187,35 +212,22 @@ static sf_status compute(struct sf_worker *w, const struct sf_wire_step *step)
     return SF_OK;
 }
 
-static sf_status report(struct sf_worker *w, const struct sf_wire_step *step,
-                        struct sf_wire_receipt *receipt)
-{
-    char nothing[] = "";
-    struct sf_wire_report report = {.rank = sf_comm_rank(w->spec.world),
-                                    .status = SF_OK,
-                                    .text = nothing,
-                                    .step = step->id,
-                                    .pages_free = sf_store_pages_free(w->store),
-                                    .pages = sf_store_pages(w->store),
-                                    .receipt = receipt,
-                                    .receipts = step->closes};
-    SF_TRY(sf_wire_pack_report(&report, &w->packed));
-    return sf_worker_send(w, SF_TAG_REPORT, w->packed.bytes, w->packed.count);
-}
-
 sf_status sf_worker_step(struct sf_worker *w, const struct sf_wire_step *step)
 {
     int64_t start = sf_now_ns();
     struct sf_wire_receipt *receipt = NULL;
+    if (step->measure) return sf_report_load(w, step->id);
     if (step->closes > 0) {
         receipt = calloc((size_t)step->closes, sizeof *receipt);
         if (receipt == NULL)
             return SF_FAIL(SF_NO_MEMORY, "no memory for %d receipts", step->closes);
     }
     sf_status status = close_sequences(w, step, receipt);
-    if (status == SF_OK && step->closes > 0) status = report(w, step, receipt);
+    if (status == SF_OK && step->closes > 0)
+        status = sf_report_receipts(w, step->id, receipt, step->closes);
     free(receipt);
     SF_TRY(status);
+    for (int32_t i = 0; i < step->drops; i++) SF_TRY(sf_block_drop(w->store, step->drop[i]));
     SF_TRY(open_sequences(w, step));
     SF_TRY(compute(w, step));
     w->stats.steps++;

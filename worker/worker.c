@@ -200,6 +200,7 @@ void sf_worker_close(struct sf_worker *w)
 {
     if (w == NULL) return;
     if (w->sending != NULL) sf_comm_drop(w->spec.world, w->sending);   /* a step has failed */
+    if (w->hub == NULL) sf_comm_set_progress(w->spec.world, NULL, NULL);
     sf_hub_destroy(w->hub);
     if (w->reduce != NULL) sf_reduce_destroy(w->reduce);
     for (int32_t i = 0; w->store != NULL && i < w->seqs.places; i++)
@@ -209,6 +210,7 @@ void sf_worker_close(struct sf_worker *w)
     sf_box_free(&w->step_box);
     sf_box_free(&w->tokens_box);
     sf_buffer_free(&w->packed);
+    sf_buffer_free(&w->signal_packed);
     if (w->store != NULL) sf_store_destroy(w->store);
     if (w->device != NULL) {
         free_buffers(w);
@@ -220,10 +222,20 @@ void sf_worker_close(struct sf_worker *w)
 
 /* ---- running ---- */
 
+void sf_phase(struct sf_worker *w, enum sf_phase next)
+{
+    int64_t now = sf_now_ns();
+    if (w->phase_ns != 0) w->phase_seconds[w->phase] += (double)(now - w->phase_ns) / 1e9;
+    w->phase = next;
+    w->phase_ns = now;
+}
+
+
 static sf_status next_step(struct sf_worker *w, struct sf_wire_step *step)
 {
     int64_t start = sf_now_ns();
     sf_status status;
+    sf_phase(w, SF_PHASE_WAIT);
     if (w->hub != NULL) {
         struct sf_envelope *envelope;
         SF_TRY(sf_hub_next(w->hub, &envelope));
@@ -238,11 +250,21 @@ static sf_status next_step(struct sf_worker *w, struct sf_wire_step *step)
         free(bytes);
     }
     w->stats.seconds_wait += sf_seconds_since(start);
+    sf_phase(w, SF_PHASE_OTHER);
     return status;
+}
+
+/* Signals are looked for in every wait; on rank 0 the hub does it. */
+static void progress(void *arg)
+{
+    struct sf_worker *w = arg;
+    if (sf_report_signals(w) != SF_OK)
+        sf_log(SF_LOG_WARN, "a signal could not be passed on: %s", sf_error_text());
 }
 
 static sf_status run_steps(struct sf_worker *w)
 {
+    if (w->hub == NULL) sf_comm_set_progress(w->spec.world, progress, w);
     for (;;) {
         struct sf_wire_step step;
         SF_TRY(next_step(w, &step));
@@ -261,11 +283,7 @@ sf_status sf_worker_run(struct sf_worker *w)
     char words[1024];
     strncpy(words, sf_error_text(), sizeof words - 1);
     words[sizeof words - 1] = '\0';
-    struct sf_wire_report report = {
-        .rank = sf_comm_rank(w->spec.world), .status = (int32_t)status, .text = words};
-    if (sf_wire_pack_report(&report, &w->packed) != SF_OK ||
-        sf_comm_post(w->spec.world, 0, SF_TAG_REPORT, w->packed.bytes, w->packed.count) != SF_OK)
-        sf_log(SF_LOG_DEBUG, "could not report to rank 0: %s", sf_error_text());
+    sf_report_failure(w, status, words);
     return SF_FAIL(status, "%s", words);
 }
 

@@ -13,7 +13,7 @@
 static sf_status none_plan(const struct sf_setup *setup, struct sf_plan *plan)
 {
     (void)setup;
-    (void)plan;                         /* asks for nothing, edits nothing */
+    plan->prefix = SF_PREFIX_KV;        /* asks for nothing else, edits nothing */
     return SF_OK;
 }
 
