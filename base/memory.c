@@ -2,6 +2,7 @@
 #include "base/memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -32,6 +33,15 @@ static void unpoison(void *at, size_t bytes) { (void)at, (void)bytes; }
 static const size_t huge_page_bytes = (size_t)2 << 20;
 
 static sf_status populate_pages(unsigned char *block, size_t bytes, const char *what);
+
+void sf_memory_forget_peak(void)
+{
+    int file = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);     /* proc(5) */
+    if (file < 0) return;
+    ssize_t written = write(file, "5", 1);
+    (void)written;                      /* where it is refused, the peak stays */
+    close(file);
+}
 
 sf_status sf_alloc(size_t bytes, const char *what, void **out)
 {
@@ -131,7 +141,9 @@ void sf_unmap(void *block, size_t bytes)
 sf_status sf_buffer_reserve(struct sf_buffer *buffer, size_t bytes)
 {
     SF_ASSERT(buffer->count <= buffer->capacity);
-    return sf_grow((void **)&buffer->bytes, &buffer->capacity, bytes, 1);
+    if (bytes <= buffer->capacity) return SF_OK;
+    size_t wanted = bytes < PTRDIFF_MAX / 2 ? 2 * bytes : bytes;
+    return sf_grow((void **)&buffer->bytes, &buffer->capacity, wanted, 1);
 }
 
 void sf_buffer_free(struct sf_buffer *buffer)

@@ -19,10 +19,14 @@ sf_status sf_grow(void **items, size_t *capacity, size_t needed, size_t item_byt
  * SF_NO_MEMORY if not to be had.  Freed by sf_unmap with the same size. */
 sf_status sf_map(size_t bytes, int populate, const char *what, void **out);
 void      sf_unmap(void *block, size_t bytes);
+/* The peak of this process's resident memory (getrusage) is what it is now, where the system can
+ * be told so; elsewhere it stays. */
+void      sf_memory_forget_peak(void);
 
 /* Bytes that a writer fills and whose owner keeps the memory for the next time.  Starts zeroed. */
 struct sf_buffer { unsigned char *bytes; size_t count, capacity; };     /* count: filled */
-/* Makes capacity at least `bytes`, by doubling; what is there is kept.  `count` is the writer's. */
+/* Makes capacity at least `bytes`; what is there is kept.  `count` is the writer's.  If it has to
+ * grow there is room for twice of it: the next message of a kind may be a little longer. */
 sf_status sf_buffer_reserve(struct sf_buffer *buffer, size_t bytes);
 void      sf_buffer_free(struct sf_buffer *buffer);
 

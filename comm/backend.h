@@ -34,15 +34,14 @@ struct sf_comm {
     char label[SF_LABEL_MAX];
 };
 
-/* A send under way.  Recycled through the world's free list, with its copy buffer. */
+/* A send under way.  Recycled through the world's free list, with its copy's memory. */
 struct sf_request {
     struct sf_comm *comm;               /* a post may outlive it */
     enum sf_channel channel;
     int32_t to, to_world, tag;
     const void *data;
     size_t bytes;
-    void *copy;                         /* malloc'd, of a posted message */
-    size_t copy_bytes;                  /* capacity */
+    struct sf_buffer copy;              /* of a posted message */
     struct sf_request *next;
     union { max_align_t align; unsigned char bytes[128]; } backend;
 };
@@ -121,6 +120,7 @@ struct sf_world {
     struct sf_request **post_last;
     int32_t posts;
     struct sf_request *spare;           /* recycled requests */
+    int32_t requests;                   /* made so far */
 };
 
 /* ---- comm.c ---------------------------------------------------------------------------------- */

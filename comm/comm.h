@@ -15,6 +15,7 @@
 #define SHEAF_COMM_COMM_H
 #include <stddef.h>
 #include <stdint.h>
+#include "base/memory.h"
 #include "base/status.h"
 SF_C_BEGIN
 
@@ -53,16 +54,17 @@ sf_status sf_comm_split(struct sf_comm *, int32_t color, int32_t key, const char
 /* Copies nothing: `data` stays valid until sf_comm_wait. */
 sf_status sf_comm_isend(struct sf_comm *, int32_t to, int32_t tag, const void *data, size_t bytes,
                         struct sf_request **request_out);
-/* Copies `data`; the send goes on by itself. For control messages. */
+/* Copies `data`, into memory that is kept; the send goes on by itself. For control messages. */
 sf_status sf_comm_post(struct sf_comm *, int32_t to, int32_t tag, const void *data, size_t bytes);
 sf_status sf_comm_wait(struct sf_comm *, struct sf_request *);          /* frees the request */
 /* Blocking; exactly `bytes` must come (SF_FORMAT otherwise). */
 sf_status sf_comm_recv(struct sf_comm *, int32_t from, int32_t tag, void *data, size_t bytes);
-/* A message of unknown length: malloc'd, caller frees with free().  wait 0: SF_OK with *data_out
- * NULL if nothing is there; wait 1: until the deadline; wait 2: for ever while rank 0 (or, on rank
- * 0, every rank) shows signs of life. */
-sf_status sf_comm_take(struct sf_comm *, int32_t from, int32_t tag, int wait, void **data_out,
-                       size_t *bytes_out, int32_t *from_out);
+/* A message of unknown length, into the caller's buffer, which grows if it has to.  wait 0: SF_OK
+ * with *from_out SF_RANK_ANY if nothing is there; wait 1: until the deadline; wait 2: for ever
+ * while rank 0 (or, on rank 0, every rank) shows signs of life.  A failure may leave the buffer
+ * without its memory.  from_out may be NULL with wait 1 and 2. */
+sf_status sf_comm_take(struct sf_comm *, int32_t from, int32_t tag, int wait,
+                       struct sf_buffer *into, int32_t *from_out);
 
 /* ---- collectives, small or at launch --------------------------------------------------------- */
 sf_status sf_comm_barrier(struct sf_comm *);

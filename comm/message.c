@@ -4,25 +4,45 @@
  * length, and then lets it land.  So nothing is ever posted into memory that a failed wait would
  * leave behind, and a message of the wrong length is told from one that fits before it is read.
  * Long messages may come in pieces (sf_incoming.more). */
-#include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
 #include "base/memory.h"
 #include "comm/backend.h"
 
+enum { REQUESTS_MIN = 32, COPY_BYTES_MIN = 512 };       /* 512: 1 KiB with the room to grow */
+
 /* ---- requests -------------------------------------------------------------------------------- */
+static sf_status request_create(struct sf_request **out)
+{
+    void *block;
+    SF_TRY(sf_alloc(sizeof(struct sf_request), "message request", &block));
+    struct sf_request *request = block;
+    sf_status status = sf_buffer_reserve(&request->copy, COPY_BYTES_MIN);
+    if (status == SF_OK) *out = request;
+    else sf_free(request);
+    return status;
+}
+
+/* How many sends are under way at once is a matter of timing, and a world that has been busy for a
+ * while should not meet a new most now and then: as many requests are made again as there are. */
+static sf_status make_requests(struct sf_world *world)
+{
+    int32_t more = world->requests < REQUESTS_MIN ? REQUESTS_MIN : world->requests;
+    while (more-- > 0) {
+        struct sf_request *request;
+        SF_TRY(request_create(&request));
+        sf_request_recycle(world, request);
+        world->requests++;
+    }
+    return SF_OK;
+}
+
 static sf_status request_take(struct sf_world *world, struct sf_request **out)
 {
-    struct sf_request *request = world->spare;
-    if (request != NULL) {
-        world->spare = request->next;
-    } else {
-        void *block;
-        SF_TRY(sf_alloc(sizeof *request, "message request", &block));
-        request = block;
-    }
-    request->next = NULL;
-    *out = request;
+    if (world->spare == NULL) SF_TRY(make_requests(world));
+    *out = world->spare;
+    world->spare = (*out)->next;
+    (*out)->next = NULL;
     return SF_OK;
 }
 
@@ -41,7 +61,7 @@ void sf_comm_drop(struct sf_comm *comm, struct sf_request *request)
 
 void sf_request_free(struct sf_request *request)
 {
-    free(request->copy);
+    sf_buffer_free(&request->copy);
     sf_free(request);
 }
 
@@ -84,13 +104,13 @@ sf_status sf_comm_start_copy(struct sf_comm *comm, enum sf_channel channel, int3
 {
     struct sf_request *request;
     SF_TRY(request_take(comm->world, &request));
-    sf_status status = sf_grow(&request->copy, &request->copy_bytes, bytes + 1, 1);
+    sf_status status = sf_buffer_reserve(&request->copy, bytes);
     if (status != SF_OK) {
         sf_request_recycle(comm->world, request);
         return status;
     }
-    if (bytes > 0) memcpy(request->copy, data, bytes);
-    SF_TRY(request_send(comm, channel, to, tag, request->copy, bytes, request));
+    if (bytes > 0) memcpy(request->copy.bytes, data, bytes);
+    SF_TRY(request_send(comm, channel, to, tag, request->copy.bytes, bytes, request));
     *request_out = request;
     return SF_OK;
 }
@@ -188,34 +208,27 @@ static sf_status match(struct sf_wait *wait, enum sf_channel channel, int32_t fr
     }
 }
 
-/* The rest of a message whose first piece has been matched, into malloc'd memory. */
+/* The rest of a message whose first piece has been matched. */
 static sf_status take_rest(struct sf_wait *wait, enum sf_channel channel,
-                           struct sf_incoming *incoming, void **data_out, size_t *bytes_out)
+                           struct sf_incoming *incoming, struct sf_buffer *into)
 {
-    unsigned char *data = NULL;
-    size_t bytes = 0;
+    into->count = 0;
     for (;;) {
-        unsigned char *larger = realloc(data, bytes + incoming->bytes + 1);
-        if (larger == NULL) {
-            free(data);
+        size_t bytes = into->count + incoming->bytes;
+        if (sf_buffer_reserve(into, bytes + 1) != SF_OK) {      /* an empty message has a place */
             (void)wait->comm->world->ops->land(wait->comm, incoming, NULL);
             return SF_FAIL(SF_NO_MEMORY, "no memory for a message of %zu bytes from rank %d",
-                           bytes + incoming->bytes, wait->comm->world_rank[incoming->from]);
+                           bytes, wait->comm->world_rank[incoming->from]);
         }
-        data = larger;
-        /* After a failure here a backend may still be writing: the memory is left to it. */
-        SF_TRY(land(wait, incoming, data + bytes));
-        bytes += incoming->bytes;
-        if (!incoming->more) break;
-        sf_status status = match(wait, channel, incoming->from, incoming->tag, incoming);
-        if (status != SF_OK) {
-            free(data);
+        sf_status status = land(wait, incoming, into->bytes + into->count);
+        if (status != SF_OK) {          /* a backend may still be writing: it gets the memory */
+            *into = (struct sf_buffer){ 0 };
             return status;
         }
+        into->count = bytes;
+        if (!incoming->more) return SF_OK;
+        SF_TRY(match(wait, channel, incoming->from, incoming->tag, incoming));
     }
-    *data_out = data;
-    *bytes_out = bytes;
-    return SF_OK;
 }
 
 sf_status sf_comm_receive(struct sf_comm *comm, enum sf_channel channel, int32_t from, int32_t tag,
@@ -238,12 +251,13 @@ sf_status sf_comm_receive(struct sf_comm *comm, enum sf_channel channel, int32_t
         SF_TRY(match(&wait, channel, incoming.from, incoming.tag, &incoming));
     }
     /* too long: taken all the same, so that it lies not about */
-    void *rest;
-    size_t rest_bytes;
-    SF_TRY(take_rest(&wait, channel, &incoming, &rest, &rest_bytes));
-    free(rest);
-    return SF_FAIL(SF_FORMAT, "rank %d sent %zu bytes with tag %d where %zu were expected",
-                   comm->world_rank[incoming.from], got + rest_bytes, incoming.tag, bytes);
+    struct sf_buffer rest = { 0 };
+    sf_status status = take_rest(&wait, channel, &incoming, &rest);
+    if (status == SF_OK)
+        status = SF_FAIL(SF_FORMAT, "rank %d sent %zu bytes with tag %d where %zu were expected",
+                         comm->world_rank[incoming.from], got + rest.count, incoming.tag, bytes);
+    sf_buffer_free(&rest);
+    return status;
 }
 
 sf_status sf_comm_recv(struct sf_comm *comm, int32_t from, int32_t tag, void *data, size_t bytes)
@@ -251,10 +265,10 @@ sf_status sf_comm_recv(struct sf_comm *comm, int32_t from, int32_t tag, void *da
     return sf_comm_receive(comm, SF_CHANNEL_USER, from, tag, data, bytes);
 }
 
-sf_status sf_comm_take(struct sf_comm *comm, int32_t from, int32_t tag, int wait, void **data_out,
-                       size_t *bytes_out, int32_t *from_out)
+sf_status sf_comm_take(struct sf_comm *comm, int32_t from, int32_t tag, int wait,
+                       struct sf_buffer *into, int32_t *from_out)
 {
-    SF_ASSERT(wait >= 0 && wait <= 2);
+    SF_ASSERT(wait >= 0 && wait <= 2 && (wait > 0 || from_out != NULL));
     struct sf_wait state = sf_wait_begin(comm, "take", from, wait == 2);
     struct sf_incoming incoming;
     SF_TRY(sf_comm_check(&state));
@@ -262,15 +276,15 @@ sf_status sf_comm_take(struct sf_comm *comm, int32_t from, int32_t tag, int wait
         int found = 0;
         SF_TRY(comm->world->ops->match(comm, SF_CHANNEL_USER, from, tag, &incoming, &found));
         if (!found) {
-            *data_out = NULL;
-            *bytes_out = 0;
+            *from_out = SF_RANK_ANY;
+            into->count = 0;
             return SF_OK;
         }
     } else {
         SF_TRY(match(&state, SF_CHANNEL_USER, from, tag, &incoming));
     }
     struct sf_wait rest = sf_wait_begin(comm, "take", incoming.from, 0);
-    SF_TRY(take_rest(&rest, SF_CHANNEL_USER, &incoming, data_out, bytes_out));
+    SF_TRY(take_rest(&rest, SF_CHANNEL_USER, &incoming, into));
     if (from_out != NULL) *from_out = incoming.from;
     return SF_OK;
 }

@@ -10,11 +10,17 @@
 
 #include "base/memory.h"
 
-enum { TOKEN_TEXT = 64 };
+enum { TOKEN_TEXT = 64, TOKEN_BYTES_USUAL = 6 };
 
 static sf_status make_room(struct sf_answer_text *t, size_t more)
 {
     return sf_grow((void **)&t->text, &t->room, t->bytes + more, 1);
+}
+
+sf_status sf_answer_text_reserve(struct sf_answer_text *t, int32_t tokens)
+{
+    SF_ASSERT(tokens >= 0);
+    return make_room(t, (size_t)tokens * TOKEN_BYTES_USUAL + TOKEN_TEXT);
 }
 
 sf_status sf_answer_text_push(struct sf_answer_text *t, const struct sf_tokenizer *tokenizer,

@@ -14,6 +14,8 @@ struct sf_answer_text {                 /* begin with zeros; text is freed by fr
     struct sf_utf8_stream utf8;         /* bytes of a character that is not whole yet */
 };
 
+/* Memory for so many tokens of usual length, so that few answers have to ask for more. */
+sf_status sf_answer_text_reserve(struct sf_answer_text *, int32_t tokens);
 /* Appends a token; without a tokenizer it is spelt token_id:123. */
 sf_status sf_answer_text_push(struct sf_answer_text *, const struct sf_tokenizer *, int32_t token);
 /* Nothing more comes: what is left of a broken character becomes U+FFFD. */

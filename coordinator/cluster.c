@@ -304,6 +304,20 @@ static int64_t cgroup_memory(void)
     return least;
 }
 
+void sf_machine_processor(char *out, size_t bytes)
+{
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    char line[512];
+    const char *name = NULL;
+    while (file != NULL && name == NULL && fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, "model name", strlen("model name")) != 0) continue;
+        line[strcspn(line, "\n")] = '\0';
+        name = strchr(line, ':');
+    }
+    if (file != NULL) fclose(file);
+    snprintf(out, bytes, "%s", name != NULL ? name + 1 + strspn(name + 1, " ") : "unknown");
+}
+
 sf_status sf_machine_memory(int64_t *bytes_out)
 {
     int64_t kib = read_number("/proc", "meminfo", "MemAvailable");

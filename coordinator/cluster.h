@@ -2,6 +2,7 @@
  * node (hwloc) or told on the command line of `plan`. */
 #ifndef SHEAF_COORDINATOR_CLUSTER_H
 #define SHEAF_COORDINATOR_CLUSTER_H
+#include <stddef.h>
 #include <stdint.h>
 #include "base/status.h"
 SF_C_BEGIN
@@ -19,6 +20,8 @@ struct sf_cluster {
 /* This machine: usable cores and free memory (MemAvailable and cgroup limit, the lesser). */
 sf_status sf_machine_cores(int32_t *cores_out);
 sf_status sf_machine_memory(int64_t *bytes_out);
+/* As the processor calls itself; "unknown" where the system does not tell. */
+void sf_machine_processor(char *out, size_t bytes);
 
 /* What one rank sees of its node.  A launcher binds ranks to parts of a node, so that no rank sees
  * all cores of it; the ranks together do.  Fixed size, for an allgather. */

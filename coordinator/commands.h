@@ -1,15 +1,28 @@
-/* coordinator/commands.h: the subcommands that need neither ranks nor weights, and the words that
- * all subcommands have for a mistake.  argv[0] is the subcommand; the value is the exit code.  Data
- * goes to stdout, errors to stderr. */
+/* coordinator/commands.h: the subcommands that need neither ranks nor weights, the command lines of
+ * those that do (main.c runs them), and the words that all subcommands have for a mistake.  argv[0]
+ * is the subcommand; the value is the exit code.  Data goes to stdout, errors to stderr. */
 #ifndef SHEAF_COORDINATOR_COMMANDS_H
 #define SHEAF_COORDINATOR_COMMANDS_H
+#include <stddef.h>
 #include "base/status.h"
+#include "coordinator/launch.h"
+#include "coordinator/task.h"
 SF_C_BEGIN
 
 int sf_cmd_plan(int argc, char **argv);
 int sf_cmd_inspect(int argc, char **argv);
 int sf_cmd_methods(int argc, char **argv);
 int sf_cmd_doctor(int argc, char **argv);
+int sf_cmd_merge(int argc, char **argv);
+
+enum { SF_SETS_MAX = 256 };
+struct sf_run_args {                    /* of `sheaf run` */
+    struct sf_launch_spec launch;       /* its sets are the ones below */
+    const char *set[SF_SETS_MAX];
+};
+/* Fills args and sets up the log.  1: go on; 0: help was printed; -1: refused with words. */
+int sf_run_args(int argc, char **argv, struct sf_run_args *args, char *words, size_t bytes);
+extern const struct sf_task_ops sf_run_task;    /* its arg: struct sf_run_args */
 
 /* One line on stderr, as JSON with --log-json.  Words that are a complete message already
  * ("job.yaml:3:5: error: ...") get no prefix.  Control characters, which may have come with a name

@@ -102,12 +102,12 @@ static const struct sf_opt run[] = {
     { "deterministic", SF_OPT_BOOL, AT(run.deterministic), "false", 0, 0, NO_AUTO, BUILT, NULL,
       NULL, "", "the same tokens for every layout, batch and resume on one instruction set" },
     { "checkpoint_interval_s", SF_OPT_FLOAT, AT(run.checkpoint_interval_s), "5", 0.1, 86400,
-      NO_AUTO, TO_COME, NULL, NULL, "s", "at most so much sampling is done again after a crash" },
+      NO_AUTO, BUILT, NULL, NULL, "s", "at most so much sampling is done again after a crash" },
     { "rank_timeout_s", SF_OPT_FLOAT, AT(run.rank_timeout_s), "30", 1, 86400, NO_AUTO, BUILT, NULL,
       NULL, "s", "a lost or stuck rank ends the job after this" },
     { "checkpoint_kv", SF_OPT_BOOL, AT(run.checkpoint_kv), "false", 0, 0, NO_AUTO, TO_COME, NULL,
       NULL, "", "save the caches of half-finished records when stopped early" },
-    { "on_signal", SF_OPT_ENUM, AT(run.on_signal), "drain", 0, 0, NO_AUTO, TO_COME, signals, NULL,
+    { "on_signal", SF_OPT_ENUM, AT(run.on_signal), "drain", 0, 0, NO_AUTO, BUILT, signals, NULL,
       "", "what USR1 and TERM do: stop admitting, save, exit 75" },
     { 0 }
 };

@@ -23,22 +23,14 @@ static void line(const char *name, const char *value)
     printf("%-14s %s\n", name, value);
 }
 
-/* First line of `path` that starts with `key` (NULL: the first), without key, colon and newline. */
-static int file_line(const char *path, const char *key, char *out, size_t bytes)
+/* The first line of `path`, without its newline. */
+static int first_line(const char *path, char *out, size_t bytes)
 {
-    char text[512];
     FILE *file = fopen(path, "r");
-    int found = 0;
     if (file == NULL) return 0;
-    while (!found && fgets(text, sizeof text, file) != NULL) {
-        size_t skip = key != NULL ? strlen(key) : 0;
-        if (key != NULL && strncmp(text, key, skip) != 0) continue;
-        skip += strspn(text + skip, " \t:");
-        text[strcspn(text, "\n")] = '\0';
-        snprintf(out, bytes, "%s", text + skip);
-        found = 1;
-    }
+    int found = fgets(out, (int)bytes, file) != NULL;
     fclose(file);
+    if (found) out[strcspn(out, "\n")] = '\0';
     return found;
 }
 
@@ -94,7 +86,8 @@ static void print_machine(void)
         snprintf(text, sizeof text, "%s %s %s", system.sysname, system.release, system.machine);
         line("system", text);
     }
-    if (file_line("/proc/cpuinfo", "model name", model, sizeof model)) line("processor", model);
+    sf_machine_processor(model, sizeof model);
+    line("processor", model);
     if (sf_machine_cores(&cores) == SF_OK) snprintf(text, sizeof text, "%d usable here", cores);
     else snprintf(text, sizeof text, "unknown: %s", sf_error_text());
     line("cores", text);
@@ -102,7 +95,7 @@ static void print_machine(void)
         snprintf(text, sizeof text, "%.1f GiB free here", (double)memory / GIB);
     else snprintf(text, sizeof text, "unknown: %s", sf_error_text());
     line("memory", text);
-    if (file_line("/sys/kernel/mm/transparent_hugepage/enabled", NULL, model, sizeof model))
+    if (first_line("/sys/kernel/mm/transparent_hugepage/enabled", model, sizeof model))
         snprintf(text, sizeof text, "transparent: %s", model);
     else snprintf(text, sizeof text, "transparent ones are not there");
     line("huge pages", text);

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/run.h"
-
 enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20 };
 
 sf_status sf_launch_agree(struct sf_comm *world, sf_status mine)
@@ -67,7 +65,8 @@ static sf_status read_config(struct sf_launch *launch, const struct sf_launch_sp
         if (status == SF_OK && launch->config.model.path[0] == '\0')
             status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", spec->config);
         if (status == SF_OK) status = sf_config_text(&launch->config, &mine);
-        if (status == SF_OK) status = sf_run_check(spec->input, spec->output, &launch->records);
+        if (status == SF_OK && spec->files.input != NULL)
+            status = sf_run_check(&spec->files, &launch->records);
     }
     status = sf_launch_agree(world, status);
     if (status != SF_OK) {
@@ -119,13 +118,24 @@ static sf_status make_plan(struct sf_launch *launch)
     return SF_OK;
 }
 
+/* Rank 0: whether a resume goes on with the job that was begun. */
+static sf_status check_job(struct sf_launch *launch, const struct sf_run_files *files)
+{
+    if (files->input == NULL) return SF_OK;
+    SF_TRY(sf_model_sha256(launch->model, launch->model_sha256));
+    if (!files->resume) return SF_OK;
+    return sf_run_check_same(files, &launch->config, launch->model_sha256);
+}
+
 static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec *spec)
 {
     struct sf_comm *world = launch->world;
     SF_TRY(read_config(launch, spec));
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
     SF_TRY(look_around(launch));
-    SF_TRY(sf_launch_agree(world, make_plan(launch)));
+    sf_status status = make_plan(launch);
+    if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, &spec->files);
+    SF_TRY(sf_launch_agree(world, status));
     const struct sf_plan_rank *me = launch->me;
     for (int32_t r = 0; r < launch->plan.ranks; r++) {
         char text[64];

@@ -10,13 +10,15 @@
 #include "coordinator/cluster.h"
 #include "coordinator/config.h"
 #include "coordinator/plan.h"
+#include "coordinator/run.h"
 #include "model/weights.h"
 SF_C_BEGIN
 
 struct sf_launch_spec {
     const char *config;                 /* read on rank 0 only */
     struct sf_config_sets sets;
-    const char *input, *output;         /* checked on rank 0 before anything is loaded */
+    struct sf_run_files files;          /* checked on rank 0 before anything is loaded; input
+                                           NULL: a launch without records */
 };
 struct sf_launch {
     struct sf_comm *world, *tensor;     /* world is the caller's */
@@ -29,6 +31,7 @@ struct sf_launch {
     struct sf_rank rank;
     int32_t *heads;                     /* [layers here] behind rank.heads */
     int64_t records;                    /* of the input; rank 0 only */
+    char model_sha256[65];              /* rank 0 only, and only with records */
 };
 
 /* Collective over world. On failure everything is freed. */

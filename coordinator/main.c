@@ -1,11 +1,10 @@
 /* coordinator/main.c: the command line, and the one place where coordinator and worker meet.
  *
- * `sheaf run` makes a world of ranks (mpirun or srun: processes; a build without MPI: threads of
- * this process; otherwise one rank), and on every rank: launch (common plan) -> worker open ->
- * worker run.  On rank 0 the coordinator runs beside it in a thread of its own, joined to the
- * worker by two rings. */
+ * A task (task.h: `sheaf run`, `sheaf bench`) makes a world of ranks (mpirun or srun: processes; a
+ * build without MPI: threads of this process; otherwise one rank), and on every rank, for each of
+ * its launches: launch (common plan) -> worker open -> worker run.  On rank 0 the coordinator runs
+ * beside it in a thread of its own, joined to the worker by two rings. */
 #include <errno.h>
-#include <getopt.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,24 +12,23 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/memory.h"
+#include "base/signals.h"
 #include "comm/comm.h"
+#include "coordinator/bench.h"
 #include "coordinator/commands.h"
 #include "coordinator/launch.h"
-#include "coordinator/run.h"
+#include "coordinator/task.h"
 #include "worker/worker.h"
 
-enum { RING_PLACES = 4096, SETS_MAX = 256, RANK_THREAD_STACK = 16 << 20 };
+enum { RING_PLACES = 4096, RANK_THREAD_STACK = 16 << 20 };
 
-struct run_args {
-    struct sf_launch_spec launch;
-    const char *set[SETS_MAX];
-};
-
-/* ---- one rank ---- */
+/* ---- one rank, one launch ---- */
 
 struct coordinator {                    /* the thread beside rank 0's worker */
-    struct sf_run_spec spec;
-    struct sf_run_summary summary;
+    const struct sf_task *task;
+    int32_t number;                     /* of the launch */
+    struct sf_desk desk;
     sf_status status;
     int exit_code;
     char words[1024];
@@ -39,9 +37,9 @@ struct coordinator {                    /* the thread beside rank 0's worker */
 static void *coordinate(void *arg)
 {
     struct coordinator *c = arg;
-    c->status = sf_run(&c->spec, &c->summary, &c->exit_code);
+    c->status = c->task->ops->coordinate(c->task->arg, c->number, &c->desk, &c->exit_code);
     if (c->status != SF_OK) snprintf(c->words, sizeof c->words, "%s", sf_error_text());
-    sf_ring_close(c->spec.to_workers);
+    sf_ring_close(c->desk.to_workers);
     return NULL;
 }
 
@@ -71,21 +69,14 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .pool_bytes = me->pool_bytes,
                                    .populate = plan->populate,
                                    .device = "cpu",
+                                   .isa_max = plan->isa_max,
                                    .to_workers = to_workers,
                                    .from_workers = from_workers,
                                    .groups = plan->data};
 }
 
-/* A message that nobody will read any more, in either ring. */
-static void empty_ring(struct sf_ring *ring)
-{
-    void *item;
-    while (ring != NULL && sf_ring_pop(ring, 0, &item) == SF_OK) free(item);
-    if (ring != NULL) sf_ring_destroy(ring);
-}
-
-/* Rank 0: coordinator and worker side by side; the exit code of the job, or a failure with words.
- * */
+/* Rank 0: coordinator and worker side by side; the exit code of the task so far, or a failure with
+ * words. */
 static sf_status run_both(struct coordinator *c, struct sf_worker *worker, int *exit_code_out)
 {
     pthread_t thread;
@@ -94,7 +85,7 @@ static sf_status run_both(struct coordinator *c, struct sf_worker *worker, int *
     sf_status status = sf_worker_run(worker);
     char words[1024];
     snprintf(words, sizeof words, "%s", sf_error_text());
-    if (status != SF_OK) sf_ring_close(c->spec.from_workers);  /* the coordinator gives up too */
+    if (status != SF_OK) sf_ring_close(c->desk.from_workers);  /* the coordinator gives up too */
     pthread_join(thread, NULL);
     if (status != SF_OK) return SF_FAIL(status, "%s", words);
     if (c->status != SF_OK) return SF_FAIL(c->status, "%s", c->words);
@@ -102,29 +93,18 @@ static sf_status run_both(struct coordinator *c, struct sf_worker *worker, int *
     return SF_OK;
 }
 
-static sf_status run_rank0(struct sf_launch *launch, const struct run_args *args,
-                           struct sf_worker *worker, struct sf_ring *to, struct sf_ring *from,
-                           int *exit_code_out)
+static sf_status run_rank0(struct coordinator *c, struct sf_worker *worker, int *exit_code_out)
 {
     struct sf_tokenizer *tokenizer = NULL;
-    SF_TRY(sf_tokenizer_create(launch->model, &tokenizer));
-    struct coordinator c = {.spec = {.config = &launch->config,
-                                     .plan = &launch->plan,
-                                     .model = launch->model,
-                                     .cluster = &launch->cluster,
-                                     .tokenizer = tokenizer,
-                                     .records = launch->records,
-                                     .input = args->launch.input,
-                                     .output = args->launch.output,
-                                     .to_workers = to,
-                                     .from_workers = from}};
-    sf_status status = run_both(&c, worker, exit_code_out);
+    SF_TRY(sf_tokenizer_create(c->desk.launch->model, &tokenizer));
+    c->desk.tokenizer = tokenizer;
+    sf_status status = run_both(c, worker, exit_code_out);
     sf_tokenizer_destroy(tokenizer);
     return status;
 }
 
 /* Everything after the launch; *started_out: other ranks may be waiting for this one by now. */
-static sf_status run_worker(struct sf_launch *launch, const struct run_args *args,
+static sf_status run_worker(struct sf_launch *launch, const struct sf_task *task, int32_t number,
                             int *exit_code_out, int *started_out)
 {
     struct sf_comm *world = launch->world;
@@ -140,53 +120,106 @@ static sf_status run_worker(struct sf_launch *launch, const struct run_args *arg
     if (status == SF_OK) status = sf_worker_open(&spec, &worker);
     status = sf_launch_agree(world, status);
     if (status == SF_OK) {
+        struct coordinator c = {.task = task, .number = number,
+                                .desk = {.launch = launch, .to_workers = to,
+                                         .from_workers = from}};
         *started_out = 1;
-        status = rank == 0 ? run_rank0(launch, args, worker, to, from, exit_code_out)
-                           : sf_worker_run(worker);
+        status = rank == 0 ? run_rank0(&c, worker, exit_code_out) : sf_worker_run(worker);
     }
-    char words[1024];                   /* emptying a closed ring has words of its own */
-    snprintf(words, sizeof words, "%s", sf_error_text());
     sf_worker_close(worker);
-    empty_ring(to);
-    empty_ring(from);
-    return status == SF_OK ? SF_OK : SF_FAIL(status, "%s", words);
+    sf_ring_destroy(to);
+    sf_ring_destroy(from);
+    return status;
 }
 
 /* A rank that failed in mid-run has told rank 0, which ends the job: wait for that. */
 static void await_end(struct sf_comm *world)
 {
-    void *bytes;
-    size_t count;
-    int32_t from;
-    while (sf_comm_take(world, 0, SF_TAG_ANY, 2, &bytes, &count, &from) == SF_OK) free(bytes);
+    struct sf_buffer taken = {0};
+    while (sf_comm_take(world, 0, SF_TAG_ANY, 2, &taken, NULL) == SF_OK) continue;
+    sf_buffer_free(&taken);
 }
 
-/* The whole of `sheaf run` on one rank; returns the exit code. */
-static int run_rank(struct sf_comm *world, const struct run_args *args)
+/* After a failure, while its words are fresh.  Before a launch has started all ranks agree on it
+ * and leave together; afterwards the job is ended, and this returns only where ranks are threads.
+ * */
+static void give_up(struct sf_comm *world, sf_status status, int started)
+{
+    int rank = sf_comm_rank(world), gone = status == SF_LOST || status == SF_TIMEOUT;
+    if (started && rank != 0 && !gone) await_end(world);
+    if (rank == 0 || (started && status == SF_TIMEOUT)) sf_complain(sf_error_text());
+    if (started || gone) sf_comm_abort(world, 1);
+}
+
+static const struct sf_launch_spec *launch_of(struct sf_comm *world, const struct sf_task *task,
+                                              int32_t number)
+{
+    return sf_comm_rank(world) == 0 ? task->ops->launch(task->arg, number) : task->common;
+}
+
+/* *exit_code_out: what all ranks leave with, or 0: the next launch may follow. */
+static sf_status run_launch(struct sf_comm *world, const struct sf_task *task, int32_t number,
+                            int *exit_code_out)
 {
     struct sf_launch launch;
-    int exit_code = 1, started = 0, rank = sf_comm_rank(world);
-    if (sf_comm_size(world) > 1) sf_log_rank(rank);
-    sf_status status = sf_launch_open(world, &args->launch, &launch);
+    int started = 0;
+    if (number > 0) sf_memory_forget_peak();    /* each launch has its own */
+    sf_status status = sf_launch_open(world, launch_of(world, task, number), &launch);
     if (status == SF_OK) {
-        status = run_worker(&launch, args, &exit_code, &started);
-        if (status == SF_OK) status = sf_comm_bcast(world, 0, &exit_code, sizeof exit_code);
+        status = run_worker(&launch, task, number, exit_code_out, &started);
+        if (status == SF_OK)
+            status = sf_comm_bcast(world, 0, exit_code_out, sizeof *exit_code_out);
     }
-    if (status == SF_OK) {
-        sf_launch_close(&launch);
-        return exit_code;
+    if (status != SF_OK) {
+        give_up(world, status, started);
+        *exit_code_out = started || number > 0 ? 1 : sf_status_exit_code(status);
     }
-    if (!started) {                     /* all ranks agree on a refusal and leave together */
-        if (rank == 0) sf_complain(sf_error_text());
-        if (status == SF_TIMEOUT || status == SF_LOST) sf_comm_abort(world, 1);
-        sf_launch_close(&launch);       /* empty if it was the launch that failed */
+    sf_launch_close(&launch);           /* empty if it was the launch that failed */
+    return status;
+}
+
+/* ---- one rank, the whole task ---- */
+
+static sf_status look_at(struct sf_comm *world, const struct sf_task *task, int32_t number)
+{
+    struct sf_launch launch;
+    SF_TRY(sf_launch_open(world, launch_of(world, task, number), &launch));
+    sf_status status = SF_OK;
+    if (sf_comm_rank(world) == 0) status = task->ops->check(task->arg, number, &launch);
+    status = sf_launch_agree(world, status);
+    sf_launch_close(&launch);
+    return status;
+}
+
+/* How many launches, and whether all of them can be. */
+static sf_status prepare(struct sf_comm *world, const struct sf_task *task, int32_t *launches_out)
+{
+    sf_status status = SF_OK;
+    *launches_out = 1;
+    if (task->ops->prepare != NULL) {
+        if (sf_comm_rank(world) == 0) status = task->ops->prepare(task->arg, launches_out);
+        SF_TRY(sf_launch_agree(world, status));
+        SF_TRY(sf_comm_bcast(world, 0, launches_out, sizeof *launches_out));
+    }
+    for (int32_t i = 0; i < *launches_out && task->ops->check != NULL; i++)
+        SF_TRY(look_at(world, task, i));
+    return SF_OK;
+}
+
+/* Returns the exit code. */
+static int run_rank(struct sf_comm *world, const struct sf_task *task)
+{
+    int32_t launches;
+    int exit_code = 0;
+    if (sf_comm_size(world) > 1) sf_log_rank(sf_comm_rank(world));
+    sf_status status = prepare(world, task, &launches);
+    if (status != SF_OK) {
+        give_up(world, status, 0);
         return sf_status_exit_code(status);
     }
-    if (rank != 0 && status != SF_LOST && status != SF_TIMEOUT) await_end(world);
-    if (rank == 0 || status == SF_TIMEOUT) sf_complain(sf_error_text());
-    sf_comm_abort(world, 1);
-    sf_launch_close(&launch);           /* ranks as threads live on */
-    return 1;
+    for (int32_t i = 0; i < launches && status == SF_OK && exit_code == 0; i++)
+        status = run_launch(world, task, i, &exit_code);
+    return exit_code;
 }
 
 /* ---- worlds ---- */
@@ -194,19 +227,19 @@ static int run_rank(struct sf_comm *world, const struct run_args *args)
 struct rank_thread {
     pthread_t thread;
     struct sf_comm *world;
-    const struct run_args *args;
+    const struct sf_task *task;
     int exit_code;
 };
 
 static void *rank_thread(void *arg)
 {
     struct rank_thread *self = arg;
-    self->exit_code = run_rank(self->world, self->args);
+    self->exit_code = run_rank(self->world, self->task);
     return NULL;
 }
 
 /* Ranks as threads of this process: rank 0 on this thread. */
-static int run_threads(int32_t ranks, const struct run_args *args)
+static int run_threads(int32_t ranks, const struct sf_task *task)
 {
     struct sf_comm_options options = {0};
     struct sf_comm **world = calloc((size_t)ranks, sizeof(struct sf_comm *));
@@ -221,13 +254,13 @@ static int run_threads(int32_t ranks, const struct run_args *args)
     }
     pthread_attr_setstacksize(&attributes, RANK_THREAD_STACK);
     for (int32_t r = 1; r < ranks; r++) {
-        thread[r] = (struct rank_thread){.world = world[r], .args = args};
+        thread[r] = (struct rank_thread){.world = world[r], .task = task};
         if (pthread_create(&thread[r].thread, &attributes, rank_thread, &thread[r]) != 0) {
             sf_log(SF_LOG_ERROR, "could not start the thread of rank %d", r);
             exit(1);                    /* earlier ranks wait for this one: there is no way back */
         }
     }
-    int exit_code = run_rank(world[0], args);
+    int exit_code = run_rank(world[0], task);
     for (int32_t r = 1; r < ranks; r++) pthread_join(thread[r].thread, NULL);
     for (int32_t r = 0; r < ranks; r++) sf_comm_destroy(world[r]);
     pthread_attr_destroy(&attributes);
@@ -236,7 +269,7 @@ static int run_threads(int32_t ranks, const struct run_args *args)
     return exit_code;
 }
 
-static int run_processes(const struct run_args *args)
+static int run_processes(const struct sf_task *task)
 {
     struct sf_comm_options options = {0};
     struct sf_comm *world;
@@ -244,16 +277,16 @@ static int run_processes(const struct run_args *args)
         sf_complain(sf_error_text());
         return 1;
     }
-    int exit_code = run_rank(world, args);
+    int exit_code = run_rank(world, task);
     sf_comm_destroy(world);
     return exit_code;
 }
 
 /* Without MPI the layout says how many threads there are. */
-static int ranks_of_layout(const struct run_args *args, int32_t *ranks_out)
+static int ranks_of_layout(const struct sf_task *task, int32_t *ranks_out)
 {
     struct sf_config config;
-    sf_status status = sf_config_load(args->launch.config, &args->launch.sets, &config);
+    sf_status status = sf_config_load(task->common->config, &task->common->sets, &config);
     if (status != SF_OK) {
         sf_complain(sf_error_text());
         return sf_status_exit_code(status);
@@ -266,89 +299,48 @@ static int ranks_of_layout(const struct run_args *args, int32_t *ranks_out)
 
 /* ---- command line ---- */
 
-static const char run_help[] =
-    "usage: sheaf run CONFIG --input IN.jsonl --output OUT.jsonl [--set key.path=value ...]\n"
-    "\n"
-    "Answers the records of IN.jsonl (OpenAI batch form) with the model and layout of CONFIG.\n"
-    "Under mpirun or srun every rank is a worker and rank 0 also holds the coordinator; the ranks\n"
-    "must equal tensor x pipeline x data of the layout.\n"
-    "\n"
-    "  --input FILE        one JSON object a line: custom_id, url (/v1/chat/completions or\n"
-    "                      /v1/completions) and body: messages or prompt (text or token ids),\n"
-    "                      max_tokens, temperature, top_p, top_k, min_p, presence_penalty,\n"
-    "                      frequency_penalty, repetition_penalty, logit_bias, seed, stop,\n"
-    "                      ignore_eos, return_token_ids; an answer that reaches\n"
-    "                      scheduler.max_model_len ends there\n"
-    "  --output FILE       must not exist; records are appended as they finish\n"
-    "  --set KEY=VALUE     overrides a key of CONFIG, e.g. --set kv_cache.memory=2GiB\n"
-    "  --log-level LEVEL   error, warn, info (default), debug or trace\n"
-    "  --log-json          one JSON object a line on stderr\n"
-    "\n"
-    "exit codes: 0 every record answered, 3 finished but some records hold errors,\n"
-    "            2 refused before the start, 1 internal error or a lost rank\n";
-
 /* Every rank reads the same command line; the first one complains. */
-static int refuse_usage(const char *words)
+static int refuse_usage(const char *command, const char *words)
 {
     struct sf_comm_options options = {0};
     struct sf_comm *world = NULL;
     if (sf_comm_launched() && sf_comm_has_mpi() && sf_comm_mpi_world(&options, &world) != SF_OK)
         world = NULL;
-    if (world == NULL || sf_comm_rank(world) == 0) sf_usage_error("run", "%s", words);
+    if (world == NULL || sf_comm_rank(world) == 0) sf_usage_error(command, "%s", words);
     if (world != NULL) sf_comm_destroy(world);
     return 2;
 }
 
-/* Fills args and sets up the log.  1: go on; 0: help was printed; -1: refused with words. */
-static int read_run_args(int argc, char **argv, struct run_args *args, char *words, size_t bytes)
+static int run_task(const struct sf_task *task)
 {
-    static const struct option options[] = {
-        {"input", required_argument, NULL, 'i'},     {"output", required_argument, NULL, 'o'},
-        {"set", required_argument, NULL, 's'},       {"log-level", required_argument, NULL, 'l'},
-        {"log-json", no_argument, NULL, 'j'},        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0}};
-    enum sf_log_level level = SF_LOG_INFO;
-    int json = 0, letter;
-    const char *wrong = NULL;
-    opterr = 0;
-    optind = 1;
-    while (wrong == NULL && (letter = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
-        switch (letter) {
-        case 'i': args->launch.input = optarg; break;
-        case 'o': args->launch.output = optarg; break;
-        case 's':
-            if (args->launch.sets.sets == SETS_MAX) wrong = "too many --set";
-            else args->set[args->launch.sets.sets++] = optarg;
-            break;
-        case 'l':
-            if (sf_log_level_parse(optarg, &level) != SF_OK) wrong = sf_error_text();
-            break;
-        case 'j': json = 1; break;
-        case 'h': fputs(run_help, stdout); return 0;
-        default: wrong = sf_option_words(letter, argv);
-        }
-    }
-    sf_log_setup(level, json);
-    if (wrong == NULL && optind != argc - 1)
-        wrong = optind == argc ? "CONFIG is missing" : "more than one CONFIG";
-    if (wrong == NULL && args->launch.input == NULL) wrong = "--input is missing";
-    if (wrong == NULL && args->launch.output == NULL) wrong = "--output is missing";
-    if (wrong == NULL) args->launch.config = argv[optind];
-    else snprintf(words, bytes, "%s", wrong);
-    return wrong == NULL ? 1 : -1;
+    signal(SIGPIPE, SIG_IGN);
+    sf_signals_catch();
+    if (sf_comm_launched() && sf_comm_has_mpi()) return run_processes(task);
+    int32_t ranks = 1;
+    int refused = sf_comm_has_mpi() ? 0 : ranks_of_layout(task, &ranks);
+    return refused ? refused : run_threads(ranks, task);
 }
 
 static int cmd_run(int argc, char **argv)
 {
-    struct run_args args = {.launch = {.sets = {.set = args.set}}};
+    struct sf_run_args args = {.launch = {.sets = {.set = args.set}}};
     char words[256];
-    int read = read_run_args(argc, argv, &args, words, sizeof words);
-    if (read <= 0) return read == 0 ? 0 : refuse_usage(words);
-    signal(SIGPIPE, SIG_IGN);
-    if (sf_comm_launched() && sf_comm_has_mpi()) return run_processes(&args);
-    int32_t ranks = 1;
-    int refused = sf_comm_has_mpi() ? 0 : ranks_of_layout(&args, &ranks);
-    return refused ? refused : run_threads(ranks, &args);
+    int read = sf_run_args(argc, argv, &args, words, sizeof words);
+    if (read <= 0) return read == 0 ? 0 : refuse_usage("run", words);
+    const struct sf_task task = {&sf_run_task, &args, &args.launch};
+    return run_task(&task);
+}
+
+static int cmd_bench(int argc, char **argv)
+{
+    struct sf_bench bench = {.common = {.sets = {.set = bench.set}}};
+    char words[256];
+    int read = sf_bench_args(argc, argv, &bench, words, sizeof words);
+    if (read <= 0) return read == 0 ? 0 : refuse_usage("bench", words);
+    const struct sf_task task = {&sf_bench_task, &bench, &bench.common};
+    int exit_code = run_task(&task);
+    sf_bench_free(&bench);
+    return exit_code;
 }
 
 static const struct command {
@@ -356,7 +348,9 @@ static const struct command {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"run", "answer a file of records", cmd_run},
+    {"bench", "how fast stacks of methods are, on made-up prompts", cmd_bench},
     {"plan", "what a layout holds, costs and fits; loads no weights", sf_cmd_plan},
+    {"merge", "outputs of array jobs into one", sf_cmd_merge},
     {"methods", "the KV-cache methods and their options", sf_cmd_methods},
     {"inspect", "what is in a model file", sf_cmd_inspect},
     {"doctor", "what this machine and this build have", sf_cmd_doctor},

@@ -13,11 +13,12 @@
 enum { BAR_MIN = 4, BAR_MAX = 24 };
 static const double line_every_s = 10.0, bar_every_s = 0.2;
 
-void sf_progress_start(struct sf_progress *p, int64_t total)
+void sf_progress_start(struct sf_progress *p, int64_t total, int64_t before)
 {
     const char *term = getenv("TERM");
     int dumb = term == NULL || strcmp(term, "dumb") == 0;
-    *p = (struct sf_progress){.total = total, .started_ns = sf_now_ns(), .shown_ns = sf_now_ns()};
+    *p = (struct sf_progress){.total = total, .before = before, .started_ns = sf_now_ns(),
+                              .shown_ns = sf_now_ns()};
     p->bar = isatty(STDERR_FILENO) && !dumb && sf_log_shows(SF_LOG_INFO) && !sf_log_is_json();
 }
 
@@ -47,9 +48,10 @@ void sf_progress_line(const struct sf_progress *p, const struct sf_run_summary *
     SF_ASSERT(columns >= 0 && columns <= SF_PROGRESS_BYTES);
     int64_t done = sum->answered + sum->errors;
     char eta[32] = "?";
-    if (done > 0)
-        snprintf(eta, sizeof eta, "%.0f", seconds * (double)(p->total - done) / (double)done);
-    double rate = seconds > 0 ? (double)sum->output_tokens / seconds : 0.0;
+    if (done > p->before)
+        snprintf(eta, sizeof eta, "%.0f",
+                 seconds * (double)(p->total - done) / (double)(done - p->before));
+    double rate = seconds > 0 ? (double)sum->sampled_tokens / seconds : 0.0;
     int bytes = snprintf(out, SF_PROGRESS_BYTES, "%lld/%lld%s, %d running, %.1f %stok/s, "
                          "KV %.0f %%, ratio %.2f, %s s left", (long long)done,
                          (long long)p->total, p->bar ? "" : " records", running, rate,
@@ -82,14 +84,24 @@ void sf_progress_clear(struct sf_progress *p)
     if (p->bar) fputs("\r\033[K", stderr);
 }
 
-void sf_progress_end(struct sf_progress *p, const struct sf_run_summary *sum)
+void sf_progress_end(struct sf_progress *p, const struct sf_run_summary *sum, int stopped)
 {
     sf_progress_clear(p);
-    sf_log(SF_LOG_INFO, "%lld records answered, %lld with errors, in %.1f s",
-           (long long)sum->answered, (long long)sum->errors, sum->seconds);
+    if (stopped)
+        sf_log(SF_LOG_INFO, "stopped early, with %lld of %lld records to do: the same command with "
+               "--resume goes on", (long long)(p->total - sum->answered - sum->errors),
+               (long long)p->total);
+    char before[64] = "";
+    if (p->before > 0)
+        snprintf(before, sizeof before, " (%lld of them before)", (long long)p->before);
+    sf_log(SF_LOG_INFO, "%lld records answered, %lld with errors%s, in %.1f s",
+           (long long)sum->answered, (long long)sum->errors, before, sum->seconds);
     sf_log(SF_LOG_INFO, "%lld prompt and %lld output tokens, %.1f output tok/s, at most %d at once",
            (long long)sum->prompt_tokens, (long long)sum->output_tokens,
-           sum->seconds > 0 ? (double)sum->output_tokens / sum->seconds : 0.0, sum->batch_max);
+           sum->seconds > 0 ? (double)sum->sampled_tokens / sum->seconds : 0.0, sum->batch_max);
+    if (sum->reused_tokens > 0 || sum->preempted > 0)
+        sf_log(SF_LOG_INFO, "%lld prompt tokens came from shared beginnings, %lld sequences were "
+               "preempted", (long long)sum->reused_tokens, (long long)sum->preempted);
     sf_log(SF_LOG_INFO, "KV cache: %.1f MiB exact, %.1f MiB stored, ratio %.2f, %lld slots evicted",
            (double)sum->kv_bytes_exact / (1 << 20), (double)sum->kv_bytes_stored / (1 << 20),
            ratio_of(sum), (long long)sum->slots_evicted);

@@ -6,11 +6,12 @@
 #include "coordinator/run.h"
 SF_C_BEGIN
 
-struct sf_progress { int64_t total, started_ns, shown_ns; int bar; };
+struct sf_progress { int64_t total, before, started_ns, shown_ns; int bar; };
 enum { SF_PROGRESS_BYTES = 256 };
 
-/* The bar is for a terminal that takes one (not TERM=dumb) and a log that shows info as text. */
-void sf_progress_start(struct sf_progress *, int64_t total);
+/* before: of the total, finished by earlier runs.  The bar is for a terminal that takes one (not
+ * TERM=dumb) and a log that shows info as text. */
+void sf_progress_start(struct sf_progress *, int64_t total, int64_t before);
 /* running: sequences now; kv_use: share of the page pool, 0 to 1.  Cheap to call often. */
 void sf_progress_show(struct sf_progress *, const struct sf_run_summary *, int32_t running,
                       double kv_use);
@@ -20,7 +21,8 @@ void sf_progress_line(const struct sf_progress *, const struct sf_run_summary *,
                       double kv_use, double seconds, int columns, char out[SF_PROGRESS_BYTES]);
 /* Takes the bar off the terminal, for lines of other kinds. */
 void sf_progress_clear(struct sf_progress *);
-void sf_progress_end(struct sf_progress *, const struct sf_run_summary *);
+/* stopped: before all was done, to be resumed. */
+void sf_progress_end(struct sf_progress *, const struct sf_run_summary *, int stopped);
 
 SF_C_END
 #endif

@@ -11,7 +11,9 @@
 #include "base/rng.h"
 
 enum { RECORD_BYTES_MAX = 64 << 20, COMPLETION_TOKENS = 16, SHOWN_BYTES = 48,
-       BIASES_MAX = 4096, STOPS_MAX = 64 };
+       BIASES_MAX = 4096, STOPS_MAX = 64, CHOICES_MAX = 128, TOPS_MAX = 20,
+       /* of one record: each is up to 1 KB while its line is made */
+       LOGPROBS_MAX = 1 << 22 };
 
 struct reader {
     const struct sf_record_limits *limits;
@@ -23,50 +25,29 @@ struct reader {
 #define REFUSE(out, kind, ...)                                                                     \
     (snprintf((out)->code, sizeof (out)->code, "%s", (kind)), SF_FAIL(SF_INVALID, __VA_ARGS__))
 
-/* Fields that are accepted at the one value that changes nothing. */
-enum neutral { ONE, ZERO, FALSE_OR_NULL, ANY };
-static const struct { const char *name; enum neutral neutral; } others[] = {
-    {"model", ANY}, {"user", ANY}, {"metadata", ANY}, {"n", ONE}, {"best_of", ONE},
-    {"logprobs", FALSE_OR_NULL}, {"top_logprobs", ZERO}, {"stream", FALSE_OR_NULL},
-    {"echo", FALSE_OR_NULL}, {"prompt_logprobs", FALSE_OR_NULL}};
+static const char *const ignored[] = {"model", "user", "metadata"};
 static const char *const mine[] = {"messages", "prompt", "max_tokens", "max_completion_tokens",
                                    "temperature", "top_p", "top_k", "min_p", "presence_penalty",
                                    "frequency_penalty", "repetition_penalty", "logit_bias", "seed",
-                                   "stop", "ignore_eos", "return_token_ids"};
+                                   "stop", "ignore_eos", "return_token_ids", "n", "best_of",
+                                   "logprobs", "top_logprobs", "echo", "prompt_logprobs",
+                                   "stream"};
 
-static int is_neutral(const struct sf_json *value, enum neutral neutral)
+static int is_among(const char *key, const char *const *name, size_t names)
 {
-    double number;
-    enum sf_json_type type = sf_json_type(value);
-    if (neutral == ANY || type == SF_JSON_NULL) return 1;
-    int real = sf_json_get_real(value, &number);
-    switch (neutral) {
-    case ONE: return real && number == 1.0;
-    case ZERO: return real && number == 0.0;
-    case FALSE_OR_NULL: return type == SF_JSON_FALSE;
-    case ANY: break;
-    }
-    return 1;
+    for (size_t i = 0; i < names; i++)
+        if (strcmp(key, name[i]) == 0) return 1;
+    return 0;
 }
 
 static sf_status check_fields(const struct reader *r)
 {
     const struct sf_json *value;
     for (const char *key = sf_json_next(r->body, NULL, &value); key != NULL;
-         key = sf_json_next(r->body, key, &value)) {
-        int known = 0;
-        for (size_t i = 0; i < sizeof mine / sizeof mine[0]; i++)
-            known |= strcmp(key, mine[i]) == 0;
-        for (size_t i = 0; i < sizeof others / sizeof others[0] && !known; i++) {
-            if (strcmp(key, others[i].name) != 0) continue;
-            known = 1;
-            if (!is_neutral(value, others[i].neutral))
-                return REFUSE(r->out, "unsupported_field",
-                              "body.%s changes the answer and is not built yet", key);
-        }
-        if (!known)
+         key = sf_json_next(r->body, key, &value))
+        if (!is_among(key, mine, sizeof mine / sizeof mine[0]) &&
+            !is_among(key, ignored, sizeof ignored / sizeof ignored[0]))
             return REFUSE(r->out, "unknown_field", "body.%.100s is not a field we know", key);
-    }
     return SF_OK;
 }
 
@@ -126,6 +107,67 @@ static sf_status read_real(const struct reader *r, const char *key, double min, 
     return SF_OK;
 }
 
+/* ---- what is asked for ---- */
+
+/* A number of likeliest tokens; absent, null or false: none, and *out stays. */
+static sf_status read_tops(const struct reader *r, const char *key, int32_t *out)
+{
+    const struct sf_json *value = sf_json_member(r->body, key);
+    int64_t tops = *out;
+    if (value == NULL || sf_json_type(value) == SF_JSON_FALSE) return SF_OK;
+    SF_TRY(read_int(r, key, 0, TOPS_MAX, &tops));
+    *out = (int32_t)tops;
+    return SF_OK;
+}
+
+static sf_status read_logprobs(const struct reader *r)
+{
+    struct sf_record *out = r->out;
+    int64_t tops = 0;
+    uint8_t asked = 0;
+    SF_TRY(read_int(r, "top_logprobs", 0, TOPS_MAX, &tops));
+    if (out->chat) {
+        SF_TRY(read_bool(r, "logprobs", &asked));
+        if (asked) out->logprobs = (int32_t)tops;
+        else if (tops > 0)
+            return REFUSE(out, "invalid_value", "body.top_logprobs is %d; allowed: 0, or beside it "
+                          "logprobs: true", (int)tops);
+    } else {
+        SF_TRY(read_tops(r, "logprobs", &out->logprobs));
+        if (tops > 0)
+            return REFUSE(out, "invalid_value", "body.top_logprobs is %d; allowed: 0 (with url "
+                          "/v1/completions the number stands in logprobs)", (int)tops);
+    }
+    SF_TRY(read_tops(r, "prompt_logprobs", &out->prompt_logprobs));
+    out->score_prompt = out->prompt_logprobs >= 0 || (out->echo && out->logprobs >= 0);
+    return SF_OK;
+}
+
+/* The form of the answer: what of it, how often, beside what. */
+static sf_status read_form(const struct reader *r)
+{
+    struct sf_record *out = r->out;
+    int64_t choices = 1, best_of = -1;
+    uint8_t stream = 0;
+    SF_TRY(read_int(r, "n", 1, CHOICES_MAX, &choices));
+    SF_TRY(read_int(r, "best_of", 1, INT32_MAX, &best_of));
+    if (best_of >= 0 && best_of != choices)
+        return REFUSE(out, "unsupported_field", "body.best_of is %d; allowed: %d, which is n",
+                      (int)best_of, (int)choices);
+    out->choices = (int32_t)choices;
+    SF_TRY(read_bool(r, "stream", &stream));
+    if (stream)
+        return REFUSE(out, "unsupported_field",
+                      "body.stream is true; allowed: false (an answer is one line)");
+    SF_TRY(read_bool(r, "echo", &out->echo));
+    if (out->echo && out->chat)
+        return REFUSE(out, "unsupported_field",
+                      "body.echo is true; allowed with url /v1/chat/completions: false");
+    SF_TRY(read_logprobs(r));
+    SF_TRY(read_bool(r, "ignore_eos", &out->ignore_eos));
+    return read_bool(r, "return_token_ids", &out->return_token_ids);
+}
+
 /* ---- prompts ---- */
 
 static sf_status check_text_bytes(const struct reader *r, size_t bytes)
@@ -142,6 +184,15 @@ static sf_status need_tokenizer(const struct reader *r, const char *key)
                   "body.%s is text, but the model has no tokenizer: give token ids", key);
 }
 
+static sf_status keep_echo(const struct reader *r, const char *text, size_t bytes)
+{
+    r->out->echo_text = malloc(bytes + 1);
+    if (r->out->echo_text == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a prompt's text");
+    memcpy(r->out->echo_text, text, bytes + 1);
+    r->out->echo_text_bytes = bytes;
+    return SF_OK;
+}
+
 static sf_status read_prompt(const struct reader *r)
 {
     const struct sf_json *prompt = sf_json_member(r->body, "prompt");
@@ -152,6 +203,7 @@ static sf_status read_prompt(const struct reader *r)
         /* The writer of a raw prompt writes the template's control tokens himself. */
         SF_TRY(need_tokenizer(r, "prompt"));
         SF_TRY(check_text_bytes(r, bytes));
+        if (r->out->echo) SF_TRY(keep_echo(r, text, bytes));
         return sf_tokenizer_encode(r->limits->tokenizer, text, bytes, 1, 1, &r->out->prompt);
     }
     if (sf_json_type(prompt) != SF_JSON_ARRAY)
@@ -274,16 +326,33 @@ static sf_status read_lengths(const struct reader *r)
 {
     struct sf_record *out = r->out;
     int64_t most = -1, prompt = (int64_t)out->prompt.count, left = r->limits->tokens_max - prompt;
-    SF_TRY(read_int(r, "max_tokens", 1, INT32_MAX, &most));
-    SF_TRY(read_int(r, "max_completion_tokens", 1, INT32_MAX, &most));
+    int may_be_none = !out->chat && (out->echo || out->prompt_logprobs >= 0);
+    SF_TRY(read_int(r, "max_tokens", !may_be_none, INT32_MAX, &most));
+    SF_TRY(read_int(r, "max_completion_tokens", !may_be_none, INT32_MAX, &most));
     if (prompt == 0) return REFUSE(out, "invalid_value", "the prompt is empty");
     if (left < 1)
         return REFUSE(out, "too_long", "the prompt has %lld tokens; with one token of answer at "
                       "most %d fit (scheduler.max_model_len)", (long long)prompt,
                       r->limits->tokens_max);
     if (most < 0) most = out->chat ? left : COMPLETION_TOKENS;
+    out->no_answer = most == 0;
+    if (out->no_answer) most = 1;
     out->answer_max = (int32_t)(most < left ? most : left);
     return SF_OK;
+}
+
+/* Every log probability of a record is in memory while its line is made. */
+static sf_status check_logprobs(const struct reader *r)
+{
+    struct sf_record *out = r->out;
+    int64_t shown = 0, prompt = (int64_t)out->prompt.count;
+    if (out->prompt_logprobs >= 0) shown += prompt * (out->prompt_logprobs + 1);
+    if (out->logprobs >= 0)
+        shown += (out->echo * prompt + out->answer_max) * (out->logprobs + 1);
+    if (shown <= LOGPROBS_MAX / out->choices) return SF_OK;
+    return REFUSE(out, "too_long", "the record asks for up to %lld log probabilities in each of %d "
+                  "choices; allowed: %d in all (a smaller max_tokens lowers it)", (long long)shown,
+                  out->choices, LOGPROBS_MAX);
 }
 
 /* {"50256": -100, ...}: texts of token ids, as OpenAI writes them. */
@@ -357,6 +426,9 @@ static sf_status read_sampling(const struct reader *r)
     struct sf_wire_sampling *p = &out->sampling;
     *p = (struct sf_wire_sampling){.temperature = r->limits->temperature, .top_p = 1.0,
                                    .repetition = 1.0};
+    p->scores = out->logprobs >= 0 && !out->no_answer;
+    p->tops = out->logprobs > out->prompt_logprobs ? out->logprobs : out->prompt_logprobs;
+    if (p->tops < 0) p->tops = 0;
     int64_t seed = INT64_MIN, top_k = -1;
     SF_TRY(read_real(r, "temperature", 0.0, 2.0, &p->temperature));
     SF_TRY(read_real(r, "top_p", DBL_MIN, 1.0, &p->top_p));
@@ -371,9 +443,7 @@ static sf_status read_sampling(const struct reader *r)
     p->rng_key = (uint64_t)(seed != INT64_MIN ? seed : r->limits->seed);
     p->rng_stream = seed != INT64_MIN ? 0 : sf_hash64(out->custom_id, out->custom_id_bytes);
     SF_TRY(read_logit_bias(r));
-    SF_TRY(read_stop(r));
-    SF_TRY(read_bool(r, "ignore_eos", &out->ignore_eos));
-    return read_bool(r, "return_token_ids", &out->return_token_ids);
+    return read_stop(r);
 }
 
 static sf_status read_record(struct reader *r, const struct sf_json *root)
@@ -407,8 +477,10 @@ static sf_status read_record(struct reader *r, const struct sf_json *root)
     const char *wrong = out->chat ? "prompt" : "messages";
     if (sf_json_member(r->body, wrong) != NULL)
         return REFUSE(out, "invalid_value", "body.%s does not belong to url %s", wrong, url);
+    SF_TRY(read_form(r));
     SF_TRY(out->chat ? read_messages(r) : read_prompt(r));
     SF_TRY(read_lengths(r));
+    SF_TRY(check_logprobs(r));
     return read_sampling(r);
 }
 
@@ -423,7 +495,7 @@ int sf_record_is_blank(const struct sf_line *line)
 sf_status sf_record_parse(const struct sf_record_limits *limits, const char *text, size_t bytes,
                            int64_t line, struct sf_record *out)
 {
-    *out = (struct sf_record){.line = line};
+    *out = (struct sf_record){.line = line, .choices = 1, .logprobs = -1, .prompt_logprobs = -1};
     struct reader reader = {.limits = limits, .out = out};
     struct sf_json *root;
     if (sf_json_parse(text, bytes, RECORD_BYTES_MAX, &root) != SF_OK) {
@@ -441,6 +513,7 @@ void sf_record_free(struct sf_record *request)
 {
     free(request->custom_id);
     free(request->prompt.id);
+    free(request->echo_text);
     free(request->sampling.bias);
     for (size_t i = 0; i < request->stops; i++) free(request->stop[i].text);
     free(request->stop);

@@ -1,95 +1,67 @@
-/* coordinator/sched.c: the scheduler (sched.h).
- *
- *   struct seq [slots_max]   by the low 32 bits of a sequence's number
- *   waiting                  ring of slots, in order of arrival
- *   group [groups]           promised pages of every rank, the id of its next step
- *     batch [micro_batches]  lanes: slots in order of admission; expected: slots that the step in
- *                            flight samples, in the order of its items
- */
-#include "coordinator/sched.h"
-
+/* coordinator/sched.c: the scheduler's events and its making (sched.h, sched_impl.h). */
 #include <stdlib.h>
-#include <string.h>
 
-enum seq_state { SEQ_FREE, SEQ_WAITING, SEQ_ADMITTED, SEQ_OPEN, SEQ_ENDED };
-struct seq {
-    uint64_t id;
-    enum seq_state state;
-    int32_t prompt, answer_max;
-    int32_t fed, sampled;               /* rows computed so far (a step in flight counts); answer */
-    struct sf_wire_sampling sampling;
-    const int32_t *token;
-};
-struct batch {
-    int32_t lanes_max, lanes, expects;
-    int32_t *lane, *expected;           /* [lanes_max] */
-    uint64_t step;                      /* in flight */
-    uint8_t busy;
-};
-struct group { struct batch *batch; int64_t *promised; uint64_t next_step; int32_t lanes; };
-
-struct sf_sched {
-    struct sf_sched_limits limits;      /* its pages are the ones below */
-    int64_t *pages;                     /* [groups][ranks] */
-    struct seq *seq;
-    int64_t *need;                      /* [slots_max][ranks] pages promised to a sequence */
-    int32_t *waiting, waiting_first, waiting_count;
-    struct group *group;
-    int32_t cursor;                     /* micro-batches are served in turn */
-    int32_t running, in_flight;
-    struct sf_wire_step step;           /* the one handed out; its arrays have the largest sizes */
-};
-
-static void admit(struct sf_sched *s);
-static void build(struct sf_sched *s, int32_t group, int32_t batch);
+#include "coordinator/sched_impl.h"
 
 /* ---- events ---------------------------------------------------------------------------------- */
 static struct seq *seq_of(const struct sf_sched *s, uint64_t id)
 {
-    uint32_t slot = (uint32_t)id;
-    SF_ASSERT(slot < (uint32_t)s->limits.slots_max);
+    int32_t slot = sf_seq_slot(id);
+    SF_ASSERT(slot < s->limits.slots_max);
     return &s->seq[slot];
 }
 
-/* Whether every rank of the group has room for what the slot needs on top of `promised`. */
-static int fits(const struct sf_sched *s, int32_t group, const int64_t *need,
-                const int64_t *promised)
-{
-    const int64_t *pages = s->limits.pages + (size_t)group * (size_t)s->limits.ranks;
-    for (int32_t r = 0; r < s->limits.ranks; r++)
-        if (need[r] > pages[r] - (promised ? promised[r] : 0)) return 0;
-    return 1;
-}
-
-static sf_status never_fits(const struct sf_sched *s, const struct sf_sched_seq *in)
+static sf_status never_fits(const struct sf_sched *s, const struct sf_sched_seq *in,
+                            const int64_t *need)
 {
     for (int32_t r = 0; r < s->limits.ranks; r++)
-        if (in->pages[r] > s->limits.pages[r])
+        if (need[r] > s->pages[r])
             return SF_FAIL(SF_NO_PAGES, "a prompt of %d tokens with an answer of up to %d needs "
                            "%lld KV pages on rank %d, which has %lld; lower max_tokens or raise "
-                           "kv_cache.memory", in->prompt, in->answer_max, (long long)in->pages[r],
-                           r, (long long)s->limits.pages[r]);
+                           "kv_cache.memory", in->prompt, in->answer_max, (long long)need[r], r,
+                           (long long)s->pages[r]);
     return SF_FAIL(SF_NO_PAGES, "no data-parallel group has the KV pages for a prompt of %d tokens "
                    "with an answer of up to %d", in->prompt, in->answer_max);
+}
+
+/* The ids of attached tokens travel with the open of a sequence whose sampling looks at them; so
+ * many of those may open in one step. */
+static sf_status reserve_tokens(struct sf_sched *s, const struct sf_sched_seq *in)
+{
+    if (!sf_wire_looks_back(&in->sampling) || s->limits.sharing == SF_SHARE_NOTHING) return SF_OK;
+    size_t needed = (size_t)s->limits.rows_max + (size_t)s->looking_back + (size_t)in->prompt;
+    if (needed > s->token_places) {
+        int32_t *token = realloc(s->step.token, 2 * needed * sizeof *token);
+        if (token == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a step of %zu tokens",
+                                          2 * needed);
+        s->step.token = token;
+        s->token_places = 2 * needed;
+    }
+    s->looking_back += in->prompt;
+    return SF_OK;
 }
 
 sf_status sf_sched_add(struct sf_sched *s, const struct sf_sched_seq *in)
 {
     struct seq *seq = seq_of(s, in->seq);
-    SF_ASSERT(seq->state == SEQ_FREE && s->waiting_count < s->limits.slots_max);
+    SF_ASSERT(seq->state == SEQ_FREE && s->waiting_count < s->limits.slots_max && !s->last);
     SF_ASSERT(in->prompt >= 1 && in->answer_max >= 1 && in->answer_max <= INT32_MAX - in->prompt);
-    int32_t group = 0;
-    while (group < s->limits.groups && !fits(s, group, in->pages, NULL)) group++;
-    if (group == s->limits.groups) return never_fits(s, in);
-    *seq = (struct seq){.id = in->seq, .state = SEQ_WAITING, .prompt = in->prompt,
-                        .answer_max = in->answer_max, .sampling = in->sampling,
+    SF_ASSERT(in->answer_known >= 0 && in->answer_known < in->answer_max);
+    SF_ASSERT(in->answer_likely >= 1 && in->answer_likely <= in->answer_max);
+    int32_t likely = in->answer_likely > in->answer_known ? in->answer_likely
+                                                          : in->answer_known + 1;
+    s->limits.need(s->limits.need_arg, in->prompt, in->prompt + in->answer_max, s->more);
+    if (!sched_fits_alone(s, s->more)) return never_fits(s, in, s->more);
+    SF_TRY(reserve_tokens(s, in));
+    *seq = (struct seq){.id = in->seq, .prompt = in->prompt, .answer_max = in->answer_max,
+                        .known = in->prompt + in->answer_known, .sampled = in->answer_known,
+                        .score_prompt = in->score_prompt, .sampling = in->sampling,
                         .token = in->token};
-    int32_t slot = (int32_t)(seq - s->seq);
-    memcpy(s->need + (size_t)slot * (size_t)s->limits.ranks, in->pages,
-           (size_t)s->limits.ranks * sizeof *s->need);
-    s->waiting[(s->waiting_first + s->waiting_count++) % s->limits.slots_max] = slot;
+    sched_wait(s, seq, in->prompt + likely, 0);
     return SF_OK;
 }
+
+void sf_sched_last(struct sf_sched *s) { s->last = 1; }
 
 sf_status sf_sched_result(struct sf_sched *s, int32_t group, const struct sf_wire_result *result)
 {
@@ -122,21 +94,24 @@ sf_status sf_sched_result(struct sf_sched *s, int32_t group, const struct sf_wir
 void sf_sched_end(struct sf_sched *s, uint64_t id)
 {
     struct seq *seq = seq_of(s, id);
-    SF_ASSERT(seq->id == id && seq->state == SEQ_OPEN && seq->sampled >= 1);
+    SF_ASSERT(sf_seq_name(seq->id) == sf_seq_name(id) && seq->state == SEQ_OPEN);
+    SF_ASSERT(seq->sampled >= 1);
     seq->state = SEQ_ENDED;
     seq->token = NULL;
+    if (sf_wire_looks_back(&seq->sampling) && s->limits.sharing != SF_SHARE_NOTHING)
+        s->looking_back -= seq->prompt;
 }
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 int sf_sched_next(struct sf_sched *s, int32_t *group_out, const struct sf_wire_step **step_out)
 {
     int32_t groups = s->limits.groups, all = groups * s->limits.micro_batches;
-    admit(s);
+    sched_admit(s);
     for (int32_t i = 0; i < all; i++) {
         int32_t index = (s->cursor + i) % all, g = index % groups, b = index / groups;
-        const struct batch *batch = &s->group[g].batch[b];
-        if (batch->busy || batch->lanes == 0) continue;
-        build(s, g, b);
+        struct batch *batch = &s->group[g].batch[b];
+        if (batch->busy || !sched_has_work(s, &s->group[g], batch)) continue;
+        sched_build(s, &s->group[g], batch);
         s->cursor = (index + 1) % all;
         *group_out = g;
         *step_out = &s->step;
@@ -145,168 +120,33 @@ int sf_sched_next(struct sf_sched *s, int32_t *group_out, const struct sf_wire_s
     return 0;
 }
 
-/* The micro-batch with the fewest sequences that has a place for the slot, in the group with the
- * fewest where that is equal; 0 if there is none. */
-static int find_place(const struct sf_sched *s, const int64_t *need, int32_t *group_out,
-                      int32_t *batch_out)
-{
-    int found = 0;
-    int32_t best = 0, best_group = 0;
-    for (int32_t g = 0; g < s->limits.groups; g++) {
-        const struct group *group = &s->group[g];
-        if (!fits(s, g, need, group->promised)) continue;
-        for (int32_t b = 0; b < s->limits.micro_batches; b++) {
-            const struct batch *batch = &group->batch[b];
-            if (batch->lanes == batch->lanes_max) continue;
-            if (found && (batch->lanes > best ||
-                          (batch->lanes == best && group->lanes >= best_group)))
-                continue;
-            found = 1;
-            best = batch->lanes;
-            best_group = group->lanes;
-            *group_out = g;
-            *batch_out = b;
-        }
-    }
-    return found;
-}
-
-/* Strictly first in, first out: who does not fit holds up those behind, so nobody starves. */
-static void admit(struct sf_sched *s)
-{
-    while (s->waiting_count > 0) {
-        int32_t slot = s->waiting[s->waiting_first], g, b;
-        const int64_t *need = s->need + (size_t)slot * (size_t)s->limits.ranks;
-        if (!find_place(s, need, &g, &b)) return;
-        struct group *group = &s->group[g];
-        struct batch *batch = &group->batch[b];
-        SF_ASSERT(s->seq[slot].state == SEQ_WAITING);
-        for (int32_t r = 0; r < s->limits.ranks; r++) group->promised[r] += need[r];
-        batch->lane[batch->lanes++] = slot;
-        group->lanes++;
-        s->seq[slot].state = SEQ_ADMITTED;
-        s->running++;
-        s->waiting_first = (s->waiting_first + 1) % s->limits.slots_max;
-        s->waiting_count--;
-    }
-}
-
-/* What ended leaves: its pages are free for whoever is opened by this step or a later one, since
- * every rank of the group works through steps in the order of their making. */
-static void add_closes(struct sf_sched *s, struct group *group, struct batch *batch)
-{
-    int32_t kept = 0;
-    for (int32_t i = 0; i < batch->lanes; i++) {
-        int32_t slot = batch->lane[i];
-        struct seq *seq = &s->seq[slot];
-        if (seq->state != SEQ_ENDED) {
-            batch->lane[kept++] = slot;
-            continue;
-        }
-        const int64_t *need = s->need + (size_t)slot * (size_t)s->limits.ranks;
-        for (int32_t r = 0; r < s->limits.ranks; r++) {
-            group->promised[r] -= need[r];
-            SF_ASSERT(group->promised[r] >= 0);
-        }
-        s->step.close[s->step.closes++] = seq->id;
-        seq->state = SEQ_FREE;
-        group->lanes--;
-        s->running--;
-    }
-    batch->lanes = kept;
-}
-
-static void add_item(struct sf_sched *s, struct seq *seq, struct batch *batch, int32_t rows)
-{
-    struct sf_wire_step *step = &s->step;
-    int in_prompt = seq->fed < seq->prompt, last = seq->fed + rows >= seq->prompt;
-    struct sf_wire_item *item = &step->item[step->items++];
-    *item = (struct sf_wire_item){.seq = seq->id, .pos = seq->fed, .rows = rows, .token_first = -1,
-                                  .next = -1,
-                                  .logits = last ? SF_LOGITS_SAMPLE : SF_LOGITS_NONE};
-    if (in_prompt) {
-        SF_ASSERT(rows <= seq->prompt - seq->fed);
-        item->token_first = step->tokens;
-        memcpy(step->token + step->tokens, seq->token + seq->fed,
-               (size_t)rows * sizeof *step->token);
-        step->tokens += rows;
-    } else {
-        /* The answer's last token is never fed, so this row is inside what was promised. */
-        SF_ASSERT(rows == 1 && seq->sampled < seq->answer_max &&
-                  seq->fed == seq->prompt + seq->sampled - 1);
-    }
-    if (last) batch->expected[batch->expects++] = (int32_t)(seq - s->seq);
-    seq->fed += rows;
-}
-
-/* Rows of the next chunk of a prompt; 0 if it has to wait for a step with more room. */
-static int32_t chunk_of(const struct sf_sched *s, const struct seq *seq, int32_t room)
-{
-    int32_t rows = seq->prompt - seq->fed, chunk = s->limits.chunk_rows;
-    if (chunk == 0) return rows < room ? rows : room;
-    int32_t to_border = chunk - seq->fed % chunk;
-    if (rows > to_border) rows = to_border;
-    return rows <= room ? rows : 0;
-}
-
-static void build(struct sf_sched *s, int32_t g, int32_t b)
-{
-    struct group *group = &s->group[g];
-    struct batch *batch = &group->batch[b];
-    struct sf_wire_step *step = &s->step;
-    step->id = group->next_step++;
-    step->batch = b;
-    step->stop = 0;
-    step->closes = step->opens = step->items = step->tokens = 0;
-    add_closes(s, group, batch);
-    admit(s);
-    int32_t room = s->limits.rows_max;
-    for (int32_t i = 0; i < batch->lanes; i++) {
-        struct seq *seq = &s->seq[batch->lane[i]];
-        if (seq->state == SEQ_ADMITTED) {
-            step->open[step->opens++] = (struct sf_wire_open){
-                .seq = seq->id, .prompt = seq->prompt, .tokens_max = seq->prompt + seq->answer_max,
-                .sampling = seq->sampling, .reused_first = -1};
-            seq->state = SEQ_OPEN;
-        }
-        if (seq->fed < seq->prompt) continue;
-        add_item(s, seq, batch, 1);
-        room--;
-    }
-    SF_ASSERT(room >= 0);
-    for (int32_t i = 0; i < batch->lanes && room > 0; i++) {
-        struct seq *seq = &s->seq[batch->lane[i]];
-        if (seq->fed >= seq->prompt) continue;
-        int32_t rows = chunk_of(s, seq, room);
-        if (rows == 0) break;           /* the oldest first: a younger, shorter one does not pass */
-        add_item(s, seq, batch, rows);
-        room -= rows;
-    }
-    batch->busy = 1;
-    batch->step = step->id;
-    s->in_flight++;
-}
-
-const struct sf_wire_step *sf_sched_stop(struct sf_sched *s, int32_t group)
+const struct sf_wire_step *sf_sched_empty(struct sf_sched *s, int32_t group)
 {
     SF_ASSERT(group >= 0 && group < s->limits.groups);
-    s->step.id = s->group[group].next_step++;
-    s->step.batch = 0;
-    s->step.stop = 1;
-    s->step.closes = s->step.opens = s->step.items = s->step.tokens = 0;
+    s->step = (struct sf_wire_step){.id = s->group[group].next_step++, .close = s->step.close,
+                                    .open = s->step.open, .item = s->step.item,
+                                    .token = s->step.token};
     return &s->step;
 }
 
 struct sf_sched_load sf_sched_load(const struct sf_sched *s)
 {
     struct sf_sched_load load = {.waiting = s->waiting_count, .running = s->running,
-                                 .in_flight = s->in_flight};
-    for (int32_t g = 0; g < s->limits.groups; g++)
+                                 .in_flight = s->in_flight, .reused_tokens = s->reused_tokens,
+                                 .preempted = s->preempted, .evicted_blocks = s->evicted_blocks};
+    for (int32_t g = 0; g < s->limits.groups; g++) {
+        const struct group *group = &s->group[g];
+        int64_t unheld = group->prefix != NULL ? sf_prefix_unheld(group->prefix) : 0;
         for (int32_t r = 0; r < s->limits.ranks; r++) {
             int64_t pages = s->pages[(size_t)g * (size_t)s->limits.ranks + (size_t)r];
-            double use = pages > 0 ? (double)s->group[g].promised[r] / (double)pages : 0.0;
+            int64_t busy = group->promised[r] - unheld * s->block_pages[r];
+            if (pages == 0) continue;
+            double use = (double)group->promised[r] / (double)pages;
             if (use > load.kv_use) load.kv_use = use;
+            use = (double)busy / (double)pages;
+            if (use > load.kv_busy) load.kv_busy = use;
         }
+    }
     return load;
 }
 
@@ -326,6 +166,10 @@ static sf_status make_group(const struct sf_sched_limits *limits, struct group *
 {
     SF_TRY(take((size_t)limits->micro_batches, sizeof *group->batch, &group->batch));
     SF_TRY(take((size_t)limits->ranks, sizeof *group->promised, &group->promised));
+    if (limits->sharing != SF_SHARE_NOTHING) {
+        SF_TRY(sf_prefix_create(limits->blocks_max, limits->block_tokens, &group->prefix));
+        SF_TRY(take((size_t)limits->blocks_max, sizeof *group->drop, &group->drop));
+    }
     for (int32_t b = 0; b < limits->micro_batches; b++) {
         struct batch *batch = &group->batch[b];
         batch->lanes_max = limits->seqs_max / limits->micro_batches +
@@ -345,6 +189,12 @@ static sf_status make(struct sf_sched *s, const struct sf_sched_limits *limits)
     SF_TRY(take(pages, sizeof *s->pages, &s->pages));
     memcpy(s->pages, limits->pages, pages * sizeof *s->pages);
     s->limits.pages = s->pages;
+    SF_TRY(take((size_t)limits->ranks, sizeof *s->block_pages, &s->block_pages));
+    if (limits->sharing != SF_SHARE_NOTHING)
+        memcpy(s->block_pages, limits->block_pages,
+               (size_t)limits->ranks * sizeof *s->block_pages);
+    s->limits.block_pages = s->block_pages;
+    SF_TRY(take((size_t)limits->ranks, sizeof *s->more, &s->more));
     SF_TRY(take(slots, sizeof *s->seq, &s->seq));
     SF_TRY(take(slots * (size_t)limits->ranks, sizeof *s->need, &s->need));
     SF_TRY(take(slots, sizeof *s->waiting, &s->waiting));
@@ -352,6 +202,7 @@ static sf_status make(struct sf_sched *s, const struct sf_sched_limits *limits)
     SF_TRY(take(lanes, sizeof *s->step.open, &s->step.open));
     SF_TRY(take(lanes, sizeof *s->step.item, &s->step.item));
     SF_TRY(take((size_t)limits->rows_max, sizeof *s->step.token, &s->step.token));
+    s->token_places = (size_t)limits->rows_max;
     SF_TRY(take((size_t)limits->groups, sizeof *s->group, &s->group));
     for (int32_t g = 0; g < limits->groups; g++) SF_TRY(make_group(limits, &s->group[g]));
     return SF_OK;
@@ -362,6 +213,7 @@ sf_status sf_sched_create(const struct sf_sched_limits *limits, struct sf_sched 
     SF_ASSERT(limits->groups >= 1 && limits->micro_batches >= 1 && limits->ranks >= 1);
     SF_ASSERT(limits->seqs_max >= 1 && limits->rows_max >= 1 && limits->slots_max >= 1);
     SF_ASSERT(limits->chunk_rows >= 0 && limits->chunk_rows <= limits->rows_max);
+    SF_ASSERT(limits->need != NULL && limits->slots_max <= 1 << SF_SEQ_SLOT_BITS);
     struct sf_sched *s = calloc(1, sizeof *s);
     if (!s) return SF_FAIL(SF_NO_MEMORY, "no memory for the scheduler");
     sf_status status = make(s, limits);
@@ -380,9 +232,14 @@ void sf_sched_destroy(struct sf_sched *s)
         }
         free(s->group[g].batch);
         free(s->group[g].promised);
+        free(s->group[g].drop);
+        sf_prefix_destroy(s->group[g].prefix);
     }
+    for (int32_t i = 0; s->seq && i < s->limits.slots_max; i++) free(s->seq[i].block);
     free(s->group);
     free(s->pages);
+    free(s->block_pages);
+    free(s->more);
     free(s->seq);
     free(s->need);
     free(s->waiting);

@@ -4,14 +4,21 @@
  *
  *   waiting, first in first out            group 0                        group 1
  *   [ s s s s ... ]  --admit-->  batch 0 [ s s . ]  batch 1 [ s . . ]    batch 0 [ s s s ] ...
- *                                one step in flight for each batch; a sequence is in exactly one
+ *          ^-----preempt-----          one step in flight for each batch; a sequence is in one
  *
  * A group is one data-parallel copy of the model; its micro-batches fill its pipeline.  A sequence
  * is admitted when some micro-batch has a place and every rank of that group has the pages that it
- * may need at most; the pages stay promised to it until it is closed.  It goes where the fewest
- * are. A step holds one row for each sequence that decodes and, in what is left of rows_max,
- * chunks of the prompts, oldest first.  Sequences that ended leave with the next step of their
- * micro-batch, which is sent for that alone if there is nothing else to do. */
+ * will probably need; they stay promised to it until it is closed.  It goes where the fewest are.
+ * One that outgrows its promise gets more, and where there is nothing left the youngest sequence of
+ * the micro-batch loses its place: it waits again, at the front, and is admitted for the most that
+ * it can need.  Nothing is lost: its answer so far is fed to it again.
+ *
+ * A step holds one row for each sequence that decodes and, in what is left of rows_max, chunks of
+ * the known tokens (prompts, and answers that are fed again), oldest first.  Prompts that begin
+ * alike share blocks of the cache (prefix.h): a sequence attaches what is there when it gets its
+ * first rows, and waits for it while another is computing it; where lanes only grow, it needs no
+ * pages for what it shares.  Sequences that ended leave with the next step of their micro-batch,
+ * which is sent for that alone if there is nothing else to do. */
 #ifndef SHEAF_COORDINATOR_SCHED_H
 #define SHEAF_COORDINATOR_SCHED_H
 #include <stdint.h>
@@ -20,6 +27,22 @@
 SF_C_BEGIN
 
 struct sf_sched;
+/* A sequence's number: attempt << 56 | any serial << 20 | slot.  The scheduler counts attempts: it
+ * gives a sequence that was preempted its old number with the next attempt. */
+enum { SF_SEQ_SLOT_BITS = 20, SF_SEQ_ATTEMPT_BIT = 56 };
+static inline int32_t sf_seq_slot(uint64_t seq)
+{
+    return (int32_t)(seq & ((1u << SF_SEQ_SLOT_BITS) - 1));
+}
+static inline uint64_t sf_seq_name(uint64_t seq)        /* without the attempt */
+{
+    return seq & ((UINT64_C(1) << SF_SEQ_ATTEMPT_BIT) - 1);
+}
+
+enum sf_sharing {                       /* of prompt blocks between sequences */
+    SF_SHARE_NOTHING,
+    SF_SHARE_COPIED,                    /* lanes change later: a holder may need its own copy */
+    SF_SHARE_KEPT };                    /* lanes only grow: a shared page is held once */
 struct sf_sched_limits {
     int32_t groups, micro_batches;      /* micro_batches: of one group */
     int32_t ranks;                      /* of one group: tensor x pipeline */
@@ -28,19 +51,32 @@ struct sf_sched_limits {
                                            load; 0: wherever the rows run out */
     int32_t slots_max;                  /* sequences known at once, waiting ones included */
     const int64_t *pages;               /* [groups][ranks] of each rank's pool; copied */
+    /* Most pages[ranks] that a sequence holds on its way to `tokens`.  Pure, never falls as tokens
+     * rise. */
+    void (*need)(void *arg, int32_t prompt, int32_t tokens, int64_t *pages_out);
+    void *need_arg;
+    enum sf_sharing sharing;
+    int32_t block_tokens, blocks_max;   /* blocks_max: of one group; both only where shared */
+    const int64_t *block_pages;         /* [ranks] pages of one block; copied */
 };
 struct sf_sched_seq {
-    uint64_t seq;                       /* low 32 bits: a slot below slots_max that no other known
-                                           sequence has; the rest tells its users apart */
+    uint64_t seq;                       /* its slot is one that no other known sequence has */
     int32_t prompt, answer_max;         /* tokens, at least 1 each */
+    int32_t answer_known;               /* < answer_max: were sampled in an earlier run */
+    int32_t answer_likely;              /* 1 to answer_max: admitted for so many */
+    uint8_t score_prompt;               /* rows of the prompt are scored, so none is skipped */
     struct sf_wire_sampling sampling;   /* its biases are the caller's, until sf_sched_end */
-    const int32_t *token;               /* [prompt] the caller's, until sf_sched_end */
-    const int64_t *pages;               /* [ranks] most that it holds on each rank; copied */
+    /* [prompt + answer_max] prompt, then the answer as far as it is known: the caller adds what is
+     * sampled.  The caller's, until sf_sched_end. */
+    const int32_t *token;
 };
 struct sf_sched_load {
     int32_t waiting, running;           /* running: admitted and not closed */
     int32_t in_flight;                  /* steps without a result */
     double kv_use;                      /* promised share of the fullest rank's pool, 0 to 1 */
+    double kv_busy;                     /* the same without blocks that nobody holds */
+    int64_t reused_tokens;              /* so far: prompt tokens that were attached, not computed */
+    int64_t preempted, evicted_blocks;
 };
 
 sf_status sf_sched_create(const struct sf_sched_limits *, struct sf_sched **out);
@@ -48,6 +84,9 @@ void      sf_sched_destroy(struct sf_sched *);
 
 /* SF_NO_PAGES with words when no group could hold it even alone; it is not added then. */
 sf_status sf_sched_add(struct sf_sched *, const struct sf_sched_seq *);
+/* No sequence will be added any more: from now on the longest of the waiting ones comes first, so
+ * that no long answer is left to run alone at the end. */
+void      sf_sched_last(struct sf_sched *);
 /* 1 and a step to send to a group; 0 when nothing can start before a result comes or a sequence is
  * added.  The step is the scheduler's and lives until the next call. */
 int       sf_sched_next(struct sf_sched *, int32_t *group_out,
@@ -57,8 +96,9 @@ sf_status sf_sched_result(struct sf_sched *, int32_t group, const struct sf_wire
 /* The answer is complete; the caller says so after a result, at the latest at answer_max tokens.
  * The slot may be given to another sequence only after the step that closes this one was made. */
 void      sf_sched_end(struct sf_sched *, uint64_t seq);
-/* A step that stops the workers of a group.  No step of the group may follow. */
-const struct sf_wire_step *sf_sched_stop(struct sf_sched *, int32_t group);
+/* A step of a group without anything in it, for the caller to ask for loads or to stop the workers
+ * (no step of the group may follow then).  No result answers it. */
+const struct sf_wire_step *sf_sched_empty(struct sf_sched *, int32_t group);
 
 struct sf_sched_load sf_sched_load(const struct sf_sched *);
 

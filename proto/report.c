@@ -21,15 +21,17 @@ static const struct sf_lists lists = {&sf__report__descriptor, list,
 static sf_status load_check(int32_t rank, const struct sf_wire_load *load)
 {
     for (int32_t i = 0; i < SF_PHASES; i++)
-        if (!isfinite(load->seconds[i]) || load->seconds[i] < 0)
-            return SF_FAIL(SF_FORMAT, "report of rank %d: %g s in phase %d", rank,
-                           load->seconds[i], i);
+        if (!isfinite(load->seconds[i]) || load->seconds[i] < 0 ||
+            !isfinite(load->decode_seconds[i]) || load->decode_seconds[i] < 0)
+            return SF_FAIL(SF_FORMAT, "report of rank %d: %g s in phase %d, %g of them in decode "
+                           "steps", rank, load->seconds[i], i, load->decode_seconds[i]);
     if (!isfinite(load->step_seconds) || load->step_seconds < 0)
         return SF_FAIL(SF_FORMAT, "report of rank %d: %g s in steps", rank, load->step_seconds);
-    if (load->steps < 0 || load->rows < 0 || load->bytes_sent < 0 || load->rss_peak_bytes < 0 ||
-        load->kv_bytes_held < 0)
-        return SF_FAIL(SF_FORMAT, "report of rank %d: a load of %lld steps, %lld rows, %lld bytes "
-                       "sent, %lld resident, %lld of the cache", rank, (long long)load->steps,
+    if (load->steps < load->decode_steps || load->decode_steps < 0 || load->rows < 0 ||
+        load->bytes_sent < 0 || load->rss_peak_bytes < 0 || load->kv_bytes_held < 0)
+        return SF_FAIL(SF_FORMAT, "report of rank %d: a load of %lld steps, %lld of them decode, "
+                       "%lld rows, %lld bytes sent, %lld resident, %lld of the cache", rank,
+                       (long long)load->steps, (long long)load->decode_steps,
                        (long long)load->rows, (long long)load->bytes_sent,
                        (long long)load->rss_peak_bytes, (long long)load->kv_bytes_held);
     return SF_OK;
@@ -80,8 +82,11 @@ sf_status sf_wire_pack_report(const struct sf_wire_report *report, struct sf_buf
     if (report->measured) {
         m.n_load_seconds = SF_PHASES;
         m.load_seconds = load.seconds;
+        m.n_load_decode_seconds = SF_PHASES;
+        m.load_decode_seconds = load.decode_seconds;
         m.load_step_seconds = load.step_seconds;
         m.load_steps = load.steps;
+        m.load_decode_steps = load.decode_steps;
         m.load_rows = load.rows;
         m.load_bytes_sent = load.bytes_sent;
         m.load_rss_peak_bytes = load.rss_peak_bytes;
@@ -94,11 +99,13 @@ static struct sf_wire_load load_of(const Sf__Report *m)
 {
     struct sf_wire_load load = {.step_seconds = m->load_step_seconds,
                                 .steps = m->load_steps,
+                                .decode_steps = m->load_decode_steps,
                                 .rows = m->load_rows,
                                 .bytes_sent = m->load_bytes_sent,
                                 .rss_peak_bytes = m->load_rss_peak_bytes,
                                 .kv_bytes_held = m->load_kv_bytes_held};
     memcpy(load.seconds, m->load_seconds, sizeof load.seconds);
+    memcpy(load.decode_seconds, m->load_decode_seconds, sizeof load.decode_seconds);
     return load;
 }
 
@@ -120,9 +127,10 @@ sf_status sf_wire_unpack_report(const void *bytes, size_t count, struct sf_box *
     if (strlen(m->text) > SF_WIRE_TEXT_MAX)
         return SF_FAIL(SF_FORMAT, "report of rank %d with %zu bytes of words", m->rank,
                        strlen(m->text));
-    if (m->n_load_seconds != (m->measured ? SF_PHASES : 0))
-        return SF_FAIL(SF_FORMAT, "report of rank %d with %zu phases of a load", m->rank,
-                       m->n_load_seconds);
+    size_t phases = m->measured ? SF_PHASES : 0;
+    if (m->n_load_seconds != phases || m->n_load_decode_seconds != phases)
+        return SF_FAIL(SF_FORMAT, "report of rank %d with %zu and %zu phases of a load", m->rank,
+                       m->n_load_seconds, m->n_load_decode_seconds);
     if (m->measured) report.load = load_of(m);
     SF_TRY(sf_columns_unpack(&lists, message, box, &report));
     SF_TRY(report_check(&report));

@@ -16,7 +16,9 @@
 #include "base/status.h"
 SF_C_BEGIN
 
-/* Message tags on the world communicator. */
+/* Message tags on the world communicator, and on the envelopes between the coordinator's thread and
+ * that of rank 0's worker (base/ring.h).  An envelope's group is the data-parallel group that a
+ * step is for, or the rank that a result or report is from. */
 enum { SF_TAG_STEP = 1,                 /* rank 0 -> all ranks of a data-parallel group */
        SF_TAG_RESULT,                   /* last stage, tensor rank 0 -> rank 0 */
        SF_TAG_REPORT,                   /* any rank -> rank 0: receipts, errors, signals, load */
@@ -100,8 +102,10 @@ enum sf_phase { SF_PHASE_GEMM, SF_PHASE_ATTENTION, SF_PHASE_EDIT, SF_PHASE_COMM,
                 SF_PHASE_SAMPLE, SF_PHASE_OTHER, SF_PHASES };
 struct sf_wire_load {
     double seconds[SF_PHASES];
+    double decode_seconds[SF_PHASES];   /* of these, in steps without a row of a prompt (or of an
+                                           answer that is fed again) and the waits before them */
     double step_seconds;                /* inside steps, SF_PHASE_WAIT between them not counted */
-    int64_t steps, rows, bytes_sent, rss_peak_bytes, kv_bytes_held;
+    int64_t steps, decode_steps, rows, bytes_sent, rss_peak_bytes, kv_bytes_held;
 };
 enum sf_wire_signal { SF_WIRE_NO_SIGNAL, SF_WIRE_DRAIN, SF_WIRE_DUMP };
 struct sf_wire_report {
@@ -113,15 +117,6 @@ struct sf_wire_report {
     uint8_t measured;                   /* load holds something */
     struct sf_wire_load load;
     struct sf_wire_receipt *receipt; int32_t receipts;
-};
-
-/* A packed message on its way between the coordinator's thread and the communicator's, through a
- * ring (base/ring.h); one malloc'd block, freed by the receiver with free(). */
-struct sf_envelope {
-    int32_t group;                      /* to workers: data-parallel group, -1 = all.  From: rank */
-    int32_t tag;                        /* SF_TAG_STEP, SF_TAG_RESULT, SF_TAG_REPORT */
-    size_t bytes;
-    unsigned char data[];
 };
 
 /* SF_FORMAT with words on anything odd, packing and unpacking.  A buffer and a box start zeroed;

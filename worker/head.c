@@ -2,32 +2,61 @@
  *
  * Each tensor rank of the last stage has a slice of the output head's rows.  Plain greedy rows need
  * only the best of each slice (8 bytes a row and rank); rows whose choice looks at more (sample.h),
- * or that are tapped, need all logits on tensor rank 0.  Random numbers are counter based: (seed,
- * record, token index), so a record's text does not depend on its neighbours. */
+ * that are scored (score.h) or tapped, need all logits on tensor rank 0.  Random numbers are
+ * counter based: (seed, record, token index), so a record's text does not depend on its
+ * neighbours. */
 #include <math.h>
 #include <string.h>
 
+#include "base/memory.h"
 #include "base/rng.h"
+#include "worker/score.h"
 #include "worker/state.h"
 
-/* Collects the rows that want logits; returns how many. */
-static int32_t collect(struct sf_worker *w, const struct sf_wire_step *step, int *sampled_out)
+/* What a step's rows need, alike on all tensor ranks. */
+struct wants {
+    int32_t rows;                       /* that want logits: head_row, head_item */
+    int whole;                          /* some need whole rows on tensor rank 0 */
+    size_t scores, tops;                /* of the result, at most */
+};
+
+static void want_scores(struct wants *wants, const struct sf_worker_seq *seq, int32_t scores)
 {
-    int32_t wanted = 0, row = 0;
-    *sampled_out = 0;
+    wants->scores += (size_t)scores;
+    wants->tops += (size_t)scores * (size_t)seq->sampling.tops;
+    wants->whole = 1;
+}
+
+static struct wants collect(struct sf_worker *w, const struct sf_wire_step *step)
+{
+    struct wants wants = {.rows = 0};
+    int32_t row = 0;
     for (int32_t i = 0; i < step->items; i++) {
         const struct sf_wire_item *item = &step->item[i];
         int32_t first = item->logits & SF_LOGITS_ROWS ? 0 : item->rows - 1;
         for (int32_t r = first; r < item->rows && item->logits != SF_LOGITS_NONE; r++) {
-            w->head_row[wanted] = row + r;
-            w->head_item[wanted] = i;
-            wanted++;
+            w->head_row[wants.rows] = row + r;
+            w->head_item[wants.rows] = i;
+            wants.rows++;
         }
         const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
-        if (item->logits & SF_LOGITS_SAMPLE && seq->needs_row) *sampled_out = 1;
+        int sample = item->logits & SF_LOGITS_SAMPLE;
+        if (sample && seq->needs_row) wants.whole = 1;
+        if (sample && seq->sampling.scores) want_scores(&wants, seq, 1);
+        if (item->logits & SF_LOGITS_ROWS) want_scores(&wants, seq, item->rows);
         row += item->rows;
     }
-    return wanted;
+    return wants;
+}
+
+/* Room for a step's scores: grows to the largest step's and stays. */
+static sf_status make_room(struct sf_worker *w, const struct wants *wants)
+{
+    if (!sf_worker_samples(w) || wants->scores == 0) return SF_OK;
+    SF_TRY(sf_grow((void **)&w->score, &w->score_room, wants->scores, sizeof *w->score));
+    SF_TRY(sf_grow((void **)&w->top, &w->top_room, wants->tops, sizeof *w->top));
+    return sf_grow((void **)&w->changed_row, &w->changed_room, (size_t)w->desc->vocab,
+                   sizeof *w->changed_row);
 }
 
 /* All logits of `rows` rows on tensor rank 0; *all_out is NULL on the others. */
@@ -88,7 +117,30 @@ static sf_status best_of(struct sf_worker *w, int32_t rows)
     return SF_OK;
 }
 
-/* The token of the item's last row; the row's logits are used up. */
+static sf_status not_finite(const struct sf_worker_seq *seq, int32_t pos)
+{
+    return SF_FAIL(SF_INTERNAL, "the logits of sequence %llu at position %d are not finite",
+                   (unsigned long long)seq->id, pos);
+}
+
+/* Adds the score of `token` under the row at `pos`, behind which it stands. */
+static sf_status add_score(struct sf_worker *w, const struct sf_worker_seq *seq, int32_t pos,
+                           int32_t token, const float *logits, struct sf_wire_result *result)
+{
+    SF_ASSERT((size_t)result->scores < w->score_room);
+    struct sf_wire_score *score = &w->score[result->scores];
+    const struct sf_wire_score *before = result->scores > 0 ? score - 1 : NULL;
+    *score = (struct sf_wire_score){.seq = seq->id, .pos = pos + 1, .top = w->top};
+    if (before != NULL && before->top != NULL) score->top = before->top + before->tops;
+    if (!sf_score(logits, w->desc->vocab, token, seq->sampling.tops, score))
+        return not_finite(seq, pos);
+    result->score = w->score;
+    result->scores++;
+    return SF_OK;
+}
+
+/* The token of the item's last row.  Biases and penalties change the row, which a score still has
+ * to be taken from: then a copy is chosen from, else the row itself. */
 static int32_t choose(struct sf_worker *w, const struct sf_wire_item *item,
                       struct sf_worker_seq *seq, float *logits)
 {
@@ -98,6 +150,10 @@ static int32_t choose(struct sf_worker *w, const struct sf_wire_item *item,
     const struct sf_wire_sampling *p = &seq->sampling;
     double u = p->temperature > 0.0 ? sf_rng_uniform(p->rng_key, p->rng_stream,
                                                      (uint64_t)(tokens - seq->prompt)) : 0.0;
+    if (p->scores && (p->biases > 0 || seq->history != NULL)) {
+        memcpy(w->changed_row, logits, (size_t)w->desc->vocab * sizeof *logits);
+        logits = w->changed_row;
+    }
     int32_t token = sf_sample(w->sampler, p, &history, logits, u);
     if (seq->history != NULL && token >= 0 && tokens < seq->tokens_max)
         seq->history[seq->history_tokens++] = token;
@@ -110,18 +166,21 @@ static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step
     const struct sf_wire_item *item = &step->item[w->head_item[wanted]];
     struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
     float *logits = all == NULL ? NULL : all + (size_t)row * (size_t)w->desc->vocab;
-    int32_t pos = w->row_pos[w->head_row[wanted]];
+    int32_t at = w->head_row[wanted], pos = w->row_pos[at], next = -1;
+    int last = pos == item->pos + item->rows - 1;
     if (w->spec.tap.row != NULL && logits != NULL)
         w->spec.tap.row(w->spec.tap.arg, item->seq, pos, logits, w->desc->vocab);
-    if (!(item->logits & SF_LOGITS_SAMPLE) || pos < item->pos + item->rows - 1) return SF_OK;
+    if (item->logits & SF_LOGITS_ROWS) next = last ? item->next : w->row_token[at + 1];
+    if (next >= 0 && sf_worker_samples(w)) SF_TRY(add_score(w, seq, pos, next, logits, result));
+    if (!(item->logits & SF_LOGITS_SAMPLE) || !last) return SF_OK;
     int32_t token = isfinite(w->best[row].value) ? w->best[row].index : -1;
     if (token >= 0 && seq->needs_row) {
         if (!sf_worker_samples(w)) return SF_OK;
         token = choose(w, item, seq, logits);
     }
-    if (token < 0)
-        return SF_FAIL(SF_INTERNAL, "the logits of sequence %llu at position %d are not finite",
-                       (unsigned long long)item->seq, pos);
+    if (token < 0) return not_finite(seq, pos);
+    if (seq->sampling.scores && sf_worker_samples(w))
+        SF_TRY(add_score(w, seq, pos, token, logits, result));
     result->sample[result->samples++] = (struct sf_wire_sample){.seq = item->seq, .token = token};
     return SF_OK;
 }
@@ -132,9 +191,10 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
     struct sf_device *device = w->device;
     const struct sf_kernels *k = device->k;
     size_t d_model = (size_t)w->desc->d_model;
-    int sampled;
-    int32_t wanted = collect(w, step, &sampled);
+    struct wants wants = collect(w, step);
+    int32_t wanted = wants.rows;
     w->stats.logit_rows += wanted;
+    SF_TRY(make_room(w, &wants));
     for (int32_t first = 0; first < wanted; first += w->ws.head_rows) {
         int32_t rows = wanted - first < w->ws.head_rows ? wanted - first : w->ws.head_rows;
         for (int32_t row = 0; row < rows; row++)
@@ -151,7 +211,7 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
         sf_phase(w, SF_PHASE_SAMPLE);
         SF_TRY(best_of(w, rows));
         float *all = NULL;
-        if (sampled || w->spec.tap.row != NULL) SF_TRY(gather(w, rows, &all));
+        if (wants.whole || w->spec.tap.row != NULL) SF_TRY(gather(w, rows, &all));
         for (int32_t row = 0; row < rows; row++)
             SF_TRY(finish_row(w, step, first + row, row, all, result));
         SF_TRY(sf_comm_beat(w->spec.world, "head", first));

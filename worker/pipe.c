@@ -7,7 +7,6 @@
  * Tokens: the last stage's tensor rank 0 sends each step's samples straight to all ranks of the
  * first stage (which feed them with the next step of that micro-batch), and to the coordinator
  * beside that.  Steps run in one order on all ranks of a group, so plain message order suffices. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "worker/state.h"
@@ -117,16 +116,12 @@ sf_status sf_pipe_results(struct sf_worker *w, const struct sf_wire_result *resu
 static sf_status take_tokens(struct sf_worker *w)
 {
     SF_ASSERT(w->tokens_expected > 0);
-    void *bytes;
-    size_t count;
-    int32_t from, last = sf_worker_rank_of(w, w->spec.stages - 1, 0);
+    int32_t last = sf_worker_rank_of(w, w->spec.stages - 1, 0);
     sf_phase(w, SF_PHASE_WAIT);
-    SF_TRY(sf_comm_take(w->spec.world, last, SF_TAG_TOKENS, 1, &bytes, &count, &from));
+    SF_TRY(sf_comm_take(w->spec.world, last, SF_TAG_TOKENS, 1, &w->taken, NULL));
     sf_phase(w, SF_PHASE_OTHER);
     struct sf_wire_result result;
-    sf_status status = sf_wire_unpack_result(bytes, count, &w->tokens_box, &result);
-    free(bytes);
-    SF_TRY(status);
+    SF_TRY(sf_wire_unpack_result(w->taken.bytes, w->taken.count, &w->tokens_box, &result));
     note_tokens(w, &result);
     w->tokens_expected--;
     return SF_OK;

@@ -39,18 +39,14 @@ sf_status sf_report_load(struct sf_worker *w, uint64_t step)
     struct sf_wire_report report = begin(w, step);
     struct rusage usage;
     struct sf_worker_stats stats;
-    sf_phase(w, SF_PHASE_OTHER);        /* books the time so far */
     sf_worker_stats(w, &stats);
     report.measured = 1;
     report.load = (struct sf_wire_load){.step_seconds = stats.seconds_step, .steps = stats.steps,
-                                        .rows = stats.rows, .bytes_sent = stats.bytes_sent,
+                                        .decode_steps = w->decode_steps, .rows = stats.rows,
+                                        .bytes_sent = stats.bytes_sent,
                                         .kv_bytes_held = sf_store_bytes_held(w->store)};
-    memcpy(report.load.seconds, w->phase_seconds, sizeof report.load.seconds);
-    /* Edits happen inside of attention. */
-    double edits = sf_store_edit_seconds(w->store);
-    report.load.seconds[SF_PHASE_EDIT] = edits;
-    report.load.seconds[SF_PHASE_ATTENTION] -= edits;
-    if (report.load.seconds[SF_PHASE_ATTENTION] < 0) report.load.seconds[SF_PHASE_ATTENTION] = 0;
+    sf_phases(w, report.load.seconds);
+    memcpy(report.load.decode_seconds, w->decode_seconds, sizeof w->decode_seconds);
     if (getrusage(RUSAGE_SELF, &usage) == 0)
         report.load.rss_peak_bytes = (int64_t)usage.ru_maxrss * 1024;
     return send(w, &report, &w->packed);

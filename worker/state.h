@@ -1,8 +1,8 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * head.c (logits), sample.c (the choice of a token), pipe.c (between stages), report.c and hub.c
- * (to the coordinator), load.c. */
+ * head.c (logits), sample.c (the choice of a token), score.c (log probabilities), pipe.c (between
+ * stages), report.c and hub.c (to the coordinator), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
@@ -52,6 +52,8 @@ struct sf_worker {
     double phase_seconds[SF_PHASES];
     enum sf_phase phase;                /* now, since: */
     int64_t phase_ns;
+    double decode_seconds[SF_PHASES];   /* of sf_phases, in steps that only decode */
+    int64_t decode_steps;
     struct sf_buffer signal_packed;
 
     struct sf_box step_box, tokens_box; /* of the step under way; of the tokens that came last */
@@ -69,6 +71,12 @@ struct sf_worker {
     int32_t *best_index;                /* [head_rows] */
     struct sf_best *best, *best_all;    /* [head_rows], [tensor ranks * head_rows] */
     struct sf_wire_sample *sample;      /* [seqs_max] of the step under way */
+    struct sf_buffer taken;             /* the step or the tokens being unpacked */
+    /* where tokens are scored, and as large as the largest step so far has needed: scores, their
+     * likeliest tokens one score after the other, and a row that biases and penalties change */
+    struct sf_wire_score *score; size_t score_room;
+    struct sf_wire_top *top; size_t top_room;
+    float *changed_row; size_t changed_room;
     /* [tensor ranks] one leaf a rank: puts column blocks together */
     struct sf_leaf *block_leaf;
     struct sf_request *sending;         /* the activations of the step before; NULL: none */
@@ -89,6 +97,8 @@ static inline int sf_worker_samples(const struct sf_worker *w)
 
 /* The time since the last call went into the phase that was named then. */
 void sf_phase(struct sf_worker *, enum sf_phase next);
+/* All time so far, edits by themselves and not inside of attention. */
+void sf_phases(struct sf_worker *, double seconds_out[SF_PHASES]);
 
 /* ---- step.c ---- */
 /* One whole step; results and receipts are sent. */
@@ -102,7 +112,8 @@ struct sf_rows {
 sf_status sf_forward_layers(struct sf_worker *, const struct sf_rows *);
 
 /* ---- head.c ---- */
-/* Logits of the rows that ask, samples of the items that sample; result has room for all items. */
+/* Logits of the rows that ask, samples of the items that sample, scores; result has room for the
+ * samples of all items. */
 sf_status sf_head(struct sf_worker *, const struct sf_wire_step *, struct sf_wire_result *);
 
 /* ---- pipe.c ---- */

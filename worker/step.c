@@ -112,6 +112,9 @@ static sf_status check_item(const struct sf_worker *w, const struct sf_wire_step
     if (item->rows < 1 || item->pos < 0 || item->pos > seq->tokens_max - item->rows)
         return SF_FAIL(SF_INTERNAL, "sequence %llu of at most %d tokens gets %d rows at %d", id,
                        seq->tokens_max, item->rows, item->pos);
+    if (item->next >= w->desc->vocab)
+        return SF_FAIL(SF_INTERNAL, "sequence %llu is followed by token %d of a vocabulary of %d",
+                       id, item->next, w->desc->vocab);
     if (item->token_first < 0) {
         if (item->rows != 1)
             return SF_FAIL(SF_INTERNAL, "sequence %llu feeds one sample to %d rows", id,

@@ -209,8 +209,15 @@ void sf_worker_close(struct sf_worker *w)
     sf_sampler_destroy(w->sampler);
     sf_box_free(&w->step_box);
     sf_box_free(&w->tokens_box);
+    sf_buffer_free(&w->taken);
     sf_buffer_free(&w->packed);
+    free(w->score);
+    free(w->top);
+    free(w->changed_row);
     sf_buffer_free(&w->signal_packed);
+    free(w->score);
+    free(w->top);
+    free(w->changed_row);
     if (w->store != NULL) sf_store_destroy(w->store);
     if (w->device != NULL) {
         free_buffers(w);
@@ -230,28 +237,40 @@ void sf_phase(struct sf_worker *w, enum sf_phase next)
     w->phase_ns = now;
 }
 
+void sf_phases(struct sf_worker *w, double seconds_out[SF_PHASES])
+{
+    sf_phase(w, w->phase);
+    memcpy(seconds_out, w->phase_seconds, sizeof w->phase_seconds);
+    double edits = sf_store_edit_seconds(w->store);
+    seconds_out[SF_PHASE_EDIT] = edits;
+    seconds_out[SF_PHASE_ATTENTION] -= edits;
+    if (seconds_out[SF_PHASE_ATTENTION] < 0) seconds_out[SF_PHASE_ATTENTION] = 0;
+}
+
+/* What the step took, and the wait before it, counts by itself if all of its rows decode. */
+static void note_decode(struct sf_worker *w, const struct sf_wire_step *step,
+                        const double before[SF_PHASES])
+{
+    double after[SF_PHASES];
+    for (int32_t i = 0; i < step->items; i++)
+        if (step->item[i].token_first >= 0) return;
+    if (step->items == 0) return;
+    sf_phases(w, after);
+    for (int i = 0; i < SF_PHASES; i++)
+        if (after[i] > before[i]) w->decode_seconds[i] += after[i] - before[i];
+    w->decode_steps++;
+}
 
 static sf_status next_step(struct sf_worker *w, struct sf_wire_step *step)
 {
     int64_t start = sf_now_ns();
-    sf_status status;
     sf_phase(w, SF_PHASE_WAIT);
-    if (w->hub != NULL) {
-        struct sf_envelope *envelope;
-        SF_TRY(sf_hub_next(w->hub, &envelope));
-        status = sf_wire_unpack_step(envelope->data, envelope->bytes, &w->step_box, step);
-        free(envelope);
-    } else {
-        void *bytes;
-        size_t count;
-        int32_t from;
-        SF_TRY(sf_comm_take(w->spec.world, 0, SF_TAG_STEP, 2, &bytes, &count, &from));
-        status = sf_wire_unpack_step(bytes, count, &w->step_box, step);
-        free(bytes);
-    }
+    if (w->hub != NULL) SF_TRY(sf_hub_next(w->hub, &w->taken));
+    else SF_TRY(sf_comm_take(w->spec.world, 0, SF_TAG_STEP, 2, &w->taken, NULL));
+    SF_TRY(sf_wire_unpack_step(w->taken.bytes, w->taken.count, &w->step_box, step));
     w->stats.seconds_wait += sf_seconds_since(start);
     sf_phase(w, SF_PHASE_OTHER);
-    return status;
+    return SF_OK;
 }
 
 /* Signals are looked for in every wait; on rank 0 the hub does it. */
@@ -267,9 +286,12 @@ static sf_status run_steps(struct sf_worker *w)
     if (w->hub == NULL) sf_comm_set_progress(w->spec.world, progress, w);
     for (;;) {
         struct sf_wire_step step;
+        double before[SF_PHASES];
+        sf_phases(w, before);
         SF_TRY(next_step(w, &step));
         if (step.stop) break;
         SF_TRY(sf_worker_step(w, &step));
+        note_decode(w, &step, before);
     }
     if (w->hub != NULL) SF_TRY(sf_hub_finish(w->hub));
     return sf_pipe_drain(w);

@@ -204,7 +204,7 @@ def hostile_lines(good):
         return record(name, {"messages": messages}, "/v1/chat/completions")
 
     return [
-        ("field", "unsupported_field", record("field", dict(good, n=2))),
+        ("field", "unsupported_field", record("field", dict(good, stream=True))),
         ("unknown", "unknown_field", record("unknown", dict(good, colour="red"))),
         ("vocabulary", "invalid_value", record("vocabulary", dict(good, prompt=[99999999]))),
         ("empty", "invalid_value", record("empty", dict(good, prompt=[]))),

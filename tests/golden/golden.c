@@ -4,6 +4,8 @@
  *   several layouts, with free and with fixed products, and with the reduction over messages.
  * layouts_equal: with run.deterministic the whole logit rows of all layouts are equal bit by bit.
  * chunks: a prompt fed in chunks of 1, 7 and 64 rows gives the same logits as in one piece.
+ * scores: in several layouts the scores of a prompt's tokens and of sampled ones, biased and
+ *   penalised or not, are the log-softmax of the tapped rows to 1e-5, with their ranks and tops.
  * bf16: teacher-forced on the golden texts, mean KL to f32 at most 2e-3 nat, arg-max agreement at
  *   least 97 %, every disagreement at an f32 margin under 0.5. */
 #include <stdlib.h>
@@ -201,6 +203,96 @@ static void test_chunks(void)
     rows_free(rows);
 }
 
+/* ---- scores ---- */
+
+/* Against the row that the tap saw: l_t - ln sum e^l, in f64; tops and rank by counting. */
+static void check_score(const struct rows *rows, const struct sf_wire_score *score)
+{
+    int32_t row = 0, before = 0, tops_before = 0;
+    while (row < rows->rows &&
+           (rows->pos[row] != score->pos - 1 || rows->seq[row] != score->seq)) row++;
+    SF_ASSERT(row < rows->rows);
+    const float *l = rows->logits + (size_t)row * VOCAB;
+    double highest = l[0], sum = 0.0;
+    for (int32_t i = 0; i < VOCAB; i++) highest = fmax(highest, (double)l[i]);
+    for (int32_t i = 0; i < VOCAB; i++) {
+        sum += exp(l[i] - highest);
+        before += l[i] > l[score->token] || (l[i] == l[score->token] && i < score->token);
+        if (score->tops > 0) tops_before += l[i] > l[score->top[score->tops - 1].token];
+    }
+    double shift = highest + log(sum);
+    SF_CHECK_NEAR(score->logprob, l[score->token] - shift, 1e-5);
+    SF_CHECK_INT(score->rank, before + 1);
+    for (int32_t t = 0; t < score->tops; t++) {
+        SF_CHECK_NEAR(score->top[t].logprob, l[score->top[t].token] - shift, 1e-5);
+        if (t > 0) SF_CHECK(score->top[t].logprob <= score->top[t - 1].logprob);
+    }
+    if (score->tops > 0) SF_CHECK(tops_before < score->tops);
+}
+
+/* One step of one item of sequence 1, and checks of the scores that come of it: `known` tokens
+ * behind its rows, and one that is sampled. */
+static int feed_scored(struct rig *rig, const struct sf_wire_sampling *sampling, int32_t prompt,
+                       struct sf_wire_item *item, const int32_t *token, const struct rows *rows)
+{
+    struct sf_wire_open open = {.seq = 1, .prompt = prompt, .tokens_max = prompt + 8,
+                                .sampling = *sampling, .reused_first = -1};
+    struct sf_wire_step step = {.open = &open, .opens = item->pos == 0, .item = item, .items = 1,
+                                .token = (int32_t *)(uintptr_t)token,
+                                .tokens = item->token_first < 0 ? 0 : item->rows};
+    struct sf_wire_result result;
+    int32_t known = 0, sampled = (item->logits & SF_LOGITS_SAMPLE) != 0;
+    if (item->logits & SF_LOGITS_ROWS) known = item->rows - (item->next < 0);
+    if (!rig_send(rig, 0, &step) || !rig_wait(rig, &result)) return 0;
+    SF_CHECK_INT(result.samples, sampled);
+    SF_CHECK_INT(result.scores, known + (sampled && sampling->scores));
+    for (int32_t i = 0; i < result.scores; i++) {
+        const struct sf_wire_score *score = &result.score[i];
+        SF_CHECK_INT(score->pos, item->pos + i + 1);
+        SF_CHECK_INT(score->tops, sampling->tops);
+        SF_CHECK_INT(score->token, i == known ? result.sample[0].token
+                                   : i + 1 < item->rows ? token[i + 1] : item->next);
+        check_score(rows, score);
+    }
+    return 1;
+}
+
+static void test_scores(void)
+{
+    static const struct layout layouts[] = {{1, 1, 0, 0, "f32"}, {2, 1, 0, 0, "f32"},
+                                            {1, 2, 0, 0, "f32"}, {3, 2, 1, 1, "bf16"}};
+    static struct sf_wire_bias bias = {7, 60.0f};       /* takes the place of any other choice */
+    static const struct sf_wire_sampling sampling[] = {
+        {.top_p = 1, .repetition = 1, .scores = 1, .tops = 5},
+        {.top_p = 1, .repetition = 1.5, .frequency = 1, .temperature = 0.8, .scores = 1},
+        {.top_p = 1, .repetition = 1, .scores = 1, .tops = 64, .biases = 1, .bias = &bias},
+        {.top_p = 1, .repetition = 1, .tops = 3}};      /* of the prompt alone */
+    enum { CUT = 10, PROMPT = 24 };
+    if (!ready()) SF_SKIP("the real model is not there");
+    const struct golden_prompt *prompt = &golden.prompt[2];
+    SF_ASSERT(prompt->ids >= PROMPT);
+    for (size_t l = 0; l < sizeof layouts / sizeof layouts[0]; l++) {
+        struct rows *rows = rows_new(PROMPT + 8);
+        struct rig *rig = open_layout(&layouts[l], (struct sf_logits_tap){keep_row, rows});
+        for (int32_t s = 0; rig != NULL && s < 4; s++) {
+            struct sf_wire_item items[] = {
+                {.seq = 1, .rows = CUT, .next = prompt->id[CUT], .logits = SF_LOGITS_ROWS},
+                {.seq = 1, .pos = CUT, .rows = PROMPT - CUT, .next = -1,
+                 .logits = SF_LOGITS_ROWS | SF_LOGITS_SAMPLE},
+                {.seq = 1, .pos = PROMPT, .rows = 1, .token_first = -1, .next = -1,
+                 .logits = SF_LOGITS_SAMPLE}};
+            rows->rows = 0;
+            for (int32_t i = 0; i < 3; i++)
+                if (!feed_scored(rig, &sampling[s], PROMPT, &items[i], prompt->id + items[i].pos,
+                                 rows)) break;
+            SF_CHECK_INT(rows->rows, PROMPT + 1);
+            if (!leave(rig)) break;
+        }
+        rig_close(rig);
+        rows_free(rows);
+    }
+}
+
 /* ---- bf16 against f32 ---- */
 struct against { struct rows *exact; double kl; int64_t rows, agree, wide; };
 
@@ -274,6 +366,7 @@ static void test_bf16(void)
 static const struct sf_test tests[] = {{"logits", test_logits},
                                        {"layouts_equal", test_layouts_equal},
                                        {"chunks", test_chunks},
+                                       {"scores", test_scores},
                                        {"bf16", test_bf16},
                                        {NULL, NULL}};
 SF_TEST_MAIN("golden", tests)

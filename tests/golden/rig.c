@@ -29,7 +29,7 @@ struct rig {
     int32_t started;
     uint64_t next_id[RANKS_MAX];
     struct rig_receipts receipts;
-    struct sf_buffer packed;
+    struct sf_buffer packed, taken;
     struct sf_box result_box, report_box;
 };
 
@@ -144,16 +144,14 @@ void rig_close(struct rig *rig)
         SF_CHECK_INT(rig->rank[r].status, SF_OK);
         sf_comm_destroy(rig->rank[r].world);
     }
-    void *left;
-    while (rig->from != NULL && sf_ring_pop(rig->from, 0, &left) == SF_OK) free(left);
-    while (rig->to != NULL && sf_ring_pop(rig->to, 0, &left) == SF_OK) free(left);
-    if (rig->to != NULL) sf_ring_destroy(rig->to);
-    if (rig->from != NULL) sf_ring_destroy(rig->from);
+    sf_ring_destroy(rig->to);
+    sf_ring_destroy(rig->from);
     sf_launch_plan_free(&rig->plan);
     sf_cluster_free(&rig->cluster);
     if (rig->model != NULL) sf_model_close(rig->model);
     sf_config_free(&rig->config);
     sf_buffer_free(&rig->packed);
+    sf_buffer_free(&rig->taken);
     sf_box_free(&rig->result_box);
     sf_box_free(&rig->report_box);
     free(rig);
@@ -165,20 +163,16 @@ int rig_send(struct rig *rig, int32_t group, struct sf_wire_step *step)
     sf_status status = sf_wire_pack_step(step, &rig->packed);
     SF_CHECK_OK(status);
     if (status != SF_OK) return 0;
-    size_t count = rig->packed.count;
-    struct sf_envelope *envelope = malloc(sizeof *envelope + count);
-    SF_ASSERT(envelope != NULL);
-    *envelope = (struct sf_envelope){.group = group, .tag = SF_TAG_STEP, .bytes = count};
-    memcpy(envelope->data, rig->packed.bytes, count);
-    status = sf_ring_push(rig->to, envelope, WAIT_MS);
+    struct sf_envelope envelope = {.group = group, .tag = SF_TAG_STEP};
+    status = sf_ring_push(rig->to, envelope, rig->packed.bytes, rig->packed.count, WAIT_MS);
     SF_CHECK_OK(status);
     return status == SF_OK;
 }
 
-static void add_report(struct rig *rig, const struct sf_envelope *envelope)
+static void add_report(struct rig *rig)
 {
     struct sf_wire_report report;
-    sf_status status = sf_wire_unpack_report(envelope->data, envelope->bytes, &rig->report_box,
+    sf_status status = sf_wire_unpack_report(rig->taken.bytes, rig->taken.count, &rig->report_box,
                                              &report);
     SF_CHECK_OK(status);
     if (status != SF_OK) return;
@@ -194,18 +188,16 @@ static void add_report(struct rig *rig, const struct sf_envelope *envelope)
 int rig_wait(struct rig *rig, struct sf_wire_result *out)
 {
     for (;;) {
-        void *item;
-        sf_status status = sf_ring_pop(rig->from, WAIT_MS, &item);
+        struct sf_envelope envelope;
+        sf_status status = sf_ring_pop(rig->from, WAIT_MS, &envelope, &rig->taken);
         SF_CHECK_OK(status);
         if (status != SF_OK) return 0;
-        struct sf_envelope *envelope = item;
-        int is_result = envelope->tag == SF_TAG_RESULT;
+        int is_result = envelope.tag == SF_TAG_RESULT;
         if (is_result)
-            status = sf_wire_unpack_result(envelope->data, envelope->bytes, &rig->result_box,
+            status = sf_wire_unpack_result(rig->taken.bytes, rig->taken.count, &rig->result_box,
                                            out);
         else
-            add_report(rig, envelope);
-        free(envelope);
+            add_report(rig);
         SF_CHECK_OK(status);
         if (is_result) return status == SF_OK;
     }

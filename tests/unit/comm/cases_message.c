@@ -63,24 +63,24 @@ static int32_t before_of(const struct sf_ranked *t)
 /* take learns the length, the sender and that nothing is there; recv wants just what comes. */
 static void case_lengths(struct sf_ranked *t)
 {
+    struct sf_buffer in = { 0 };
     for (int32_t i = 0; i < LENGTHS; i++) {
-        size_t bytes = lengths[i], got = 1;
+        size_t bytes = lengths[i];
         unsigned char *out = malloc(bytes + 1);
-        void *in = t;
-        int32_t from = -1;
+        int32_t from = 0;
         struct sf_request *request;
         R_CHECK(t, out != NULL);
         if (out == NULL) return;
         sf_fill(out, bytes, (uint32_t)(t->rank * 50 + i));
-        R_MUST(t, sf_comm_take(t->world, SF_RANK_ANY, 2 * i, 0, &in, &got, &from));
-        R_CHECK(t, in == NULL && got == 0);
+        R_MUST(t, sf_comm_take(t->world, SF_RANK_ANY, 2 * i, 0, &in, &from));
+        R_CHECK(t, from == SF_RANK_ANY && in.count == 0);
         R_MUST(t, sf_comm_barrier(t->world));       /* everyone has seen that nothing was there */
         R_MUST(t, sf_comm_isend(t->world, next_of(t), 2 * i, out, bytes, &request));
-        R_MUST(t, sf_comm_take(t->world, SF_RANK_ANY, SF_TAG_ANY, 1 + i % 2, &in, &got, &from));
-        R_INT(t, got, bytes);
+        R_MUST(t, sf_comm_take(t->world, SF_RANK_ANY, SF_TAG_ANY, 1 + i % 2, &in, &from));
+        R_INT(t, in.count, bytes);
         R_INT(t, from, before_of(t));
-        if (got == bytes) R_CHECK(t, sf_is_filled(in, bytes, (uint32_t)(from * 50 + i)));
-        free(in);
+        if (in.count == bytes)
+            R_CHECK(t, sf_is_filled(in.bytes, bytes, (uint32_t)(from * 50 + i)));
         R_MUST(t, sf_comm_wait(t->world, request));
 
         R_MUST(t, sf_comm_isend(t->world, next_of(t), 2 * i + 1, out, bytes, &request));
@@ -95,6 +95,7 @@ static void case_lengths(struct sf_ranked *t)
         R_MUST(t, sf_comm_wait(t->world, request));
         free(out);
     }
+    sf_buffer_free(&in);
 }
 
 /* A message that is longer or shorter than expected is refused with both lengths, is gone, leaves
@@ -149,16 +150,18 @@ static void case_posts(struct sf_ranked *t)
         R_MUST(t, sf_comm_post(t->world, 0, 4, bytes, (size_t)(i % POST_BYTES)));
     }
     int32_t next[64] = { 0 };           /* of each rank, the message to come */
+    struct sf_buffer in = { 0 };
+    const void *kept = NULL;
     for (int32_t i = 0; i < BACK * (t->size - 1) && t->rank == 0; i++) {
-        void *in;
-        size_t got;
         int32_t from;
-        R_MUST(t, sf_comm_take(t->world, SF_RANK_ANY, 4, 2, &in, &got, &from));
-        R_INT(t, got, next[from] % POST_BYTES);
-        R_CHECK(t, sf_is_filled(in, got, (uint32_t)(next[from] + 7 * from)));
+        R_MUST(t, sf_comm_take(t->world, SF_RANK_ANY, 4, 2, &in, &from));
+        R_INT(t, in.count, next[from] % POST_BYTES);
+        R_CHECK(t, sf_is_filled(in.bytes, in.count, (uint32_t)(next[from] + 7 * from)));
         next[from]++;
-        free(in);
+        R_CHECK(t, kept == NULL || kept == in.bytes);
+        if (next[from] > POST_BYTES) kept = in.bytes;   /* it has held the longest */
     }
+    sf_buffer_free(&in);
 }
 
 /* A post may outlive the group on which it was made. */
@@ -187,12 +190,12 @@ struct counted { struct sf_comm *world; int32_t calls, failed, depth; };
 static void count(void *arg)
 {
     struct counted *c = arg;
-    void *in;
-    size_t got;
+    struct sf_buffer in = { 0 };
+    int32_t from;
     c->calls++;
     c->failed += c->depth++ > 0;
-    sf_status status = sf_comm_take(c->world, SF_RANK_ANY, 9, 0, &in, &got, NULL);
-    c->failed += status != SF_OK || in != NULL;
+    sf_status status = sf_comm_take(c->world, SF_RANK_ANY, 9, 0, &in, &from);
+    c->failed += status != SF_OK || from != SF_RANK_ANY || in.bytes != NULL;
     c->depth--;
 }
 

@@ -120,14 +120,13 @@ static sf_status wait_for(struct sf_comm *world, int32_t peer, enum wait wait,
                           struct sf_window *window, struct sf_reduce *reduce)
 {
     static const struct sf_leaf leaf[] = { { 0, 0 }, { 1, 0 } };
-    int32_t number = 0, from, all[RANKS];
+    int32_t number = 0, all[RANKS];
     float x[4] = { 0 };
     struct sf_request *request;
-    void *data;
-    size_t bytes;
+    struct sf_buffer in = { 0 };
     switch (wait) {
     case RECEIVE: return sf_comm_recv(world, peer, 1, &number, sizeof number);
-    case TAKE: return sf_comm_take(world, peer, 1, 1, &data, &bytes, &from);
+    case TAKE: return sf_comm_take(world, peer, 1, 1, &in, NULL);
     case SEND:
         SF_TRY(sf_comm_isend(world, peer, 1, &number, sizeof number, &request));
         return sf_comm_wait(world, request);
@@ -228,9 +227,8 @@ enum { VICTIM = 2 };
 static void run_silent(struct rig *rig, int32_t rank)
 {
     struct sf_comm *world = rig->comm[rank];
-    int32_t number = 0, from;
-    void *data;
-    size_t bytes;
+    int32_t number = 0;
+    struct sf_buffer in = { 0 };
     sf_status status = sf_comm_beat(world, "layer", 7);
     if (status == SF_OK) status = sf_comm_barrier(world);
     int64_t began = sf_now_ns();
@@ -240,13 +238,13 @@ static void run_silent(struct rig *rig, int32_t rank)
         return;
     }
     if (rank != 0) {
-        if (status == SF_OK) status = sf_comm_take(world, 0, 1, 2, &data, &bytes, &from);
+        if (status == SF_OK) status = sf_comm_take(world, 0, 1, 2, &in, NULL);
         note(rig, rank, status, began);
         return;
     }
     switch (rig->variant) {
     case 0: status = sf_comm_barrier(world); break;
-    case 1: status = sf_comm_take(world, SF_RANK_ANY, 1, 2, &data, &bytes, &from); break;
+    case 1: status = sf_comm_take(world, SF_RANK_ANY, 1, 2, &in, NULL); break;
     case 2: status = sf_comm_recv(world, 1, 1, &number, sizeof number); break;
     default:                            /* it computes, and looks less often than once a beat */
         while (status == SF_OK) {
@@ -286,15 +284,14 @@ static void test_silent(void)
 static void run_headless(struct rig *rig, int32_t rank)
 {
     struct sf_comm *world = rig->comm[rank];
-    int32_t number = 0, from;
-    void *data;
-    size_t bytes;
+    int32_t number = 0;
+    struct sf_buffer in = { 0 };
     if (sf_comm_beat(world, "head", 3) != SF_OK || sf_comm_barrier(world) != SF_OK) return;
     int64_t began = sf_now_ns();
     if (rank == 0)
         while (atomic_load(&rig->over) < rig->ranks - 1) sf_sleep_us(2000);
     else if (rank == 1)
-        note(rig, rank, sf_comm_take(world, 0, 1, 2, &data, &bytes, &from), began);
+        note(rig, rank, sf_comm_take(world, 0, 1, 2, &in, NULL), began);
     else                                /* it waits for rank 1, but rank 0 is to blame */
         note(rig, rank, sf_comm_recv(world, 1, 1, &number, sizeof number), began);
     atomic_fetch_add(&rig->over, 1);
@@ -321,9 +318,8 @@ static void run_quiet(struct rig *rig, int32_t rank)
 {
     struct sf_comm *world = rig->comm[rank];
     int64_t began = sf_now_ns();
-    void *data = NULL;
-    size_t bytes;
-    int32_t from, number = 1;
+    struct sf_buffer in = { 0 };
+    int32_t number = 1;
     sf_status status = SF_OK;
     if (rank == 0) {
         if (rig->variant == 1) sf_sleep_us(3 * TIMEOUT * 1000);
@@ -334,11 +330,11 @@ static void run_quiet(struct rig *rig, int32_t rank)
         for (int32_t r = 1; r < rig->ranks && status == SF_OK; r++)
             status = sf_comm_post(world, r, 1, &number, sizeof number);
     } else {
-        status = sf_comm_take(world, 0, 1, 2, &data, &bytes, &from);
+        status = sf_comm_take(world, 0, 1, 2, &in, NULL);
     }
     if (status == SF_OK) status = sf_comm_barrier(world);
     note(rig, rank, status, began);
-    free(data);
+    sf_buffer_free(&in);
 }
 
 /* Variant 2: rank 1 is done and leaves; rank 0 and rank 2 work on for longer than the timeout. */
@@ -395,8 +391,7 @@ static void run_end(struct rig *rig, int32_t rank)
     struct sf_reduce_spec spec = { .rows_max = 1, .cols = 4, .leaves_max = 1, .exchange = 1,
                                    .threads = 1 };
     int32_t number = 0, wrong = 0, from;
-    void *data;
-    size_t bytes;
+    struct sf_buffer in = { 0 };
     wrong += sf_comm_window_create(world, 8, &window) != SF_OK;
     wrong += sf_reduce_create(world, &spec, &reduce) != SF_OK;
     wrong += sf_comm_isend(world, 1 - rank, 5, &number, sizeof number, &request) != SF_OK;
@@ -411,7 +406,7 @@ static void run_end(struct rig *rig, int32_t rank)
     wrong += sf_comm_beat(world, "x", 0) != SF_LOST;
     wrong += sf_comm_post(world, 1 - rank, 1, &number, sizeof number) != SF_LOST;
     wrong += sf_comm_isend(world, 1 - rank, 1, &number, sizeof number, &request) != SF_LOST;
-    wrong += sf_comm_take(world, 1 - rank, 1, 0, &data, &bytes, &from) != SF_LOST;
+    wrong += sf_comm_take(world, 1 - rank, 1, 0, &in, &from) != SF_LOST;
     for (enum wait wait = RECEIVE; wait < WAITS; wait++)
         wrong += wait_for(world, 1 - rank, wait, window, reduce) != SF_LOST;
     sf_reduce_destroy(reduce);
@@ -445,12 +440,12 @@ static void run_drop(struct rig *rig, int32_t rank)
         free(bytes);
     }
     if (status == SF_OK) status = sf_comm_barrier(world);
-    void *data = NULL;
-    size_t count;
+    struct sf_buffer in = { 0 };
+    int32_t from = SF_RANK_ANY;
     if (rank == 1 && status == SF_OK)
-        status = sf_comm_take(world, SF_RANK_ANY, SF_TAG_ANY, 0, &data, &count, NULL);
-    note(rig, rank, data == NULL ? status : SF_INTERNAL, began);
-    free(data);
+        status = sf_comm_take(world, SF_RANK_ANY, SF_TAG_ANY, 0, &in, &from);
+    note(rig, rank, from == SF_RANK_ANY ? status : SF_INTERNAL, began);
+    sf_buffer_free(&in);
 }
 
 static void test_drop(void)

@@ -49,14 +49,17 @@ static void test_first(void)
     SF_CHECK_INT(feed("xyEND", 5, 0, 3), 0);
 }
 
-/* Without a tokenizer a token is spelt by its number. */
+/* Without a tokenizer a token is spelt by its number; memory that was reserved is used. */
 static void test_spelling(void)
 {
     struct sf_answer_text t = {0};
+    SF_MUST(sf_answer_text_reserve(&t, 2));
+    const char *kept = t.text;
     SF_MUST(sf_answer_text_push(&t, NULL, 12));
     SF_MUST(sf_answer_text_push(&t, NULL, 3));
     SF_MUST(sf_answer_text_end(&t));
     SF_CHECK(t.bytes == 23 && memcmp(t.text, "token_id:12 token_id:3 ", 23) == 0);
+    SF_CHECK(t.text == kept);
     free(t.text);
 }
 

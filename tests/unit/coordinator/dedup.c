@@ -2,13 +2,15 @@
  *
  * Files written here: counts with blank, broken and unterminated lines; pairs near and far, with
  * NULs and as JSON escapes; names in messages; thousands of records with one pair at random places;
- * small files of every number of lines, where the table is as full as it gets. */
+ * small files of every number of lines, where the table is as full as it gets.  And the table by
+ * itself: places that share a hash, and hashes that meet in one place, are all found. */
 #include "coordinator/dedup.h"
 
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "coordinator/id_table.h"
 #include "tests/check.h"
 
 static char path[64];
@@ -107,10 +109,47 @@ static void many(void)
     free(text);
 }
 
+/* How many places have this hash, and the sum of what stands there. */
+static int places_of(const struct sf_id_table *table, uint64_t hash, int64_t *sum_out)
+{
+    int count = 0;
+    *sum_out = 0;
+    for (const struct sf_id_place *place = NULL;
+         (place = sf_id_table_next(table, hash, place)) != NULL; count++)
+        *sum_out += place->at;
+    return count;
+}
+
+static void shared_hashes(void)
+{
+    for (uint64_t ids = 0; ids < 40; ids++) {
+        struct sf_id_table table;
+        int64_t sum, expected_sum[8] = {0};
+        int expected[8] = {0};
+        SF_MUST(sf_id_table_make(&table, (int64_t)ids));
+        for (uint64_t i = 0; i < ids; i++) {    /* eight hashes, all of one place modulo the size */
+            uint64_t which = sf_rng_u64(8, ids, i) % 8;
+            SF_CHECK(sf_id_table_add(&table, which * table.places + ids, (int64_t)i));
+            expected[which]++;
+            expected_sum[which] += (int64_t)i;
+        }
+        for (uint64_t which = 0; which < 8; which++) {
+            SF_CHECK_INT(places_of(&table, which * table.places + ids, &sum), expected[which]);
+            SF_CHECK_INT(sum, expected_sum[which]);
+        }
+        SF_CHECK_INT(places_of(&table, ids + 1, &sum), 0);
+        int more = 0;
+        while (more < 100 && sf_id_table_add(&table, 7, 7)) more++;
+        SF_CHECK(more < 100 && table.used < table.places);
+        sf_id_table_free(&table);
+    }
+}
+
 static const struct sf_test tests[] = {
     {"counts", counts},
     {"pairs", pairs},
     {"few records", few},
     {"many records", many},
+    {"shared hashes", shared_hashes},
     {NULL, NULL}};
 SF_TEST_MAIN("dedup", tests)

@@ -1,8 +1,9 @@
 /* tests/unit/coordinator/progress.c: the one line that people watch.
  *
- * Its numbers from given totals; on a terminal a bar where there is room for it, never more
- * characters than columns, in logs the whole line without one; nothing to divide by is no trouble;
- * a stderr that is a file gets no bar and no carriage return. */
+ * Its numbers from given totals; of a resumed run, rate and time left are of what this run does; on
+ * a terminal a bar where there is room for it, never more characters than columns, in logs the whole
+ * line without one; nothing to divide by is no trouble; a stderr that is a file gets no bar and no
+ * carriage return. */
 #include "coordinator/progress.h"
 
 #include <stdlib.h>
@@ -10,8 +11,9 @@
 
 #include "tests/check.h"
 
-static const struct sf_run_summary half = {.answered = 3, .errors = 1, .output_tokens = 250,
-                                           .kv_bytes_exact = 300, .kv_bytes_stored = 100};
+static const struct sf_run_summary half = {.answered = 3, .errors = 1, .output_tokens = 900,
+                                           .sampled_tokens = 250, .kv_bytes_exact = 300,
+                                           .kv_bytes_stored = 100};
 
 static void numbers(void)
 {
@@ -20,6 +22,14 @@ static void numbers(void)
     sf_progress_line(&p, &half, 2, 0.421, 10.0, 0, line);
     SF_CHECK_STR(line, "4/8 records, 2 running, 25.0 output tok/s, KV 42 %, ratio 3.00, "
                  "10 s left");
+    p.before = 3;                       /* one of the four was answered in these 10 s */
+    sf_progress_line(&p, &half, 2, 0.421, 10.0, 0, line);
+    SF_CHECK_STR(line, "4/8 records, 2 running, 25.0 output tok/s, KV 42 %, ratio 3.00, "
+                 "40 s left");
+    p.before = 4;
+    sf_progress_line(&p, &half, 2, 0.421, 10.0, 0, line);
+    SF_CHECK(strstr(line, ", ? s left") != NULL);
+    p.before = 0;
     const struct sf_run_summary nothing = {0};
     sf_progress_line(&p, &nothing, 0, 0.0, 0.0, 0, line);
     SF_CHECK_STR(line, "0/8 records, 0 running, 0.0 output tok/s, KV 0 %, ratio 1.00, "
@@ -53,13 +63,14 @@ static void not_a_terminal(void)
     struct sf_progress p;
     if (file < 0 || kept < 0 || dup2(file, STDERR_FILENO) < 0) abort();
     setenv("TERM", "xterm", 1);
-    sf_progress_start(&p, 8);
+    sf_progress_start(&p, 8, 2);
     sf_progress_show(&p, &half, 2, 0.421);              /* too early: nothing */
     p.shown_ns -= 11000000000;
     sf_progress_show(&p, &half, 2, 0.421);
     sf_progress_show(&p, &half, 2, 0.421);
     sf_progress_clear(&p);
-    sf_progress_end(&p, &half);
+    sf_progress_end(&p, &half, 0);
+    sf_progress_end(&p, &half, 1);
     dup2(kept, STDERR_FILENO);
     SF_CHECK(pread(file, text, sizeof text - 1, 0) > 0);
     close(file);
@@ -68,9 +79,11 @@ static void not_a_terminal(void)
     SF_CHECK(strchr(text, '\r') == NULL && strchr(text, '\033') == NULL);
     int lines = 0;
     for (const char *c = text; *c != '\0'; c++) lines += *c == '\n';
-    SF_CHECK_INT(lines, 4);
+    SF_CHECK_INT(lines, 8);
     SF_CHECK(strncmp(text, "sheaf: info: 4/8 records, 2 running, ", 37) == 0);
-    SF_CHECK(strstr(text, "3 records answered, 1 with errors") != NULL);
+    SF_CHECK(strstr(text, "3 records answered, 1 with errors (2 of them before), in ") != NULL);
+    const char *stopped = strstr(text, "stopped early, with 4 of 8 records to do");
+    SF_CHECK(stopped != NULL && strstr(stopped + 1, "stopped early") == NULL);
 }
 
 static const struct sf_test tests[] = {

@@ -1,9 +1,10 @@
 /* tests/unit/coordinator/request.c: a line becomes the request that it says, or one error.
  *
  * On a tiny tokenizer whose ids are known by hand: every field of a record with its default, its
- * bounds and its null; every refusal with its code and the words that name field, value and what
- * is allowed; what could be read of a broken record's custom_id; texts longer than any prompt are
- * refused unread; and random damage to a good line never does more than make it an error. */
+ * bounds and its null; what the two urls call log probabilities; every refusal with its code and
+ * the words that name field, value and what is allowed; what could be read of a broken record's
+ * custom_id; texts longer than any prompt are refused unread; and random damage to a good line
+ * never does more than make it an error. */
 #include "coordinator/request.h"
 
 #include <stdlib.h>
@@ -54,6 +55,31 @@ static sf_status parse_body(const char *url, const char *body, struct sf_record 
     return parse(line, out);
 }
 
+/* What is scored: how many of the likeliest beside each token of the answer and of the prompt. */
+static void check_scores(const struct sf_record *r, int logprobs, int prompt_logprobs,
+                         int score_prompt)
+{
+    int tops = logprobs > prompt_logprobs ? logprobs : prompt_logprobs;
+    SF_CHECK_INT(r->logprobs, logprobs);
+    SF_CHECK_INT(r->prompt_logprobs, prompt_logprobs);
+    SF_CHECK_INT(r->score_prompt, score_prompt);
+    SF_CHECK_INT(r->sampling.scores, logprobs >= 0 && !r->no_answer);
+    SF_CHECK_INT(r->sampling.tops, tops > 0 ? tops : 0);
+}
+
+/* Also frees it. */
+static void check_refused(sf_status status, struct sf_record *r, const char *id, const char *code,
+                          const char *words)
+{
+    SF_CHECK(status != SF_OK);
+    SF_CHECK_STR(r->code, code);
+    SF_CHECK_STR(r->custom_id != NULL ? r->custom_id : "(null)", id != NULL ? id : "(null)");
+    if (strstr(sf_error_text(), words) == NULL)
+        sf_test_fail(__FILE__, __LINE__, "words are \"%s\", without \"%s\"", sf_error_text(),
+                     words);
+    sf_record_free(r);
+}
+
 /* ---- what is taken --------------------------------------------------------------------------- */
 static void defaults(void)
 {
@@ -71,6 +97,10 @@ static void defaults(void)
     SF_CHECK(r.sampling.rng_stream == sf_hash64("r", 1));
     SF_CHECK_INT(r.ignore_eos, 0);
     SF_CHECK_INT(r.return_token_ids, 0);
+    SF_CHECK_INT(r.choices, 1);
+    check_scores(&r, -1, -1, 0);
+    SF_CHECK_INT(r.echo, 0);
+    SF_CHECK_INT(r.no_answer, 0);
     sf_record_free(&r);
 
     SF_MUST(parse_body("chat/completions",
@@ -109,29 +139,175 @@ static void all_fields(void)
     sf_record_free(&r);
 }
 
-/* Fields that are not built are taken at the value that changes nothing. */
+/* What asks for nothing is taken everywhere; a stream and a choice of the best are not built. */
 static void neutral_values(void)
 {
     static const char *const neutral[] = {
-        "\"n\": 1", "\"n\": null", "\"best_of\": 1", "\"logprobs\": false",
-        "\"logprobs\": null", "\"top_logprobs\": 0", "\"stream\": false", "\"echo\": false",
-        "\"prompt_logprobs\": null", "\"user\": \"u\"", "\"metadata\": {\"a\": 1}"};
-    static const char *const other[] = {
-        "\"n\": 2", "\"best_of\": 2", "\"logprobs\": true", "\"logprobs\": 0",
-        "\"top_logprobs\": 2", "\"stream\": true", "\"echo\": true", "\"prompt_logprobs\": 1",
-        "\"n\": \"1\""};
+        "\"n\": 1", "\"n\": null", "\"best_of\": 1", "\"best_of\": null", "\"logprobs\": false",
+        "\"logprobs\": null", "\"top_logprobs\": 0", "\"top_logprobs\": null",
+        "\"stream\": false", "\"echo\": false", "\"echo\": null", "\"prompt_logprobs\": null",
+        "\"prompt_logprobs\": false", "\"user\": \"u\"", "\"metadata\": {\"a\": 1}"};
+    static const struct { const char *body, *code, *words; } other[] = {
+        {"\"best_of\": 2", "unsupported_field", "body.best_of is 2; allowed: 1, which is n"},
+        {"\"n\": 3, \"best_of\": 1", "unsupported_field", "body.best_of is 1; allowed: 3"},
+        {"\"best_of\": 0", "invalid_value", "body.best_of is 0"},
+        {"\"stream\": true", "unsupported_field", "body.stream is true; allowed: false"},
+        {"\"stream\": 1", "invalid_value", "body.stream is an integer"}};
     struct sf_record r;
     char body[256];
-    for (size_t i = 0; i < sizeof neutral / sizeof neutral[0]; i++) {
-        snprintf(body, sizeof body, "\"prompt\": [1], %s", neutral[i]);
-        SF_CHECK_OK(parse_body("completions", body, &r));
+    for (int chat = 0; chat < 2; chat++) {
+        const char *url = chat ? "chat/completions" : "completions";
+        const char *prompt = chat ? "\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]"
+                                  : "\"prompt\": [1]";
+        for (size_t i = 0; i < sizeof neutral / sizeof neutral[0]; i++) {
+            snprintf(body, sizeof body, "%s, %s", prompt, neutral[i]);
+            SF_CHECK_OK(parse_body(url, body, &r));
+            SF_CHECK_INT(r.choices, 1);
+            check_scores(&r, -1, -1, 0);
+            sf_record_free(&r);
+        }
+        for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
+            snprintf(body, sizeof body, "%s, %s", prompt, other[i].body);
+            sf_status status = parse_body(url, body, &r);
+            check_refused(status, &r, "r", other[i].code, other[i].words);
+        }
+    }
+}
+
+/* ---- choices and log probabilities ---- */
+
+static void choices(void)
+{
+    struct sf_record r;
+    SF_MUST(parse_body("completions", "\"prompt\": [1], \"n\": 128, \"best_of\": 128, "
+                       "\"temperature\": 0", &r));
+    SF_CHECK_INT(r.choices, 128);
+    sf_record_free(&r);
+    SF_MUST(parse_body("completions", "\"prompt\": \"abc a\", \"echo\": true", &r));
+    SF_CHECK_INT(r.echo, 1);
+    SF_CHECK_STR(r.echo_text, "abc a");
+    SF_CHECK_INT(r.echo_text_bytes, 5);
+    check_scores(&r, -1, -1, 0);
+    sf_record_free(&r);
+    SF_MUST(parse_body("completions", "\"prompt\": [1], \"echo\": true", &r));
+    SF_CHECK(r.echo_text == NULL);
+    sf_record_free(&r);
+}
+
+static void logprobs(void)
+{
+    static const struct { int chat; const char *body; int logprobs, prompt, score_prompt; }
+        cases[] = {
+        {1, "\"logprobs\": true", 0, -1, 0},
+        {1, "\"logprobs\": true, \"top_logprobs\": 20", 20, -1, 0},
+        {1, "\"logprobs\": true, \"top_logprobs\": null", 0, -1, 0},
+        {1, "\"prompt_logprobs\": 3", -1, 3, 1},
+        {1, "\"prompt_logprobs\": 3, \"logprobs\": true, \"top_logprobs\": 5", 5, 3, 1},
+        {0, "\"logprobs\": 0", 0, -1, 0},
+        {0, "\"logprobs\": 20", 20, -1, 0},
+        {0, "\"logprobs\": 2, \"echo\": true", 2, -1, 1},
+        {0, "\"prompt_logprobs\": 0", -1, 0, 1},
+        {0, "\"prompt_logprobs\": 20, \"logprobs\": 1", 1, 20, 1},
+        {0, "\"echo\": true, \"prompt_logprobs\": 1", -1, 1, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct sf_record r;
+        char body[256];
+        snprintf(body, sizeof body, "%s, %s",
+                 cases[i].chat ? "\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]"
+                               : "\"prompt\": [1]", cases[i].body);
+        SF_MUST(parse_body(cases[i].chat ? "chat/completions" : "completions", body, &r));
+        check_scores(&r, cases[i].logprobs, cases[i].prompt, cases[i].score_prompt);
         sf_record_free(&r);
     }
-    for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
-        snprintf(body, sizeof body, "\"prompt\": [1], %s", other[i]);
-        SF_CHECK_FAILS(parse_body("completions", body, &r), SF_INVALID);
-        SF_CHECK_STR(r.code, "unsupported_field");
+}
+
+/* The prompt alone is scored: the one token that is computed all the same is not. */
+static void no_answer(void)
+{
+    static const char *const asked[] = {"\"echo\": true, \"logprobs\": 4", "\"echo\": true",
+                                        "\"prompt_logprobs\": 4"};
+    for (int i = 0; i < 6; i++) {
+        struct sf_record r;
+        char body[256];
+        snprintf(body, sizeof body, "\"prompt\": [1, 2], \"%s\": 0, %s",
+                 i < 3 ? "max_tokens" : "max_completion_tokens", asked[i % 3]);
+        SF_MUST(parse_body("completions", body, &r));
+        SF_CHECK_INT(r.no_answer, 1);
+        SF_CHECK_INT(r.answer_max, 1);
+        check_scores(&r, i % 3 == 0 ? 4 : -1, i % 3 == 2 ? 4 : -1, i % 3 != 1);
         sf_record_free(&r);
+    }
+    struct sf_record r;
+    SF_MUST(parse_body("completions", "\"prompt\": [1], \"echo\": true, \"max_tokens\": 1", &r));
+    SF_CHECK_INT(r.no_answer, 0);
+    sf_record_free(&r);
+    sf_status status = parse_body("completions", "\"prompt\": [1], \"logprobs\": 1, "
+                                  "\"max_tokens\": 0", &r);
+    check_refused(status, &r, "r", "invalid_value", "body.max_tokens is 0; allowed: integers from "
+                  "1 to");
+    status = parse_body("chat/completions", "\"messages\": [{\"role\": \"user\", \"content\": "
+                        "\"a\"}], \"prompt_logprobs\": 1, \"max_tokens\": 0", &r);
+    check_refused(status, &r, "r", "invalid_value", "body.max_tokens is 0; allowed: integers from "
+                  "1 to");
+}
+
+static void bad_logprobs(void)
+{
+    static const struct { int chat; const char *body, *code, *words; } cases[] = {
+        {0, "\"n\": 0", "invalid_value", "body.n is 0; allowed: integers from 1 to 128"},
+        {0, "\"n\": 129", "invalid_value", "body.n is 129"},
+        {1, "\"n\": \"1\"", "invalid_value", "body.n is a string"},
+        {0, "\"logprobs\": 21", "invalid_value", "body.logprobs is 21; allowed: integers from 0 to "
+         "20"},
+        {0, "\"logprobs\": -1", "invalid_value", "body.logprobs is -1"},
+        {0, "\"logprobs\": true", "invalid_value", "body.logprobs is true; allowed: integers"},
+        {0, "\"logprobs\": 1.5", "invalid_value", "body.logprobs is 1.5"},
+        {0, "\"logprobs\": 2, \"top_logprobs\": 2", "invalid_value",
+         "body.top_logprobs is 2; allowed: 0"},
+        {1, "\"logprobs\": 5", "invalid_value", "body.logprobs is an integer; allowed: true or "
+         "false"},
+        {1, "\"top_logprobs\": 5", "invalid_value",
+         "body.top_logprobs is 5; allowed: 0, or beside it logprobs: true"},
+        {1, "\"logprobs\": false, \"top_logprobs\": 1", "invalid_value", "body.top_logprobs is 1"},
+        {1, "\"logprobs\": true, \"top_logprobs\": 21", "invalid_value", "from 0 to 20"},
+        {1, "\"echo\": true", "unsupported_field",
+         "body.echo is true; allowed with url /v1/chat/completions: false"},
+        {0, "\"echo\": 1", "invalid_value", "body.echo is an integer; allowed: true or false"},
+        {0, "\"prompt_logprobs\": 21", "invalid_value", "body.prompt_logprobs is 21"},
+        {0, "\"prompt_logprobs\": -1", "invalid_value", "body.prompt_logprobs is -1"},
+        {1, "\"prompt_logprobs\": true", "invalid_value", "body.prompt_logprobs is true"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct sf_record r;
+        char body[256];
+        snprintf(body, sizeof body, "%s, %s",
+                 cases[i].chat ? "\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]"
+                               : "\"prompt\": [1]", cases[i].body);
+        sf_status status =
+            parse_body(cases[i].chat ? "chat/completions" : "completions", body, &r);
+        check_refused(status, &r, "r", cases[i].code, cases[i].words);
+    }
+}
+
+/* 2 x (3 + 4) x 21 log probabilities are few; those of 128 long answers would not fit. */
+static void too_many_logprobs(void)
+{
+    struct sf_record_limits limits = limits_now();
+    limits.tokens_max = 1 << 17;
+    static const char line[] = "{\"custom_id\": \"r\", \"url\": \"/v1/completions\", \"body\": "
+        "{\"prompt\": [1, 2, 3], \"echo\": true, \"logprobs\": 20, \"n\": %d, \"max_tokens\": %d}}";
+    static const struct { int choices, answer, fits; } cases[] = {
+        {2, 4, 1}, {1, (1 << 17) - 3, 1}, {2, 100000, 0}, {128, 1557, 1}, {128, 1558, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct sf_record r;
+        char text[256];
+        snprintf(text, sizeof text, line, cases[i].choices, cases[i].answer);
+        sf_status status = sf_record_parse(&limits, text, strlen(text), 1, &r);
+        if (cases[i].fits) {
+            SF_CHECK_OK(status);
+            sf_record_free(&r);
+        } else {
+            check_refused(status, &r, "r", "too_long", "allowed: 4194304 in all");
+        }
     }
 }
 
@@ -201,18 +377,6 @@ static void nul_bytes(void)
 }
 
 /* ---- what is refused ------------------------------------------------------------------------- */
-static void check_refused(sf_status status, struct sf_record *r, const char *id, const char *code,
-                          const char *words)
-{
-    SF_CHECK(status != SF_OK);
-    SF_CHECK_STR(r->code, code);
-    SF_CHECK_STR(r->custom_id != NULL ? r->custom_id : "(null)", id != NULL ? id : "(null)");
-    if (strstr(sf_error_text(), words) == NULL)
-        sf_test_fail(__FILE__, __LINE__, "words are \"%s\", without \"%s\"", sf_error_text(),
-                     words);
-    sf_record_free(r);
-}
-
 static void broken_lines(void)
 {
 #define TAIL ", \"url\": \"/v1/completions\", \"body\": {\"prompt\": [1]}}"
@@ -368,7 +532,8 @@ static void random_damage(void)
 {
     static const char good[] = "{\"custom_id\": \"r\", \"method\": \"POST\", \"url\": \"/v1/chat/"
         "completions\", \"body\": {\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": "
-        "\"text\", \"text\": \"ab\"}]}], \"max_tokens\": 4, \"temperature\": 1, \"seed\": 3}}";
+        "\"text\", \"text\": \"ab\"}]}], \"max_tokens\": 4, \"temperature\": 1, \"seed\": 3, "
+        "\"n\": 2, \"logprobs\": true, \"top_logprobs\": 2}}";
     struct sf_record_limits limits = limits_now();
     int64_t taken = 0, refused = 0;
     for (uint64_t round = 0; round < 100000; round++) {
@@ -415,6 +580,11 @@ static const struct sf_test tests[] = {
     {"defaults", defaults},
     {"all fields", all_fields},
     {"neutral values", neutral_values},
+    {"choices", choices},
+    {"log probabilities", logprobs},
+    {"no answer", no_answer},
+    {"bad log probabilities", bad_logprobs},
+    {"too many log probabilities", too_many_logprobs},
     {"sampling fields", sampling_fields},
     {"messages", messages},
     {"NUL bytes", nul_bytes},

@@ -1,428 +1,600 @@
-/* The scheduler keeps its promises whatever comes.
+/* The scheduler keeps its promises whatever comes: a model of the workers checks a million random
+ * steps (sched_random.c, sched_model.c).  Here the rules one by one, worked by hand.
  *
- * A model of the workers reads nothing but the steps and checks, at each of a million random steps
- * over several shapes of job: one step in flight for each micro-batch, ids rising by one in a
- * group, rows within rows_max, rows of a sequence in order without a gap, prompt ids and chunk
- * borders as they should be, decode before prompt, samples asked for exactly at the end of the
- * prompt and after it, sequences and pages of every rank never above what there is, each sequence
- * opened and closed exactly once and never moved to another micro-batch.  Every sequence that was
- * added is closed in the end.  Results come back in random order over micro-batches; answers end
- * at random lengths. Smaller tests show the rules one by one. */
+ * A step is written in a line, to be compared with the one expected:
+ *
+ *   0: close 2 drop 5 open 1.1[2/3] rows 0:9+1* 1.1:8+4*
+ *
+ * micro-batch 0; sequence 2 leaves; block 5 is dropped; sequence 1 enters, in its second attempt,
+ * with 2 of its 3 blocks attached; one row of sequence 0 at position 9 and four of sequence 1 from
+ * position 8, both sampled (*).  A row that feeds the last sample has one plus sign more, and rows
+ * that are scored a # and the token that follows the last. */
+#include <stdarg.h>
 #include <stdlib.h>
 
 #include "coordinator/sched.h"
 #include "tests/check.h"
+#include "tests/unit/coordinator/sched_model.h"
 
-static uint64_t random_state = 0x9e3779b97f4a7c15ull;
-
-static int32_t random_below(int32_t bound)          /* xorshift64 */
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (int32_t)(random_state % (uint64_t)bound);
-}
-
-enum { GROUPS = 3, BATCHES = 4, RANKS = 3, SLOTS = 64, STEPS = 1000000, ITEMS = 64 };
-
-struct shape { int32_t groups, batches, ranks, seqs, rows, chunk, pages, prompt, answer; };
-
-struct known {                          /* what the model of the workers knows of a slot */
-    uint64_t seq;
-    enum { FREE, WAITING, OPEN, ENDED } state;
-    int32_t group, batch, prompt, answer, answer_max, fed, sampled;
-    int64_t pages[RANKS];
-    int32_t token[200];
-};
-struct flight { int busy; uint64_t step; int32_t samples; uint64_t seq[ITEMS]; };
-struct world {
-    struct shape shape;
+/* ---- a small job ----------------------------------------------------------------------------- */
+enum { SEQS = 8, TOKENS = 128, MICRO_BATCHES = 2 };
+struct seq { int32_t prompt, sampled, token[TOKENS]; };
+struct sent { uint64_t step; int32_t samples; uint64_t seq[SEQS]; };
+static struct {
     struct sf_sched *sched;
-    struct known known[SLOTS];
-    struct flight flight[GROUPS][BATCHES];
-    uint64_t next_step[GROUPS];
-    int64_t pages[GROUPS * RANKS], held[GROUPS][RANKS];
-    int32_t open[GROUPS], in_flight;
-    int64_t added, closed, rejected;
-    uint32_t serial;
-    int bad;                            /* broken promises */
+    struct seq seq[SEQS];
+    struct sent sent[MICRO_BATCHES];
+    int32_t page_tokens;
+    const struct sf_wire_step *step;    /* the last one */
+    char text[512];
+    size_t chars;
+} rig;
+
+static void need(void *arg, int32_t prompt, int32_t tokens, int64_t *pages_out)
+{
+    (void)arg;
+    SF_ASSERT(tokens > prompt);
+    *pages_out = (tokens + rig.page_tokens - 1) / rig.page_tokens;
+}
+
+struct job {
+    int32_t batches, seqs, rows, chunk, page_tokens;    /* one group of one rank with one lane */
+    int64_t pages;
+    enum sf_sharing sharing;
 };
 
-#define PROMISE(world, condition)                                                                  \
-    do {                                                                                           \
-        if (!(condition) && (world)->bad++ == 0)                                                   \
-            sf_test_fail(__FILE__, __LINE__, "%s (group %d, step %llu)", #condition, g,            \
-                         (unsigned long long)step->id);                                            \
-    } while (0)
-
-static int world_make(struct world *w, const struct shape *shape)
+static void begin(struct job job)
 {
-    *w = (struct world){.shape = *shape};
-    for (int32_t i = 0; i < shape->groups * shape->ranks; i++)
-        w->pages[i] = shape->pages + i % 3;
+    static const int64_t block_pages = 1;
     const struct sf_sched_limits limits = {
-        .groups = shape->groups, .micro_batches = shape->batches, .ranks = shape->ranks,
-        .seqs_max = shape->seqs, .rows_max = shape->rows, .chunk_rows = shape->chunk,
-        .slots_max = SLOTS, .pages = w->pages};
-    return sf_sched_create(&limits, &w->sched) == SF_OK;
+        .groups = 1, .micro_batches = job.batches, .ranks = 1, .seqs_max = job.seqs,
+        .rows_max = job.rows, .chunk_rows = job.chunk, .slots_max = SEQS, .pages = &job.pages,
+        .need = need, .sharing = job.sharing, .block_tokens = job.page_tokens,
+        .blocks_max = (int32_t)job.pages, .block_pages = &block_pages};
+    memset(&rig, 0, sizeof rig);
+    rig.page_tokens = job.page_tokens;
+    if (sf_sched_create(&limits, &rig.sched) != SF_OK) abort();
 }
 
-static void add_one(struct world *w)
+/* The prompt of a sequence: `common` tokens as every other, and then its own. */
+static struct sf_sched_seq make(int32_t n, int32_t prompt, int32_t common, int32_t answer_max)
 {
-    int32_t slot = random_below(SLOTS);
-    struct known *known = &w->known[slot];
-    if (known->state != FREE) return;
-    *known = (struct known){.seq = (uint64_t)++w->serial << 32 | (uint32_t)slot, .group = -1,
-                            .prompt = 1 + random_below(w->shape.prompt),
-                            .answer_max = 1 + random_below(w->shape.answer)};
-    known->answer = 1 + random_below(known->answer_max);
-    for (int32_t i = 0; i < known->prompt; i++) known->token[i] = random_below(1000);
-    int fits = 0;
-    for (int32_t r = 0; r < w->shape.ranks; r++)
-        known->pages[r] = 1 + (known->prompt + known->answer_max) / 16 * (r + 1);
-    for (int32_t g = 0; g < w->shape.groups; g++) {
-        int here = 1;
-        for (int32_t r = 0; r < w->shape.ranks; r++)
-            here = here && known->pages[r] <= w->pages[g * w->shape.ranks + r];
-        fits = fits || here;
-    }
-    sf_status status = sf_sched_add(w->sched, &(struct sf_sched_seq){
-        .seq = known->seq, .prompt = known->prompt, .answer_max = known->answer_max,
-        .sampling = {.temperature = 0.5, .top_p = 1, .repetition = 1, .rng_key = known->seq,
-                     .rng_stream = 7},
-        .token = known->token, .pages = known->pages});
-    if ((status == SF_OK) != fits || (status != SF_OK && status != SF_NO_PAGES)) {
-        if (w->bad++ == 0) sf_test_fail(__FILE__, __LINE__, "added %d although fits %d", status,
-                                        fits);
-    }
-    known->state = status == SF_OK ? WAITING : FREE;
-    w->added += status == SF_OK;
-    w->rejected += status != SF_OK;
+    struct seq *seq = &rig.seq[n];
+    *seq = (struct seq){.prompt = prompt};
+    for (int32_t i = 0; i < TOKENS; i++)
+        seq->token[i] = i >= prompt ? -1 : i < common ? i : 100 * (n + 1) + i;
+    return (struct sf_sched_seq){.seq = (uint64_t)n, .prompt = prompt, .answer_max = answer_max,
+                                 .answer_likely = answer_max, .token = seq->token,
+                                 .sampling = {.top_p = 1, .repetition = 1}};
 }
 
-static void take_closes(struct world *w, int32_t g, const struct sf_wire_step *step)
+static sf_status add_like(int32_t n, int32_t prompt, int32_t common, int32_t answer_max,
+                          int32_t likely)
 {
+    struct sf_sched_seq seq = make(n, prompt, common, answer_max);
+    seq.answer_likely = likely;
+    return sf_sched_add(rig.sched, &seq);
+}
+
+static sf_status add(int32_t n, int32_t prompt, int32_t common, int32_t answer_max)
+{
+    return add_like(n, prompt, common, answer_max, answer_max);
+}
+
+__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    int written = vsnprintf(rig.text + rig.chars, sizeof rig.text - rig.chars, format, args);
+    va_end(args);
+    rig.chars += (size_t)written;
+    SF_ASSERT(rig.chars < sizeof rig.text);
+}
+
+static void say_seq(uint64_t seq)
+{
+    int32_t attempt = (int32_t)(seq >> SF_SEQ_ATTEMPT_BIT);
+    say("%d", sf_seq_slot(seq));
+    if (attempt > 0) say(".%d", attempt);
+}
+
+static void say_step(const struct sf_wire_step *step)
+{
+    say("%d:", step->batch);
     for (int32_t i = 0; i < step->closes; i++) {
-        struct known *known = &w->known[(uint32_t)step->close[i] % SLOTS];
-        PROMISE(w, known->seq == step->close[i] && known->state == ENDED);
-        PROMISE(w, known->group == g && known->batch == step->batch);
-        for (int32_t r = 0; r < w->shape.ranks; r++) w->held[g][r] -= known->pages[r];
-        w->open[g]--;
-        w->closed++;
-        known->state = FREE;
+        say(" close ");
+        say_seq(step->close[i]);
     }
-}
-
-static void take_opens(struct world *w, int32_t g, const struct sf_wire_step *step)
-{
-    int32_t places = w->shape.seqs / w->shape.batches +
-                     (step->batch < w->shape.seqs % w->shape.batches), here = 0;
+    for (int32_t i = 0; i < step->drops; i++) say(" drop %d", step->drop[i]);
     for (int32_t i = 0; i < step->opens; i++) {
-        const struct sf_wire_open *open = &step->open[i];
-        struct known *known = &w->known[(uint32_t)open->seq % SLOTS];
-        PROMISE(w, known->seq == open->seq && known->state == WAITING);
-        PROMISE(w, open->prompt == known->prompt && open->sampling.rng_key == known->seq &&
-                       open->sampling.rng_stream == 7 && open->sampling.temperature == 0.5 &&
-                       open->tokens_max == known->prompt + known->answer_max);
-        known->state = OPEN;
-        known->group = g;
-        known->batch = step->batch;
-        for (int32_t r = 0; r < w->shape.ranks; r++) {
-            w->held[g][r] += known->pages[r];
-            PROMISE(w, w->held[g][r] <= w->pages[g * w->shape.ranks + r]);
-        }
-        w->open[g]++;
+        say(" open ");
+        say_seq(step->open[i].seq);
+        if (step->open[i].blocks > 0) say("[%d/%d]", step->open[i].reused, step->open[i].blocks);
     }
-    PROMISE(w, w->open[g] <= w->shape.seqs);
-    for (int32_t i = 0; i < SLOTS; i++)
-        here += (w->known[i].state == OPEN || w->known[i].state == ENDED) &&
-                w->known[i].group == g && w->known[i].batch == step->batch;
-    PROMISE(w, here <= places);
-}
-
-static void take_items(struct world *w, int32_t g, const struct sf_wire_step *step)
-{
-    struct flight *flight = &w->flight[g][step->batch];
-    int32_t rows = 0, tokens = 0, prompts = 0;
-    flight->samples = 0;
     for (int32_t i = 0; i < step->items; i++) {
         const struct sf_wire_item *item = &step->item[i];
-        struct known *known = &w->known[(uint32_t)item->seq % SLOTS];
-        int32_t chunk = w->shape.chunk, end = item->pos + item->rows;
-        PROMISE(w, known->seq == item->seq && known->state == OPEN);
-        PROMISE(w, known->group == g && known->batch == step->batch && item->pos == known->fed);
-        PROMISE(w, ((item->logits & SF_LOGITS_SAMPLE) != 0) == (end >= known->prompt));
-        if (item->pos < known->prompt) {
-            PROMISE(w, end <= known->prompt && item->token_first == tokens);
-            PROMISE(w, memcmp(step->token + tokens, known->token + item->pos,
-                              (size_t)item->rows * sizeof *step->token) == 0);
-            if (chunk > 0)
-                PROMISE(w, item->pos % chunk == 0 &&
-                               (item->rows == chunk || end == known->prompt));
-            tokens += item->rows;
-            prompts++;
-        } else {
-            PROMISE(w, item->rows == 1 && item->token_first == -1 && prompts == 0);
-            PROMISE(w, known->sampled >= 1 && known->sampled < known->answer_max);
-        }
-        for (int32_t j = 0; j < i; j++) PROMISE(w, step->item[j].seq != item->seq);
-        known->fed = end;
-        rows += item->rows;
-        if (item->logits & SF_LOGITS_SAMPLE) flight->seq[flight->samples++] = item->seq;
-    }
-    PROMISE(w, rows <= w->shape.rows && tokens == step->tokens);
-    PROMISE(w, rows > 0 || step->closes > 0);
-}
-
-static void take_step(struct world *w, int32_t g, const struct sf_wire_step *step)
-{
-    struct flight *flight = &w->flight[g][step->batch];
-    static struct sf_buffer packed;     /* of the whole program */
-    PROMISE(w, !flight->busy && !step->stop && step->id == w->next_step[g]++);
-    PROMISE(w, sf_wire_pack_step(step, &packed) == SF_OK);
-    take_closes(w, g, step);
-    take_opens(w, g, step);
-    take_items(w, g, step);
-    flight->busy = 1;
-    flight->step = step->id;
-    w->in_flight++;
-    double use = sf_sched_load(w->sched).kv_use;        /* admitted ones count before they open */
-    PROMISE(w, use <= 1.0);
-    for (int32_t r = 0; r < w->shape.ranks; r++)
-        PROMISE(w, use * (double)w->pages[g * w->shape.ranks + r] >= (double)w->held[g][r] - 1e-6);
-    /* Nobody that decodes is left out. */
-    for (int32_t i = 0; i < SLOTS; i++) {
-        const struct known *known = &w->known[i];
-        if (known->state == OPEN && known->group == g && known->batch == step->batch)
-            PROMISE(w, known->sampled == 0 || known->fed == known->prompt + known->sampled);
+        say(i == 0 ? " rows " : " ");
+        say_seq(item->seq);
+        say(item->token_first < 0 ? ":%d++%d" : ":%d+%d", item->pos, item->rows);
+        if (item->logits & SF_LOGITS_ROWS) say("#%d", item->next);
+        if (item->logits & SF_LOGITS_SAMPLE) say("*");
     }
 }
 
-/* Answers one step in flight, if there is one, and ends the sequences whose answer is complete. */
-static void answer_one(struct world *w)
+/* The next step in words; the tokens that it feeds are what they should be. */
+static const char *next(void)
 {
-    static const struct sf_wire_step none;
-    const struct sf_wire_step *step = &none;
-    int32_t g = random_below(w->shape.groups), b = random_below(w->shape.batches);
-    struct flight *flight = &w->flight[g][b];
-    if (!flight->busy) return;
-    struct sf_wire_sample sample[ITEMS];
-    for (int32_t i = 0; i < flight->samples; i++)
-        sample[i] = (struct sf_wire_sample){.seq = flight->seq[i], .token = 5};
-    const struct sf_wire_result result = {.step = flight->step, .batch = b, .sample = sample,
-                                          .samples = flight->samples};
-    PROMISE(w, sf_sched_result(w->sched, g, &result) == SF_OK);
-    flight->busy = 0;
-    w->in_flight--;
-    for (int32_t i = 0; i < flight->samples; i++) {
-        struct known *known = &w->known[(uint32_t)flight->seq[i] % SLOTS];
-        if (++known->sampled < known->answer) continue;
-        known->state = ENDED;
-        sf_sched_end(w->sched, known->seq);
+    int32_t group;
+    const struct sf_wire_step *step;
+    rig.chars = 0;
+    if (!sf_sched_next(rig.sched, &group, &step)) return "nothing";
+    struct sent *sent = &rig.sent[step->batch];
+    *sent = (struct sent){.step = step->id};
+    rig.step = step;
+    for (int32_t i = 0; i < step->items; i++) {
+        const struct sf_wire_item *item = &step->item[i];
+        const struct seq *seq = &rig.seq[sf_seq_slot(item->seq)];
+        if (item->logits & SF_LOGITS_SAMPLE) sent->seq[sent->samples++] = item->seq;
+        if (item->token_first >= 0)
+            SF_CHECK(memcmp(step->token + item->token_first, seq->token + item->pos,
+                            (size_t)item->rows * sizeof *seq->token) == 0);
     }
+    say_step(step);
+    return rig.text;
 }
 
-static void random_steps(void)
+/* The step in flight of a micro-batch is answered. */
+static void answer(int32_t batch)
 {
-    static const struct shape shapes[] = {
-        /* groups, batches, ranks, seqs, rows, chunk, pages, longest prompt, longest answer */
-        {1, 1, 1, 1, 1, 0, 40, 20, 10},     {1, 1, 2, 8, 64, 0, 60, 100, 20},
-        {2, 2, 3, 9, 32, 0, 50, 150, 30},   {3, 4, 2, 16, 48, 16, 40, 150, 12},
-        {2, 3, 1, 2, 40, 0, 12, 120, 40},   {1, 4, 3, 64, 8, 8, 200, 60, 40},
-        {3, 2, 3, 20, 100, 32, 30, 199, 1}, {1, 2, 1, 7, 7, 4, 1000, 199, 60}};
-    static struct world w;
-    int32_t share = STEPS / (int32_t)(sizeof shapes / sizeof shapes[0]);
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        SF_CHECK(world_make(&w, &shapes[i]));
-        int64_t steps = 0, idle = 0;
-        int filling = 1;
-        while ((filling || w.closed < w.added) && w.bad == 0 && idle < 100000) {
-            filling = steps < share;
-            for (int32_t n = random_below(4); n > 0 && filling; n--) add_one(&w);
-            int32_t group;
-            const struct sf_wire_step *step;
-            idle++;
-            while (random_below(4) > 0 && sf_sched_next(w.sched, &group, &step)) {
-                take_step(&w, group, step);
-                steps++;
-                idle = 0;
-            }
-            for (int32_t n = random_below(5); n > 0; n--) answer_one(&w);
-        }
-        SF_CHECK_INT(w.bad, 0);
-        SF_CHECK(steps >= share);
-        SF_CHECK_INT(w.closed, w.added);
-        SF_CHECK(w.added > 100);
-        while (w.in_flight > 0) answer_one(&w);
-        struct sf_sched_load load = sf_sched_load(w.sched);
-        SF_CHECK_INT(load.waiting + load.running + load.in_flight, 0);
-        SF_CHECK_NEAR(load.kv_use, 0, 0);
-        sf_sched_destroy(w.sched);
+    const struct sent *sent = &rig.sent[batch];
+    struct sf_wire_sample sample[SEQS];
+    struct sf_wire_result result = {.step = sent->step, .batch = batch, .sample = sample,
+                                    .samples = sent->samples};
+    for (int32_t i = 0; i < sent->samples; i++) {
+        struct seq *seq = &rig.seq[sf_seq_slot(sent->seq[i])];
+        sample[i] = (struct sf_wire_sample){.seq = sent->seq[i], .token = 50 + seq->sampled};
+        seq->token[seq->prompt + seq->sampled++] = sample[i].token;
     }
+    SF_CHECK_OK(sf_sched_result(rig.sched, 0, &result));
 }
 
-/* ---- the rules one by one -------------------------------------------------------------------- */
-static struct sf_sched *small(int32_t batches, int32_t seqs, int32_t rows, int32_t chunk,
-                              int64_t pages)
+static void end(int32_t n) { sf_sched_end(rig.sched, (uint64_t)n); }
+
+static void finish(void)
 {
-    struct sf_sched *sched = NULL;
-    const struct sf_sched_limits limits = {.groups = 1, .micro_batches = batches, .ranks = 1,
-                                           .seqs_max = seqs, .rows_max = rows, .chunk_rows = chunk,
-                                           .slots_max = 16, .pages = &pages};
-    if (sf_sched_create(&limits, &sched) != SF_OK) abort();
-    return sched;
+    sf_sched_destroy(rig.sched);
+    rig.sched = NULL;
 }
 
-static sf_status add(struct sf_sched *sched, uint64_t seq, int32_t prompt, int64_t pages)
-{
-    static const int32_t token[1000];
-    return sf_sched_add(sched, &(struct sf_sched_seq){.seq = seq, .prompt = prompt,
-                                                      .answer_max = 8, .token = token,
-                                                      .pages = &pages});
-}
-
-static sf_status answer(struct sf_sched *sched, const struct sf_wire_step *step)
-{
-    struct sf_wire_sample sample[16];
-    struct sf_wire_result result = {.step = step->id, .batch = step->batch, .sample = sample};
-    for (int32_t i = 0; i < step->items; i++)
-        if (step->item[i].logits & SF_LOGITS_SAMPLE)
-            sample[result.samples++] = (struct sf_wire_sample){.seq = step->item[i].seq};
-    return sf_sched_result(sched, 0, &result);
-}
-
+/* ---- places ---------------------------------------------------------------------------------- */
 /* Four sequences over two micro-batches: two each, and no third step before a result. */
 static void spread_over_batches(void)
 {
-    struct sf_sched *sched = small(2, 4, 64, 0, 100);
-    const struct sf_wire_step *step;
-    int32_t group;
-    for (uint64_t i = 0; i < 4; i++) SF_MUST(add(sched, i, 10, 1));
-    SF_CHECK(sf_sched_next(sched, &group, &step));
-    SF_CHECK_INT(step->batch, 0);
-    SF_CHECK_INT(step->opens, 2);
-    SF_CHECK_INT(step->open[0].seq, 0);
-    SF_CHECK_INT(step->open[1].seq, 2);
-    SF_CHECK(sf_sched_next(sched, &group, &step));
-    SF_CHECK_INT(step->batch, 1);
-    SF_CHECK_INT(step->items, 2);
-    SF_CHECK(!sf_sched_next(sched, &group, &step));
-    SF_MUST(answer(sched, step));
-    SF_CHECK(sf_sched_next(sched, &group, &step));
-    SF_CHECK_INT(step->batch, 1);
-    SF_CHECK_INT(step->items, 2);
-    SF_CHECK_INT(step->item[0].token_first, -1);
-    SF_CHECK_INT(step->item[0].pos, 10);
-    sf_sched_destroy(sched);
+    begin((struct job){.batches = 2, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 100});
+    for (int32_t i = 0; i < 4; i++) SF_MUST(add(i, 10, 0, 8));
+    SF_CHECK_STR(next(), "0: open 0 open 2 rows 0:0+10* 2:0+10*");
+    SF_CHECK_STR(next(), "1: open 1 open 3 rows 1:0+10* 3:0+10*");
+    SF_CHECK_STR(next(), "nothing");
+    answer(1);
+    SF_CHECK_STR(next(), "1: rows 1:10++1* 3:10++1*");
+    SF_CHECK_STR(next(), "nothing");
+    finish();
 }
 
 /* Who waits for pages holds up those behind; a close lets it in within the same step. */
 static void first_in_first_out(void)
 {
-    struct sf_sched *sched = small(1, 4, 64, 0, 10);
-    const struct sf_wire_step *step;
-    int32_t group;
-    SF_MUST(add(sched, 0, 4, 8));
-    SF_MUST(add(sched, 1, 4, 5));
-    SF_MUST(add(sched, 2, 4, 1));
-    SF_CHECK(sf_sched_next(sched, &group, &step));
-    SF_CHECK_INT(step->opens, 1);
-    SF_CHECK_INT(sf_sched_load(sched).waiting, 2);
-    SF_MUST(answer(sched, step));
-    sf_sched_end(sched, 0);
-    SF_CHECK(sf_sched_next(sched, &group, &step));
-    SF_CHECK_INT(step->closes, 1);
-    SF_CHECK_INT(step->opens, 2);
-    SF_CHECK_INT(step->open[0].seq, 1);
-    SF_CHECK_FAILS(add(sched, 3, 4, 11), SF_NO_PAGES);
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 10});
+    SF_MUST(add(0, 24, 0, 8));          /* 8 pages */
+    SF_MUST(add(1, 12, 0, 8));          /* 5 */
+    SF_MUST(add(2, 1, 0, 3));           /* 1 */
+    SF_CHECK_STR(next(), "0: open 0 rows 0:0+24*");
+    SF_CHECK_INT(sf_sched_load(rig.sched).waiting, 2);
+    SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 0.8, 1e-12);
+    answer(0);
+    end(0);
+    SF_CHECK_STR(next(), "0: close 0 open 1 open 2 rows 1:0+12* 2:0+1*");
+    SF_CHECK_FAILS(add(3, 33, 0, 8), SF_NO_PAGES);
     SF_CHECK(strstr(sf_error_text(), "11 KV pages on rank 0, which has 10") != NULL);
-    sf_sched_destroy(sched);
+    finish();
 }
 
+/* When nothing comes after them, those with the most left to sample come first. */
+static void longest_first(void)
+{
+    begin((struct job){.batches = 1, .seqs = 1, .rows = 64, .page_tokens = 4, .pages = 100});
+    static const int32_t most[] = {1, 4, 9, 30, 9};
+    for (int32_t i = 0; i < 5; i++) {
+        struct sf_sched_seq seq = make(i, 5, 0, most[i]);
+        seq.answer_known = i == 3 ? 25 : 0;             /* 5 are left */
+        for (int32_t k = 0; k < seq.answer_known; k++) rig.seq[i].token[5 + k] = 7;
+        rig.seq[i].sampled = seq.answer_known;
+        SF_MUST(sf_sched_add(rig.sched, &seq));
+    }
+    SF_CHECK_STR(next(), "0: open 0 rows 0:0+5*");      /* before the end is known */
+    sf_sched_last(rig.sched);
+    static const char *const expected[] = {"0: close 0 open 2 rows 2:0+5*",
+                                           "0: close 2 open 4 rows 4:0+5*",
+                                           "0: close 4 open 3 rows 3:0+30*",
+                                           "0: close 3 open 1 rows 1:0+5*"};
+    static const int32_t ended[] = {0, 2, 4, 3};
+    for (int32_t i = 0; i < 4; i++) {
+        answer(0);
+        end(ended[i]);
+        SF_CHECK_STR(next(), expected[i]);
+    }
+    finish();
+}
+
+/* The last sequence leaves with a step of its own; then there is nothing to do.  Steps without
+ * anything in them have their numbers among the others. */
+static void last_close(void)
+{
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 100});
+    SF_MUST(add(7, 3, 0, 8));
+    SF_CHECK_STR(next(), "0: open 7 rows 7:0+3*");
+    SF_CHECK_INT(rig.step->id, 0);
+    SF_CHECK_INT(sf_sched_empty(rig.sched, 0)->id, 1);
+    answer(0);
+    end(7);
+    SF_CHECK_STR(next(), "0: close 7");
+    SF_CHECK_INT(rig.step->id, 2);
+    SF_CHECK_STR(next(), "nothing");
+    answer(0);
+    SF_CHECK_STR(next(), "nothing");
+    const struct sf_wire_step *step = sf_sched_empty(rig.sched, 0);
+    SF_CHECK_INT(step->id, 3);
+    SF_CHECK_INT(step->stop + step->measure + step->closes + step->drops + step->opens +
+                     step->items + step->tokens, 0);
+    finish();
+}
+
+/* ---- rows ------------------------------------------------------------------------------------ */
 /* Chunk borders of a prompt are the same alone and beside others. */
 static void fixed_chunks(void)
 {
+    static const int32_t border[] = {16, 32, 48, 50};
     for (int32_t others = 0; others < 6; others++) {
-        struct sf_sched *sched = small(1, 8, 20, 16, 1000);
-        const struct sf_wire_step *step;
-        int32_t group, seen = 0;
-        for (int32_t i = 0; i < others; i++) SF_MUST(add(sched, (uint64_t)i + 1, 7 * i + 1, 1));
-        SF_MUST(add(sched, 0, 50, 1));
-        static const int32_t border[] = {16, 32, 48, 50};
+        int32_t seen = 0;
+        begin((struct job){.batches = 1, .seqs = 8, .rows = 20, .chunk = 16, .page_tokens = 4,
+                           .pages = 1000});
+        for (int32_t i = 0; i < others; i++) SF_MUST(add(i + 1, 7 * i + 1, 0, 2));
+        SF_MUST(add(0, 50, 0, 8));
         for (int32_t n = 0; n < 200 && seen < 4; n++) {
-            SF_CHECK(sf_sched_next(sched, &group, &step));
-            uint64_t ended[16];
-            int32_t ends = 0;
-            for (int32_t i = 0; i < step->items; i++) {
+            SF_CHECK(strcmp(next(), "nothing") != 0);
+            const struct sf_wire_step *step = rig.step;
+            for (int32_t i = 0; i < step->items; i++)
                 if (step->item[i].seq == 0 && seen < 4)
                     SF_CHECK_INT(step->item[i].pos + step->item[i].rows, border[seen++]);
-                if (step->item[i].seq != 0 && step->item[i].token_first == -1)
-                    ended[ends++] = step->item[i].seq;
-            }
-            SF_MUST(answer(sched, step));
-            for (int32_t i = 0; i < ends; i++) sf_sched_end(sched, ended[i]);
+            answer(0);
+            for (int32_t i = 1; i <= others; i++)
+                if (rig.seq[i].sampled == 2) {
+                    rig.seq[i].sampled++;               /* once */
+                    end(i);
+                }
         }
         SF_CHECK_INT(seen, 4);
-        sf_sched_destroy(sched);
+        finish();
     }
+}
+
+/* The rows of a prompt that is scored know what follows them, also across chunks; an answer that is
+ * fed again is not scored with them. */
+static void scored_prompt(void)
+{
+    begin((struct job){.batches = 1, .seqs = 2, .rows = 20, .chunk = 4, .page_tokens = 2,
+                       .pages = 100, .sharing = SF_SHARE_KEPT});
+    struct sf_sched_seq seq = make(1, 6, 0, 8);
+    seq.score_prompt = 1;
+    seq.answer_known = 3;
+    for (int32_t i = 6; i < 9; i++) rig.seq[1].token[i] = i;
+    rig.seq[1].sampled = 3;
+    SF_MUST(add(0, 1, 0, 5));
+    SF_MUST(sf_sched_add(rig.sched, &seq));
+    SF_CHECK_STR(next(), "0: open 0 open 1[0/3] rows 0:0+1* 1:0+4#204");
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 0:1++1* 1:4+2#-1");
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 0:2++1* 1:6+2");
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 0:3++1* 1:8+1*");
+    finish();
 }
 
 /* A result must be the answer to the step in flight, sample by sample. */
 static void results_are_checked(void)
 {
-    struct sf_sched *sched = small(2, 4, 64, 0, 100);
-    const struct sf_wire_step *step;
-    int32_t group;
-    SF_MUST(add(sched, 7, 3, 1));
-    SF_CHECK(sf_sched_next(sched, &group, &step));
+    begin((struct job){.batches = 2, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 100});
+    SF_MUST(add(7, 3, 0, 8));
+    SF_CHECK_STR(next(), "0: open 7 rows 7:0+3*");
     struct sf_wire_sample sample = {.seq = 7, .token = 1};
     struct sf_wire_result good = {.step = 0, .batch = 0, .sample = &sample, .samples = 1}, bad;
     bad = good, bad.step = 1;
-    SF_CHECK_FAILS(sf_sched_result(sched, 0, &bad), SF_FORMAT);
+    SF_CHECK_FAILS(sf_sched_result(rig.sched, 0, &bad), SF_FORMAT);
     bad = good, bad.batch = 1;
-    SF_CHECK_FAILS(sf_sched_result(sched, 0, &bad), SF_FORMAT);
+    SF_CHECK_FAILS(sf_sched_result(rig.sched, 0, &bad), SF_FORMAT);
     bad = good, bad.batch = 2;
-    SF_CHECK_FAILS(sf_sched_result(sched, 0, &bad), SF_FORMAT);
+    SF_CHECK_FAILS(sf_sched_result(rig.sched, 0, &bad), SF_FORMAT);
     bad = good, bad.samples = 0;
-    SF_CHECK_FAILS(sf_sched_result(sched, 0, &bad), SF_FORMAT);
-    SF_CHECK_FAILS(sf_sched_result(sched, 1, &good), SF_FORMAT);
+    SF_CHECK_FAILS(sf_sched_result(rig.sched, 0, &bad), SF_FORMAT);
+    SF_CHECK_FAILS(sf_sched_result(rig.sched, 1, &good), SF_FORMAT);
     sample.seq = 8;
-    SF_CHECK_FAILS(sf_sched_result(sched, 0, &good), SF_FORMAT);
+    SF_CHECK_FAILS(sf_sched_result(rig.sched, 0, &good), SF_FORMAT);
     sample.seq = 7;
-    SF_CHECK_OK(sf_sched_result(sched, 0, &good));
-    SF_CHECK_FAILS(sf_sched_result(sched, 0, &good), SF_FORMAT);
-    sf_sched_destroy(sched);
+    SF_CHECK_OK(sf_sched_result(rig.sched, 0, &good));
+    SF_CHECK_FAILS(sf_sched_result(rig.sched, 0, &good), SF_FORMAT);
+    finish();
 }
 
-/* The last sequence leaves with a step of its own; then there is nothing to do, and stop is next.
- * */
-static void last_close(void)
+/* ---- losing a place -------------------------------------------------------------------------- */
+/* Two sequences that were thought to answer with one token, on 4 pages of 4 tokens: 2 pages for
+ * each.  Both stay inside them until they have 8 tokens; then the younger one gives way.  It waits
+ * for the 4 pages that it can need at most, and is fed what it knows already. */
+static void gives_way(void)
 {
-    struct sf_sched *sched = small(1, 4, 64, 0, 100);
-    const struct sf_wire_step *step;
-    int32_t group;
-    SF_MUST(add(sched, 7, 3, 1));
-    SF_CHECK(sf_sched_next(sched, &group, &step));
-    SF_MUST(answer(sched, step));
-    sf_sched_end(sched, 7);
-    SF_CHECK(sf_sched_next(sched, &group, &step));
-    SF_CHECK_INT(step->closes, 1);
-    SF_CHECK_INT(step->close[0], 7);
-    SF_CHECK_INT(step->items, 0);
-    SF_MUST(answer(sched, step));
-    SF_CHECK(!sf_sched_next(sched, &group, &step));
-    step = sf_sched_stop(sched, 0);
-    SF_CHECK_INT(step->id, 2);
-    SF_CHECK_INT(step->stop, 1);
-    sf_sched_destroy(sched);
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 4});
+    SF_MUST(add_like(0, 4, 0, 8, 1));
+    SF_MUST(add_like(1, 4, 0, 9, 1));
+    SF_CHECK_STR(next(), "0: open 0 open 1 rows 0:0+4* 1:0+4*");
+    static const char *const expected[] = {"0: rows 0:4++1* 1:4++1*", "0: rows 0:5++1* 1:5++1*",
+                                           "0: rows 0:6++1* 1:6++1*", "0: rows 0:7++1* 1:7++1*",
+                                           "0: close 1 rows 0:8++1*", "0: rows 0:9++1*",
+                                           "0: rows 0:10++1*"};
+    for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
+        answer(0);
+        SF_CHECK_STR(next(), expected[i]);
+    }
+    SF_CHECK_INT(sf_sched_load(rig.sched).preempted, 1);
+    SF_CHECK_INT(sf_sched_load(rig.sched).waiting, 1);
+    answer(0);
+    end(0);
+    SF_CHECK_STR(next(), "0: close 0 open 1.1 rows 1.1:0+9*");
+    SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 1, 1e-12);
+    static const char *const again[] = {"0: rows 1.1:9++1*", "0: rows 1.1:10++1*",
+                                        "0: rows 1.1:11++1*"};
+    for (size_t i = 0; i < sizeof again / sizeof again[0]; i++) {
+        answer(0);
+        SF_CHECK_STR(next(), again[i]);
+    }
+    answer(0);
+    SF_CHECK_INT(rig.seq[1].sampled, 9);
+    end(1);
+    SF_CHECK_STR(next(), "0: close 1.1");
+    finish();
+}
+
+/* Who outgrows its pages is promised more of them at once, but none that it can never need; and
+ * where there are not so many, one for the next row is enough. */
+static void grows(void)
+{
+    static const struct { int32_t answer_max, pages, other, promised; } cases[] = {
+        {20, 1000, 0, 23}, {200, 1000, 0, 5 + 64}, {20, 24, 19, 19 + 5}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        begin((struct job){.batches = 1, .seqs = 2, .rows = 64, .page_tokens = 1,
+                           .pages = cases[i].pages});
+        if (cases[i].other > 0) SF_MUST(add(1, 1, 0, cases[i].other - 1));
+        SF_MUST(add_like(0, 3, 0, cases[i].answer_max, 1));
+        SF_CHECK(strcmp(next(), "nothing") != 0);       /* 3 tokens, then 4; 4 were thought of */
+        answer(0);
+        SF_CHECK(strcmp(next(), "nothing") != 0);
+        SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use * cases[i].pages, cases[i].other + 4, 1e-9);
+        answer(0);
+        SF_CHECK(strcmp(next(), "nothing") != 0);
+        SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use * cases[i].pages, cases[i].promised, 1e-9);
+        SF_CHECK_INT(sf_sched_load(rig.sched).preempted, 0);
+        finish();
+    }
+}
+
+/* One that has no younger one beside it gives way itself, and comes first when there are pages
+ * again, before those that were there before it was back. */
+static void gives_way_itself(void)
+{
+    begin((struct job){.batches = 2, .seqs = 2, .rows = 64, .page_tokens = 4, .pages = 4});
+    SF_MUST(add_like(0, 4, 0, 8, 1));   /* 2 pages, at most 3 */
+    SF_MUST(add_like(1, 4, 0, 4, 4));   /* 2 */
+    SF_MUST(add_like(2, 4, 0, 4, 4));
+    SF_CHECK_STR(next(), "0: open 0 rows 0:0+4*");
+    SF_CHECK_STR(next(), "1: open 1 rows 1:0+4*");
+    for (int32_t i = 0; i < 4; i++) {
+        answer(0);
+        SF_CHECK(strncmp(next(), "0: rows 0:", 10) == 0);
+    }
+    answer(0);
+    SF_CHECK_STR(next(), "0: close 0");
+    SF_CHECK_INT(sf_sched_load(rig.sched).waiting, 2);
+    answer(0);
+    SF_CHECK_STR(next(), "nothing");
+    answer(1);
+    end(1);
+    SF_CHECK_STR(next(), "1: close 1");
+    SF_CHECK_STR(next(), "0: open 0.1 rows 0.1:0+9*");
+    SF_CHECK_INT(sf_sched_load(rig.sched).waiting, 1);
+    finish();
+}
+
+/* ---- shared beginnings ----------------------------------------------------------------------- */
+/* Two prompts of 10 and 11 tokens with 8 in common, which are 2 blocks.  The second waits until the
+ * step that completes them has been made, and is not opened by that one. */
+static void waits_for_blocks(void)
+{
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 6, .page_tokens = 4, .pages = 100,
+                       .sharing = SF_SHARE_KEPT});
+    SF_MUST(add(0, 10, 8, 4));
+    SF_MUST(add(1, 11, 8, 4));
+    SF_CHECK_STR(next(), "0: open 0[0/2] rows 0:0+6");
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 0:6+4*");
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 1[2/2] rows 0:10++1* 1:8+3*");
+    SF_CHECK(rig.step->open[0].block[0] != rig.step->open[0].block[1]);
+    SF_CHECK_INT(rig.step->open[0].reused_first, -1);
+    SF_CHECK_INT(sf_sched_load(rig.sched).reused_tokens, 8);
+    finish();
+}
+
+/* The whole prompt is in blocks, and its last row is computed all the same. */
+static void computes_one_row(void)
+{
+    begin((struct job){.batches = 2, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 100,
+                       .sharing = SF_SHARE_KEPT});
+    SF_MUST(add(0, 8, 8, 4));
+    SF_MUST(add(1, 8, 8, 4));
+    SF_CHECK_STR(next(), "0: open 0[0/2] rows 0:0+8*");
+    SF_CHECK_STR(next(), "1: open 1[1/1] rows 1:4+4*");
+    finish();
+}
+
+/* In another micro-batch the second goes on when the first loses its place half-way: sequence 0
+ * outgrows its page, and sequence 2, the younger one beside it, has filled one block of 3.  Then it
+ * is sequence 2 that waits for the others, and it needs no pages for what it will attach. */
+static void first_gives_way(void)
+{
+    begin((struct job){.batches = 2, .seqs = 4, .rows = 4, .page_tokens = 4, .pages = 10,
+                       .sharing = SF_SHARE_KEPT});
+    SF_MUST(add_like(0, 3, 0, 20, 1));  /* 1 page */
+    SF_MUST(add(1, 1, 0, 3));           /* 1 */
+    SF_MUST(add(2, 13, 12, 3));         /* 4 */
+    SF_MUST(add(3, 14, 12, 2));         /* 4 */
+    SF_CHECK_STR(next(), "0: open 0 open 2[0/3] rows 0:0+3* 2:0+1");
+    SF_CHECK_STR(next(), "1: open 1 rows 1:0+1*");      /* 3 waits for 2 */
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 0:3++1* 2:1+3");
+    answer(1);
+    SF_CHECK_STR(next(), "1: rows 1:1++1*");
+    answer(0);
+    SF_CHECK_STR(next(), "0: close 2 rows 0:4++1*");
+    SF_CHECK_INT(sf_sched_load(rig.sched).waiting, 1);
+    answer(1);
+    SF_CHECK_STR(next(), "1: open 3[1/3] rows 1:2++1* 3:4+3");
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 0:5++1*");            /* 2 is back, and waits for 3 */
+    SF_CHECK_INT(sf_sched_load(rig.sched).waiting, 0);
+    answer(1);
+    end(1);
+    SF_CHECK_STR(next(), "1: close 1 rows 3:7+4");
+    answer(1);
+    SF_CHECK_STR(next(), "1: rows 3:11+3*");
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 2.1[3/3] rows 0:6++1* 2.1:12+1*");
+    finish();
+}
+
+/* Three sequences of 3 pages have 2 of them in common, so 5 pages are enough for all. */
+static void shared_pages_count_once(void)
+{
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 5,
+                       .sharing = SF_SHARE_KEPT});
+    for (int32_t i = 0; i < 3; i++) SF_MUST(add(i, 10, 8, 2));
+    SF_CHECK_STR(next(), "0: open 0[0/2] rows 0:0+10*");
+    SF_CHECK_INT(sf_sched_load(rig.sched).waiting, 2);  /* until there is something to share */
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 1[2/2] open 2[2/2] rows 0:10++1* 1:8+2* 2:8+2*");
+    SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 1, 1e-12);
+    finish();
+}
+
+/* Where a holder may need its own copy, a block takes pages beside the 3 of its sequence, as long
+ * as there are any. */
+static void copies_lie_beside(void)
+{
+    for (int32_t pages = 3; pages <= 6; pages++) {
+        static const char *const expected[] = {
+            "0: open 0 rows 0:0+10*", "0: open 0[0/1] rows 0:0+10*", "0: open 0[0/2] rows 0:0+10*",
+            "0: open 0[0/2] rows 0:0+10*"};
+        begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = pages,
+                           .sharing = SF_SHARE_COPIED});
+        SF_MUST(add(0, 10, 8, 2));
+        SF_CHECK_STR(next(), expected[pages - 3]);
+        answer(0);
+        end(0);
+        SF_MUST(add(1, 11, 8, 1));      /* 3 pages as well */
+        SF_CHECK_STR(next(), pages == 3   ? "0: close 0 open 1 rows 1:0+11*"
+                             : pages == 4 ? "0: close 0 open 1[1/1] rows 1:4+7*"
+                                          : "0: close 0 open 1[2/2] rows 1:8+3*");
+        finish();
+    }
+}
+
+/* A block that nobody holds stays as long as nobody has a place and wants its pages: one row a step
+ * is a place for one sequence.  Then the last one of a prompt is dropped first. */
+static void drops_when_needed(void)
+{
+    begin((struct job){.batches = 1, .seqs = 2, .rows = 1, .page_tokens = 2, .pages = 6,
+                       .sharing = SF_SHARE_KEPT});
+    SF_MUST(add(0, 4, 0, 1));           /* 3 pages, 2 blocks */
+    SF_CHECK_STR(next(), "0: open 0[0/2] rows 0:0+1");
+    int32_t first = rig.step->open[0].block[0], second = rig.step->open[0].block[1];
+    for (int32_t i = 1; i < 4; i++) {
+        answer(0);
+        SF_CHECK(strncmp(next(), "0: rows 0:", 10) == 0);
+    }
+    answer(0);
+    end(0);
+    SF_MUST(add(1, 1, 0, 2));           /* 2 pages beside the 2 blocks */
+    SF_MUST(add(2, 1, 0, 7));           /* 4 */
+    SF_CHECK_STR(next(), "0: close 0 open 1 rows 1:0+1*");
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 1:1++1*");
+    answer(0);
+    end(1);
+    SF_CHECK_STR(next(), "0: close 1 open 2 rows 2:0+1*");
+    SF_CHECK_INT(sf_sched_load(rig.sched).evicted_blocks, 0);
+    answer(0);
+    end(2);
+    SF_MUST(add(3, 1, 0, 11));          /* all 6 */
+    char expected[64];
+    snprintf(expected, sizeof expected, "0: close 2 drop %d drop %d open 3 rows 3:0+1*", second,
+             first);
+    SF_CHECK_STR(next(), expected);
+    SF_CHECK_INT(sf_sched_load(rig.sched).evicted_blocks, 2);
+    finish();
+}
+
+/* The ids of attached tokens come along where the sampling looks at them. */
+static void looks_back(void)
+{
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 12, .page_tokens = 4, .pages = 100,
+                       .sharing = SF_SHARE_KEPT});
+    SF_MUST(add(0, 12, 8, 4));
+    for (int32_t i = 1; i < 4; i++) {
+        struct sf_sched_seq seq = make(i, 9, 8, 4);
+        seq.sampling.repetition = i == 2 ? 1.0 : 1.5;
+        SF_MUST(sf_sched_add(rig.sched, &seq));
+    }
+    SF_CHECK_STR(next(), "0: open 0[0/3] rows 0:0+12*");
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 1[2/2] open 2[2/2] open 3[2/2] "
+                         "rows 0:12++1* 1:8+1* 2:8+1* 3:8+1*");
+    static const int32_t expected[] = {0, 1, 2, 3, 4, 5, 6, 7, 208, 308,
+                                       0, 1, 2, 3, 4, 5, 6, 7, 408};
+    SF_CHECK_INT(rig.step->open[0].reused_first, 0);
+    SF_CHECK_INT(rig.step->open[1].reused_first, -1);
+    SF_CHECK_INT(rig.step->open[2].reused_first, 10);
+    SF_CHECK_INT(rig.step->tokens, sizeof expected / sizeof expected[0]);
+    SF_CHECK(memcmp(rig.step->token, expected, sizeof expected) == 0);
+    finish();
 }
 
 static const struct sf_test tests[] = {
     {"a million random steps", random_steps},
+    {"random shapes", random_shapes},
     {"sequences spread over micro-batches", spread_over_batches},
     {"first in, first out", first_in_first_out},
-    {"fixed chunk borders", fixed_chunks},
-    {"results are checked", results_are_checked},
+    {"longest first", longest_first},
     {"the last close", last_close},
+    {"fixed chunk borders", fixed_chunks},
+    {"a scored prompt", scored_prompt},
+    {"results are checked", results_are_checked},
+    {"the youngest gives way", gives_way},
+    {"grows", grows},
+    {"gives way itself", gives_way_itself},
+    {"waits for blocks", waits_for_blocks},
+    {"one row is computed", computes_one_row},
+    {"the first gives way", first_gives_way},
+    {"shared pages count once", shared_pages_count_once},
+    {"copies lie beside", copies_lie_beside},
+    {"drops when needed", drops_when_needed},
+    {"looks back", looks_back},
     {NULL, NULL}};
 SF_TEST_MAIN("sched", tests)

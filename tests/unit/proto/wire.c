@@ -141,10 +141,13 @@ static struct sf_wire_report random_report(void)
     report.text = list(81, 1);
     for (int32_t i = 0, n = random_below(80); i < n; i++) report.text[i] = (char)(' ' + i % 90);
     if (report.measured) {
-        for (int32_t i = 0; i < SF_PHASES; i++)
+        for (int32_t i = 0; i < SF_PHASES; i++) {
             report.load.seconds[i] = random_below(1 << 30) / 1e6;
+            report.load.decode_seconds[i] = random_below(1 << 30) / 1e6;
+        }
         report.load.step_seconds = random_below(1 << 30) / 1e6;
         report.load.steps = (int64_t)(random_u64() >> 1);
+        report.load.decode_steps = report.load.steps - random_below(2) * (report.load.steps / 2);
         report.load.rows = (int64_t)(random_u64() >> 1);
         report.load.bytes_sent = (int64_t)(random_u64() >> 1);
         report.load.rss_peak_bytes = (int64_t)(random_u64() >> 1);
@@ -226,8 +229,10 @@ static int same_result(const struct sf_wire_result *a, const struct sf_wire_resu
 static int same_load(const struct sf_wire_load *a, const struct sf_wire_load *b)
 {
     for (int32_t i = 0; i < SF_PHASES; i++)
-        if (a->seconds[i] != b->seconds[i]) return 0;
-    return a->step_seconds == b->step_seconds && a->steps == b->steps && a->rows == b->rows &&
+        if (a->seconds[i] != b->seconds[i] || a->decode_seconds[i] != b->decode_seconds[i])
+            return 0;
+    return a->step_seconds == b->step_seconds && a->steps == b->steps &&
+           a->decode_steps == b->decode_steps && a->rows == b->rows &&
            a->bytes_sent == b->bytes_sent && a->rss_peak_bytes == b->rss_peak_bytes &&
            a->kv_bytes_held == b->kv_bytes_held;
 }

@@ -1,0 +1,264 @@
+/* coordinator/bench.c: the stacks of `sheaf bench`, one launch each, and their runs (bench.h). */
+#include "coordinator/bench.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/files.h"
+#include "base/log.h"
+#include "coordinator/bench_impl.h"
+
+enum { WARM_INPUT = 64, WARM_OUTPUT = 4 };
+
+/* ---- before the start ------------------------------------------------------------------------ */
+/* What is known of a configuration before anything is launched. */
+static sf_status look_into(const struct sf_bench *bench, const char *file,
+                           struct bench_stack *stack, struct stat *model_out)
+{
+    struct sf_config config;
+    SF_TRY(sf_config_load(file, &bench->common.sets, &config));
+    sf_status status = SF_OK;
+    if (config.model.path[0] == '\0')
+        status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", file);
+    else if (stat(config.model.path, model_out) != 0)
+        status = SF_FAIL(SF_IO, "%s: error: model.path '%s': %s", file, config.model.path,
+                         strerror(errno));
+    else if (config.kv.stack.entries > BENCH_METHODS)
+        status = SF_FAIL(SF_UNSUPPORTED, "%s: error: more than %d methods in one stack", file,
+                         BENCH_METHODS);
+    *stack = (struct bench_stack){.launch = {.config = file}, .seqs_count = 1,
+                                  .seqs = {config.scheduler.max_num_seqs}};
+    for (int32_t i = 0; status == SF_OK && i < config.kv.stack.entries; i++)
+        stack->method[stack->methods++] = config.kv.stack.entry[i].method->name;
+    sf_config_free(&config);
+    if (bench->seqs_count == 0) return status;
+    memcpy(stack->seqs, bench->seqs, sizeof stack->seqs);
+    stack->seqs_count = bench->seqs_count;
+    return status;
+}
+
+/* Stacks in the order of the command line; all of one model. */
+static sf_status look_at_all(struct sf_bench *bench)
+{
+    struct stat first, model;
+    for (int32_t i = 0; i < bench->configs; i++) {
+        SF_TRY(look_into(bench, bench->config[i], &bench->stack[bench->stacks++], &model));
+        if (i == 0) first = model;
+        if (model.st_dev != first.st_dev || model.st_ino != first.st_ino)
+            return SF_FAIL(SF_INVALID, "%s and %s have different models; a bench is of one",
+                           bench->config[0], bench->config[i]);
+    }
+    return SF_OK;
+}
+
+/* The exact cache comes first: one that is there, or the first stack without its methods. */
+static void put_exact_first(struct sf_bench *bench)
+{
+    int32_t at = 0;
+    while (at < bench->stacks && bench->stack[at].methods > 0) at++;
+    if (at == bench->stacks) {
+        if (bench->no_exact) return;
+        at = bench->stacks++;
+        bench->stack[at] = bench->stack[0];
+        bench->stack[at].methods = 0;
+    }
+    struct bench_stack exact = bench->stack[at];
+    memmove(&bench->stack[1], &bench->stack[0], (size_t)at * sizeof exact);
+    bench->stack[0] = exact;
+}
+
+/* "window", "ems+gear"; a second one of the same methods is "window#2". */
+static void name_stack(struct sf_bench *bench, int32_t number)
+{
+    struct bench_stack *stack = &bench->stack[number];
+    char name[BENCH_LABEL - 8] = "exact";
+    size_t used = 0;
+    for (int32_t i = 0; i < stack->methods && used < sizeof name; i++)
+        used += (size_t)snprintf(name + used, sizeof name - used, "%s%s", i > 0 ? "+" : "",
+                                 stack->method[i]);
+    snprintf(stack->label, sizeof stack->label, "%s", name);
+    for (int32_t i = 0, same = 2; i < number; i++) {
+        if (strcmp(bench->stack[i].label, stack->label) != 0) continue;
+        snprintf(stack->label, sizeof stack->label, "%s#%d", name, same++);
+        i = -1;
+    }
+}
+
+/* Laid over the configuration beside what the command line says.  No prompts begin alike, so
+ * shared beginnings would only take pages. */
+static void set_stack(const struct sf_bench *bench, struct bench_stack *stack)
+{
+    int32_t sets = bench->common.sets.sets, most = 0;
+    for (int32_t i = 0; i < stack->seqs_count; i++)
+        if (stack->seqs[i] > most) most = stack->seqs[i];
+    snprintf(stack->seqs_set, sizeof stack->seqs_set, "scheduler.max_num_seqs=%d", most);
+    memcpy(stack->set, bench->set, sizeof bench->set);
+    stack->set[sets++] = "scheduler.enable_prefix_caching=false";
+    stack->set[sets++] = stack->seqs_set;
+    if (stack->methods == 0) stack->set[sets++] = "kv_cache.methods=[]";
+    stack->launch.sets = (struct sf_config_sets){stack->set, sets};
+}
+
+/* What stands against it is better known now than after hours. */
+static sf_status check_json(const char *path)
+{
+    if (path == NULL || strcmp(path, "-") == 0) return SF_OK;
+    int there = access(path, F_OK) == 0;
+    int file = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (file < 0)
+        return SF_FAIL(SF_IO, "--json '%s' cannot be written: %s", path, strerror(errno));
+    close(file);
+    if (!there) unlink(path);
+    return SF_OK;
+}
+
+static sf_status prepare(void *arg, int32_t *launches_out)
+{
+    struct sf_bench *bench = arg;
+    int32_t most = 0;
+    bench->stack = calloc((size_t)bench->configs + 1, sizeof *bench->stack);
+    if (bench->stack == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %d stacks", bench->configs + 1);
+    SF_TRY(check_json(bench->json));
+    SF_TRY(look_at_all(bench));
+    put_exact_first(bench);
+    for (int32_t s = 0; s < bench->stacks; s++) {
+        struct bench_stack *stack = &bench->stack[s];
+        name_stack(bench, s);
+        set_stack(bench, stack);
+        bench->runs_all += stack->seqs_count;
+        for (int32_t i = 0; i < stack->seqs_count; i++)
+            if (stack->seqs[i] > most) most = stack->seqs[i];
+    }
+    if (bench->prompts == 0) bench->prompts = 2 * most;
+    bench->run = calloc((size_t)bench->runs_all, sizeof *bench->run);
+    if (bench->run == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for the figures of %d runs", bench->runs_all);
+    *launches_out = bench->stacks;
+    return SF_OK;
+}
+
+static const struct sf_launch_spec *launch(void *arg, int32_t number)
+{
+    const struct sf_bench *bench = arg;
+    SF_ASSERT(number >= 0 && number < bench->stacks);
+    return &bench->stack[number].launch;
+}
+
+static sf_status check(void *arg, int32_t number, const struct sf_launch *launch)
+{
+    struct sf_bench *bench = arg;
+    struct bench_stack *stack = &bench->stack[number];
+    int64_t longest = (int64_t)bench->input.hi + bench->output.hi;
+    if (longest > launch->plan.tokens_max)
+        return SF_FAIL(SF_INVALID, "%s: error: --input-len %d and --output-len %d make %lld tokens,"
+                       " and scheduler.max_model_len is %d", stack->launch.config, bench->input.hi,
+                       bench->output.hi, (long long)longest, launch->plan.tokens_max);
+    return sf_config_text(&launch->config, &stack->config);
+}
+
+/* ---- runs ------------------------------------------------------------------------------------ */
+static int has_table(const struct sf_bench *bench)
+{
+    return bench->json == NULL || strcmp(bench->json, "-") != 0;
+}
+
+/* One short run that counts for nothing: what happens only once has happened then. */
+static sf_status warm_up(struct bench_place *place, const struct bench_load *load,
+                         int *stopped_out)
+{
+    const struct sf_launch_plan *plan = &place->desk->launch->plan;
+    struct bench_load small = *load;
+    struct bench_run unused = {0};
+    int32_t input = load->input.lo < WARM_INPUT ? load->input.lo : WARM_INPUT;
+    int32_t output = load->output.lo < WARM_OUTPUT ? load->output.lo : WARM_OUTPUT;
+    small.prompts = plan->micro_batches * plan->data;
+    small.input = (struct sf_range){input, input};
+    small.output = (struct sf_range){output, output};
+    sf_status status = bench_run(place, &small, plan->seqs_max, 1, &unused, stopped_out);
+    bench_run_free(&unused);
+    return status;
+}
+
+static sf_status run_all(struct sf_bench *bench, int32_t number, struct bench_place *place,
+                         const struct bench_load *load, int *stopped_out)
+{
+    const struct bench_stack *stack = &bench->stack[number];
+    SF_TRY(warm_up(place, load, stopped_out));
+    for (int32_t i = 0; i < stack->seqs_count && !*stopped_out; i++) {
+        struct bench_run *run = &bench->run[bench->runs];
+        sf_log(SF_LOG_INFO, "run %d of %d: %s, %d sequences at once", bench->runs + 1,
+               bench->runs_all, stack->label, stack->seqs[i]);
+        SF_TRY(bench_run(place, load, stack->seqs[i], 0, run, stopped_out));
+        if (*stopped_out) break;
+        run->stack = number;
+        bench->runs++;
+        if (has_table(bench)) bench_print_run(bench, run);
+    }
+    return SF_OK;
+}
+
+static sf_status write_json(const struct sf_bench *bench, const struct sf_launch *launch)
+{
+    char *text = NULL;
+    size_t bytes;
+    SF_TRY(bench_json(bench, launch, &text, &bytes));
+    sf_status status = SF_OK;
+    if (!has_table(bench)) {
+        fwrite(text, 1, bytes, stdout); /* main looks whether stdout took it */
+    } else {
+        int file = open(bench->json, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        if (file < 0) status = SF_FAIL(SF_IO, "%s: %s", bench->json, strerror(errno));
+        else status = sf_file_write(file, bench->json, text, bytes);
+        if (file >= 0 && close(file) != 0 && status == SF_OK)
+            status = SF_FAIL(SF_IO, "%s: %s", bench->json, strerror(errno));
+    }
+    free(text);
+    return status;
+}
+
+/* What is finished is told, also when a signal ended it early. */
+static sf_status report(const struct sf_bench *bench, const struct sf_launch *launch)
+{
+    if (has_table(bench) && bench->runs > 0) bench_print_foms(bench);
+    return bench->json != NULL ? write_json(bench, launch) : SF_OK;
+}
+
+static sf_status coordinate(void *arg, int32_t number, const struct sf_desk *desk,
+                            int *exit_code_out)
+{
+    struct sf_bench *bench = arg;
+    struct bench_place place = {.desk = desk};
+    struct bench_load load = {0};
+    int stopped = 0;
+    if (number == 0 && has_table(bench)) bench_print_head(bench);
+    sf_status status = bench_load_make(bench, desk, &load);
+    if (status == SF_OK) status = run_all(bench, number, &place, &load, &stopped);
+    char words[1024];
+    snprintf(words, sizeof words, "%s", sf_error_text());
+    sf_status told = sf_engine_stop(desk->to_workers, desk->launch->plan.data);
+    bench_load_free(&load);
+    if (status != SF_OK) return SF_FAIL(status, "%s", words);
+    SF_TRY(told);
+    if (stopped)
+        sf_log(SF_LOG_ERROR, "stopped by a signal after %d of %d runs", bench->runs,
+               bench->runs_all);
+    *exit_code_out = stopped;
+    return stopped || number == bench->stacks - 1 ? report(bench, desk->launch) : SF_OK;
+}
+
+const struct sf_task_ops sf_bench_task = {.launch = launch, .coordinate = coordinate,
+                                          .prepare = prepare, .check = check};
+
+void sf_bench_free(struct sf_bench *bench)
+{
+    for (int32_t i = 0; i < bench->stacks; i++) free(bench->stack[i].config);
+    for (int32_t i = 0; i < bench->runs; i++) bench_run_free(&bench->run[i]);
+    free(bench->stack);
+    free(bench->run);
+}
