@@ -6,8 +6,6 @@
 #include "worker/sample.h"
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "base/memory.h"
 
@@ -101,17 +99,41 @@ static int32_t greatest(const float *logits, int32_t vocab)
 
 /* ---- filters and draw ---- */
 
-static int by_weight(const void *left, const void *right)
+/* Does `a` come before `b`?  Both orders are total. */
+static int heavier(const struct candidate *a, const struct candidate *b)
 {
-    const struct candidate *a = left, *b = right;
-    if (a->weight != b->weight) return a->weight < b->weight ? 1 : -1;
-    return (a->token > b->token) - (a->token < b->token);
+    return a->weight != b->weight ? a->weight > b->weight : a->token < b->token;
 }
 
-static int by_token(const void *left, const void *right)
+static int lower(const struct candidate *a, const struct candidate *b)
 {
-    const struct candidate *a = left, *b = right;
-    return (a->token > b->token) - (a->token < b->token);
+    return a->token < b->token;
+}
+
+typedef int before(const struct candidate *, const struct candidate *);
+
+/* In heap[n] only `at` may come before its children; afterwards none comes before its own. */
+static void sift(struct candidate *heap, int32_t n, int32_t at, before *comes_before)
+{
+    struct candidate moved = heap[at];
+    for (int32_t child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && comes_before(&heap[child], &heap[child + 1])) child++;
+        if (!comes_before(&moved, &heap[child])) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = moved;
+}
+
+/* Heapsort: the C library's qsort takes memory for more than a few. */
+static void sort(struct candidate *candidate, int32_t n, before *comes_before)
+{
+    for (int32_t i = n / 2 - 1; i >= 0; i--) sift(candidate, n, i, comes_before);
+    for (int32_t last = n - 1; last > 0; last--) {
+        struct candidate first = candidate[0];
+        candidate[0] = candidate[last];
+        candidate[last] = first;
+        sift(candidate, last, 0, comes_before);
+    }
 }
 
 /* Tokens of at least e^floor of the greatest weight, in the order of the vocabulary. */
@@ -163,14 +185,14 @@ static int32_t filter(struct sf_sampler *s, const struct sf_wire_sampling *p, co
     if (p->top_k <= 0 && p->top_p >= 1.0) return n;
     double total = total_of(s->candidate, n);
     int32_t near = gather(s, logits, highest, p->temperature, fmax(floor, near_log));
-    qsort(s->candidate, (size_t)near, sizeof *s->candidate, by_weight);
+    sort(s->candidate, near, heavier);
     int32_t kept = kept_of(s, p, near, near == n, total);
     if (kept == 0) {
         n = gather(s, logits, highest, p->temperature, floor);
-        qsort(s->candidate, (size_t)n, sizeof *s->candidate, by_weight);
+        sort(s->candidate, n, heavier);
         kept = kept_of(s, p, n, 1, total);
     }
-    qsort(s->candidate, (size_t)kept, sizeof *s->candidate, by_token);
+    sort(s->candidate, kept, lower);
     return kept;
 }
 

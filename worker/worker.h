@@ -46,7 +46,8 @@ struct sf_worker_spec {
     uint8_t populate, exchange;         /* exchange: reduce by messages even on one node (tests) */
     const char *device;                 /* "cpu" or "ref" */
     enum sf_isa isa_max;
-    struct sf_ring *to_workers, *from_workers; /* on world rank 0: the coordinator's two rings */
+    /* on world rank 0: the coordinator's two rings, with envelopes as in proto/wire.h */
+    struct sf_ring *to_workers, *from_workers;
     int32_t groups;                     /* data-parallel groups of the job, on world rank 0 */
     struct sf_logits_tap tap;
 };
