@@ -215,9 +215,6 @@ void sf_worker_close(struct sf_worker *w)
     free(w->top);
     free(w->changed_row);
     sf_buffer_free(&w->signal_packed);
-    free(w->score);
-    free(w->top);
-    free(w->changed_row);
     if (w->store != NULL) sf_store_destroy(w->store);
     if (w->device != NULL) {
         free_buffers(w);

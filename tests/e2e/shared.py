@@ -99,18 +99,19 @@ def main():
     _, totals = one(tally, "shared", reference)
     tally.true("shared: most of the prompts", totals.get("reused_tokens", 0) * 10 >=
                totals.get("prompt_tokens", 1) * 7, str(totals))
-    one(tally, "shared, reverse order", reference, reverse=True)
     one(tally, "shared, one at a time", reference, seqs=1, only=8)
-    # A sequence holds some 140 tokens of 46 KiB: twelve of them take about 75 MiB.
-    _, totals = one(tally, "little memory", reference, memory="24MiB")
-    _, none = one(tally, "little memory, not shared", reference, memory="50MiB", prefix=False)
+    # A sequence ends with some 140 tokens of 46 KiB: six of them take about 38 MiB.
+    _, totals = one(tally, "little memory", reference, memory="15MiB", seqs=6)
+    _, none = one(tally, "little memory, not shared", reference, memory="24MiB", seqs=6,
+                  prefix=False)
     preempted = totals.get("preempted", 0) + none.get("preempted", 0)
     tally.true("little memory: preempted", preempted > 0, f"{totals} {none}")
     windowed, _ = one(tally, "window, without sharing", None, prefix=False, window=True)
     _, totals = one(tally, "window, shared", windowed, window=True)
     tally.true("window, shared: reused", totals.get("reused_tokens", 0) > 0, str(totals))
     if job.has_ranks():
-        one(tally, "shared, tensor 2 x pipeline 2", reference, ranks=4, tensor=2, pipeline=2)
+        one(tally, "shared, tensor 2 x pipeline 2, reverse order", reference, ranks=4, tensor=2,
+            pipeline=2, reverse=True)
         one(tally, "shared, data 2", reference, ranks=2, data=2)
         one(tally, "window, shared, pipeline 2", windowed, ranks=2, pipeline=2, window=True)
     tally.end()
