@@ -385,8 +385,8 @@ static sf_status take_result(struct sf_engine *e, int32_t rank)
 }
 
 /* Of a sequence that has ended; what an attempt leaves that was preempted counts for nothing, since
- * all of it is done again.  That may come when the sequence is long gone, if it has ended in another
- * group. */
+ * all of it is done again.  That may come when the sequence is long gone, where it has ended in
+ * another group. */
 static sf_status take_receipt(struct sf_engine *e, const struct sf_wire_receipt *receipt)
 {
     struct slot *slot = slot_of(e, receipt->seq);

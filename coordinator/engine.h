@@ -86,7 +86,7 @@ void      sf_engine_last(struct sf_engine *);
 /* Sends what can start and takes what has come; waits at most wait_ms if there is nothing. */
 sf_status sf_engine_poll(struct sf_engine *, int64_t wait_ms);
 int       sf_engine_idle(const struct sf_engine *);     /* no sequence is known */
-/* Asks every rank for its load; the answers are there once *loads_out of them have come. */
+/* Asks every rank for its load; sf_engine_loads has the answers once all have come. */
 sf_status sf_engine_measure(struct sf_engine *);
 /* [ranks of the job] as last measured; NULL while answers are missing. */
 const struct sf_wire_load *sf_engine_loads(const struct sf_engine *);

@@ -103,7 +103,7 @@ static sf_status add_pending(struct job *job)
         if (status == SF_NO_PAGES) {    /* the first one: all of them need the same */
             SF_ASSERT(record->added == 0);
             struct sf_record request = record->request;
-            record->request = (struct sf_record){0};
+            record->request = (struct sf_record){.choices = request.choices};
             job->pending = NULL;
             job_free_record(job, record);
             snprintf(request.code, sizeof request.code, "too_long");
@@ -155,7 +155,10 @@ static sf_status read_one(struct job *job)
         return refuse(job, &request, "the line is longer than 64 MiB");
     sf_status status =
         sf_record_parse(&job->limits, line.text, line.bytes, line.number, &request);
-    if (status == SF_NO_MEMORY) return status;
+    if (status == SF_NO_MEMORY) {
+        sf_record_free(&request);
+        return status;
+    }
     if (status != SF_OK) return refuse(job, &request, sf_error_text());
     return take(job, &request);
 }

@@ -83,14 +83,15 @@ static void show(struct job *job, int last)
 static sf_status loop(struct job *job)
 {
     double save_every_s = job->spec->config->run.checkpoint_interval_s;
-    while (!job->draining) {
-        SF_TRY(job_read(job));
-        if (job->input_done && job->pending == NULL && sf_engine_idle(job->engine)) return SF_OK;
+    for (;;) {
+        if (!job->draining) SF_TRY(job_read(job));
+        int done = job->input_done && job->pending == NULL && sf_engine_idle(job->engine);
+        if (done) job->draining = 0;    /* told to stop just as all was done */
+        if (done || job->draining) return SF_OK;
         SF_TRY(sf_engine_poll(job->engine, WAIT_MS));
         if (sf_seconds_since(job->saved_ns) >= save_every_s) SF_TRY(job_save(job));
         show(job, 0);
     }
-    return SF_OK;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */

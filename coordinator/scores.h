@@ -35,8 +35,8 @@ void      sf_scores_free(struct sf_scores *);   /* `tops` stays: it can be fille
 
 /* Scores first .. count - 1 as bytes for the journal, appended to the buffer; and back: appended to
  * the scores that are there.  SF_FORMAT on bytes that are none (cut off, a log probability that is
- * no number, more than `tops` likeliest tokens), of which nothing is taken.  Several packed ones may
- * stand one after the other. */
+ * no number, more than `tops` likeliest tokens), of which nothing is taken.  Several packed ones
+ * may stand one after the other. */
 sf_status sf_scores_pack(const struct sf_scores *, int32_t first, struct sf_buffer *);
 sf_status sf_scores_unpack(struct sf_scores *, const void *bytes, size_t count);
 

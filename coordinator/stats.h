@@ -1,5 +1,5 @@
-/* coordinator/stats.h: small statistics: lengths given as ranges, series of samples and what is said
- * about them.  Pure. */
+/* coordinator/stats.h: small statistics: lengths given as ranges, series of samples and what is
+ * said about them.  Pure. */
 #ifndef SHEAF_COORDINATOR_STATS_H
 #define SHEAF_COORDINATOR_STATS_H
 #include <stddef.h>

@@ -1,6 +1,6 @@
-/* coordinator/task.h: a subcommand that needs ranks with weights: what it launches, one launch after
- * another in one world, and what the coordinator does with each.  main.c makes the world and opens
- * the workers; `run` has one launch, `bench` one for each stack of methods. */
+/* coordinator/task.h: a subcommand that needs ranks with weights: what it launches, one launch
+ * after another in one world, and what the coordinator does with each.  main.c makes the world and
+ * opens the workers; `run` has one launch, `bench` one for each stack of methods. */
 #ifndef SHEAF_COORDINATOR_TASK_H
 #define SHEAF_COORDINATOR_TASK_H
 #include <stdint.h>

@@ -1,10 +1,10 @@
 """Choices and log probabilities through real jobs.
 
-On one rank, on tensor 2 and on pipeline 2, deterministic in f32, with steps so short that prompts are
-cut: echo with logprobs and max_tokens 0 gives the numbers that prompt_logprobs gives; texts and
-offsets fit; a greedy token is its own likeliest; a prompt that is a prompt and its answer scores the
-answer as it was scored when it was sampled; n greedy choices are equal and n sampled ones are not;
-biases and penalties change the choice and not the scores.  All layouts say the same.
+On one rank, on tensor 2 and on pipeline 2, deterministic in f32, with steps so short that prompts
+are cut: echo with logprobs and max_tokens 0 gives the numbers that prompt_logprobs gives; texts and
+offsets fit; a greedy token is its own likeliest; a prompt that is a prompt and its answer scores
+the answer as it was scored when it was sampled; n greedy choices are equal and n sampled ones are
+not; biases and penalties change the choice and not the scores.  All layouts say the same.
 """
 import json
 import sys

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -170,6 +172,24 @@ static void wait_for_checkpoint(struct side *side)
     }
 }
 
+static void fill_disk(const struct made_run *run, int64_t more)
+{
+    struct rlimit limit;
+    struct stat info = {.st_size = 0};
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0) abort();
+    (void)stat(run->output, &info);
+    limit.rlim_cur = (rlim_t)(info.st_size + more);
+    if (setrlimit(RLIMIT_FSIZE, &limit) != 0) abort();
+}
+
+static void empty_disk(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0) abort();
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_FSIZE, &limit) != 0) abort();
+}
+
 /* 1: nothing comes from the workers any more. */
 static int disturb(struct side *side)
 {
@@ -177,6 +197,7 @@ static int disturb(struct side *side)
     switch (side->attempt->end) {
     case CLOSE_RING: sf_ring_close(side->from); return 1;
     case KILL: kill(getpid(), SIGKILL); return 1;
+    case FULL_DISK: fill_disk(side->run, side->attempt->disk_bytes); return 0;
     case FAIL_RANK:
     case DRAIN_RANK: break;
     case LET_BE: return 0;
@@ -270,7 +291,10 @@ struct outcome made_run_try(const struct made_run *run, const struct attempt *at
                         .before = made_run_kept(run)};
     if (attempt->end != KILL) {
         region->outcome.killed = 0;
+        void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
         try_here(&side, &region->outcome);
+        if (attempt->end == FULL_DISK) empty_disk();
+        signal(SIGXFSZ, handler);
     } else {
         int how = 0;
         pid_t child = fork();

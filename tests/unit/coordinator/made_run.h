@@ -28,6 +28,7 @@ enum disturbance {
     CLOSE_RING,                         /* rank 0's worker ends by a failure of its own */
     FAIL_RANK,                          /* a rank reports one */
     DRAIN_RANK,                         /* a rank was told to stop */
+    FULL_DISK,                          /* no file may be longer than OUT and `disk_bytes` */
     KILL                                /* the whole process, with SIGKILL */
 };
 struct attempt {
@@ -36,6 +37,7 @@ struct attempt {
     uint64_t seed;
     enum disturbance end;
     int64_t steps;                      /* before the disturbance */
+    int64_t disk_bytes;
     int64_t checkpoint;                 /* steps, after which the workers wait until the journal
                                            has all that they said; 0: never */
     void (*tamper)(struct sf_wire_result *);    /* changes what the workers say; NULL: nothing */

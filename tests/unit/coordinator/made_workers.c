@@ -103,7 +103,7 @@ static void post(struct workers *w, int32_t rank, int32_t tag, int32_t samples, 
     if (sf_buffer_reserve(&mail->bytes, w->buffer.count) != SF_OK) abort();
     mail->envelope = (struct sf_envelope){.group = rank, .tag = tag};
     mail->bytes.count = w->buffer.count;
-    memcpy(mail->bytes.bytes, w->buffer.bytes, w->buffer.count);
+    if (w->buffer.count > 0) memcpy(mail->bytes.bytes, w->buffer.bytes, w->buffer.count);
     mail->samples = samples;
     mail->batch = batch;
     while (*place != NULL) place = &(*place)->next;
@@ -297,8 +297,12 @@ static void check_step(struct workers *w, int32_t g, const struct sf_wire_step *
 {
     struct group *group = &w->group[g];
     int32_t rows = 0;
-    PROMISE(w, step->id == group->next_step && !group->stopped, step);
-    group->next_step++;
+    int32_t open = 0;
+    for (int32_t i = 0; i < w->plan->seqs_max; i++) open += group->seq[i].open;
+    /* An engine that follows another one begins anew. */
+    PROMISE(w, step->id == group->next_step || (step->id == 0 && open == 0), step);
+    PROMISE(w, !group->stopped, step);
+    group->next_step = step->id + 1;
     PROMISE(w, step->items <= w->plan->seqs_max, step);
     for (int32_t i = 0; i < step->items; i++) rows += step->item[i].rows;
     PROMISE(w, rows <= w->plan->rows_max, step);

@@ -1,9 +1,9 @@
 /* tests/unit/coordinator/progress.c: the one line that people watch.
  *
  * Its numbers from given totals; of a resumed run, rate and time left are of what this run does; on
- * a terminal a bar where there is room for it, never more characters than columns, in logs the whole
- * line without one; nothing to divide by is no trouble; a stderr that is a file gets no bar and no
- * carriage return. */
+ * a terminal a bar where there is room for it, never more characters than columns, in logs the
+ * whole line without one; nothing to divide by is no trouble; a stderr that is a file gets no bar
+ * and no carriage return. */
 #include "coordinator/progress.h"
 
 #include <stdlib.h>

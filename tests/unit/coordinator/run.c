@@ -7,11 +7,11 @@
  * What is refused before the start, and what another configuration may say.  Workers that lie end
  * the job, whose answers are right all the same once it was resumed.
  *
- * run_random.c: hundreds of jobs' deaths.  Rings closed, ranks that fail, signals, SIGKILL, at
- * random moments, each time resumed in another layout, until the job is done: all records answered
- * once, with the answers of an undisturbed run; nothing that was kept gets lost; no token is
- * sampled again that the workers had said before the last checkpoint, or, where the process lived
- * to save what it had, at all. */
+ * run_random.c: hundreds of deaths.  Rings closed, ranks that fail, signals, full disks, SIGKILL,
+ * at random moments, each time resumed in another layout, now and then with the errors tried again,
+ * until the job is done: all records answered once, with the answers of an undisturbed run; nothing
+ * that was kept gets lost; no token is sampled again that the workers had said before the last
+ * checkpoint, or, where the process lived to save what it had, at all. */
 #include "tests/unit/coordinator/run_tests.h"
 
 #include <stdlib.h>
