@@ -38,7 +38,7 @@ struct bench_lengths bench_lengths_of(const struct bench_load *, int32_t number)
  * are tokens left. */
 void      bench_prompt_of(const struct bench_load *, int32_t number, int32_t *token_out);
 
-/* ---- bench_run.c ------------------------------------------------------------------------------ */
+/* ---- bench_run.c ----------------------------------------------------------------------------- */
 struct bench_run {                      /* NaN: there was nothing to measure it by */
     int32_t stack, seqs_max;
     int32_t prompts;
@@ -68,13 +68,13 @@ sf_status bench_run(struct bench_place *, const struct bench_load *, int32_t seq
                     struct bench_run *out, int *stopped_out);
 void      bench_run_free(struct bench_run *);
 
-/* ---- bench_table.c ---------------------------------------------------------------------------- */
+/* ---- bench_table.c --------------------------------------------------------------------------- */
 /* What stands above the rows, a row, and all FOM lines. */
 void bench_print_head(const struct sf_bench *);
 void bench_print_run(const struct sf_bench *, const struct bench_run *);
 void bench_print_foms(const struct sf_bench *);
 
-/* ---- bench_json.c ----------------------------------------------------------------------------- */
+/* ---- bench_json.c ---------------------------------------------------------------------------- */
 /* malloc'd, with a newline at its end. */
 sf_status bench_json(const struct sf_bench *, const struct sf_launch *, char **text_out,
                      size_t *bytes_out);

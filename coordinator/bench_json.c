@@ -1,6 +1,6 @@
 /* coordinator/bench_json.c: everything that a bench has measured as one object: the members of
- * interface.md section 8, and what is worth knowing beside them (`sheaf bench --help` says what each
- * is).  What there was nothing to measure by is null. */
+ * interface.md section 8, and what is worth knowing beside them (`sheaf bench --help` says what
+ * each is).  What there was nothing to measure by is null. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -7,7 +7,7 @@
  * Latencies have vLLM's names and meanings; a request arrives when it is handed over, here at the
  * start of the run, so they include the time in the queue, which is said beside them.
  *   ttft  arrival to first token          tpot  (e2el - ttft) / (tokens - 1), of two tokens or more
- *   e2el  arrival to last token           itl   from one token of an answer to the next, all of them
+ *   e2el  arrival to last token           itl   from one token of an answer to the next
  *   queue arrival until its first rows are sent to the workers */
 #include <math.h>
 #include <stdlib.h>
