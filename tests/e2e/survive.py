@@ -35,7 +35,7 @@ WORDS = ("a quiet river runs past the old mill and every morning the baker count
 
 def body_of(index, rng):
     words = [rng.choice(WORDS) for _ in range(rng.randint(4, 24))]
-    body = {"prompt": " ".join(words), "max_tokens": rng.randint(4, 40), "return_token_ids": True}
+    body = {"prompt": " ".join(words), "max_tokens": rng.randint(4, 20), "return_token_ids": True}
     if index % 2:
         body.update(temperature=0.9, top_p=0.95)
     if index % 5 == 0:
