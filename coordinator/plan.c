@@ -93,7 +93,9 @@ static sf_status resolve_ranks(const struct sf_config *cfg, const struct sf_clus
                        " ranks or change parallel", plan->ranks, plan->tensor, plan->pipeline,
                        plan->data, (long long)(group * plan->data),
                        (long long)(group * plan->data));
-    plan->micro_batches = plan->pipeline;
+    /* A micro-batch is on its way, between two stages or to the coordinator and back, for a part of
+     * its time: with one for each stage they would wait for that, with two they have the other. */
+    plan->micro_batches = plan->pipeline > 1 ? 2 * plan->pipeline : 1;
     plan->rows_max = cfg->scheduler.max_num_batched_tokens;
     plan->seqs_max = (cfg->scheduler.max_num_seqs + plan->data - 1) / plan->data;
     plan->fixed = cfg->run.deterministic;
