@@ -151,12 +151,7 @@ static sf_status on_closed(void *arg, void *owner, const struct sf_wire_receipt 
     }
     memcpy(choice->kept, choice->token, bytes);
     choice->token = choice->kept;
-    record->receipt.bytes_exact += receipt->bytes_exact;
-    record->receipt.bytes_stored += receipt->bytes_stored;
-    record->receipt.bytes_peak += receipt->bytes_peak;
-    record->receipt.slots_evicted += receipt->slots_evicted;
-    record->receipt.slots_merged += receipt->slots_merged;
-    record->receipt.slots_requantised += receipt->slots_requantised;
+    sf_wire_receipt_add(&record->receipt, receipt);
     if (++record->closed < record->request.choices) return SF_OK;
     sf_status status = finish(job, record);
     job_free_record(job, record);

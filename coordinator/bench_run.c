@@ -79,12 +79,7 @@ static sf_status on_closed(void *arg, void *owner, const struct sf_wire_receipt 
 {
     struct runner *r = arg;
     (void)owner;
-    r->kv.bytes_exact += receipt->bytes_exact;
-    r->kv.bytes_stored += receipt->bytes_stored;
-    r->kv.bytes_peak += receipt->bytes_peak;
-    r->kv.slots_evicted += receipt->slots_evicted;
-    r->kv.slots_merged += receipt->slots_merged;
-    r->kv.slots_requantised += receipt->slots_requantised;
+    sf_wire_receipt_add(&r->kv, receipt);
     r->sum.kv_bytes_exact = r->kv.bytes_exact;
     r->sum.kv_bytes_stored = r->kv.bytes_stored;
     r->sum.answered++;

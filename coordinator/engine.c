@@ -394,12 +394,7 @@ static sf_status take_receipt(struct sf_engine *e, const struct sf_wire_receipt 
         return SF_FAIL(SF_INTERNAL, "a receipt for sequence %llx, which there never was",
                        (unsigned long long)receipt->seq);
     if (slot == NULL || !slot->ended || receipt->seq != slot->seq) return SF_OK;
-    slot->receipt.bytes_exact += receipt->bytes_exact;
-    slot->receipt.bytes_stored += receipt->bytes_stored;
-    slot->receipt.bytes_peak += receipt->bytes_peak;
-    slot->receipt.slots_evicted += receipt->slots_evicted;
-    slot->receipt.slots_merged += receipt->slots_merged;
-    slot->receipt.slots_requantised += receipt->slots_requantised;
+    sf_wire_receipt_add(&slot->receipt, receipt);
     if (++slot->receipts < e->group_ranks) return SF_OK;
     void *owner = slot->owner;
     int32_t *token = slot->token;

@@ -97,6 +97,17 @@ struct sf_wire_receipt {                /* of one sequence on one rank */
     int64_t bytes_exact, bytes_stored, bytes_peak;
     int64_t slots_evicted, slots_merged, slots_requantised;
 };
+/* Over ranks, choices or records: `sum` keeps its own seq. */
+static inline void sf_wire_receipt_add(struct sf_wire_receipt *sum,
+                                       const struct sf_wire_receipt *one)
+{
+    sum->bytes_exact += one->bytes_exact;
+    sum->bytes_stored += one->bytes_stored;
+    sum->bytes_peak += one->bytes_peak;
+    sum->slots_evicted += one->slots_evicted;
+    sum->slots_merged += one->slots_merged;
+    sum->slots_requantised += one->slots_requantised;
+}
 /* Where a rank's time went, since its start. */
 enum sf_phase { SF_PHASE_GEMM, SF_PHASE_ATTENTION, SF_PHASE_EDIT, SF_PHASE_COMM, SF_PHASE_WAIT,
                 SF_PHASE_SAMPLE, SF_PHASE_OTHER, SF_PHASES };
