@@ -44,7 +44,8 @@ struct sf_engine {
     struct sf_buffer buffer, taken;     /* the step being sent, the message being taken */
     struct sf_box box;
     struct sf_engine_counts counts;
-    int64_t looked_ns;
+    int64_t looked_ns;                  /* when `seen` was true */
+    struct sf_sched_load seen;
 };
 
 /* ---- pages ----------------------------------------------------------------------------------- */
@@ -95,6 +96,7 @@ static sf_status make_sched(struct sf_engine *e)
     int64_t *pages = calloc(2 * ranks, sizeof *pages), *block_pages = pages + ranks;
     if (pages == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d ranks", plan->ranks);
     struct sf_sched_limits limits = {.groups = plan->data,
+                                     .stages = plan->pipeline,
                                      .micro_batches = plan->micro_batches,
                                      .ranks = e->group_ranks,
                                      .seqs_max = e->seqs_max,
@@ -241,18 +243,19 @@ static sf_status send(struct sf_engine *e, int32_t group, const struct sf_wire_s
     return push(e->spec.to_workers, group, &e->buffer);
 }
 
-/* How full the batch is while there is more to do. */
+/* How full the batch is while there is more to do: what was seen holds until the next look. */
 static void look(struct sf_engine *e)
 {
-    struct sf_sched_load load = sf_sched_load(e->sched);
+    const struct sf_sched_load seen = e->seen;
     int64_t now = sf_now_ns();
-    double seconds = e->looked_ns != 0 ? (double)(now - e->looked_ns) / 1e9 : 0.0;
+    double seconds = (double)(now - e->looked_ns) / 1e9;
     double places = (double)e->seqs_max * e->spec.plan->data;
     e->looked_ns = now;
-    if (load.running > e->counts.running_max) e->counts.running_max = load.running;
-    if (load.waiting == 0) return;
+    e->seen = sf_sched_load(e->sched);
+    if (e->seen.running > e->counts.running_max) e->counts.running_max = e->seen.running;
+    if (seen.waiting == 0) return;
     e->counts.fed_seconds += seconds;
-    e->counts.full_seconds += seconds * load.running / places;
+    e->counts.full_seconds += seconds * seen.running / places;
 }
 
 static struct flight *flight_of(const struct sf_engine *e, int32_t group, int32_t batch)
@@ -283,9 +286,9 @@ static void note_result(struct sf_engine *e, int32_t group, int32_t batch)
     double seconds = (double)(now - (*before > flight->sent_ns ? *before : flight->sent_ns)) / 1e9;
     *before = now;
     if (flight->rows == 0) return;
-    double prompt = seconds * flight->prompt_rows / flight->rows;
-    e->counts.prompt_seconds += prompt;
-    e->counts.decode_seconds += seconds - prompt;
+    double share = seconds / flight->rows;
+    e->counts.prompt_seconds += share * flight->prompt_rows;
+    e->counts.decode_seconds += share * (flight->rows - flight->prompt_rows);
     if (flight->prompt_rows > 0) return;
     e->counts.decode_steps++;
     e->counts.decode_step_seconds += seconds;

@@ -93,11 +93,9 @@ static sf_status resolve_ranks(const struct sf_config *cfg, const struct sf_clus
                        " ranks or change parallel", plan->ranks, plan->tensor, plan->pipeline,
                        plan->data, (long long)(group * plan->data),
                        (long long)(group * plan->data));
-    /* A micro-batch is on its way, between two stages or to the coordinator and back, for a part of
-     * its time: with one for each stage they would wait for that, with two they have the other. */
-    plan->micro_batches = plan->pipeline > 1 ? 2 * plan->pipeline : 1;
     plan->rows_max = cfg->scheduler.max_num_batched_tokens;
     plan->seqs_max = (cfg->scheduler.max_num_seqs + plan->data - 1) / plan->data;
+    plan->micro_batches = sf_micro_batches(plan->seqs_max, plan->pipeline);
     plan->fixed = cfg->run.deterministic;
     plan->populate = cfg->kv.memory != SF_OPT_AUTO;
     return SF_OK;
@@ -186,14 +184,8 @@ static sf_status cut_layers(const struct sf_config *cfg, const struct sf_model_d
                             const struct sf_launch_plan *plan, int32_t *count_out)
 {
     const struct sf_opt_ints *given = &cfg->parallel.layers;
-    if (given->count == SF_OPT_AUTO) {
-        double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
-        if (cost == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", desc->layers);
-        sf_layer_costs(desc, plan->dtype, cost, &head);
-        sf_status status = sf_cut_stages(cost, desc->layers, head, plan->pipeline, count_out);
-        free(cost);
-        return status;
-    }
+    if (given->count == SF_OPT_AUTO)
+        return sf_cut_layers(desc, plan, plan->pipeline, count_out);
     int64_t sum = 0;
     SF_ASSERT(given->count == plan->pipeline);  /* checked with the configuration */
     for (int32_t s = 0; s < given->count; s++) {

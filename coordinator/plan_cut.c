@@ -1,24 +1,43 @@
-/* coordinator/plan_cut.c: where the layers are cut into stages.
+/* coordinator/plan_cut.c: where the layers are cut into stages, and in how many parts the batch
+ * runs through them.
  *
  * A pipeline runs at the pace of its dearest stage, so that one is made as cheap as possible; the
- * output head belongs to the last stage (8 layers' worth in SmolLM2-135M) and counts there.  Found
- * by dynamic programming over (stages left, layers left), exactly: layers x layers x stages steps,
- * which are few.
+ * output head belongs to the last stage and counts there.  Found by dynamic programming over
+ * (stages left, layers left), exactly: layers x layers x stages steps, which are few.
  *
- *   30 layers of 7.1 MB, head of 56.6 MB, 2 stages:  [19 layers][11 layers + head]  134 | 134 MB */
+ *   SmolLM2-135M in bf16, 64 sequences, max_model_len 512, 2 stages, so 16 rows a step:
+ *   30 layers of 7.1 MB + 1.6 MB of cache, head of 56.6 MB: [18 layers][12 layers + head] 156 | 161
+ *
+ * A quarter of max_model_len, but not more than 1,024, stands for the tokens behind a row: sequences
+ * start short, and few come near the limit. */
 #include <math.h>
 #include <stdlib.h>
 #include "coordinator/plan_impl.h"
+#include "coordinator/sched.h"
 
-void sf_layer_costs(const struct sf_model_desc *desc, enum sf_dtype dtype, double *cost_out,
-                    double *head_cost_out)
+enum { TOKENS_SHARE = 4, TOKENS_MOST = 1024 };
+
+/* A micro-batch is on its way, between two stages or to the coordinator and back, for a part of its
+ * time: with one for each stage they would wait for that, with two they have the other. */
+int32_t sf_micro_batches(int32_t seqs_max, int32_t pipeline)
 {
-    const double element = (double)sf_dtype_bytes(dtype), d_model = desc->d_model;
+    if (pipeline == 1) return 1;
+    return seqs_max >= 2 * pipeline * SF_SCHED_ROWS_WORTH ? 2 * pipeline : pipeline;
+}
+
+void sf_layer_costs(const struct sf_model_desc *desc, const struct sf_launch_plan *plan,
+                    int32_t pipeline, double *cost_out, double *head_cost_out)
+{
+    const double element = (double)sf_dtype_bytes(plan->dtype), d_model = desc->d_model;
+    const double kv_element = (double)sf_dtype_bytes(plan->kv_dtype);
+    int32_t batches = sf_micro_batches(plan->seqs_max, pipeline);
+    double rows = (double)plan->seqs_max / batches, tokens = (double)plan->tokens_max / TOKENS_SHARE;
+    tokens = fmin(tokens, TOKENS_MOST);
     for (int32_t i = 0; i < desc->layers; i++) {
         const struct sf_layer_desc *l = &desc->layer[i];
-        double columns = (double)l->q_heads * (l->k_dim + l->v_dim)
-                         + (double)l->kv_heads * (l->k_dim + l->v_dim) + 3.0 * desc->ffn;
-        cost_out[i] = columns * d_model * element;
+        double kv_columns = (double)l->kv_heads * (l->k_dim + l->v_dim);
+        double columns = (double)l->q_heads * (l->k_dim + l->v_dim) + kv_columns + 3.0 * desc->ffn;
+        cost_out[i] = columns * d_model * element + rows * tokens * kv_columns * kv_element;
     }
     *head_cost_out = (double)desc->vocab * d_model * element;
 }
@@ -71,4 +90,15 @@ sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, in
     free(table);
     free(before);
     return SF_OK;
+}
+
+sf_status sf_cut_layers(const struct sf_model_desc *desc, const struct sf_launch_plan *plan,
+                        int32_t pipeline, int32_t *count_out)
+{
+    double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
+    if (cost == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", desc->layers);
+    sf_layer_costs(desc, plan, pipeline, cost, &head);
+    sf_status status = sf_cut_stages(cost, desc->layers, head, pipeline, count_out);
+    free(cost);
+    return status;
 }

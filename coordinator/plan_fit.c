@@ -123,15 +123,10 @@ static sf_status layout_fits(const struct sf_sizing *sizing, struct sf_config *c
 {
     const struct sf_model_desc *desc = sf_model_desc(sizing->model);
     struct sf_setup setup = { 0 };
-    double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
     int32_t *count = calloc((size_t)pipeline, sizeof *count);
-    sf_status status = cost != NULL && count != NULL
-                       ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for %d stages", pipeline);
+    if (count == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d stages", pipeline);
     *fits_out = 1;
-    if (status == SF_OK) {
-        sf_layer_costs(desc, sizing->dtype, cost, &head);
-        status = sf_cut_stages(cost, desc->layers, head, pipeline, count);
-    }
+    sf_status status = sf_cut_layers(desc, plan, pipeline, count);
     if (status == SF_OK)
         status = sf_setup_make(desc, tensor, plan->page_slots, plan->tokens_max, &setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &setup);
@@ -150,7 +145,6 @@ static sf_status layout_fits(const struct sf_sizing *sizing, struct sf_config *c
     }
     sf_setup_free(&setup);
     free(count);
-    free(cost);
     return status;
 }
 

@@ -14,9 +14,14 @@ SF_C_BEGIN
  * the most level one.  cost[layers] of each layer; the last stage costs head_cost more. */
 sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, int32_t stages,
                         int32_t *count_out);
-/* Cost of each layer and of the output head: bytes that a token's step reads. */
-void sf_layer_costs(const struct sf_model_desc *, enum sf_dtype, double *cost_out,
-                    double *head_cost_out);
+/* Cost of each layer and of the output head in so many stages: bytes that a step reads. */
+void sf_layer_costs(const struct sf_model_desc *, const struct sf_launch_plan *, int32_t pipeline,
+                    double *cost_out, double *head_cost_out);
+/* Cuts the model by these costs. */
+sf_status sf_cut_layers(const struct sf_model_desc *, const struct sf_launch_plan *,
+                        int32_t pipeline, int32_t *count_out);
+/* Of a group with so many sequences: at least one for each stage. */
+int32_t sf_micro_batches(int32_t seqs_max, int32_t pipeline);
 
 /* ---- plan_size.c ---- */
 struct sf_sizing {                      /* what the bytes of a rank depend on, its share aside */

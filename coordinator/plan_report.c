@@ -282,9 +282,9 @@ static void write_stages(FILE *out, const struct sf_launch_plan *plan,
         free(cost);
         return;
     }
-    sf_layer_costs(desc, plan->dtype, cost, &head);
+    sf_layer_costs(desc, plan, plan->pipeline, cost, &head);
     fprintf(out, "\nstages     %s; the head counts as %.1f layers:",
-            cfg->parallel.layers.count == SF_OPT_AUTO ? "cut to level the bytes that a token reads"
+            cfg->parallel.layers.count == SF_OPT_AUTO ? "cut to level the bytes that a step reads"
                                                       : "cut as parallel.pipeline_layers says",
             cost[0] > 0 ? head / cost[0] : 0.0);
     for (int32_t s = 0; s < plan->pipeline; s++) {

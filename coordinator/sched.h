@@ -39,12 +39,18 @@ static inline uint64_t sf_seq_name(uint64_t seq)        /* without the attempt *
     return seq & ((UINT64_C(1) << SF_SEQ_ATTEMPT_BIT) - 1);
 }
 
+/* Sequences of a micro-batch below which one more, beside one for each stage, would read all
+ * weights for too little (docs/decisions/0009). */
+enum { SF_SCHED_ROWS_WORTH = 4 };
+
 enum sf_sharing {                       /* of prompt blocks between sequences */
     SF_SHARE_NOTHING,
     SF_SHARE_COPIED,                    /* lanes change later: a holder may need its own copy */
     SF_SHARE_KEPT };                    /* lanes only grow: a shared page is held once */
 struct sf_sched_limits {
-    int32_t groups, micro_batches;      /* micro_batches: of one group */
+    int32_t groups, stages;
+    int32_t micro_batches;              /* of one group; where more than the stages, the others wait
+                                           until those have rows enough */
     int32_t ranks;                      /* of one group: tensor x pipeline */
     int32_t seqs_max, rows_max;         /* sequences of one group; rows of one step */
     int32_t chunk_rows;                 /* prompt chunks end at every multiple of it, whatever the

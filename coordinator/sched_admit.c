@@ -97,12 +97,14 @@ static int has_pages(const struct sf_sched *s, const struct group *group, const 
     return fits(s, group, need, unheld(group) + held);
 }
 
-/* The micro-batch of a group with the fewest sequences and a place for one more; NULL: none. */
+/* The micro-batch of a group with the fewest sequences and a place for one more; NULL: none.  As
+ * many as there are stages are filled first. */
 static struct batch *emptiest(const struct sf_sched *s, const struct group *group)
 {
     struct batch *best = NULL;
     for (int32_t b = 0; b < s->limits.micro_batches; b++) {
         struct batch *batch = &group->batch[b];
+        if (b == s->limits.stages && best != NULL && best->lanes < SF_SCHED_ROWS_WORTH) break;
         if (batch->lanes < batch->lanes_max && (best == NULL || batch->lanes < best->lanes))
             best = batch;
     }

@@ -39,6 +39,7 @@ static void need(void *arg, int32_t prompt, int32_t tokens, int64_t *pages_out)
 
 struct job {
     int32_t batches, seqs, rows, chunk, page_tokens;    /* one group of one rank with one lane */
+    int32_t stages;                     /* 0: as many as batches */
     int64_t pages;
     enum sf_sharing sharing;
 };
@@ -47,9 +48,10 @@ static void begin(struct job job)
 {
     static const int64_t block_pages = 1;
     const struct sf_sched_limits limits = {
-        .groups = 1, .micro_batches = job.batches, .ranks = 1, .seqs_max = job.seqs,
-        .rows_max = job.rows, .chunk_rows = job.chunk, .slots_max = SEQS, .pages = &job.pages,
-        .need = need, .sharing = job.sharing, .block_tokens = job.page_tokens,
+        .groups = 1, .stages = job.stages > 0 ? job.stages : job.batches,
+        .micro_batches = job.batches, .ranks = 1, .seqs_max = job.seqs, .rows_max = job.rows,
+        .chunk_rows = job.chunk, .slots_max = SEQS, .pages = &job.pages, .need = need,
+        .sharing = job.sharing, .block_tokens = job.page_tokens,
         .blocks_max = (int32_t)job.pages, .block_pages = &block_pages};
     memset(&rig, 0, sizeof rig);
     rig.page_tokens = job.page_tokens;
@@ -178,6 +180,26 @@ static void spread_over_batches(void)
     answer(1);
     SF_CHECK_STR(next(), "1: rows 1:10++1* 3:10++1*");
     SF_CHECK_STR(next(), "nothing");
+    finish();
+}
+
+/* A second micro-batch of the one stage is not begun before the first has four; then they level. */
+static void few_keep_together(void)
+{
+    begin((struct job){.batches = 2, .stages = 1, .seqs = 8, .rows = 64, .page_tokens = 4,
+                       .pages = 100});
+    for (int32_t i = 0; i < 4; i++) SF_MUST(add(i, 4, 0, 8));
+    SF_CHECK_STR(next(), "0: open 0 open 1 open 2 open 3 rows 0:0+4* 1:0+4* 2:0+4* 3:0+4*");
+    SF_CHECK_STR(next(), "nothing");
+    for (int32_t i = 4; i < 6; i++) SF_MUST(add(i, 4, 0, 8));
+    SF_CHECK_STR(next(), "1: open 4 open 5 rows 4:0+4* 5:0+4*");
+    answer(0);
+    end(0);
+    end(1);
+    SF_CHECK_STR(next(), "0: close 0 close 1 rows 2:4++1* 3:4++1*");
+    SF_MUST(add(6, 4, 0, 8));
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 6 rows 2:5++1* 3:5++1* 6:0+4*");
     finish();
 }
 
@@ -580,6 +602,7 @@ static const struct sf_test tests[] = {
     {"a million random steps", random_steps},
     {"random shapes", random_shapes},
     {"sequences spread over micro-batches", spread_over_batches},
+    {"few sequences keep together", few_keep_together},
     {"first in, first out", first_in_first_out},
     {"longest first", longest_first},
     {"the last close", last_close},

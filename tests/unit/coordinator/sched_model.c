@@ -358,7 +358,8 @@ int model_make(struct model *m, const struct shape *shape)
                       (shape->sharing == SF_SHARE_NOTHING ? i % 4 : 0);
     m->blocks_max = shape->pages < BLOCKS ? (int32_t)shape->pages : BLOCKS;
     const struct sf_sched_limits limits = {
-        .groups = shape->groups, .micro_batches = shape->batches, .ranks = shape->ranks,
+        .groups = shape->groups, .stages = (shape->batches + 1) / 2,
+        .micro_batches = shape->batches, .ranks = shape->ranks,
         .seqs_max = shape->seqs, .rows_max = shape->rows, .chunk_rows = shape->chunk,
         .slots_max = SLOTS, .pages = m->pages, .need = model_need, .need_arg = m,
         .sharing = shape->sharing, .block_tokens = shape->page_tokens,

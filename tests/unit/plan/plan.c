@@ -131,7 +131,8 @@ static void check_layout(int32_t tensor, int32_t pipeline, int32_t data, int fix
     const struct sf_model_desc *desc = sf_model_desc(m.model);
     SF_CHECK_INT(plan->ranks, tensor * pipeline * data);
     SF_CHECK(plan->fits);
-    SF_CHECK(plan->micro_batches >= pipeline);
+    SF_CHECK(plan->micro_batches == pipeline || (pipeline > 1 &&
+                                                 plan->micro_batches == 2 * pipeline));
     for (int32_t group = 0; group < data * pipeline; group++) {
         int32_t first = group * tensor, vocab = 0;
         for (int32_t t = 0; t < tensor; t++) {
@@ -167,12 +168,32 @@ static void layouts(void)
             check_layout(table[i][0], table[i][1], table[i][2], fixed);
 }
 
+/* The longer the sequences, the less the head weighs; few of them are not split further. */
+static void cuts_count_the_cache(void)
+{
+    static const struct { const char *scheduler; int32_t first, batches; } table[] = {
+        {"scheduler: {max_model_len: 4, max_num_seqs: 64}\n", 19, 4},
+        {"scheduler: {max_model_len: 512, max_num_seqs: 64}\n", 18, 4},
+        {"scheduler: {max_model_len: 4096, max_num_seqs: 64}\n", 16, 4},
+        {"scheduler: {max_model_len: 8192, max_num_seqs: 64}\n", 16, 4},
+        {"scheduler: {max_model_len: 512, max_num_seqs: 16}\n", 19, 4},
+        {"scheduler: {max_model_len: 512, max_num_seqs: 15}\n", 19, 2}};
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        struct made m;
+        SF_MUST(make(&m, 1, 2, 1, 1, 4096 * MIB, table[i].scheduler));
+        SF_CHECK_INT(m.plan.rank[0].share.layer_count, table[i].first);
+        SF_CHECK_INT(m.plan.micro_batches, table[i].batches);
+        drop(&m);
+    }
+}
+
 /* Both halves of a 2 x 2 layout hold about half; heads alternate, so a tensor group is level. */
 static void halves_are_level(void)
 {
     struct made m;
     if (sf_test_model() == NULL) SF_SKIP("the model is not there");
-    SF_MUST(make(&m, 2, 2, 1, 1, 4096 * MIB, ""));
+    SF_MUST(make(&m, 2, 2, 1, 1, 4096 * MIB, "scheduler: {max_model_len: 256}\n"));
     double least = INFINITY, most = 0, kv_least = INFINITY, kv_most = 0;
     for (int32_t r = 0; r < 4; r++) {
         double weights = (double)m.plan.rank[r].weight_bytes;
@@ -434,6 +455,7 @@ static void window_shrinks_the_cache(void)
 static const struct sf_test tests[] = {
     { "cuts_are_best", cuts_are_best },
     { "cuts_count_the_head", cuts_count_the_head },
+    { "cuts_count_the_cache", cuts_count_the_cache },
     { "layouts", layouts },
     { "halves_are_level", halves_are_level },
     { "impossible_layouts", impossible_layouts },
