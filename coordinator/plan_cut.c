@@ -6,9 +6,9 @@
  * (stages left, layers left), exactly: layers x layers x stages steps, which are few.
  *
  *   SmolLM2-135M in bf16, 64 sequences, max_model_len 512, 2 stages, so 16 rows a step:
- *   30 layers of 7.1 MB + 1.6 MB of cache, head of 56.6 MB: [18 layers][12 layers + head] 156 | 161
+ *   30 layers of 7.1 MB + 1.6 MB of cache, head of 56.6 MB: [18][12 + head]  156 | 161 MB
  *
- * A quarter of max_model_len, but not more than 1,024, stands for the tokens behind a row: sequences
+ * A quarter of max_model_len, at most 1,024, stands for the tokens behind a row: sequences
  * start short, and few come near the limit. */
 #include <math.h>
 #include <stdlib.h>
@@ -31,8 +31,8 @@ void sf_layer_costs(const struct sf_model_desc *desc, const struct sf_launch_pla
     const double element = (double)sf_dtype_bytes(plan->dtype), d_model = desc->d_model;
     const double kv_element = (double)sf_dtype_bytes(plan->kv_dtype);
     int32_t batches = sf_micro_batches(plan->seqs_max, pipeline);
-    double rows = (double)plan->seqs_max / batches, tokens = (double)plan->tokens_max / TOKENS_SHARE;
-    tokens = fmin(tokens, TOKENS_MOST);
+    double rows = (double)plan->seqs_max / batches;
+    double tokens = fmin((double)plan->tokens_max / TOKENS_SHARE, TOKENS_MOST);
     for (int32_t i = 0; i < desc->layers; i++) {
         const struct sf_layer_desc *l = &desc->layer[i];
         double kv_columns = (double)l->kv_heads * (l->k_dim + l->v_dim);

@@ -37,7 +37,7 @@ static sf_status create_layer(struct sf_store *store, const struct sf_store_spec
     state->lane_first = store->lanes;
     store->lanes += layer->lanes;
     SF_TRY(sf_alloc(lanes * sizeof(struct sf_store_lane), "lanes of a layer", &block));
-    memcpy(block, layer->lane, lanes * sizeof(struct sf_store_lane));
+    if (lanes > 0) memcpy(block, layer->lane, lanes * sizeof(struct sf_store_lane));
     state->spec = *layer;
     state->spec.lane = block;
     SF_TRY(sf_alloc(lanes * sizeof *state->method, "methods of a layer", &block));
