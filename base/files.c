@@ -1,13 +1,12 @@
-/* base/files.c: whole writes (files.h). */
+/* base/files.c: whole writes and reads, fsync of files and of the folders that name them. */
 #include "base/files.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-enum { PATH_BYTES = 4200 };
 
 sf_status sf_file_write(int file, const char *path, const void *bytes, size_t count)
 {
@@ -23,26 +22,71 @@ sf_status sf_file_write(int file, const char *path, const void *bytes, size_t co
     return SF_OK;
 }
 
-/* Not every file system syncs, and one that does not says EINVAL. */
-static sf_status write_and_sync(int file, const char *path, const void *bytes, size_t count)
+sf_status sf_file_read(int file, const char *path, int64_t offset, size_t count, void *bytes_out)
 {
-    SF_TRY(sf_file_write(file, path, bytes, count));
-    if (fsync(file) == 0 || errno == EINVAL) return SF_OK;
-    return SF_FAIL(SF_IO, "%s: %s", path, strerror(errno));
+    char *at = bytes_out;
+    while (count > 0) {
+        ssize_t done = pread(file, at, count, (off_t)offset);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) return SF_FAIL(SF_IO, "%s: could not be read: %s", path, strerror(errno));
+        if (done == 0) return SF_FAIL(SF_IO, "%s: has been cut short while it was read", path);
+        at += done;
+        offset += done;
+        count -= (size_t)done;
+    }
+    return SF_OK;
+}
+
+sf_status sf_file_sync(int file, const char *path)
+{
+    if (fsync(file) == 0 || errno == EINVAL || errno == EROFS) return SF_OK;
+    return SF_FAIL(SF_IO, "%s: could not be synced: %s", path, strerror(errno));
+}
+
+sf_status sf_file_sync_folder(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *folder = slash == NULL ? strdup(".")
+                                 : strndup(path, slash == path ? 1 : (size_t)(slash - path));
+    if (folder == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for the name of a folder");
+    int file = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    sf_status status = file < 0 ? SF_FAIL(SF_IO, "%s: %s", folder, strerror(errno))
+                                : sf_file_sync(file, folder);
+    if (file >= 0) close(file);
+    free(folder);
+    return status;
+}
+
+sf_status sf_file_rename(const char *fresh, const char *path)
+{
+    if (rename(fresh, path) != 0)
+        return SF_FAIL(SF_IO, "%s: could not be renamed to '%s': %s", fresh, path,
+                       strerror(errno));
+    return sf_file_sync_folder(path);
 }
 
 sf_status sf_file_replace(const char *path, const void *bytes, size_t count)
 {
-    char fresh[PATH_BYTES];
-    if (snprintf(fresh, sizeof fresh, "%s.new", path) >= (int)sizeof fresh)
-        return SF_FAIL(SF_INVALID, "a path of %zu bytes is too long", strlen(path));
+    char *fresh;
+    SF_TRY(sf_file_name(path, ".new", &fresh));
     int file = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (file < 0) return SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
-    sf_status status = write_and_sync(file, fresh, bytes, count);
-    if (close(file) != 0 && status == SF_OK)
+    sf_status status = file < 0 ? SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno)) : SF_OK;
+    if (status == SF_OK) status = sf_file_write(file, fresh, bytes, count);
+    if (status == SF_OK) status = sf_file_sync(file, fresh);
+    if (file >= 0 && close(file) != 0 && status == SF_OK)
         status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
-    if (status == SF_OK && rename(fresh, path) != 0)
-        status = SF_FAIL(SF_IO, "%s: %s", path, strerror(errno));
-    if (status != SF_OK) unlink(fresh);
+    if (status == SF_OK) status = sf_file_rename(fresh, path);
+    if (status != SF_OK && file >= 0) unlink(fresh);
+    free(fresh);
     return status;
+}
+
+sf_status sf_file_name(const char *path, const char *ending, char **name_out)
+{
+    size_t bytes = strlen(path) + strlen(ending) + 1;
+    char *name = malloc(bytes);
+    if (name == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for the name of a file");
+    snprintf(name, bytes, "%s%s", path, ending);
+    *name_out = name;
+    return SF_OK;
 }

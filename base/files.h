@@ -1,14 +1,32 @@
-/* base/files.h: writing files so that nobody ever sees half of one. */
+/* base/files.h: files that are there whole, or not at all, after a power cut.
+ *
+ *   write PATH.new, whole   sf_file_write
+ *   bytes reach the disk    sf_file_sync
+ *   rename, and that too    sf_file_rename        (all of this for a small file: sf_file_replace)
+ *
+ * Whatever dies at whatever moment, the old file is there or the new one.  Failures are SF_IO with
+ * the path and the system's words. */
 #ifndef SHEAF_BASE_FILES_H
 #define SHEAF_BASE_FILES_H
 #include <stddef.h>
+#include <stdint.h>
 #include "base/status.h"
 SF_C_BEGIN
 
 /* All bytes, by as many write(2) as it takes; path is for the words.  SF_IO: some may be there. */
 sf_status sf_file_write(int file, const char *path, const void *bytes, size_t count);
+/* Exactly so many bytes from `offset` on; SF_IO "has been cut short" if the file ends before. */
+sf_status sf_file_read(int file, const char *path, int64_t offset, size_t count, void *bytes_out);
+/* A file that cannot be synced at all (a device) is fine. */
+sf_status sf_file_sync(int file, const char *path);
+/* The folder that holds `path`: a file made, renamed or removed there is so after a power cut. */
+sf_status sf_file_sync_folder(const char *path);
+/* Over what is there, in one folder, and syncs that. */
+sf_status sf_file_rename(const char *fresh, const char *path);
 /* The file anew: written as `path`.new, synced, renamed.  On failure the old one is untouched. */
 sf_status sf_file_replace(const char *path, const void *bytes, size_t count);
+/* path + ending, malloc'd. */
+sf_status sf_file_name(const char *path, const char *ending, char **name_out);
 
 SF_C_END
 #endif

@@ -14,10 +14,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/rng.h"
-#include "coordinator/durable.h"
 
 enum { LENGTH_BYTES = 4, HASH_BYTES = 8, HEAD_BYTES = LENGTH_BYTES + 1,
        FRAME_BYTES = HEAD_BYTES + HASH_BYTES,       /* of an empty payload */
@@ -139,7 +139,7 @@ sf_status sf_journal_tokens(struct sf_journal *journal, const struct sf_journal_
 sf_status sf_journal_sync(struct sf_journal *journal, int output, int64_t output_bytes)
 {
     SF_ASSERT(output_bytes >= 0);
-    SF_TRY(sf_durable_sync(output, "the output"));
+    SF_TRY(sf_file_sync(output, "the output"));
     unsigned char *at;
     SF_TRY(start_frame(journal, SF_JOURNAL_SYNCED, SYNCED_BYTES, &at));
     SF_TRY(write_frame(journal, put(at, (uint64_t)output_bytes, 8)));
@@ -155,8 +155,8 @@ static sf_status write_header(struct sf_journal *journal)
     SF_TRY(start_frame(journal, SF_JOURNAL_HEADER, HEADER_BYTES, &at));
     memcpy(at, magic, MAGIC_BYTES);
     SF_TRY(write_frame(journal, put(at + MAGIC_BYTES, VERSION, 4)));
-    SF_TRY(sf_durable_sync(journal->file, journal->path));
-    return sf_durable_sync_folder(journal->path);
+    SF_TRY(sf_file_sync(journal->file, journal->path));
+    return sf_file_sync_folder(journal->path);
 }
 
 sf_status sf_journal_create(const char *path, struct sf_journal **journal_out)
@@ -164,7 +164,7 @@ sf_status sf_journal_create(const char *path, struct sf_journal **journal_out)
     struct sf_journal *journal = calloc(1, sizeof *journal);
     if (journal == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for the journal");
     journal->file = -1;
-    sf_status status = sf_durable_name(path, "", &journal->path);
+    sf_status status = sf_file_name(path, "", &journal->path);
     if (status == SF_OK) {
         journal->file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (journal->file < 0)
@@ -180,8 +180,8 @@ sf_status sf_journal_create(const char *path, struct sf_journal **journal_out)
 sf_status sf_journal_move(struct sf_journal *journal, const char *path)
 {
     char *name;
-    SF_TRY(sf_durable_name(path, "", &name));
-    sf_status status = sf_durable_rename(journal->path, path);
+    SF_TRY(sf_file_name(path, "", &name));
+    sf_status status = sf_file_rename(journal->path, path);
     if (status != SF_OK) {
         free(name);
         return status;
@@ -416,7 +416,7 @@ sf_status sf_journal_reader_open(const char *path, struct sf_journal_reader **re
     struct sf_journal_reader *reader = calloc(1, sizeof *reader);
     if (reader == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for reading the journal");
     reader->file = -1;
-    sf_status status = sf_durable_name(path, "", &reader->path);
+    sf_status status = sf_file_name(path, "", &reader->path);
     if (status == SF_OK) status = open_file(reader);
     if (status == SF_OK) *reader_out = reader;
     else sf_journal_reader_close(reader);

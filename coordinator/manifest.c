@@ -11,9 +11,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/files.h"
 #include "base/json.h"
 #include "coordinator/config_tree.h"
-#include "coordinator/durable.h"
 
 enum { MANIFEST_BYTES_MAX = 64 << 20, KEY_BYTES = 256 };
 
@@ -34,7 +34,7 @@ static sf_status read_text(const char *path, char **text_out, size_t *bytes_out)
     else if ((text = malloc((size_t)info.st_size + 1)) == NULL)
         status = SF_FAIL(SF_NO_MEMORY, "no memory for %s", path);
     else
-        status = sf_durable_read(file, path, 0, (size_t)info.st_size, text);
+        status = sf_file_read(file, path, 0, (size_t)info.st_size, text);
     if (file >= 0) close(file);
     if (status != SF_OK) {
         free(text);

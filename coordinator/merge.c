@@ -24,7 +24,6 @@
 #include "base/rng.h"
 #include "coordinator/answer_line.h"
 #include "coordinator/dedup.h"
-#include "coordinator/durable.h"
 #include "coordinator/id_table.h"
 #include "coordinator/request.h"
 
@@ -73,7 +72,7 @@ static sf_status read_line(struct merge *m, int64_t position)
         status = sf_buffer_reserve(&m->line, m->line.count + piece);
         if (status != SF_OK) break;
         unsigned char *at = m->line.bytes + m->line.count;
-        status = sf_durable_read(file, shard->path, offset, piece, at);
+        status = sf_file_read(file, shard->path, offset, piece, at);
         newline = status == SF_OK ? memchr(at, '\n', piece) : NULL;
         size_t taken = newline == NULL ? piece
                                        : (size_t)((const unsigned char *)newline - at) + 1;
@@ -280,7 +279,7 @@ static sf_status copy_bytes(struct copy *copy, int from, const struct shard *sha
 {
     while (start < end) {
         size_t piece = end - start > COPY_BYTES ? COPY_BYTES : (size_t)(end - start);
-        SF_TRY(sf_durable_read(from, shard->path, start - shard->base, piece, copy->bytes));
+        SF_TRY(sf_file_read(from, shard->path, start - shard->base, piece, copy->bytes));
         SF_TRY(sf_file_write(copy->file, copy->path, copy->bytes, piece));
         copy->last = copy->bytes[piece - 1];
         start += (int64_t)piece;
@@ -322,14 +321,14 @@ static sf_status copy_shards(struct merge *m, struct copy *copy)
     if (copy->bytes == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for the copy");
     if (m->ranges > 0) qsort(m->range, m->ranges, sizeof *m->range, by_position);
     for (int32_t s = 0; s < m->shards; s++) SF_TRY(copy_shard(m, &m->shard[s], &range, copy));
-    return sf_durable_sync(copy->file, copy->path);
+    return sf_file_sync(copy->file, copy->path);
 }
 
 /* A leftover of a merge that was killed is written over. */
 static sf_status write_output(struct merge *m, const char *output)
 {
     char *fresh;
-    SF_TRY(sf_durable_name(output, ".new", &fresh));
+    SF_TRY(sf_file_name(output, ".new", &fresh));
     struct copy copy = {.path = fresh};
     sf_status status = SF_OK;
     copy.file = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -339,7 +338,7 @@ static sf_status write_output(struct merge *m, const char *output)
         status = copy_shards(m, &copy);
         if (close(copy.file) != 0 && status == SF_OK)
             status = SF_FAIL(SF_IO, "%s: could not be written: %s", fresh, strerror(errno));
-        if (status == SF_OK) status = sf_durable_rename(fresh, output);
+        if (status == SF_OK) status = sf_file_rename(fresh, output);
         if (status != SF_OK) unlink(fresh);
     }
     free(copy.bytes);
@@ -354,7 +353,7 @@ static sf_status look_at_shards(struct merge *m, const char *output, int64_t *li
 {
     char *fresh;
     struct stat info;
-    SF_TRY(sf_durable_name(output, ".new", &fresh));
+    SF_TRY(sf_file_name(output, ".new", &fresh));
     struct stat *seen = calloc((size_t)m->shards + 1, sizeof *seen);
     sf_status status = seen != NULL ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for the shards");
     int32_t known = 0;

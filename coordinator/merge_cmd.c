@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "coordinator/commands.h"
-#include "coordinator/durable.h"
 #include "coordinator/manifest.h"
 #include "coordinator/merge.h"
 
@@ -66,7 +66,7 @@ static sf_status warn_if_unfinished(const char *shard)
 {
     char *path;
     struct sf_manifest manifest;
-    SF_TRY(sf_durable_name(shard, ".run/manifest.json", &path));
+    SF_TRY(sf_file_name(shard, ".run/manifest.json", &path));
     if (access(path, F_OK) == 0) {
         if (sf_manifest_read(path, &manifest) != SF_OK) {
             sf_log(SF_LOG_WARN, "cannot tell whether this run has finished: %s", sf_error_text());

@@ -23,9 +23,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "base/rng.h"
-#include "coordinator/durable.h"
 #include "coordinator/resume_impl.h"
 
 enum { PENDING_MAX = 1024 };
@@ -54,7 +54,7 @@ sf_status sf_resume_compare(int output, int64_t output_bytes, const char *path,
     if (entry->offset + entry->bytes > output_bytes) return SF_OK;
     size_t bytes = (size_t)entry->bytes;
     SF_TRY(sf_buffer_reserve(buffer, bytes));
-    SF_TRY(sf_durable_read(output, path, entry->offset, bytes, buffer->bytes));
+    SF_TRY(sf_file_read(output, path, entry->offset, bytes, buffer->bytes));
     buffer->count = bytes;
     *equal_out = sf_hash64(buffer->bytes, bytes) == entry->digest;
     return SF_OK;
@@ -284,10 +284,10 @@ static sf_status open_output(struct reading *g)
 
 static sf_status name_files(struct sf_resume *r, const char *output, const char *journal)
 {
-    SF_TRY(sf_durable_name(output, "", &r->output));
-    SF_TRY(sf_durable_name(output, ".new", &r->output_new));
-    SF_TRY(sf_durable_name(journal, "", &r->journal));
-    return sf_durable_name(journal, ".new", &r->journal_new);
+    SF_TRY(sf_file_name(output, "", &r->output));
+    SF_TRY(sf_file_name(output, ".new", &r->output_new));
+    SF_TRY(sf_file_name(journal, "", &r->journal));
+    return sf_file_name(journal, ".new", &r->journal_new);
 }
 
 sf_status sf_resume_read(const char *output, const char *journal, struct sf_resume **resume_out)

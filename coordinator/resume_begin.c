@@ -27,7 +27,6 @@
 
 #include "base/files.h"
 #include "base/log.h"
-#include "coordinator/durable.h"
 #include "coordinator/resume_impl.h"
 
 enum { WRITE_BYTES = 1 << 20 };
@@ -162,10 +161,10 @@ static sf_status keep_parts(struct rewrite *w)
 static sf_status tidy(struct sf_resume *r)
 {
     if (r->moving) {
-        SF_TRY(sf_durable_rename(r->journal_new, r->journal));
+        SF_TRY(sf_file_rename(r->journal_new, r->journal));
         r->moving = 0;
     } else if (unlink(r->journal_new) == 0) {
-        SF_TRY(sf_durable_sync_folder(r->journal_new));
+        SF_TRY(sf_file_sync_folder(r->journal_new));
     } else if (errno != ENOENT) {
         return SF_FAIL(SF_IO, "%s: could not be removed: %s", r->journal_new, strerror(errno));
     }
@@ -189,8 +188,8 @@ static sf_status cut_output(struct rewrite *w)
         if (ftruncate(w->output, (off_t)w->output_bytes) != 0)
             return SF_FAIL(SF_IO, "%s: could not be cut: %s", r->output, strerror(errno));
     }
-    SF_TRY(sf_durable_sync(w->output, r->output));
-    return r->output_there ? SF_OK : sf_durable_sync_folder(r->output);
+    SF_TRY(sf_file_sync(w->output, r->output));
+    return r->output_there ? SF_OK : sf_file_sync_folder(r->output);
 }
 
 /* As readable as OUT is. */
@@ -235,7 +234,7 @@ sf_status sf_resume_begin(struct sf_resume *resume, int forget_errors,
         }
     }
     if (status == SF_OK && w.fresh_output >= 0)
-        status = sf_durable_rename(resume->output_new, resume->output);
+        status = sf_file_rename(resume->output_new, resume->output);
     if (status == SF_OK) status = sf_journal_move(w.fresh, resume->journal);
     resume->counts.output_bytes = w.fresh_bytes;
     sf_journal_reader_close(w.reader);
