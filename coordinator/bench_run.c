@@ -130,8 +130,11 @@ static sf_status answer_all(struct runner *r, int quiet)
     sf_status status = SF_OK;
     sf_progress_start(&progress, r->load->prompts, 0);
     while (status == SF_OK && !r->stopped && r->sum.answered < r->load->prompts) {
+        int32_t before = r->added;
         status = fill(r);
-        if (status == SF_OK) status = sf_engine_poll(r->engine, WAIT_MS);
+        /* What is sent makes room for more to wait. */
+        int more = r->added > before && r->added < r->load->prompts;
+        if (status == SF_OK) status = sf_engine_poll(r->engine, more ? 0 : WAIT_MS);
         struct sf_sched_load load = sf_engine_load(r->engine);
         if (!quiet) sf_progress_show(&progress, &r->sum, load.running, load.kv_use);
     }
