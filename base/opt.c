@@ -21,6 +21,7 @@ union value {
     uint8_t boolean;
     char text[SF_OPT_TEXT_MAX];
     struct sf_opt_ints ints;
+    struct sf_opt_pairs pairs;
 };
 
 /* A text built from pieces; what does not fit is dropped. */
@@ -31,6 +32,7 @@ static int parse_int(const char *text, const char **end_out, int64_t *value_out)
 static int parse_real(const char *text, double *value_out);
 static int parse_bytes(const char *text, int64_t *bytes_out);
 static int parse_ints(const struct sf_opt *row, const char *text, struct sf_opt_ints *ints);
+static int parse_pairs(const struct sf_opt *row, const char *text, struct sf_opt_pairs *pairs);
 static int in_range(const struct sf_opt *row, double value);
 static size_t field_bytes(enum sf_opt_type type);
 static void describe(const struct sf_opt *row, char *text, size_t bytes);
@@ -113,6 +115,9 @@ static int parse_value(const struct sf_opt *row, const char *text, union value *
     case SF_OPT_INTS:
         value->ints.count = SF_OPT_AUTO;
         return is_auto || parse_ints(row, text, &value->ints);
+    case SF_OPT_PAIRS:
+        value->pairs.count = SF_OPT_AUTO;
+        return is_auto || parse_pairs(row, text, &value->pairs);
     }
     SF_ASSERT(!"known option type");
     return 0;
@@ -134,6 +139,7 @@ static size_t field_bytes(enum sf_opt_type type)
     case SF_OPT_BOOL: return sizeof(uint8_t);
     case SF_OPT_STRING: return SF_OPT_TEXT_MAX;
     case SF_OPT_INTS: return sizeof(struct sf_opt_ints);
+    case SF_OPT_PAIRS: return sizeof(struct sf_opt_pairs);
     }
     SF_ASSERT(!"known option type");
     return 0;
@@ -192,6 +198,40 @@ static int parse_ints(const struct sf_opt *row, const char *text, struct sf_opt_
     if (bracket != (*at == ']')) return 0;
     at += bracket;
     return at[strspn(at, " ")] == '\0';
+}
+
+/* One character and the blanks behind it. */
+static int skip(const char **at, char c)
+{
+    if (**at != c) return 0;
+    *at += 1 + strspn(*at + 1, " ");
+    return 1;
+}
+
+static int parse_number(const struct sf_opt *row, const char **at, int32_t *out)
+{
+    int64_t value;
+    if (!parse_int(*at, at, &value) || value != (int32_t)value) return 0;
+    *at += strspn(*at, " ");
+    *out = (int32_t)value;
+    return in_range(row, (double)value);
+}
+
+/* "[[a, b], [c, d]]"; "[]" is no pair at all. */
+static int parse_pairs(const struct sf_opt *row, const char *text, struct sf_opt_pairs *pairs)
+{
+    const char *at = text + strspn(text, " ");
+    pairs->count = 0;
+    if (!skip(&at, '[')) return 0;
+    while (*at != ']') {
+        if (pairs->count == SF_OPT_PAIRS_MAX || (pairs->count > 0 && !skip(&at, ','))) return 0;
+        int32_t *pair = pairs->value[pairs->count++];
+        if (!skip(&at, '[') || !parse_number(row, &at, &pair[0]) || !skip(&at, ',') ||
+            !parse_number(row, &at, &pair[1]) || !skip(&at, ']'))
+            return 0;
+    }
+    skip(&at, ']');
+    return *at == '\0';
 }
 
 static const struct { const char *name; int shift; } byte_units[] = {
@@ -274,6 +314,18 @@ void sf_opt_get(const struct sf_opt *row, const void *cfg, char *text_out, size_
             add(&words, "%s%d", i == 0 ? "" : ", ", value.ints.value[i]);
         add(&words, "]");
         return;
+    case SF_OPT_PAIRS:
+        if (row->allow_auto && value.pairs.count == SF_OPT_AUTO) {
+            add(&words, "auto");
+            return;
+        }
+        SF_ASSERT(value.pairs.count >= 0 && value.pairs.count <= SF_OPT_PAIRS_MAX);
+        add(&words, "[");
+        for (int32_t i = 0; i < value.pairs.count; i++)
+            add(&words, "%s[%d, %d]", i == 0 ? "" : ", ", value.pairs.value[i][0],
+                value.pairs.value[i][1]);
+        add(&words, "]");
+        return;
     }
     SF_ASSERT(!"known option type");
 }
@@ -297,6 +349,10 @@ static void describe(const struct sf_opt *row, char *text, size_t bytes)
     case SF_OPT_INTS:
         add(&words, "a list like [14, 16] of at most %d integers%s", SF_OPT_INTS_MAX,
             ranged ? ", each" : "");
+        break;
+    case SF_OPT_PAIRS:
+        add(&words, "a list like [[0, 2], [3, 1]] of at most %d pairs%s", SF_OPT_PAIRS_MAX,
+            ranged ? ", each number" : "");
         break;
     }
     if (ranged && row->type == SF_OPT_BYTES) {

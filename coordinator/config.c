@@ -23,9 +23,10 @@ struct reader { yaml_parser_t parser; const struct sf_where *from; };
 struct labels { char **name; size_t count, capacity; };
 
 static sf_status read_file(const char *path, char **text_out, size_t *bytes_out);
+static sf_status apply_profiles(const struct sf_node *root, struct sf_config *cfg);
 static sf_status apply_environment(struct sf_node *root, struct labels *);
 static sf_status apply_sets(struct sf_node *root, const struct sf_config_sets *, struct labels *);
-static sf_status resolve_model(const struct sf_node *root, struct sf_config *cfg);
+static sf_status find_model(const struct sf_node *root, struct sf_config *cfg);
 static sf_status interpret(const char *name, const char *text, size_t bytes,
                            const struct sf_config_sets *, int from_file, struct sf_config *out);
 static sf_status read_root(struct reader *, struct sf_node **root_out);
@@ -56,7 +57,7 @@ void sf_config_free(struct sf_config *cfg)
     sf_stack_free(&cfg->kv.stack);
 }
 
-/* from_file: the environment has a say, and model.path is looked for. */
+/* from_file: the environment has a say, and the files that it names are looked for. */
 static sf_status interpret(const char *name, const char *text, size_t bytes,
                            const struct sf_config_sets *sets, int from_file, struct sf_config *out)
 {
@@ -81,7 +82,8 @@ static sf_status interpret(const char *name, const char *text, size_t bytes,
         snprintf(cfg->file, sizeof cfg->file, "%s", name);
         status = sf_tree_apply(root, cfg);
     }
-    if (status == SF_OK && from_file) status = resolve_model(root, cfg);
+    if (status == SF_OK && from_file) status = apply_profiles(root, cfg);
+    if (status == SF_OK && from_file) status = find_model(root, cfg);
 
     if (status == SF_OK) *out = *cfg;
     else if (cfg != NULL) sf_config_free(cfg);
@@ -205,18 +207,18 @@ static sf_status apply_environment(struct sf_node *root, struct labels *labels)
     return status;
 }
 
-/* ---- model.path ------------------------------------------------------------------------------ */
+/* ---- files that it names --------------------------------------------------------------------- */
 /* A relative path is tried as it stands, then beside the configuration, then in the three folders
- * above that: a shipped example works from any directory. */
-static sf_status resolve_model(const struct sf_node *root, struct sf_config *cfg)
+ * above that: a shipped example works from any directory.  path has SF_OPT_TEXT_MAX bytes. */
+static sf_status find_file(const struct sf_node *node, const char *key, const char *config,
+                           char *path)
 {
     enum { PARENTS = 3 };
-    const struct sf_node *node = sf_tree_find(sf_tree_find(root, "model"), "path");
-    char *path = cfg->model.path, tried[600];
+    char tried[600];
     if (path[0] == '\0' || access(path, F_OK) == 0) return SF_OK;
 
     size_t used = (size_t)snprintf(tried, sizeof tried, "%s", path);
-    char *folder = path[0] != '/' ? realpath(cfg->file, NULL) : NULL;
+    char *folder = path[0] != '/' ? realpath(config, NULL) : NULL;
     for (int up = 0; folder != NULL && up <= PARENTS; up++) {
         char *slash = strrchr(folder, '/'), candidate[SF_OPT_TEXT_MAX];
         if (slash == NULL) break;
@@ -233,7 +235,46 @@ static sf_status resolve_model(const struct sf_node *root, struct sf_config *cfg
     }
     free(folder);
     SF_ASSERT(node != NULL);
-    return sf_tree_fail(SF_IO, &node->at, "model.path: no such file; tried %s", tried);
+    return sf_tree_fail(SF_IO, &node->at, "%s: no such file; tried %s", key, tried);
+}
+
+static sf_status find_model(const struct sf_node *root, struct sf_config *cfg)
+{
+    return find_file(sf_tree_find(sf_tree_find(root, "model"), "path"), "model.path", cfg->file,
+                     cfg->model.path);
+}
+
+/* The profile that an entry names. */
+static sf_status apply_profile(const struct sf_node *map, const char *config, char *path,
+                               struct sf_stack_entry *entry)
+{
+    struct sf_where from = { .origin = SF_FROM_FILE, .name = path, .line = 1, .column = 1 };
+    struct sf_node *profile = NULL;
+    char *text;
+    size_t bytes;
+    if (path[0] == '\0') return SF_OK;
+    SF_TRY(find_file(map, "profile", config, path));
+    SF_TRY(read_file(path, &text, &bytes));
+    sf_status status = sf_tree_read(&from, text, bytes, &profile);
+    free(text);
+    if (status == SF_OK) status = sf_tree_profile(profile, map, entry);
+    sf_tree_free(profile);
+    return status;
+}
+
+/* Afterwards all that profiles say stands in the entries: the resolved text needs no other file. */
+static sf_status apply_profiles(const struct sf_node *root, struct sf_config *cfg)
+{
+    const struct sf_node *list = sf_tree_find(sf_tree_find(root, "kv_cache"), "methods");
+    for (int32_t i = 0; i < cfg->kv.stack.entries; i++) {
+        struct sf_stack_entry *entry = &cfg->kv.stack.entry[i];
+        if (entry->method->opts == NULL) continue;
+        const struct sf_opt *row = sf_opt_find(entry->method->opts, "profile");
+        if (row != NULL)
+            SF_TRY(apply_profile(list->item[i].value, cfg->file, (char *)entry->cfg + row->offset,
+                                 entry));
+    }
+    return SF_OK;
 }
 
 /* ---- YAML ------------------------------------------------------------------------------------ */

@@ -16,6 +16,7 @@ static sf_status apply_value(const struct sf_opt *row, const char *prefix, const
 static sf_status apply_methods(const struct sf_node *, struct sf_config *);
 static sf_status apply_entry(const struct sf_node *, int32_t index, struct sf_config *);
 static sf_status list_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
+static sf_status pairs_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
 static sf_status unknown_key(const struct sf_node_item *, const struct sf_section *);
 static sf_status cross_check(const struct sf_node *root, const struct sf_config *);
 
@@ -75,11 +76,14 @@ static sf_status apply_section(const struct sf_section *section, const struct sf
 static sf_status apply_value(const struct sf_opt *row, const char *prefix,
                              const struct sf_node *node, void *cfg)
 {
-    char name[160], list[SF_OPT_INTS_MAX * 12 + 4];
+    char name[160], list[SF_OPT_VALUE_BYTES];
     const char *text = node->text;
     snprintf(name, sizeof name, "%s%s", prefix, row->key);
     if (node->kind == SF_NODE_LIST && row->type == SF_OPT_INTS) {
         SF_TRY(list_text(node, name, list, sizeof list));
+        text = list;
+    } else if (node->kind == SF_NODE_LIST && row->type == SF_OPT_PAIRS) {
+        SF_TRY(pairs_text(node, name, list, sizeof list));
         text = list;
     } else if (node->kind != SF_NODE_TEXT) {
         return sf_tree_fail(SF_INVALID, &node->at, "%s takes one value, not a %s", name,
@@ -111,6 +115,25 @@ static sf_status list_text(const struct sf_node *list, const char *what, char *o
         used += (size_t)snprintf(out + used, bytes - used, "%s%s", i == 0 ? "" : ", ", value->text);
         if (used + 1 >= bytes)
             return sf_tree_fail(SF_INVALID, &value->at, "%s is too long a list", what);
+    }
+    snprintf(out + used, bytes - used, "]");
+    return SF_OK;
+}
+
+/* "[[1, 2], [3, 4]]" of a list of lists. */
+static sf_status pairs_text(const struct sf_node *list, const char *what, char *out, size_t bytes)
+{
+    size_t used = (size_t)snprintf(out, bytes, "[");
+    for (size_t i = 0; i < list->items; i++) {
+        const struct sf_node *pair = list->item[i].value;
+        char text[64];
+        if (pair->kind != SF_NODE_LIST || pair->items != 2)
+            return sf_tree_fail(SF_INVALID, &pair->at, "%s is a list of pairs such as [0, 2]",
+                                what);
+        SF_TRY(list_text(pair, what, text, sizeof text));
+        if (used + strlen(text) + 4 >= bytes)
+            return sf_tree_fail(SF_INVALID, &pair->at, "%s is too long a list", what);
+        used += (size_t)snprintf(out + used, bytes - used, "%s%s", i == 0 ? "" : ", ", text);
     }
     snprintf(out + used, bytes - used, "]");
     return SF_OK;
@@ -248,6 +271,23 @@ static sf_status apply_entry(const struct sf_node *map, int32_t index, struct sf
         } else {
             return unknown_option(item, method);
         }
+    }
+    return SF_OK;
+}
+
+sf_status sf_tree_profile(const struct sf_node *profile, const struct sf_node *map,
+                          struct sf_stack_entry *entry)
+{
+    if (profile->kind != SF_NODE_MAP)
+        return sf_tree_fail(SF_INVALID, &profile->at, "a profile is a mapping such as"
+                            " {retrieval_heads: [[0, 2]]}");
+    for (size_t i = 0; i < profile->items; i++) {
+        const struct sf_node_item *item = &profile->item[i];
+        const struct sf_opt *row = sf_opt_find(entry->method->opts, item->key);
+        int given = row == NULL || strcmp(row->key, "profile") == 0;
+        for (size_t k = 0; k < map->items && !given; k++)
+            given = sf_opt_find(entry->method->opts, map->item[k].key) == row;
+        if (!given) SF_TRY(apply_value(row, "", item->value, entry->cfg));
     }
     return SF_OK;
 }

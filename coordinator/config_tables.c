@@ -138,8 +138,8 @@ const struct sf_section sf_config_sections[] = {
 };
 
 const char *const sf_methods_to_come[] = {
-    "loopserve", "x_ecomla", "kvcrush", "gear", "mikv", "minicache", "razor_attention", "lococo",
-    "zipvl", "scissorhands", "kv_heads", "speckv", "specpc", "sigma_diffqkv", "ems", "xkv",
+    "loopserve", "x_ecomla", "kvcrush", "gear", "mikv", "minicache", "lococo", "zipvl",
+    "scissorhands", "kv_heads", "speckv", "specpc", "sigma_diffqkv", "ems", "xkv",
     "sub_moe", "sentencekv", NULL
 };
 

@@ -7,7 +7,6 @@
 #include "kvshard/methods.h"
 
 /* Longest text form of an option: a list of SF_OPT_INTS_MAX numbers. */
-enum { VALUE_BYTES = SF_OPT_INTS_MAX * 13 + 3 };
 
 static void write_table(FILE *, const struct sf_opt *table, const void *cfg, int indent);
 static void write_methods(FILE *, const struct sf_stack *);
@@ -46,10 +45,10 @@ sf_status sf_config_text(const struct sf_config *cfg, char **text_out)
 static void write_table(FILE *out, const struct sf_opt *table, const void *cfg, int indent)
 {
     for (const struct sf_opt *row = table; row != NULL && row->key != NULL; row++) {
-        char value[VALUE_BYTES];
+        char value[SF_OPT_VALUE_BYTES];
         sf_opt_get(row, cfg, value, sizeof value);
         fprintf(out, "%*s%s: ", indent, "", row->key);
-        if (row->type == SF_OPT_INTS) fprintf(out, "%s", value);
+        if (row->type == SF_OPT_INTS || row->type == SF_OPT_PAIRS) fprintf(out, "%s", value);
         else write_text(out, value);
         fputc('\n', out);
     }
@@ -182,6 +181,7 @@ static void write_doc_row(FILE *out, const struct sf_opt *row)
         break;
     case SF_OPT_STRING: fprintf(out, "text"); break;
     case SF_OPT_INTS: fprintf(out, "list of integers"); break;
+    case SF_OPT_PAIRS: fprintf(out, "list of pairs"); break;
     }
     if (row->allow_auto) fprintf(out, ", auto");
     fprintf(out, " | %s%s%s", row->fallback[0] != '\0' ? "`" : "", row->fallback,

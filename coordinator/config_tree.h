@@ -65,6 +65,10 @@ sf_status sf_tree_fail(sf_status code, const struct sf_where *at, const char *fo
 /* ---- config_apply.c ---- */
 /* The tree's values into a config that holds the defaults. */
 sf_status sf_tree_apply(const struct sf_node *root, struct sf_config *cfg);
+/* What a profile says of the method's options, but for those that the entry itself (`map`) gives.
+ * Its other keys are notes of whoever made it. */
+sf_status sf_tree_profile(const struct sf_node *profile, const struct sf_node *map,
+                          struct sf_stack_entry *);
 
 /* ---- config_tables.c: the sections of the file, in its order, closed by a NULL name ---- */
 struct sf_section { const char *name; const struct sf_opt *table; const char *help; };

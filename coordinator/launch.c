@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/log.h"
 
 enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20 };
 
@@ -118,12 +119,41 @@ static sf_status make_plan(struct sf_launch *launch)
     return SF_OK;
 }
 
+static const char *entry_text(const struct sf_stack_entry *entry, const char *key)
+{
+    const struct sf_opt *row =
+        entry->method->opts == NULL ? NULL : sf_opt_find(entry->method->opts, key);
+    return row == NULL ? "" : (const char *)entry->cfg + row->offset;
+}
+
+/* Rank 0: what was learnt about a model is used with that model only. */
+static sf_status check_profiles(struct sf_launch *launch)
+{
+    const struct sf_stack *stack = &launch->config.kv.stack;
+    for (int32_t i = 0; i < stack->entries; i++) {
+        const struct sf_stack_entry *entry = &stack->entry[i];
+        const char *profile = entry_text(entry, "profile");
+        const char *digest = entry_text(entry, "model_sha256");
+        if (digest[0] == '\0' && profile[0] != '\0')
+            sf_log(SF_LOG_WARN, "%s does not say which model it is of (model_sha256)", profile);
+        if (digest[0] == '\0') continue;
+        if (launch->model_sha256[0] == '\0')
+            SF_TRY(sf_model_sha256(launch->model, launch->model_sha256));
+        if (strcmp(digest, launch->model_sha256) != 0)
+            return SF_FAIL(SF_INVALID, "method %s: %s is of a model with SHA-256 %.64s, but that of"
+                           " %s is %s", entry->method->name,
+                           profile[0] != '\0' ? profile : "its profile", digest,
+                           launch->config.model.path, launch->model_sha256);
+    }
+    return SF_OK;
+}
+
 /* Rank 0: whether a resume goes on with the job that was begun. */
 static sf_status check_job(struct sf_launch *launch, const struct sf_run_files *files)
 {
-    if (files->input == NULL) return SF_OK;
-    SF_TRY(sf_model_sha256(launch->model, launch->model_sha256));
-    if (!files->resume) return SF_OK;
+    if (files->input != NULL) SF_TRY(sf_model_sha256(launch->model, launch->model_sha256));
+    SF_TRY(check_profiles(launch));
+    if (files->input == NULL || !files->resume) return SF_OK;
     return sf_run_check_same(files, &launch->config, launch->model_sha256);
 }
 

@@ -31,7 +31,8 @@ struct sf_launch {
     struct sf_rank rank;
     int32_t *heads;                     /* [layers here] behind rank.heads */
     int64_t records;                    /* of the input; rank 0 only */
-    char model_sha256[65];              /* rank 0 only, and only with records */
+    char model_sha256[65];              /* rank 0 only, where records or a
+                                           profile ask for it; else empty */
 };
 
 /* Collective over world. On failure everything is freed. */

@@ -60,7 +60,7 @@ struct sf_shape {                         /* whole model, before placement; arra
 struct sf_spot { int32_t layer, head_global, prompt, tokens; }; /* tokens: prompt + generated */
 struct sf_foot {                          /* one lane at one length; account.c turns it to bytes */
     int32_t slots_lo[SF_TIERS], slots_hi[SF_TIERS]; /* equal where the data do not decide */
-    int32_t slots_peak;                   /* most slots at once while the prompt runs */
+    int32_t slots_peak;                   /* most slots at once before the first edit */
     /* The lane's budget; 0 = none.  An edit of a lane that holds slots_trigger slots or more leaves
      * at most slots_keep, or what is protected where that is more. */
     int32_t slots_trigger, slots_keep;

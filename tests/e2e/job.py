@@ -119,6 +119,14 @@ run: {{deterministic: {"true" if deterministic else "false"}}}
 {extra}"""
 
 
+def stack(recent):
+    """Two methods that edit in prompt and answer, each on half of the layers."""
+    return ("methods: [{name: window, num_sink_tokens: 4, recent_tokens: %d, layers: 15-29}, "
+            "{name: razor_attention, retrieval_heads: [[3, 1], [9, 0], [20, 2]], layers: 0-14, "
+            "min_window_tokens: %d, window_divisor: 50, min_dropped_tokens: 2, fold_tokens: 3}]"
+            % (recent, recent))
+
+
 def records(bodies, chat=False):
     url = "/v1/chat/completions" if chat else "/v1/completions"
     lines = [json.dumps({"custom_id": name, "method": "POST", "url": url, "body": body})

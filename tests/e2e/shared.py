@@ -5,7 +5,7 @@ The same records (a long common instruction with different questions, some twice
 sampled, with penalties, several choices and scored prompts) run deterministic in f32
 
     without prefix caching (the reference) and with it, on one rank and in tensor 2 x pipeline 2,
-    with the method `window` (and a reference of its own),
+    with a stack of methods that drop and fold (and a reference of its own),
     in a cache so small that blocks are evicted and sequences preempted,
     in reverse order, one at a time, and as two data-parallel groups.
 
@@ -52,8 +52,8 @@ def make_records(reverse=False, only=RECORDS):
     return job.records(bodies[::-1] if reverse else bodies)
 
 
-def config(tensor=1, pipeline=1, data=1, prefix=True, seqs=12, window=False, memory=None):
-    methods = "methods: [{name: window, num_sink_tokens: 4, recent_tokens: 48}]" if window else ""
+def config(tensor=1, pipeline=1, data=1, prefix=True, seqs=12, stack=False, memory=None):
+    methods = job.stack(48) if stack else ""
     parts = [part for part in (f"memory: {memory}" if memory else "", methods) if part]
     extra = f"kv_cache: {{{', '.join(parts)}}}\n" if parts else ""
     text = job.config("f32", tensor, pipeline, data, True, seqs, extra)
@@ -106,14 +106,14 @@ def main():
                   prefix=False)
     preempted = totals.get("preempted", 0) + none.get("preempted", 0)
     tally.true("little memory: preempted", preempted > 0, f"{totals} {none}")
-    windowed, _ = one(tally, "window, without sharing", None, prefix=False, window=True)
-    _, totals = one(tally, "window, shared", windowed, window=True)
-    tally.true("window, shared: reused", totals.get("reused_tokens", 0) > 0, str(totals))
+    edited, _ = one(tally, "methods, without sharing", None, prefix=False, stack=True)
+    _, totals = one(tally, "methods, shared", edited, stack=True)
+    tally.true("methods, shared: reused", totals.get("reused_tokens", 0) > 0, str(totals))
     if job.has_ranks():
         one(tally, "shared, tensor 2 x pipeline 2, reverse order", reference, ranks=4, tensor=2,
             pipeline=2, reverse=True)
         one(tally, "shared, data 2", reference, ranks=2, data=2)
-        one(tally, "window, shared, pipeline 2", windowed, ranks=2, pipeline=2, window=True)
+        one(tally, "methods, shared, pipeline 2", edited, ranks=2, pipeline=2, stack=True)
     tally.end()
 
 

@@ -7,7 +7,7 @@ Undisturbed, it is the reference.  Then the same job is disturbed and resumed un
     kill     kill -9 of a random rank at a random moment, once or twice
     drain    SIGUSR1 to a random rank at a random moment: exit code 75
     disk     the output on a file system that is full before the job is done, then has room again
-    window   kill -9, with the method `window` on (and a reference of its own)
+    stack    kill -9, with methods on that drop and fold (and a reference of its own)
     layout   kill -9, then resumed as tensor 1 x pipeline 2, and as a single rank
     torn     cut anywhere: the last line of the output and the journal are torn, as by a dead node
 
@@ -55,9 +55,9 @@ def make_records():
     return job.records([(f"r{i}", body_of(i, rng)) for i in range(RECORDS)])
 
 
-def config(tensor=LAYOUT[0], pipeline=LAYOUT[1], window=False):
-    extra = "kv_cache: {methods: [{name: window, num_sink_tokens: 4, recent_tokens: 24}]}\n"
-    text = job.config("f32", tensor, pipeline, 1, True, 64, extra if window else "")
+def config(tensor=LAYOUT[0], pipeline=LAYOUT[1], stack=False):
+    extra = f"kv_cache: {{{job.stack(24)}}}\n" if stack else ""
+    text = job.config("f32", tensor, pipeline, 1, True, 64, extra)
     return text.replace("run: {", f"run: {{checkpoint_interval_s: {CHECKPOINT_S}, "
                                   "rank_timeout_s: 20, ")
 
@@ -65,9 +65,9 @@ def config(tensor=LAYOUT[0], pipeline=LAYOUT[1], window=False):
 class Job:
     """One job in a folder of its own, started as often as it takes."""
 
-    def __init__(self, window=False, output=None, folder=None):
+    def __init__(self, stack=False, output=None, folder=None):
         self.folder = folder or job.Folder()
-        self.window = window
+        self.stack = stack
         self.given = self.folder.file("in.jsonl", make_records())
         self.output = output or self.folder.file("out.jsonl")
         self.runs, self.stderr = 0, ""
@@ -75,7 +75,7 @@ class Job:
 
     def start(self, tensor=LAYOUT[0], pipeline=LAYOUT[1], arguments=()):
         self.runs += 1
-        name = self.folder.file(f"job{self.runs}.yaml", config(tensor, pipeline, self.window))
+        name = self.folder.file(f"job{self.runs}.yaml", config(tensor, pipeline, self.stack))
         line = job.command(tensor * pipeline, ["run", name, "--input", self.given, "--output",
                                                self.output, *arguments], 300)
         # pylint: disable=consider-using-with
@@ -163,10 +163,10 @@ def kill(process, rank):
             pass
 
 
-def kill_at_random(tally, seed, reference, window=False, layouts=(LAYOUT,)):
+def kill_at_random(tally, seed, reference, stack=False, layouts=(LAYOUT,)):
     rng = random.Random(seed)
-    disturbed = Job(window)
-    what = f"kill, seed {seed}" + (", window" if window else "") + \
+    disturbed = Job(stack)
+    what = f"kill, seed {seed}" + (", methods" if stack else "") + \
         (", other layouts" if len(layouts) > 1 else "")
     lines, arguments = 0, []
     for _ in range(rng.randint(1, 2)):
@@ -251,15 +251,15 @@ def torn(tally, reference):
     resume_to_the_end(tally, "torn files", disturbed, reference)
 
 
-def reference_of(tally, window=False):
-    undisturbed = Job(window)
+def reference_of(tally, stack=False):
+    undisturbed = Job(stack)
     began = time.monotonic()
     code = undisturbed.finish(undisturbed.start())
     took = time.monotonic() - began
     if not tally.check("undisturbed: exit code", code, 0):
         print(undisturbed.stderr[-3000:])
         tally.end()
-    print(f"  figure: survive undisturbed{', window' if window else ''}: {took:.1f} s")
+    print(f"  figure: survive undisturbed{', methods' if stack else ''}: {took:.1f} s")
     answers = undisturbed.answers()
     tally.check("undisturbed: answers", len(answers), RECORDS)
     undisturbed.folder.remove()
@@ -281,9 +281,9 @@ def main():
     full_disk(tally, reference)
     torn(tally, reference)
     kill_at_random(tally, 200, reference, layouts=((1, 2), (1, 1)))
-    windowed = reference_of(tally, window=True)
+    edited = reference_of(tally, stack=True)
     for seed in range(max(1, times // 4)):
-        kill_at_random(tally, 300 + seed, windowed, window=True)
+        kill_at_random(tally, 300 + seed, edited, stack=True)
     tally.end()
 
 

@@ -16,6 +16,7 @@ struct config {
     int32_t dtype;
     char profile[SF_OPT_TEXT_MAX];
     struct sf_opt_ints layers, ids;
+    struct sf_opt_pairs heads, any;
     uint8_t after;
 };
 
@@ -41,6 +42,8 @@ static const struct sf_opt table[] = {
     ROW("pipeline_layers", SF_OPT_INTS, layers, "auto", .min = 1, .max = 512, .allow_auto = 1,
         .unit = "layers"),
     ROW("ids", SF_OPT_INTS, ids, "[]"),
+    ROW("retrieval_heads", SF_OPT_PAIRS, heads, "auto", .min = 0, .max = 99, .allow_auto = 1),
+    ROW("pairs", SF_OPT_PAIRS, any, "[]"),
     { .key = "expert_parallel_size", .type = SF_OPT_INT32, .min = 1, .max = 8, .fallback = "1",
       .offset = offsetof(struct config, stage) },
     { .key = "checkpoint_kv", .type = SF_OPT_BOOL, .fallback = "false",
@@ -112,6 +115,9 @@ static void test_accepted(void)
         { "pipeline_layers", "[14, 16]", "[14, 16]" }, { "pipeline_layers", "14,16", "[14, 16]" },
         { "pipeline_layers", " [ 1 ] ", "[1]" }, { "pipeline_layers", "auto", "auto" },
         { "ids", "", "[]" }, { "ids", "[-5,5]", "[-5, 5]" }, { "ids", "[ ]", "[]" },
+        { "retrieval_heads", "auto", "auto" }, { "retrieval_heads", "[]", "[]" },
+        { "retrieval_heads", "[[0, 2], [99,0]]", "[[0, 2], [99, 0]]" },
+        { "pairs", " [ [ -1 , 2 ] ] ", "[[-1, 2]]" },
         { "expert_parallel_size", "1", "1" }, { "checkpoint_kv", "false", "false" },
     };
     start();
@@ -143,6 +149,9 @@ static void test_refused(void)
         { "dtype", { "", "BF16", "bf1", "f32,bf16" } },
         { "pipeline_layers", { "[", "]", "[1", "1]", "[1,]", "1,", ",1", "[1 2]", "[0]", "[513]",
                                "[a]", "[1] 2", "[[1]]", "1.5", "[4294967297]" } },
+        { "retrieval_heads", { "", "[", "]", "1,2", "[1, 2]", "[[1]]", "[[1, 2]", "[[1, 2],]",
+                               "[[1, 2] [3, 4]]", "[[1, 2, 3]]", "[[1, -1]]", "[[100, 1]]",
+                               "[[1, 2]] 3", "[[1, 4294967297]]", "[[1, 2.5]]", "[[,]]" } },
     };
     start();
     struct config untouched = config;
@@ -211,6 +220,19 @@ static void test_long(void)
     SF_CHECK_INT(config.ids.value[SF_OPT_INTS_MAX - 1], -1000 * (SF_OPT_INTS_MAX - 1));
     snprintf(text + used, sizeof text - used, ",1");
     SF_CHECK_FAILS(set("ids", text), SF_INVALID);
+
+    static char pairs[SF_OPT_VALUE_BYTES], back[SF_OPT_VALUE_BYTES];
+    used = (size_t)snprintf(pairs, sizeof pairs, "[");
+    for (int i = 0; i < SF_OPT_PAIRS_MAX; i++)
+        used += (size_t)snprintf(pairs + used, sizeof pairs - used, "%s[-2147483648, 2147483647]",
+                                 i ? ", " : "");
+    snprintf(pairs + used, sizeof pairs - used, "]");
+    SF_CHECK_OK(set("pairs", pairs));
+    SF_CHECK_INT(config.any.count, SF_OPT_PAIRS_MAX);
+    sf_opt_get(sf_opt_find(table, "pairs"), &config, back, sizeof back);
+    SF_CHECK_STR(back, pairs);
+    snprintf(pairs + used, sizeof pairs - used, ", [1, 2]]");
+    SF_CHECK_FAILS(set("pairs", pairs), SF_INVALID);
 
     char small[8];
     memset(small, 'z', sizeof small);

@@ -455,6 +455,65 @@ static void finds_the_model(void)
 /* ---- docs ------------------------------------------------------------------------------------ */
 static const char doc_path[] = SHEAF_SOURCE_DIR "/docs/config.md";
 
+static void write_named(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    SF_CHECK(file != NULL);
+    if (file == NULL) return;
+    SF_CHECK(fputs(text, file) >= 0);
+    fclose(file);
+}
+
+/* A profile's values go into the entry, but for those that the entry has itself. */
+static void profiles(void)
+{
+    static const char profile[] = "retrieval_heads: [[0, 2], [29, 1]]\nnum_sink_tokens: 7\n"
+                                  "window_divisor: 9\nseed: 0\nscores: {echo: [[0.5]]}\n";
+    static const struct bad table[] = {
+        { "retrieval_heads: [[0, 2], 3]\n", "profile.yaml:1:27: error: retrieval_heads is a list of"
+          " pairs such as [0, 2]" },
+        { "retrieval_heads: [[0, x]]\n", "profile.yaml:1:18: error: retrieval_heads is"
+          " '[[0, x]]'; allowed: a list like [[0, 2], [3, 1]] of at most 2048 pairs, each number"
+          " from 0 to 100000, or auto" },
+        { "- 1\n", "profile.yaml:1:1: error: a profile is a mapping such as"
+          " {retrieval_heads: [[0, 2]]}" },
+        { "a: [\n", "profile.yaml:2:1: error: not YAML: while parsing a flow node, did not find"
+          " expected node content" },
+    };
+    static const char text[] = V "kv_cache: {methods: [{name: razor_attention, profile:"
+                                 " profile.yaml, window_divisor: 3}]}\n";
+    struct sf_config cfg, again;
+    char *resolved = NULL;
+    char folder[] = "/tmp/sheaf-profile-XXXXXX", before[1024], words[256];
+    SF_MUST(getcwd(before, sizeof before) && mkdtemp(folder) && chdir(folder) == 0 ? SF_OK : SF_IO);
+    write_named("job.yaml", text);
+    write_named("profile.yaml", profile);
+    SF_MUST(sf_config_load("job.yaml", NULL, &cfg));
+    const struct sf_stack_entry *entry = &cfg.kv.stack.entry[0];
+    SF_CHECK_STR(option(entry, "retrieval_heads"), "[[0, 2], [29, 1]]");
+    SF_CHECK_STR(option(entry, "num_sink_tokens"), "7");
+    SF_CHECK_STR(option(entry, "window_divisor"), "3");
+    SF_MUST(sf_config_text(&cfg, &resolved));
+    unlink("profile.yaml");             /* the resolved text needs it no more */
+    SF_MUST(sf_config_parse("job.yaml", resolved, strlen(resolved), NULL, &again));
+    SF_CHECK_STR(option(&again.kv.stack.entry[0], "retrieval_heads"), "[[0, 2], [29, 1]]");
+    sf_config_free(&again);
+    sf_config_free(&cfg);
+    free(resolved);
+    SF_CHECK_FAILS(sf_config_load("job.yaml", NULL, &cfg), SF_IO);
+    snprintf(words, sizeof words, "job.yaml:2:22: error: profile: no such file; tried profile.yaml,"
+             " %s/profile.yaml,", folder);
+    SF_CHECK(strncmp(sf_error_text(), words, strlen(words)) == 0);
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        write_named("profile.yaml", table[i].text);
+        SF_CHECK(sf_status_exit_code(sf_config_load("job.yaml", NULL, &cfg)) == 2);
+        SF_CHECK_STR(sf_error_text(), table[i].words);
+    }
+    unlink("profile.yaml");
+    unlink("job.yaml");
+    SF_MUST(chdir(before) == 0 && rmdir(folder) == 0 ? SF_OK : SF_IO);
+}
+
 static void docs_are_fresh(void)
 {
     char *text = NULL;
@@ -495,6 +554,7 @@ static const struct sf_test tests[] = {
     { "sets_of_lists", sets_of_lists },
     { "expands_environment", expands_environment },
     { "finds_the_model", finds_the_model },
+    { "profiles", profiles },
     { "docs_are_fresh", docs_are_fresh },
     { NULL, NULL }
 };
