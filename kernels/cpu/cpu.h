@@ -6,7 +6,7 @@
 #include "kernels/device.h"
 
 struct sf_products;                     /* product.h */
-struct sf_attention;                    /* attend.c */
+struct sf_attention;                    /* tile.h */
 
 struct sf_cpu {
     const struct sf_cpu_isa *isa;
