@@ -24,7 +24,8 @@ struct sf_tile {
     const struct sf_lane_job *lane;
     int32_t vector, vectors;            /* first of the lane, count */
     int32_t splits;                     /* of the lane up to the last slot that is seen */
-    float *kept;                        /* attend: states of a cut tile; NULL if it is not cut */
+    float *kept;                        /* attend: states of a cut tile, or NULL; columns: a mean
+                                           for each row */
 };
 struct sf_unit {
     int32_t tile, first, end;           /* attend: splits; columns: slots */

@@ -30,6 +30,7 @@ const struct shape shapes[] = {
             1 },
     { "value dim 1", SF_BF16, SF_F32, 16, 16, 1, 2, 1, { 50 }, { 5 }, 0, 0, 1, 0, 1 },
     { "a latent", SF_BF16, SF_F32, 16, 576, 512, 16, 1, { 600 }, { 2 }, 0, 0, 1, 0, 1 },
+    { "40 heads", SF_BF16, SF_F32, 16, 16, 16, 40, 2, { 40, 530 }, { 3, 25 }, 10, 0, 1, 1, 1 },
     { "holes", SF_BF16, SF_F32, 16, 64, 64, 3, 4, { 40, 530, 1100, 16 }, { 12, 30, 1, 3 }, 30, 0, 1,
       0, 1 },
     { "mostly holes", SF_F32, SF_F32, 16, 16, 16, 2, 4, { 40, 530, 1100, 16 }, { 12, 30, 1, 3 }, 97,
@@ -99,10 +100,9 @@ void lane_fill(const struct problem *p, unsigned char *pool, int lane, int32_t s
 
 unsigned char *pool_make(const struct problem *p)
 {
-    int32_t pages = pages_total(p->shape);
-    size_t bytes = (size_t)(pages + 1) * p->page_bytes;
+    size_t bytes = (size_t)p->pool_pages * p->page_bytes;
     unsigned char *pool = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    for (int32_t i = 0; i <= pages; i++)
+    for (int32_t i = 0; i < p->pool_pages; i++)
         p->ref->k->kv_clear(p->ref, &p->layout, pool + (size_t)i * p->page_bytes);
     return pool;
 }
@@ -132,6 +132,7 @@ void problem_make(struct problem *p, const struct shape *s, struct sf_device *re
     p->layout = (struct sf_layout){ s->dtype, s->page_slots, s->k_dim, s->v_dim };
     p->page_bytes = sf_layout_page_bytes(&p->layout) + 64;
     int32_t pages = pages_total(s), at = 0;
+    p->pool_pages = pages + 1;
     p->pages = malloc((size_t)(pages + 1) * sizeof *p->pages);
     for (int32_t i = 0; i < pages; i++) p->pages[i] = pages - i;     /* page 0 is nobody's */
     for (int i = 0; i < s->lanes; i++) {

@@ -30,6 +30,7 @@ struct problem {
     size_t page_bytes, rows, q_stride, out_bytes, elements;
     unsigned char *pool;
     int32_t *pages;                     /* of all lanes */
+    int32_t pool_pages;                 /* with page 0, which is nobody's */
     float *q;
     int32_t *row_pos;
     struct sf_lane_job lane[LANES_MAX];
