@@ -13,6 +13,16 @@ struct sf_backend {
     void (*describe)(char *text_out, size_t bytes);             /* NULL: nothing to say */
 };
 
+/* The job of attend that looks at what a job of columns looks at; it has no outputs. */
+static inline struct sf_attend_job sf_columns_view(const struct sf_columns_job *job)
+{
+    return (struct sf_attend_job){
+        .layout = job->layout, .pool = job->pool, .page_bytes = job->page_bytes, .q = job->q,
+        .q_stride = job->q_stride, .scale = job->scale, .window = job->window,
+        .row_pos = job->row_pos, .lane = job->lane, .lanes = job->lanes
+    };
+}
+
 extern const struct sf_backend sf_backend_ref, sf_backend_cpu;
 
 SF_C_END

@@ -64,6 +64,46 @@ struct sf_attend_job {
     float *lse;                         /* [rows][q heads] log-sum-exp of the logits, or NULL */
     size_t lse_stride;
 };
+/* Statistics of attention: what each slot of a lane is given by the rows of a call, from the same
+ * queries and slots and the lse that attend has left for them.
+ *
+ *   w_hs = e^(scale * q_h.k_s + bias_s - lse_h)    for a slot that the row sees, else 0
+ *   w_s  = fold of w_hs over the lane's query heads, in their order
+ *
+ * Then the rows, in their order, change the slot's mass; each step is rounded to f32, and a slot's
+ * mass depends on nothing but itself and its rows.  So the bits are the same whether the rows come
+ * in one call or in several, whatever the threads.
+ *
+ *   SUM         mass += w_s                       if the row sees the slot
+ *   MAX         mass = max(mass, w_s)             if the row sees the slot
+ *   DECAY       mass = mass * decay + w_s         if the slot is there for the row (window or not)
+ *   BELOW_MEAN  mass += w_s < 1 / n ? 1 : 0       if the row sees the slot; n: slots it sees; a
+ *                                                 weight of 1 / n up to rounding may be either
+ *
+ * Holes are never touched.  A head whose lse is -inf weighs 0, and a row of which all heads are so
+ * changes nothing (but DECAY, where it passes as any other). */
+enum sf_row_fold { SF_ROWS_SUM, SF_ROWS_MAX, SF_ROWS_DECAY, SF_ROWS_BELOW_MEAN };
+enum sf_head_fold { SF_HEADS_SUM, SF_HEADS_MEAN, SF_HEADS_MAX };
+/* layout .. lanes: as in sf_attend_job, but a lane may name only the last of its rows there, and no
+ * two lanes share a page. */
+struct sf_columns_job {
+    struct sf_layout layout;
+    const unsigned char *pool;
+    size_t page_bytes;
+    const float *q;
+    size_t q_stride;
+    float scale;
+    int32_t window;
+    const int32_t *row_pos;             /* host */
+    const struct sf_lane_job *lane;     /* host */
+    int32_t lanes;
+    const float *lse;                   /* [rows][q heads], of attend */
+    size_t lse_stride;
+    enum sf_row_fold fold;
+    enum sf_head_fold head_fold;
+    float decay;                        /* of a row, SF_ROWS_DECAY */
+    float *mass;                        /* [pages of the pool][page_slots], never negative */
+};
 /* New slots of one lane from rows of k and v; `slot_first` is physical, pages are there already. */
 struct sf_append_lane {
     const int32_t *pages;               /* host */
@@ -152,6 +192,7 @@ struct sf_kernels {
                     size_t page_bytes, const struct sf_slot_list *, float *k, float *v,
                     float *bias_host, int32_t *pos_host);
     void (*attend)(struct sf_device *, const struct sf_attend_job *);
+    void (*columns)(struct sf_device *, const struct sf_columns_job *);
 };
 
 SF_C_END

@@ -75,6 +75,7 @@ static void tables_fill(void)
         sf_cpu_mat_fill(k);
         sf_cpu_cache_fill(k);
         k->attend = sf_cpu_attend;
+        k->columns = sf_cpu_columns;
     }
 }
 

@@ -6,7 +6,7 @@
 #include "kernels/device.h"
 
 struct sf_products;                     /* product.h */
-struct sf_attention;                    /* attend.c */
+struct sf_attention;                    /* tile.h */
 
 struct sf_cpu {
     const struct sf_cpu_isa *isa;
@@ -25,6 +25,7 @@ void sf_cpu_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
 void sf_cpu_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
 void sf_cpu_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
 void sf_cpu_attend(struct sf_device *, const struct sf_attend_job *);
+void sf_cpu_columns(struct sf_device *, const struct sf_columns_job *);
 
 sf_status sf_cpu_attention_create(int32_t threads, struct sf_attention **out);
 void      sf_cpu_attention_destroy(struct sf_attention *);

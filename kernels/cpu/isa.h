@@ -1,6 +1,6 @@
-/* kernels/cpu/isa.h: what is compiled once per instruction set (attend.inc, rows.inc), as a table
- * that is chosen when a device is opened.  Everything here is single-threaded and allocates
- * nothing. */
+/* kernels/cpu/isa.h: what is compiled once per instruction set (attend.inc, columns.inc,
+ * rows.inc), as a table that is chosen when a device is opened.  Everything here is single-threaded
+ * and allocates nothing. */
 #ifndef SHEAF_KERNELS_CPU_ISA_H
 #define SHEAF_KERNELS_CPU_ISA_H
 #include "kernels/kernels.h"
@@ -31,6 +31,19 @@ struct sf_split {
     struct sf_partial partial;          /* written */
 };
 
+/* How a tile changes the mass of the blocks of a split.  It holds whole rows, or, where a lane has
+ * more query heads than a tile, some heads of one row; such tiles come in the heads' order. */
+struct sf_columns {
+    enum sf_row_fold fold;
+    enum sf_head_fold head_fold;
+    float decay;
+    int32_t q_heads, head;              /* of a row; the tile's first vector is the row's head */
+    const float *lse;                   /* [vectors], +inf for a head that weighs 0 */
+    const float *mean;                  /* BELOW_MEAN: [rows] what a weight has to be below */
+    float *weight;                      /* [SF_SPLIT_SLOTS], kept from tile to tile of one row */
+    float *mass[SF_SPLIT_BLOCKS];       /* of the split's blocks, [SF_BLOCK_SLOTS] each */
+};
+
 struct sf_cpu_isa {
     const char *name;                   /* of the table of functions: "cpu-avx2" */
 
@@ -40,6 +53,11 @@ struct sf_cpu_isa {
     void (*merge)(int32_t vectors, int32_t width, struct sf_partial into, struct sf_partial from);
     /* out / sum of one vector as v_dim elements of `dtype` at `target`; 0 if it saw nothing. */
     void (*finish)(int32_t v_dim, const float *out, float sum, enum sf_dtype dtype, void *target);
+
+    /* ---- its column sums ---- */
+    void (*columns)(struct sf_split *, const struct sf_columns *);  /* no values, no partial */
+    /* How many of `slots` slots are no holes and at pos_min or later. */
+    int32_t (*live)(int32_t slots, const float *bias, const int32_t *pos, int32_t pos_min);
 
     /* ---- rows ---- */
     void (*rmsnorm)(int32_t dim, const float *x, const float *weight, float eps, void *out,

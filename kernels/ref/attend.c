@@ -22,11 +22,11 @@ static struct view view_of(const struct sf_attend_job *job, const struct sf_lane
     return (struct view){ job->pool + page * job->page_bytes, slot % job->layout.page_slots };
 }
 
-/* The logit of a slot, or -inf where it is a hole or outside the window of a row at `row_pos`. */
-static double logit(const struct sf_attend_job *job, struct view at, const float *q,
-                    int32_t row_pos)
+double sf_ref_logit(const struct sf_attend_job *job, const struct sf_lane_job *lane, int32_t slot,
+                    const float *q, int32_t row_pos)
 {
     const struct sf_layout *layout = &job->layout;
+    struct view at = view_of(job, lane, slot);
     const float *bias = (const float *)(const void *)(at.page + sf_layout_bias_offset(layout));
     const int32_t *pos = (const int32_t *)(const void *)(at.page + sf_layout_pos_offset(layout));
     if (job->window != 0 && (int64_t)pos[at.slot] <= (int64_t)row_pos - job->window)
@@ -50,7 +50,7 @@ static void weigh_values(const struct sf_attend_job *job, const struct sf_lane_j
     double value[CHUNK] = { 0 };
     for (int32_t s = 0; sum > 0 && s < seen; s++) {
         struct view at = view_of(job, lane, s);
-        double weight = exp(logit(job, at, q, row_pos) - max);
+        double weight = exp(sf_ref_logit(job, lane, s, q, row_pos) - max);
         size_t i = v_offset + (size_t)at.slot * (size_t)layout->v_dim + (size_t)first;
         for (int32_t e = 0; weight > 0 && e < count; e++)
             value[e] += weight * (double)sf_ref_get(layout->dtype, at.page, i + (size_t)e);
@@ -68,10 +68,10 @@ static void attend_one(const struct sf_attend_job *job, const struct sf_lane_job
     size_t out = (size_t)row * job->out_stride + (size_t)head * job->out_head_stride;
     int32_t row_pos = job->window != 0 ? job->row_pos[row] : 0;
     double max = -INFINITY, sum = 0;
-    for (int32_t s = 0; s < seen; s++) max = fmax(max, logit(job, view_of(job, lane, s), q,
-            row_pos));
+    for (int32_t s = 0; s < seen; s++)
+        max = fmax(max, sf_ref_logit(job, lane, s, q, row_pos));
     for (int32_t s = 0; max > -INFINITY && s < seen; s++)
-        sum += exp(logit(job, view_of(job, lane, s), q, row_pos) - max);
+        sum += exp(sf_ref_logit(job, lane, s, q, row_pos) - max);
     for (int32_t first = 0; first < layout->v_dim; first += CHUNK)
         weigh_values(job, lane, seen, q, row_pos, max, sum, first, out);
     if (job->lse)

@@ -41,6 +41,7 @@ static void table_fill(void)
     sf_ref_mat_fill(&table);
     sf_ref_cache_fill(&table);
     table.attend = sf_ref_attend;
+    table.columns = sf_ref_columns;
 }
 
 static sf_status ref_open(const struct sf_device_spec *spec, struct sf_device *device)

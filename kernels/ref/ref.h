@@ -8,6 +8,11 @@ void sf_ref_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
 void sf_ref_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
 void sf_ref_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
 void sf_ref_attend(struct sf_device *, const struct sf_attend_job *);
+void sf_ref_columns(struct sf_device *, const struct sf_columns_job *);
+
+/* The logit of a slot, or -inf where it is a hole or outside the window of a row at `row_pos`. */
+double sf_ref_logit(const struct sf_attend_job *, const struct sf_lane_job *, int32_t slot,
+                    const float *q, int32_t row_pos);
 
 /* Element i of an array of `dtype`. */
 static inline float sf_ref_get(enum sf_dtype dtype, const void *array, size_t i)

@@ -1,0 +1,86 @@
+/* kernels/ref/columns.c: attention statistics, defined (kernels.h has the formulas).  Row by row;
+ * a weight is f64, a mass f32 after every row.  The logits are computed again wherever they are
+ * needed, so that no scratch is. */
+#include <math.h>
+#include "kernels/backend.h"
+#include "kernels/ref/ref.h"
+
+/* One row of a lane as all its slots meet it. */
+struct row {
+    const struct sf_columns_job *job;
+    const struct sf_lane_job *lane;
+    struct sf_attend_job as_seen, as_there; /* with the window, without */
+    const float *q, *lse;               /* of the lane's first query head */
+    int32_t seen, pos;
+    double mean;                        /* 1 / slots that the row sees */
+};
+
+static int sees(const struct row *row, const struct sf_attend_job *as, int32_t slot)
+{
+    return sf_ref_logit(as, row->lane, slot, row->q, row->pos) > -INFINITY;
+}
+
+/* w_s */
+static double weight_of(const struct row *row, int32_t slot)
+{
+    double folded = 0;
+    for (int32_t h = 0; h < row->lane->q_heads; h++) {
+        const float *q = row->q + (size_t)h * (size_t)row->job->layout.k_dim;
+        double logit = sf_ref_logit(&row->as_seen, row->lane, slot, q, row->pos);
+        double w = row->lse[h] == -INFINITY ? 0 : exp(logit - (double)row->lse[h]);
+        folded = row->job->head_fold == SF_HEADS_MAX ? fmax(folded, w) : folded + w;
+    }
+    return row->job->head_fold == SF_HEADS_MEAN ? folded / row->lane->q_heads : folded;
+}
+
+static void slot_change(const struct row *row, int32_t slot, float *mass)
+{
+    const struct sf_columns_job *job = row->job;
+    if (job->fold == SF_ROWS_DECAY) {
+        if (sees(row, &row->as_there, slot))
+            *mass = (float)((double)*mass * (double)job->decay + weight_of(row, slot));
+        return;
+    }
+    if (!sees(row, &row->as_seen, slot)) return;
+    double w = weight_of(row, slot);
+    switch (job->fold) {
+    case SF_ROWS_SUM: *mass = (float)((double)*mass + w); break;
+    case SF_ROWS_MAX: *mass = (float)fmax((double)*mass, w); break;
+    case SF_ROWS_BELOW_MEAN: *mass += w < row->mean ? 1 : 0; break;
+    case SF_ROWS_DECAY: break;
+    }
+}
+
+static void row_run(struct row *row)
+{
+    int32_t page_slots = row->job->layout.page_slots, n = 0, live = 0;
+    for (int32_t h = 0; h < row->lane->q_heads; h++) live += row->lse[h] > -INFINITY;
+    if (live == 0 && row->job->fold != SF_ROWS_DECAY) return;
+    for (int32_t s = 0; row->job->fold == SF_ROWS_BELOW_MEAN && s < row->seen; s++)
+        n += sees(row, &row->as_seen, s);
+    row->mean = n > 0 ? 1.0 / n : 0;
+    for (int32_t s = 0; s < row->seen; s++) {
+        size_t page = (size_t)row->lane->pages[s / page_slots];
+        slot_change(row, s, row->job->mass + page * (size_t)page_slots + s % page_slots);
+    }
+}
+
+void sf_ref_columns(struct sf_device *device, const struct sf_columns_job *job)
+{
+    (void)device;
+    struct row row = { .job = job, .as_seen = sf_columns_view(job),
+                       .as_there = sf_columns_view(job) };
+    row.as_there.window = 0;
+    for (int32_t i = 0; i < job->lanes; i++) {
+        const struct sf_lane_job *lane = &job->lane[i];
+        row.lane = lane;
+        for (int32_t r = 0; r < lane->rows; r++) {
+            size_t at = (size_t)(lane->row_first + r), head = (size_t)lane->q_first;
+            row.q = job->q + at * job->q_stride + head * (size_t)job->layout.k_dim;
+            row.lse = job->lse + at * job->lse_stride + head;
+            row.pos = job->window != 0 ? job->row_pos[at] : 0;
+            row.seen = lane->slots - lane->rows + r + 1;
+            row_run(&row);
+        }
+    }
+}
