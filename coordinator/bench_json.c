@@ -130,7 +130,8 @@ static void put_time(sf_status *status, struct sf_json *o, const struct bench_ru
 {
     static const char *const key[SF_PHASES] = {
         [SF_PHASE_GEMM] = "gemm_ms", [SF_PHASE_ATTENTION] = "decode_attention_ms",
-        [SF_PHASE_EDIT] = "edit_ms", [SF_PHASE_COMM] = "comm_ms", [SF_PHASE_WAIT] = "wait_ms",
+        [SF_PHASE_STATISTICS] = "statistics_ms", [SF_PHASE_EDIT] = "edit_ms",
+        [SF_PHASE_COMM] = "comm_ms", [SF_PHASE_WAIT] = "wait_ms",
         [SF_PHASE_SAMPLE] = "sample_ms", [SF_PHASE_OTHER] = "other_ms"};
     const struct sf_engine_counts *counts = &run->counts;
     put_real(status, o, "step_ms", run->step_ms);

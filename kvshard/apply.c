@@ -78,6 +78,7 @@ struct mix_work {
     float *sum_k, *sum_v;               /* host [rows][k_dim], [rows][v_dim] */
     int32_t *pos; float *bias;          /* [rows] of the sums */
     unsigned char *aux;                 /* [slots][aux_bytes of the pool] of the new slots */
+    float *mass[2];                     /* [slots] of the new slots; NULL: not watched */
     int64_t evicted, merged;
 };
 
@@ -97,6 +98,8 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
         SF_TRY(sf_scratch_items(mem, slots, (size_t)aux_bytes, &work->aux));
         memset(work->aux, 0, slots * (size_t)aux_bytes);
     }
+    for (int w = 0; w < 2; w++)
+        if (lane->mass[w]) SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->mass[w]));
     int32_t method_aux = answer->method->entry->plan.aux_bytes;
     work->rows = 0;
     for (int32_t i = 0; i < mix->slots; i++) {
@@ -109,6 +112,9 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
             work->bias[work->rows] = mix->bias[i];
             work->row_slot[work->rows++] = i;
         }
+        for (int w = 0; w < 2; w++)
+            if (work->mass[w])
+                work->mass[w][i] = mix->mass[w] ? mix->mass[w][i] : lane->mass[w][first];
         if (method_aux) {
             const unsigned char *from = mix->aux
                 ? (const unsigned char *)mix->aux + (size_t)i * (size_t)method_aux
@@ -231,8 +237,10 @@ static sf_status apply_mix(struct sf_answer *answer, const struct sf_lane *lane,
     SF_TRY(sf_lane_arrange(&ctx, view->lane, work.source, mix->slots));
     for (int32_t i = 0; i < mix->slots; i++) {
         size_t at = sf_lane_mirror(pool, view->lane, i);
-        pool->pos[at] = mix->pos[i];
+        sf_mirror_begin(pool, at, mix->pos[i]);
         pool->bias[at] = mix->bias[i];
+        for (int w = 0; w < 2; w++)
+            if (work.mass[w]) pool->mass[w][at] = work.mass[w][i];
         if (pool->aux)
             memcpy(pool->aux + at * (size_t)pool->aux_bytes,
                    work.aux + (size_t)i * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);

@@ -103,6 +103,8 @@ static sf_status create_pool(struct sf_store *store, const struct sf_store_spec 
         const struct sf_plan *plan = &store->method[m].entry->plan;
         if (plan->whens) pages.mirror = 1;
         if (plan->aux_bytes > pages.aux_bytes) pages.aux_bytes = plan->aux_bytes;
+        for (int32_t w = 0; w < 2; w++)
+            if (sf_is_watched(plan, w) && pages.masses <= w) pages.masses = w + 1;
     }
     return sf_pages_create(&pages, &store->pool);
 }
@@ -124,6 +126,19 @@ static sf_status create_step(struct sf_store *store)
     store->done = block;
     SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->rows, "rows of a round", &block));
     store->rows = block;
+    if (!store->pool.mass[0]) return SF_OK;
+    SF_TRY(sf_alloc(jobs * sizeof *store->watched, "lanes that are watched", &block));
+    store->watched = block;
+    for (int32_t i = 0; i < store->layers; i++) {
+        size_t heads = 0;
+        for (int32_t l = 0; l < store->layer[i].spec.lanes; l++)
+            heads += (size_t)store->layer[i].spec.lane[l].q_heads;
+        if (heads > store->lse_stride) store->lse_stride = heads;
+    }
+    SF_TRY(store->device->k->alloc(store->device, (size_t)store->rows_max * store->lse_stride *
+                                                      sizeof *store->lse, "sums of attention",
+                                   &block));
+    store->lse = block;
     return SF_OK;
 }
 
@@ -167,6 +182,8 @@ void sf_store_destroy(struct sf_store *store)
 {
     if (!store) return;
     SF_ASSERT(store->seqs == 0);
+    if (store->lse) store->device->k->free(store->device, store->lse);
+    sf_free(store->watched);
     sf_free(store->rows);
     sf_free(store->done);
     sf_free(store->row_pos);

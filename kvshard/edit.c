@@ -169,8 +169,10 @@ static sf_status check_mix(const struct sf_answer *answer, const struct sf_lane 
     const char *name = method_name(answer);
     if (mix->flags & ~SF_MIX_FOLD)
         return SF_FAIL(SF_UNSUPPORTED, "%s: mix with rotated keys is not built yet", name);
-    if (mix->mass[0] || mix->mass[1])
-        return SF_FAIL(SF_INVALID, "%s: mix with attention mass, but its plan watches none", name);
+    for (int w = 0; w < 2; w++)
+        if (mix->mass[w] && !sf_is_watched(&answer->method->entry->plan, w))
+            return SF_FAIL(SF_INVALID, "%s: mix with attention mass, but its plan watches none",
+                           name);
     if (mix->dense_slots != 0 || mix->dense)
         return SF_FAIL(SF_UNSUPPORTED, "%s: mix with a dense matrix is not built yet", name);
     if (mix->slots < 0 || mix->slots > lane->slots)
@@ -217,6 +219,9 @@ static sf_status record_mix(struct sf_answer *answer, const struct sf_lane *lane
         SF_TRY(dup(answer, mix->v_weight, sources, sizeof(float), &copy->v_weight));
         SF_TRY(dup(answer, mix->pos, slots, sizeof *mix->pos, &copy->pos));
         SF_TRY(dup(answer, mix->bias, slots, sizeof *mix->bias, &copy->bias));
+        for (int w = 0; w < 2; w++)
+            if (mix->mass[w])
+                SF_TRY(dup(answer, mix->mass[w], slots, sizeof(float), &copy->mass[w]));
         if (mix->aux)
             SF_TRY(dup(answer, mix->aux, slots,
                        (size_t)answer->method->entry->plan.aux_bytes, &copy->aux));

@@ -113,11 +113,15 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
     float *bias;
     uint8_t *tier;
     unsigned char *aux = NULL;
+    float *mass[2] = { NULL, NULL };
     SF_TRY(sf_scratch_items(&store->host, slots, sizeof *view->slot, &view->slot));
     SF_TRY(sf_scratch_items(&store->host, slots, sizeof *pos, &pos));
     SF_TRY(sf_scratch_items(&store->host, slots, sizeof *bias, &bias));
     SF_TRY(sf_scratch_items(&store->host, slots, sizeof *tier, &tier));
     if (aux_bytes) SF_TRY(sf_scratch_items(&store->host, slots, aux_bytes, &aux));
+    for (int w = 0; w < 2; w++)
+        if (sf_is_watched(&answer->method->entry->plan, w))
+            SF_TRY(sf_scratch_items(&store->host, slots, sizeof *mass[w], &mass[w]));
     sf_lane_live(pool, lane, view->slot);
     memset(tier, 0, slots);
     for (size_t s = 0; s < slots; s++) {
@@ -126,6 +130,8 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
         bias[s] = pool->bias[at];
         if (aux_bytes)
             memcpy(aux + s * aux_bytes, pool->aux + at * (size_t)pool->aux_bytes, aux_bytes);
+        for (int w = 0; w < 2; w++)
+            if (mass[w]) mass[w][s] = pool->mass[w][at];
     }
     *shown = (struct sf_lane){
         .layer = store->layer_first + answer->layer, .head = view->lane_index,
@@ -135,6 +141,7 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
         .replica = (uint8_t)spec->replica, .replicas = (uint8_t)spec->replicas,
         .slots = lane->live, .slots_trigger = lane->slots_trigger,
         .slots_keep = lane->slots_keep, .pos = pos, .bias = bias, .tier = tier, .aux = aux,
+        .mass = { mass[0], mass[1] },
         .store = store };
     return SF_OK;
 }
@@ -163,6 +170,7 @@ static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, i
             view->lane = sf_store_lane_of(store, seq, answer->layer, l);
             view->lane_index = l;
             view->tokens = seq->tokens[answer->layer];
+            view->due = (uint8_t)lane_is_due(&store->method[method], view->lane, when);
             SF_TRY(show_lane(answer, &answer->shown[answer->views++], view));
         }
         int32_t *ptr = &lane_ptr[2 * answer->spans];
@@ -176,16 +184,24 @@ static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, i
     return SF_OK;
 }
 
-/* What the hook has written into aux goes back to the slots. */
-static void keep_aux(const struct sf_answer *answer)
+/* What the hook has written into aux and mass goes back to the slots. */
+static void keep_notes(const struct sf_answer *answer)
 {
     const struct sf_page_pool *pool = &answer->store->pool;
     size_t bytes = (size_t)answer->method->entry->plan.aux_bytes;
-    for (int32_t i = 0; bytes > 0 && i < answer->views; i++)
-        for (int32_t s = 0; s < answer->shown[i].slots; s++)
-            memcpy(pool->aux + sf_lane_mirror(pool, answer->view[i].lane, answer->view[i].slot[s]) *
-                                   (size_t)pool->aux_bytes,
-                   (const unsigned char *)answer->shown[i].aux + (size_t)s * bytes, bytes);
+    for (int32_t i = 0; i < answer->views; i++) {
+        const struct sf_lane *shown = &answer->shown[i];
+        const struct sf_view *view = &answer->view[i];
+        if (bytes == 0 && !shown->mass[0] && !shown->mass[1]) return;
+        for (int32_t s = 0; s < shown->slots; s++) {
+            size_t at = sf_lane_mirror(pool, view->lane, view->slot[s]);
+            if (bytes > 0)
+                memcpy(pool->aux + at * (size_t)pool->aux_bytes,
+                       (const unsigned char *)shown->aux + (size_t)s * bytes, bytes);
+            for (int w = 0; w < 2; w++)
+                if (shown->mass[w]) pool->mass[w][at] = shown->mass[w][s];
+        }
+    }
 }
 
 /* ---- the default answer --------------------------------------------------------------------- */
@@ -258,8 +274,12 @@ static sf_status call_hook(struct sf_answer *answer, int32_t method, enum sf_whe
     answer->store->answer = NULL;
     m->scratch_left = 0;
     SF_TRY(status);
-    if (answer->refused == SF_OK) keep_aux(answer);
-    return sf_answer_apply(answer);
+    if (answer->refused == SF_OK) keep_notes(answer);
+    SF_TRY(sf_answer_apply(answer));
+    for (int32_t i = 0; i < answer->views; i++)
+        if (answer->view[i].due)
+            sf_watches_reset(answer->store, &m->entry->plan, answer->view[i].lane);
+    return SF_OK;
 }
 
 static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_step *step,

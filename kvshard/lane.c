@@ -33,10 +33,7 @@ sf_status sf_lane_extend(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
         for (int32_t i = 0; i < rows; i++) {
             size_t at = sf_lane_mirror(pool, lane, lane->slots + i);
             SF_ASSERT(pool->pos[at] == -1);
-            pool->pos[at] = pos_first + i;
-            pool->bias[at] = 0.0f;
-            if (pool->aux)
-                memset(pool->aux + at * (size_t)pool->aux_bytes, 0, (size_t)pool->aux_bytes);
+            sf_mirror_begin(pool, at, pos_first + i);
             pool->live[lane->page[(lane->slots + i) / pool->page_slots]]++;
         }
     }
@@ -74,17 +71,11 @@ static void copy_page(const struct sf_lane_ctx *ctx, int32_t old, int32_t fresh,
                       const int32_t *slot)
 {
     struct sf_page_pool *pool = ctx->pool;
-    size_t slots = (size_t)pool->page_slots, aux_bytes = (size_t)pool->aux_bytes;
+    size_t slots = (size_t)pool->page_slots;
     struct sf_slot_list from = { .pages = &old, .slot = slot, .n = pool->page_slots };
     struct sf_slot_list to = { .pages = &fresh, .slot = slot, .n = pool->page_slots };
     pool->device->k->kv_move(pool->device, &ctx->layout, pool->base, pool->page_bytes, &from, &to);
-    memcpy(pool->pos + (size_t)fresh * slots, pool->pos + (size_t)old * slots,
-           slots * sizeof *pool->pos);
-    memcpy(pool->bias + (size_t)fresh * slots, pool->bias + (size_t)old * slots,
-           slots * sizeof *pool->bias);
-    if (pool->aux)
-        memcpy(pool->aux + (size_t)fresh * slots * aux_bytes,
-               pool->aux + (size_t)old * slots * aux_bytes, slots * aux_bytes);
+    sf_mirror_move(pool, (size_t)fresh * slots, (size_t)old * slots, slots);
     pool->live[fresh] = pool->live[old];
 }
 
@@ -192,14 +183,9 @@ static sf_status compact_if_due(const struct sf_lane_ctx *ctx, struct sf_kv_lane
     int32_t moved = 0;
     while (moved < lane->live && source[moved] == moved) moved++;
     struct sf_page_pool *pool = ctx->pool;
-    for (int32_t i = moved; i < lane->live; i++) {
-        size_t from = sf_lane_mirror(pool, lane, source[i]), to = sf_lane_mirror(pool, lane, i);
-        pool->pos[to] = pool->pos[from];
-        pool->bias[to] = pool->bias[from];
-        if (pool->aux)
-            memcpy(pool->aux + to * (size_t)pool->aux_bytes,
-                   pool->aux + from * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);
-    }
+    for (int32_t i = moved; i < lane->live; i++)
+        sf_mirror_move(pool, sf_lane_mirror(pool, lane, i), sf_lane_mirror(pool, lane, source[i]),
+                       1);
     return sf_lane_arrange(ctx, lane, source, lane->live);
 }
 

@@ -64,7 +64,7 @@ void      sf_lane_live(const struct sf_page_pool *, const struct sf_kv_lane *, i
 sf_status sf_lane_drop(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t *slot, int32_t n);
 /* New slot i takes the bytes of physical slot source[i], or nothing where that is -1 (the caller
  * writes it); i < n <= lane->live, any order, a source may be copied twice.  All n slots are live
- * afterwards, there are no holes, and the mirror's pos, bias and aux are the caller's to fill. */
+ * afterwards, there are no holes, and the mirror is the caller's to fill. */
 sf_status sf_lane_arrange(const struct sf_lane_ctx *, struct sf_kv_lane *, const int32_t *source,
                           int32_t n);
 void      sf_lane_free(struct sf_page_pool *, struct sf_kv_lane *);

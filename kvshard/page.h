@@ -4,9 +4,10 @@
  *   pos   | page_slots i32 each |                               host, -1: hole or never written
  *   bias  | page_slots f32 each |                               host
  *   aux   | page_slots x aux_bytes each |                       host, the methods' bytes
+ *   mass  | page_slots f32 each |  once or twice                host, what attention gave the slot
  *
- * The mirror costs 8 + aux_bytes host bytes a slot, and only exists where a method edits.  It
- * belongs to the page, so it moves and is freed with it. */
+ * The mirror costs 8 + aux_bytes + 4 or 8 host bytes a slot, and only exists where a method edits.
+ * It belongs to the page, so it moves and is freed with it. */
 #ifndef SHEAF_KVSHARD_PAGE_H
 #define SHEAF_KVSHARD_PAGE_H
 #include <stddef.h>
@@ -27,12 +28,13 @@ struct sf_page_pool {
     float *bias;
     unsigned char *aux;                 /* NULL if aux_bytes is 0 */
     int32_t aux_bytes;
+    float *mass[2];                     /* NULL if no method watches so much */
 };
 struct sf_page_spec {
     struct sf_device *device;
     size_t page_bytes;
     int64_t pool_bytes;                 /* rounded down to pages */
-    int32_t page_slots, aux_bytes;
+    int32_t page_slots, aux_bytes, masses;
     uint8_t mirror, populate;
 };
 
@@ -44,6 +46,10 @@ sf_status sf_page_take(struct sf_page_pool *, const struct sf_layout *, int32_t 
 void      sf_page_give(struct sf_page_pool *, int32_t page);
 /* One holder more of a page that is taken.  Nobody writes to a page that has several. */
 void      sf_page_share(struct sf_page_pool *, int32_t page);
+/* What the mirror knows of n slots, to other places of it; they may overlap. */
+void      sf_mirror_move(struct sf_page_pool *, size_t to, size_t from, size_t n);
+/* A slot that has just been appended: bias 0, aux and mass zero. */
+void      sf_mirror_begin(struct sf_page_pool *, size_t at, int32_t pos);
 static inline int32_t sf_pages_free(const struct sf_page_pool *pool)
 {
     return pool->pages - pool->used;

@@ -134,6 +134,23 @@ static sf_status check_edits(const struct sf_stack_entry *entry)
     return SF_OK;
 }
 
+static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf_watch *watch)
+{
+    if (watch->fold == SF_FOLD_NONE) return SF_OK;
+    if (watch->flags & SF_WATCH_STORED) return lacks(entry, "queries kept for later statistics");
+    if (watch->fold == SF_FOLD_MEAN) return lacks(entry, "means over rows");
+    if (watch->head_fold != SF_FOLD_SUM && watch->head_fold != SF_FOLD_MEAN &&
+        watch->head_fold != SF_FOLD_MAX)
+        return SF_FAIL(SF_INVALID, "method %s folds query heads by neither sum, mean nor maximum",
+                       entry->method->name);
+    if (watch->prompt_rows < -1 || watch->decode_rows < -1)
+        return SF_FAIL(SF_INVALID, "method %s watches %d rows of the prompt and %d of the answer",
+                       entry->method->name, watch->prompt_rows, watch->decode_rows);
+    if (entry->plan.prefix != SF_PREFIX_NONE)
+        return lacks(entry, "shared prompts whose slots have attention mass");
+    return SF_OK;
+}
+
 static sf_status check_plan(const struct sf_stack_entry *entry, int32_t tp_size)
 {
     const struct sf_plan *plan = &entry->plan;
@@ -149,8 +166,7 @@ static sf_status check_plan(const struct sf_stack_entry *entry, int32_t tp_size)
         return lacks(entry, "tiers beside the raw one");
     if (plan->tier[0].k_place != SF_ON_DEVICE || plan->tier[0].v_place != SF_ON_DEVICE)
         return lacks(entry, "a host tier");
-    for (int w = 0; w < 2; w++)
-        if (plan->watch[w].fold != SF_FOLD_NONE) return lacks(entry, "attention statistics");
+    for (int w = 0; w < 2; w++) SF_TRY(check_watch(entry, &plan->watch[w]));
     if (plan->draft.lookahead != 0 || plan->draft.window != 0)
         return lacks(entry, "a draft model");
     if (plan->v_top.slots != 0) return lacks(entry, "reading only the best values");
@@ -246,6 +262,18 @@ static sf_status make_shape(struct sf_stack_entry *entry, const struct sf_setup 
     return SF_OK;
 }
 
+/* With more tensor ranks than KV heads, a head's queries are on several of them. */
+static sf_status check_copies(const struct sf_stack_entry *entry, const struct sf_setup *setup)
+{
+    if (entry->plan.watch[0].fold == SF_FOLD_NONE && entry->plan.watch[1].fold == SF_FOLD_NONE)
+        return SF_OK;
+    for (int32_t l = 0; l < setup->layers; l++)
+        if (setup->layer[l].groups < setup->tp_size &&
+            entry->shape.acts_on[setup->layer[l].lane_first])
+            return lacks(entry, "attention statistics of heads that several ranks hold");
+    return SF_OK;
+}
+
 static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup *common)
 {
     struct sf_setup setup = *common;
@@ -261,6 +289,7 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
     memset(&entry->plan, 0, sizeof entry->plan);
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
     SF_TRY(check_plan(entry, setup.tp_size));
+    SF_TRY(check_copies(entry, &setup));
     SF_TRY(check_sense(entry));
     return check_footprints(entry, &setup);
 }

@@ -117,9 +117,10 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
         .q = step->q, .q_stride = step->q_stride, .out = step->out, .out_stride = step->out_stride,
         .out_head_stride = step->out_head_stride, .out_dtype = step->out_dtype,
         .scale = state->spec.scale, .window = state->spec.window, .row_pos = store->row_pos,
-        .lane = store->job, .lanes = lanes };
+        .lane = store->job, .lanes = lanes, .lse = store->lse, .lse_stride = store->lse_stride };
     store->device->k->kv_append(store->device, &append);
     store->device->k->attend(store->device, &attend);
+    if (store->lse) sf_watches_run(store, layer, step, &attend);
     start = sf_now_ns();
     sf_status status = sf_events_after(store, layer, step);
     store->edit_seconds += sf_seconds_since(start);
@@ -253,6 +254,7 @@ int64_t sf_store_pages_free(const struct sf_store *store) { return sf_pages_free
 int64_t sf_store_pages(const struct sf_store *store) { return store->pool.pages; }
 int64_t sf_store_bytes_stored(const struct sf_store *store) { return store->bytes_stored; }
 double sf_store_edit_seconds(const struct sf_store *store) { return store->edit_seconds; }
+double sf_store_watch_seconds(const struct sf_store *store) { return store->watch_seconds; }
 int64_t sf_store_bytes_held(const struct sf_store *store)
 {
     return store->pool.used * (int64_t)store->pool.page_bytes;

@@ -1,7 +1,7 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
- * step), block.c (shared beginnings), event.c (which hooks fall due, views), edit.c (answers,
- * checks, application) and service.c (what a hook may call).  Nobody else includes it but its
- * tests. */
+ * step), block.c (shared beginnings), watch.c (attention's statistics), event.c (which hooks fall
+ * due, views), edit.c (answers, checks), apply.c (carrying out) and service.c (what a hook may
+ * call).  Nobody else includes it but its tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
@@ -47,12 +47,15 @@ struct sf_store {
     struct sf_page_pool pool;
     struct sf_blocks blocks;
     int64_t bytes_stored;
-    double edit_seconds;
+    double edit_seconds, watch_seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
     /* of one step; sized at creation */
     struct sf_append_lane *append;      /* [seqs_max x most lanes of a layer] */
     struct sf_lane_job *job;
+    struct sf_lane_job *watched;        /* NULL, as lse, if no method watches attention */
+    float *lse;                         /* device [rows_max][lse_stride] */
+    size_t lse_stride;                  /* most query heads of a layer here */
     int32_t *row_pos;                   /* [rows_max] */
     int32_t *done, *rows;               /* [seqs_max] rows before and in this round */
 };
@@ -87,12 +90,24 @@ int32_t   sf_events_rows(const struct sf_store *, int32_t layer, const struct sf
 sf_status sf_events_before(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 sf_status sf_events_after(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 
+/* ---- watch.c -------------------------------------------------------------------------------- */
+static inline int sf_is_watched(const struct sf_plan *plan, int w)
+{
+    return plan->watch[w].fold != SF_FOLD_NONE;
+}
+/* After the round's attention, whose job this was. */
+void sf_watches_run(struct sf_store *, int32_t layer, const struct sf_kv_step *,
+                    const struct sf_attend_job *);
+/* The masses that start anew after compress(). */
+void sf_watches_reset(struct sf_store *, const struct sf_plan *, const struct sf_kv_lane *);
+
 /* ---- edit.c --------------------------------------------------------------------------------- */
 struct sf_view {                        /* what stands behind one lane that a hook sees */
     struct sf_seq *seq;
     struct sf_kv_lane *lane;
     int32_t lane_index, tokens;
     int32_t *slot;                      /* [slots] physical slot of each slot of the view */
+    uint8_t due;                        /* the event is this lane's; others are only shown */
     int edit;                           /* 0, SF_EDITS_KEEP or SF_EDITS_MIX */
     int32_t *keep, keeps;
     struct sf_mix mix;

@@ -109,8 +109,8 @@ static inline void sf_wire_receipt_add(struct sf_wire_receipt *sum,
     sum->slots_requantised += one->slots_requantised;
 }
 /* Where a rank's time went, since its start. */
-enum sf_phase { SF_PHASE_GEMM, SF_PHASE_ATTENTION, SF_PHASE_EDIT, SF_PHASE_COMM, SF_PHASE_WAIT,
-                SF_PHASE_SAMPLE, SF_PHASE_OTHER, SF_PHASES };
+enum sf_phase { SF_PHASE_GEMM, SF_PHASE_ATTENTION, SF_PHASE_STATISTICS, SF_PHASE_EDIT,
+                SF_PHASE_COMM, SF_PHASE_WAIT, SF_PHASE_SAMPLE, SF_PHASE_OTHER, SF_PHASES };
 struct sf_wire_load {
     double seconds[SF_PHASES];
     double decode_seconds[SF_PHASES];   /* of these, in steps without a row of a prompt (or of an

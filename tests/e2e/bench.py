@@ -24,8 +24,8 @@ import job
 LANES, SLOT = 90, 264                           # 30 layers x 3 heads; 64 + 64 in bf16 and 8 B
 PARTS = ("mean", "p50", "p90", "p99")
 SPREADS = ("ttft", "tpot", "itl", "e2el", "queue")
-PHASES = ("gemm_ms", "decode_attention_ms", "edit_ms", "comm_ms", "wait_ms", "sample_ms",
-          "other_ms")
+PHASES = ("gemm_ms", "decode_attention_ms", "statistics_ms", "edit_ms", "comm_ms", "wait_ms",
+          "sample_ms", "other_ms")
 TOP = {"machine", "version", "config", "roof", "runs"}
 MACHINE = {"processor", "cores_per_node", "threads_per_rank", "isa", "memory_per_rank_bytes",
            "ranks", "nodes", "hosts"}

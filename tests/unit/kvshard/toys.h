@@ -22,7 +22,7 @@ extern const struct sf_method
     toy_shared,     /* at an interval, the same slots of all heads, integers reduced */
     toy_chunks;     /* at every prompt chunk, merges down to a few slots */
 
-/* One for each method of the list; closed by NULL. */
+/* One for each method of the list; words NULL: all that it asks for is there.  Closed by NULL. */
 struct toy_asking { const struct sf_method *method; const char *words; };
 extern const struct toy_asking toys_asking[];
 #endif

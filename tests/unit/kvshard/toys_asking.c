@@ -401,7 +401,7 @@ const struct toy_asking toys_asking[] = {
     { &toy_razor, "method razor needs a calibration profile" },
     { &toy_lococo, "method lococo needs mixes by a dense matrix" },
     { &toy_zipvl, "method zipvl needs picks in the prompt" },
-    { &toy_scissorhands, "method scissorhands needs attention statistics" },
+    { &toy_scissorhands, NULL },
     { &toy_kv_heads, "method kv_heads converts models" },
     { &toy_speckv, "method speckv needs rewritten prompts" },
     { &toy_specpc, "method specpc needs rewritten prompts" },
