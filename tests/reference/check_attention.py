@@ -1,8 +1,12 @@
 """Properties of attention.py and window.py; run by selfcheck.py."""
+import contextlib
+import io
+import json
 import os
 import tempfile
 
 import attention
+import lab
 import window
 from attention import np
 
@@ -78,15 +82,43 @@ def case_files(t):
                 t.equal("tensors", again.layers[layer][part], trace.layers[layer][part])
         t.equal("tokens", again.more["tokens"], trace.more["tokens"])
         result = window.run(trace, {"num_sink_tokens": 2, "recent_tokens": 6})
+        lane = result.lanes[1][1]
+        lane["bias"][2] = 0.5
         result.save(path)
         tensors, metadata = attention.read_safetensors(path)
+        for part in ("k", "v", "bias"):
+            t.equal(f"result: {part} of a lane", tensors[f"lanes.1.1.{part}"],
+                    np.float32(lane[part]))
         t.equal("result: metadata", sorted(metadata), ["stats"])
-        t.equal("result: keys of a lane", tensors["lanes.1.1.k"], np.float32(
-            result.lanes[1][1]["k"]))
         t.equal("result: shapes", (tensors["layers.1.out"].shape, tensors["lanes.0.0.pos"].dtype),
                 ((25, 4, 16), np.dtype("int32")))
         attention.write_safetensors(path, {"none": np.zeros((0, 3), np.float32)}, {})
         t.equal("an empty tensor", attention.read_safetensors(path)[0]["none"].shape, (0, 3))
+
+
+def case_command(t):
+    with tempfile.TemporaryDirectory() as folder:
+        trace, output = (os.path.join(folder, name) for name in ("trace", "output"))
+        lab.main(["make", "--output", trace, "seed=6", "prompt=50", "decode=20", "theta=0"])
+        made = attention.load_trace(trace)
+        t.equal("make", made.layers[0][1], attention.make_trace(6, 50, 20, theta=0).layers[0][1])
+        for method, options in (("none", []), ("window", ["recent_tokens=8"]),
+                                ("razor_attention", ["min_window_tokens=8", "fold_tokens=3",
+                                                     "min_dropped_tokens=1",
+                                                     "retrieval_heads=[[0, 1]]"]),
+                                ("ems", ["budget_tokens=40", "combine=max"])):
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                code = lab.main([method, "--trace", trace, "--output", output, *options])
+            tensors, metadata = attention.read_safetensors(output)
+            t.equal(f"{method}: exit code and stats", (code, json.loads(told.getvalue())),
+                    (0, json.loads(metadata["stats"])))
+            t.equal(f"{method}: slots", sum(len(tensors[f"lanes.0.{head}.pos"]) for head in (0, 1)),
+                    {"none": 140, "window": 24, "razor_attention": 4 + 1 + 10 + 2 + 70,
+                     "ems": 80 + 40}[method])
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            code = lab.main(["ems", "--trace", trace, "--output", output, "budgets=1"])
+        t.equal("an unknown option", (code, told.getvalue()),
+                (2, "lab.py: error: unknown options: budgets\n"))
 
 
 def case_window(t):

@@ -170,6 +170,13 @@ def case_fixed_rule(t):
     t.equal("the next ones by s", list(event["members"]), list(order[13:22]))
 
 
+def case_cover_stops_at_its_mass(t):
+    for tbm_mass, members in ((0.875, 0), (0.876, 1), (1.0, 1)):
+        lane = lane_of([(1, 0)] * 5, [(1, 0)] * 5, [4, 3, 1, 1, 1], [4, 3, 1, 1, 1])
+        event = squeeze(lane, 4, tbm_mass=tbm_mass)
+        t.equal(f"7 of 8 are covered, {tbm_mass} wanted", len(event["members"]), members)
+
+
 def case_merges_fall_with_tau(t):
     merged = [squeeze(random_lane(13), 20, similarity_threshold=tau)["merged"]
               for tau in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)]
@@ -332,6 +339,23 @@ def case_decode(t):
     t.equal("bytes", same.stats["bytes_stored"], 4 * 48 * (32 * 4 + 8))
 
 
+def case_event_at_the_end_of_the_prompt(t):
+    trace = attention.make_trace(29, 41, 4)
+    q, k, v = trace.turned(0)
+    _, glo, loc = attention.attend_causal(q[:41], k[:41], v[:41], trace.scale_of(0), 12)
+    s = (glo * loc[:, 3:29].mean(1, keepdims=True) / glo[:, 3:29].mean(1, keepdims=True)
+         + loc)[:, 3:29]
+    result = ems.run(trace, {**SMALL, "tbm_mass": 0.0})
+    for head, lane in enumerate(result.lanes[0]):
+        kept = np.sort(np.argsort(-s[head])[:25]) + 3
+        t.equal("the last w rows are s_loc", list(lane["pos"]),
+                [0, 1, 2] + list(kept) + list(range(29, 45)))
+        t.equal("which is what remains local", lane["acc"].sum().round(12), 4.0)
+    t.equal("one token too many goes", result.stats["slots_evicted"], 2)
+    far = ems.run(trace, {**SMALL, "budget_tokens": 20})
+    t.equal("evicted and merged", far.stats["slots_evicted"] + far.stats["slots_merged"], 2 * 21)
+
+
 def case_first_event_in_decode(t):
     trace = attention.make_trace(21, 30, 30)
     result = ems.run(trace, {**SMALL, "tbm_mass": 0.0})
@@ -384,17 +408,48 @@ def case_gaps(t):
             1e-15)
     near = gaps_of([3, 2, 1, 1, 1], [(1, 0), (0, 1), (1, 1 - 1e-6), (1, 0), (1, 0)])
     t.close("argmax, nearly", near["argmax"], 1e-6 * 0.5 ** 0.5, 1e-9)
-    lane, gaps = lane_of([(1, 0)] * 6, [(1, 0)] * 6, [4, 3, 2, 1, 1, 1], [4, 3, 2, 1, 1, 1]), {}
-    squeeze(lane, 4, gaps=gaps, tbm_mass=0.9 - 1e-6)
-    t.close("cover", gaps["cover"], 1e-6 / 0.9, 1e-9)
+    mass = [4, 3, 2, 1, 1, 1]
+    for what, k, tbm_mass, gap in (("one more", (1, 0), 0.9 - 1e-6, 1e-6 / 0.9),
+                                   ("one less", (1, 0), 0.7 + 1e-6, 1e-6 / 0.7),
+                                   ("which goes anyway", (-1, 0), 0.9 - 1e-6, None)):
+        lane, gaps = lane_of([(1, 0), (1, 0), k, k, k, k], [(1, 0)] * 6, mass, mass), {}
+        squeeze(lane, 4, gaps=gaps, tbm_mass=tbm_mass)
+        t.close(f"border of the cover: {what}", gaps.get("border", 0), gap or 0, 1e-9)
+    lane, gaps = lane_of([(1, 0)] * 6, [(1, 0)] * 6, [4, 3, 2, 2 - 2e-6, 1, 1], [0] * 6), {}
+    lane["acc"][:] = lane["glo"]
+    squeeze(lane, 4, gaps=gaps, tbm_rule="fixed", tbm_ratio=0.5)
+    t.close("border: two scores", gaps["border"], 1e-6, 1e-9)
     gaps = {}
     ems.need(np.array([9.0, 1.0]), gaps)
     t.close("need", gaps["need"], 0, 1e-15)
     result = ems.run(attention.make_trace(23, 100, 20), SMALL)
     t.equal("a run tells its smallest", result.stats["smallest_gap"],
             min(min(kinds.values()) for kinds in result.method.gaps.values()))
+    tight, event = result.stats["smallest_gap"] * 1.01, result.method.events
+    at = [result.method.first_tight(0, head, tight) for head in range(2)]
+    t.equal("and where", at, [next((e["tokens"] for e in event if e["head"] == head and
+                                    e["gap"] < tight), None) for head in range(2)])
+    t.true("somewhere", at != [None, None])
     t.true("which is usable", 1e-7 < result.stats["smallest_gap"] < 0.1,
            str(result.stats["smallest_gap"]))
+
+
+def case_rounding_cannot_turn_a_decision(t):
+    compared = 0
+    for seed in range(25, 28):
+        trace = attention.make_trace(seed, 150, 60, q_heads=6, kv_heads=3, d=12)
+        rng = np.random.default_rng(seed)
+        noisy = attention.Trace([tuple(part * (1 + 1e-7 * rng.uniform(-1, 1, part.shape))
+                                       for part in trace.layers[0])], 150, trace.theta)
+        result, other = ems.run(trace, SMALL), ems.run(noisy, SMALL)
+        for head in range(3):
+            if result.method.first_tight(0, head) is None:
+                compared += 1
+                t.equal("positions", result.lanes[0][head]["pos"], other.lanes[0][head]["pos"])
+                t.equal("m", result.lanes[0][head]["m"], other.lanes[0][head]["m"])
+        exact = attention.run_exact(trace).out[0]
+        t.true("the method is felt", np.abs(result.out[0] - exact).max() > 1e-3)
+    t.true("most lanes can be compared", compared >= 6, f"{compared} of 9")
 
 
 def case_refusals(t):
@@ -409,10 +464,9 @@ def case_refusals(t):
 
 
 def case_bytes_as_described(t):
-    slot, lanes = 2 * 128 * 2 + 16, 32 * 8
+    slot, lanes = ems.slot_bytes(128, 2), 32 * 8
     exact = lanes * 32768 * 2 * 128 * 2
     t.equal("at rest", lanes * 256 * slot, 34603008)
     t.equal("peak", lanes * (256 + 32) * slot, 38928384)
-    t.equal("exact", exact, 4294967296)
-    t.printed("share in %", 100 * np.array([34603008, 38928384]) / exact, "0.81 0.91")
-    t.printed("one part in", exact / 34603008, "124")
+    t.printed("share in %", 100 * lanes * slot * np.array([256, 288]) / exact, "0.81 0.91")
+    t.printed("one part in", exact / (lanes * 256 * slot), "124")

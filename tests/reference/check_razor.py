@@ -81,6 +81,10 @@ def case_biased_softmax_is_the_formula(t):
     exact = attention.run_exact(trace)
     t.equal("the retrieval head", result.out[0][:, 2:], exact.out[0][:, 2:])
     t.equal("it keeps all", result.lanes[0][1].slots, 101)
+    deep = razor.run(attention.make_trace(4, 100, 1, layers=2), {**SMALL,
+                                                                 "retrieval_heads": [[1, 0]]})
+    t.equal("a head set names layers", [lane.slots for lanes in deep.lanes for lane in lanes],
+            [30, 30, 101, 30])
     t.equal("the prompt is exact", result.out[0][:100], exact.out[0][:100])
 
 
@@ -224,7 +228,8 @@ def case_selection(t):
                                                    induction_ratio=0.5),
             [(0, 0), (0, 1), (1, 0)])
     t.equal("an empty set", razor.select(echo, induction, 8, 0.001, 0.001), [])
-    t.equal("all heads", len(razor.select(echo, induction, 8, 1.0, 1.0)), 256)
+    t.equal("all heads", [len(razor.select(echo, induction, 8, *ratios)) for ratios in
+                          ((1.0, 0.0), (0.0, 1.0))], [256, 256])
 
 
 def case_bytes_as_described(t):
@@ -238,4 +243,4 @@ def case_bytes_as_described(t):
     t.equal("full", total(32768, 256)[0], 4294967296)
     t.printed("kept", [total(n, 39)[1] for n in (8192, 20000, 32768)], "0.567 0.322 0.322")
     t.printed("half the heads", total(32768, 128)[1], "0.60")
-    t.printed("4004 tokens", total(4004, 39)[1], "1.0")
+    t.equal("4004 tokens: full", total(4004, 39)[1], 1.0)

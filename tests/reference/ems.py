@@ -30,8 +30,10 @@ Choices where the description leaves one:
   - Bytes: payload and 8 a slot; s_glo, acc and m are not in them (stats: slots).
 
 Gaps: `gaps[layer, head]` has the smallest distance of every decision from the other way, by kind:
-cut (s at the C-th and at the fixed rule's end), cover (mass at the border, and s of the first that
-is left out), tau, argmax, need, zero (|u|).  s relative to itself, cosines as they are.
+cut (s at the C-th), border (where the tokens to be merged end: s, and with the mass rule the cover;
+only where a token beside the border would merge, since otherwise it goes either way), tau, argmax,
+need, zero (|u|).  s and mass relative to themselves, cosines as they are.  Each event has its own
+smallest one, and first_tight() tells from which row on a lane is open to doubt.
 """
 import attention
 from attention import np
@@ -94,8 +96,11 @@ class Ems(attention.Method):
             lane, budget = lanes[head], self.budgets[layer][head]
             if lane.slots <= budget:
                 continue
-            event = compress(lane, budget, tokens, self.o, self.theta,
-                             self.gaps.setdefault((layer, head), {}))
+            gaps, all_gaps = {}, self.gaps.setdefault((layer, head), {})
+            event = compress(lane, budget, tokens, self.o, self.theta, gaps)
+            event["gap"] = min([*gaps.values(), all_gaps.get("need", np.inf)])
+            for kind, gap in gaps.items():
+                closest(all_gaps, kind, gap)
             self.counts["slots_merged"] += event["merged"]
             self.counts["slots_evicted"] += event["zero"] + event["irrelevant"]
             self.events.append({"layer": layer, "head": head, "tokens": tokens, **event})
@@ -103,6 +108,11 @@ class Ems(attention.Method):
     def smallest_gap(self):
         return min((gap for kinds in self.gaps.values() for gap in kinds.values()),
                    default=np.inf)
+
+    def first_tight(self, layer, head, below=1e-5):
+        """Tokens seen when this lane first decided something by less than that; None if never."""
+        return next((event["tokens"] for event in self.events if event["gap"] < below and
+                     (event["layer"], event["head"]) == (layer, head)), None)
 
     def report(self):
         return {"events": len(self.events), "smallest_gap": float(min(self.smallest_gap(), 1e30)),
@@ -125,6 +135,11 @@ def checked(o):
     return o
 
 
+def slot_bytes(d, element_bytes):
+    """As the method's description counts them: k, v, s_glo, acc, m and pos."""
+    return 2 * d * element_bytes + 16
+
+
 def closest(gaps, kind, gap):
     gaps[kind] = min(gaps.get(kind, np.inf), float(gap))
 
@@ -140,12 +155,15 @@ def compress(lane, budget, tokens, o, theta, gaps):
     """The lane down to `budget` slots.  Returns the counts and the slots by their fate."""
     sinks, window = o["num_sink_tokens"], o["recent_tokens"]
     s, source = scored(lane, tokens, o)
-    important, tbm = categories(s, source, budget - window - sinks, o, gaps)
+    important, tbm, border = categories(s, source, budget - window - sinks, o, gaps)
     centres, members = important + sinks, tbm + sinks        # slots of the lane
     k, v, pos = lane["k"], lane["v"], lane["pos"]
     if o["merge_space"] == "pre_rope":
         k = attention.rotate(k, -pos, theta)
     classes = classify(k, v, centres, members, o, gaps)
+    for candidates, gap in border:
+        if classify(k, v, centres, candidates + sinks, o, {}).any():
+            closest(gaps, "border", gap)
     new = {name: np.array(lane[name]) for name in ("pos", "k", "v", "glo", "m", "bias")}
     slots_s = np.concatenate([np.zeros(sinks), s, np.zeros(window)])
     merge(new, k, v, slots_s, centres, members, classes, o, theta, gaps)
@@ -177,32 +195,27 @@ def scored(lane, tokens, o):
 
 
 def categories(s, source, centres, o, gaps):
-    """The important ones, ascending, and those to be merged, from the highest score down."""
+    """The important ones, ascending; those to be merged, from the highest score down; and how near
+    the end of these is: (candidates that a rounding error would move, distance)."""
     order = np.argsort(-s, kind="stable")
     important, rest = order[:centres], order[centres:]
+    if source[important[-1]] != source[rest[0]]:
+        closest(gaps, "cut", apart(s[important[-1]], s[rest[0]]))
+    border = []
     if o["tbm_rule"] == "fixed":
-        tbm = rest[:int(np.floor(o["tbm_ratio"] * centres))]
-        border_gap(s, source, rest, len(tbm), "cut", gaps)
+        count = min(int(np.floor(o["tbm_ratio"] * centres)), len(rest))
     else:
-        total, covered, count = s.sum(), s[important].sum(), 0
-        wanted = o["tbm_mass"] * total
-        closest(gaps, "cover", apart(covered, wanted) if wanted > 0 else np.inf)
+        covered, count, wanted = s[important].sum(), 0, o["tbm_mass"] * s.sum()
+        before = 0.0
         while covered < wanted and count < len(rest):
-            covered += s[rest[count]]
-            count += 1
-            if count < len(rest):
-                closest(gaps, "cover", apart(covered, wanted))
-        tbm = rest[:count]
-        border_gap(s, source, rest, count, "cover", gaps)
-    border_gap(s, source, order, centres, "cut", gaps)
-    return np.sort(important), tbm
-
-
-def border_gap(s, source, order, count, kind, gaps):
-    if 0 < count < len(order):
-        inside, outside = order[count - 1], order[count]
-        if source[inside] != source[outside]:
-            closest(gaps, kind, apart(s[inside], s[outside]))
+            before, covered, count = covered, covered + s[rest[count]], count + 1
+        if count > 0:
+            border.append((rest[count - 1:count], apart(before, wanted)))
+        if wanted > 0:
+            border.append((rest[count:count + 1], apart(covered, wanted)))
+    if 0 < count < len(rest) and source[rest[count - 1]] != source[rest[count]]:
+        border.append((rest[count - 1:count + 1], apart(s[rest[count - 1]], s[rest[count]])))
+    return np.sort(important), rest[:count], border
 
 
 def cosines(x, y):

@@ -27,14 +27,14 @@ def value_of(text):
         return text
 
 
-def main():
+def main(words):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=["make", *RUN])
     parser.add_argument("--trace")
     parser.add_argument("--output", required=True)
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE")
-    told = parser.parse_args()
+    told = parser.parse_intermixed_args(words)
     options = {key: value_of(text) for key, _, text in (word.partition("=")
                                                         for word in told.options)}
     if told.method == "make":
@@ -54,4 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
