@@ -15,7 +15,7 @@
 #include "coordinator/config.h"
 SF_C_BEGIN
 
-enum { SF_TREE_BYTES_MAX = 1 << 20, SF_TREE_DEPTH_MAX = 16, SF_TREE_ITEMS_MAX = 1024 };
+enum { SF_TREE_BYTES_MAX = 1 << 20, SF_TREE_DEPTH_MAX = 16, SF_TREE_ITEMS_MAX = 4096 };
 enum sf_node_kind { SF_NODE_TEXT, SF_NODE_MAP, SF_NODE_LIST };
 enum sf_node_origin { SF_FROM_FILE, SF_FROM_ENV, SF_FROM_SET };    /* the later wins */
 
