@@ -56,35 +56,40 @@ static sf_status share_text(struct sf_comm *world, char *mine, char **text_out)
     return SF_OK;
 }
 
-static sf_status read_config(struct sf_launch *launch, const struct sf_launch_spec *spec)
+sf_status sf_launch_share_config(struct sf_comm *world, const char *name, sf_status mine,
+                                 struct sf_config *config)
 {
-    struct sf_comm *world = launch->world;
-    char *mine = NULL, *text = NULL;
-    sf_status status = SF_OK;
-    if (sf_comm_rank(world) == 0) {
-        status = sf_config_load(spec->config, &spec->sets, &launch->config);
-        if (status == SF_OK && launch->config.model.path[0] == '\0')
-            status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", spec->config);
-        if (status == SF_OK) status = sf_config_text(&launch->config, &mine);
-        if (status == SF_OK && spec->files.input != NULL)
-            status = sf_run_check(&spec->files, &launch->records);
-    }
+    char *resolved = NULL, *text = NULL;
+    int rank = sf_comm_rank(world);
+    sf_status status = mine;
+    if (rank == 0 && status == SF_OK) status = sf_config_text(config, &resolved);
     status = sf_launch_agree(world, status);
     if (status != SF_OK) {
-        free(mine);
+        free(resolved);
         return status;
     }
-    SF_TRY(share_text(world, mine, &text));
-    if (sf_comm_rank(world) != 0)
-        status = sf_config_parse(spec->config, text, strlen(text), NULL, &launch->config);
+    SF_TRY(share_text(world, resolved, &text));
+    if (rank != 0) status = sf_config_parse(name, text, strlen(text), NULL, config);
     free(text);
     return sf_launch_agree(world, status);
 }
 
-/* What all ranks see of their nodes, put together: a launcher may have bound each to few cores. */
-static sf_status look_around(struct sf_launch *launch)
+static sf_status read_config(struct sf_launch *launch, const struct sf_launch_spec *spec)
 {
-    struct sf_comm *world = launch->world;
+    sf_status status = SF_OK;
+    if (sf_comm_rank(launch->world) == 0) {
+        status = sf_config_load(spec->config, &spec->sets, &launch->config);
+        if (status == SF_OK && launch->config.model.path[0] == '\0')
+            status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", spec->config);
+        if (status == SF_OK && spec->files.input != NULL)
+            status = sf_run_check(&spec->files, &launch->records);
+    }
+    return sf_launch_share_config(launch->world, spec->config, status, &launch->config);
+}
+
+/* What all ranks see of their nodes, put together: a launcher may have bound each to few cores. */
+sf_status sf_launch_look_around(struct sf_comm *world, struct sf_cluster *cluster_out)
+{
     int32_t ranks = sf_comm_size(world), rank = sf_comm_rank(world);
     struct sf_rank_facts mine = {0}, *all = calloc((size_t)ranks, sizeof *all);
     sf_status status = sf_rank_facts_make(sf_comm_node(world, rank), sf_comm_host(world, rank),
@@ -93,7 +98,7 @@ static sf_status look_around(struct sf_launch *launch)
         status = SF_FAIL(SF_NO_MEMORY, "no memory for a table of %d ranks", ranks);
     status = sf_launch_agree(world, status);
     if (status == SF_OK) status = sf_comm_allgather(world, &mine, sizeof mine, all);
-    if (status == SF_OK) status = sf_cluster_gather(all, ranks, &launch->cluster);
+    if (status == SF_OK) status = sf_cluster_gather(all, ranks, cluster_out);
     free(all);
     return status;
 }
@@ -162,7 +167,7 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
     struct sf_comm *world = launch->world;
     SF_TRY(read_config(launch, spec));
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
-    SF_TRY(look_around(launch));
+    SF_TRY(sf_launch_look_around(world, &launch->cluster));
     sf_status status = make_plan(launch);
     if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, &spec->files);
     SF_TRY(sf_launch_agree(world, status));

@@ -42,6 +42,12 @@ void      sf_launch_close(struct sf_launch *);
 /* Collective: SF_OK if every rank brings SF_OK; otherwise the status and words of the first rank
  * that failed by itself, the same on all. */
 sf_status sf_launch_agree(struct sf_comm *world, sf_status mine);
+/* Collective: the configuration of rank 0, resolved, on every rank.  mine: how reading it went
+ * there, SF_OK elsewhere; name: for messages. */
+sf_status sf_launch_share_config(struct sf_comm *world, const char *name, sf_status mine,
+                                 struct sf_config *config);
+/* Collective: the nodes of the world. */
+sf_status sf_launch_look_around(struct sf_comm *world, struct sf_cluster *cluster_out);
 
 SF_C_END
 #endif

@@ -3,7 +3,8 @@
  * A task (task.h: `sheaf run`, `sheaf bench`) makes a world of ranks (mpirun or srun: processes; a
  * build without MPI: threads of this process; otherwise one rank), and on every rank, for each of
  * its launches: launch (common plan) -> worker open -> worker run.  On rank 0 the coordinator runs
- * beside it in a thread of its own, joined to the worker by two rings. */
+ * beside it in a thread of its own, joined to the worker by two rings.  `sheaf lab` has a world
+ * too, but no model, no steps and no coordinator beside the worker. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -17,11 +18,13 @@
 #include "comm/comm.h"
 #include "coordinator/bench.h"
 #include "coordinator/commands.h"
+#include "coordinator/lab.h"
 #include "coordinator/launch.h"
 #include "coordinator/task.h"
+#include "worker/lab.h"
 #include "worker/worker.h"
 
-enum { RING_PLACES = 4096, RANK_THREAD_STACK = 16 << 20 };
+enum { RING_PLACES = 4096, RANK_THREAD_STACK = 16 << 20, WRITE_TIMEOUT_MS = 3600 * 1000 };
 
 /* ---- one rank, one launch ---- */
 
@@ -207,11 +210,11 @@ static sf_status prepare(struct sf_comm *world, const struct sf_task *task, int3
 }
 
 /* Returns the exit code. */
-static int run_rank(struct sf_comm *world, const struct sf_task *task)
+static int task_rank(struct sf_comm *world, const void *arg)
 {
+    const struct sf_task *task = arg;
     int32_t launches;
     int exit_code = 0;
-    if (sf_comm_size(world) > 1) sf_log_rank(sf_comm_rank(world));
     sf_status status = prepare(world, task, &launches);
     if (status != SF_OK) {
         give_up(world, status, 0);
@@ -222,54 +225,124 @@ static int run_rank(struct sf_comm *world, const struct sf_task *task)
     return exit_code;
 }
 
+/* ---- one rank of a lab ---- */
+
+static sf_status run_trace(struct sf_lab *lab, struct sf_comm *world,
+                           const struct sf_lab_args *args, const struct sf_lab_launch *launch)
+{
+    struct sf_trace_result result = {0};
+    struct sf_trace_counts counts;
+    sf_status status = sf_lab_gather(lab, sf_lab_run(lab), &result, &counts);
+    sf_comm_set_timeout(world, WRITE_TIMEOUT_MS);   /* the others wait while rank 0 writes */
+    if (status == SF_OK && sf_comm_rank(world) == 0)
+        status = sf_lab_write(args, launch, &result, &counts);
+    sf_trace_result_free(&result);
+    return status;
+}
+
+static sf_status open_trace(struct sf_comm *world, const struct sf_lab_launch *launch,
+                            struct sf_lab **lab_out)
+{
+    struct sf_lab_spec spec = {.trace = &launch->trace,
+                               .share = &launch->share,
+                               .stack = &launch->config.kv.stack,
+                               .setup = &launch->setup,
+                               .world = world,
+                               .placement = (enum sf_placement)launch->config.parallel.placement,
+                               .dtype = launch->dtype,
+                               .kv_dtype = launch->kv_dtype,
+                               .page_slots = launch->page_slots,
+                               .threads = launch->threads,
+                               .pool_bytes = launch->pool_bytes,
+                               .device = "cpu"};
+    return sf_launch_agree(world, sf_lab_open(&spec, lab_out));
+}
+
+/* Returns the exit code. */
+static int lab_rank(struct sf_comm *world, const void *arg)
+{
+    const struct sf_lab_args *args = arg;
+    struct sf_lab_launch launch;
+    struct sf_lab *lab = NULL;
+    int started = 0;
+    sf_status status = sf_lab_launch_open(world, args, &launch);
+    if (status == SF_OK) {
+        status = open_trace(world, &launch, &lab);
+        if (status == SF_OK) {
+            started = 1;
+            status = run_trace(lab, world, args, &launch);
+            if (status != SF_LOST && status != SF_TIMEOUT) status = sf_launch_agree(world, status);
+        }
+        sf_lab_close(lab);
+        sf_lab_launch_close(&launch);
+    }
+    if (status == SF_OK) return 0;
+    /* All ranks have agreed on it, unless one is gone. */
+    give_up(world, status, started && (status == SF_LOST || status == SF_TIMEOUT));
+    return started ? 1 : sf_status_exit_code(status);
+}
+
 /* ---- worlds ---- */
+
+struct ranks {                          /* what each rank of a world does */
+    int (*run)(struct sf_comm *world, const void *arg); /* returns the exit code */
+    const void *arg;
+    const char *config;                 /* for the layout where ranks are threads */
+    const struct sf_config_sets *sets;
+};
+
+static int run_rank(struct sf_comm *world, const struct ranks *ranks)
+{
+    if (sf_comm_size(world) > 1) sf_log_rank(sf_comm_rank(world));
+    return ranks->run(world, ranks->arg);
+}
 
 struct rank_thread {
     pthread_t thread;
     struct sf_comm *world;
-    const struct sf_task *task;
+    const struct ranks *ranks;
     int exit_code;
 };
 
 static void *rank_thread(void *arg)
 {
     struct rank_thread *self = arg;
-    self->exit_code = run_rank(self->world, self->task);
+    self->exit_code = run_rank(self->world, self->ranks);
     return NULL;
 }
 
 /* Ranks as threads of this process: rank 0 on this thread. */
-static int run_threads(int32_t ranks, const struct sf_task *task)
+static int run_threads(int32_t count, const struct ranks *ranks)
 {
     struct sf_comm_options options = {0};
-    struct sf_comm **world = calloc((size_t)ranks, sizeof(struct sf_comm *));
-    struct rank_thread *thread = calloc((size_t)ranks, sizeof *thread);
+    struct sf_comm **world = calloc((size_t)count, sizeof(struct sf_comm *));
+    struct rank_thread *thread = calloc((size_t)count, sizeof *thread);
     pthread_attr_t attributes;
     if (world == NULL || thread == NULL || pthread_attr_init(&attributes) != 0 ||
-        sf_comm_loopback_world(ranks, 0, &options, world) != SF_OK) {
-        sf_log(SF_LOG_ERROR, "could not make %d ranks", ranks);
+        sf_comm_loopback_world(count, 0, &options, world) != SF_OK) {
+        sf_log(SF_LOG_ERROR, "could not make %d ranks", count);
         free(world);
         free(thread);
         return 1;
     }
     pthread_attr_setstacksize(&attributes, RANK_THREAD_STACK);
-    for (int32_t r = 1; r < ranks; r++) {
-        thread[r] = (struct rank_thread){.world = world[r], .task = task};
+    for (int32_t r = 1; r < count; r++) {
+        thread[r] = (struct rank_thread){.world = world[r], .ranks = ranks};
         if (pthread_create(&thread[r].thread, &attributes, rank_thread, &thread[r]) != 0) {
             sf_log(SF_LOG_ERROR, "could not start the thread of rank %d", r);
             exit(1);                    /* earlier ranks wait for this one: there is no way back */
         }
     }
-    int exit_code = run_rank(world[0], task);
-    for (int32_t r = 1; r < ranks; r++) pthread_join(thread[r].thread, NULL);
-    for (int32_t r = 0; r < ranks; r++) sf_comm_destroy(world[r]);
+    int exit_code = run_rank(world[0], ranks);
+    for (int32_t r = 1; r < count; r++) pthread_join(thread[r].thread, NULL);
+    for (int32_t r = 0; r < count; r++) sf_comm_destroy(world[r]);
     pthread_attr_destroy(&attributes);
     free(world);
     free(thread);
     return exit_code;
 }
 
-static int run_processes(const struct sf_task *task)
+static int run_processes(const struct ranks *ranks)
 {
     struct sf_comm_options options = {0};
     struct sf_comm *world;
@@ -277,22 +350,22 @@ static int run_processes(const struct sf_task *task)
         sf_complain(sf_error_text());
         return 1;
     }
-    int exit_code = run_rank(world, task);
+    int exit_code = run_rank(world, ranks);
     sf_comm_destroy(world);
     return exit_code;
 }
 
 /* Without MPI the layout says how many threads there are. */
-static int ranks_of_layout(const struct sf_task *task, int32_t *ranks_out)
+static int ranks_of_layout(const struct ranks *ranks, int32_t *count_out)
 {
     struct sf_config config;
-    sf_status status = sf_config_load(task->common->config, &task->common->sets, &config);
+    sf_status status = sf_config_load(ranks->config, ranks->sets, &config);
     if (status != SF_OK) {
         sf_complain(sf_error_text());
         return sf_status_exit_code(status);
     }
     int32_t data = config.parallel.data == SF_OPT_AUTO ? 1 : config.parallel.data;
-    *ranks_out = config.parallel.tensor * config.parallel.pipeline * data;
+    *count_out = config.parallel.tensor * config.parallel.pipeline * data;
     sf_config_free(&config);
     return 0;
 }
@@ -311,14 +384,20 @@ static int refuse_usage(const char *command, const char *words)
     return 2;
 }
 
+static int run_world(const struct ranks *ranks)
+{
+    int32_t count = 1;
+    signal(SIGPIPE, SIG_IGN);
+    if (sf_comm_launched() && sf_comm_has_mpi()) return run_processes(ranks);
+    int refused = sf_comm_has_mpi() ? 0 : ranks_of_layout(ranks, &count);
+    return refused ? refused : run_threads(count, ranks);
+}
+
 static int run_task(const struct sf_task *task)
 {
-    signal(SIGPIPE, SIG_IGN);
+    const struct ranks ranks = {task_rank, task, task->common->config, &task->common->sets};
     sf_signals_catch();
-    if (sf_comm_launched() && sf_comm_has_mpi()) return run_processes(task);
-    int32_t ranks = 1;
-    int refused = sf_comm_has_mpi() ? 0 : ranks_of_layout(task, &ranks);
-    return refused ? refused : run_threads(ranks, task);
+    return run_world(&ranks);
 }
 
 static int cmd_run(int argc, char **argv)
@@ -343,12 +422,24 @@ static int cmd_bench(int argc, char **argv)
     return exit_code;
 }
 
+/* A signal simply ends it: nothing of a trace is worth saving. */
+static int cmd_lab(int argc, char **argv)
+{
+    struct sf_lab_args args = {.sets = {.set = args.set}};
+    char words[256];
+    int read = sf_lab_args(argc, argv, &args, words, sizeof words);
+    if (read <= 0) return read == 0 ? 0 : refuse_usage("lab", words);
+    const struct ranks ranks = {lab_rank, &args, args.config, &args.sets};
+    return run_world(&ranks);
+}
+
 static const struct command {
     const char *name, *help;
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"run", "answer a file of records", cmd_run},
     {"bench", "how fast stacks of methods are, on made-up prompts", cmd_bench},
+    {"lab", "one method on recorded queries, keys and values", cmd_lab},
     {"plan", "what a layout holds, costs and fits; loads no weights", sf_cmd_plan},
     {"merge", "outputs of array jobs into one", sf_cmd_merge},
     {"methods", "the KV-cache methods and their options", sf_cmd_methods},

@@ -15,8 +15,6 @@ static sf_status resolve_ranks(const struct sf_config *, const struct sf_cluster
                                struct sf_launch_plan *);
 static sf_status resolve_model(const struct sf_config *, const struct sf_model_desc *,
                                struct sf_launch_plan *);
-static void resolve_threads(const struct sf_config *, const struct sf_cluster *,
-                            struct sf_launch_plan *);
 static sf_status resolve_compute(const struct sf_config *, struct sf_launch_plan *);
 static sf_status check_nodes(const struct sf_config *, const struct sf_cluster *,
                              const struct sf_launch_plan *);
@@ -33,7 +31,7 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
     struct sf_launch_plan plan = { 0 };
     SF_TRY(resolve_ranks(cfg, cluster, &plan));
     SF_TRY(resolve_model(cfg, desc, &plan));
-    resolve_threads(cfg, cluster, &plan);
+    plan.threads = sf_plan_threads(cfg, cluster);
     SF_TRY(resolve_compute(cfg, &plan));
     SF_TRY(check_nodes(cfg, cluster, &plan));
 
@@ -101,14 +99,24 @@ static sf_status resolve_ranks(const struct sf_config *cfg, const struct sf_clus
     return SF_OK;
 }
 
-static sf_status resolve_model(const struct sf_config *cfg, const struct sf_model_desc *desc,
-                               struct sf_launch_plan *plan)
+enum sf_dtype sf_plan_kv_dtype(const struct sf_config *cfg)
 {
     static const enum sf_dtype kv[] = { [SF_KV_F32] = SF_F32, [SF_KV_F16] = SF_F16,
                                         [SF_KV_BF16] = SF_BF16 };
+    return cfg->kv.dtype == SF_KV_AUTO ? (enum sf_dtype)cfg->model.dtype : kv[cfg->kv.dtype];
+}
+
+int32_t sf_plan_page_slots(const struct sf_config *cfg)
+{
+    return cfg->kv.block_size == SF_OPT_AUTO ? SF_BLOCK_SLOTS : cfg->kv.block_size;
+}
+
+static sf_status resolve_model(const struct sf_config *cfg, const struct sf_model_desc *desc,
+                               struct sf_launch_plan *plan)
+{
     plan->dtype = (enum sf_dtype)cfg->model.dtype;
-    plan->kv_dtype = cfg->kv.dtype == SF_KV_AUTO ? plan->dtype : kv[cfg->kv.dtype];
-    plan->page_slots = cfg->kv.block_size == SF_OPT_AUTO ? SF_BLOCK_SLOTS : cfg->kv.block_size;
+    plan->kv_dtype = sf_plan_kv_dtype(cfg);
+    plan->page_slots = sf_plan_page_slots(cfg);
     plan->tokens_max = cfg->scheduler.max_model_len;
     if (plan->tokens_max == SF_OPT_AUTO) plan->tokens_max = desc->context;
     if (plan->tokens_max > desc->context)
@@ -126,8 +134,7 @@ static sf_status resolve_model(const struct sf_config *cfg, const struct sf_mode
     return SF_OK;
 }
 
-static void resolve_threads(const struct sf_config *cfg, const struct sf_cluster *cluster,
-                            struct sf_launch_plan *plan)
+int32_t sf_plan_threads(const struct sf_config *cfg, const struct sf_cluster *cluster)
 {
     int32_t most = 1, *on_node = calloc((size_t)cluster->nodes, sizeof *on_node);
     for (int32_t r = 0; on_node != NULL && r < cluster->ranks; r++) {
@@ -135,13 +142,13 @@ static void resolve_threads(const struct sf_config *cfg, const struct sf_cluster
         if (++on_node[cluster->place[r].node] > most) most = on_node[cluster->place[r].node];
     }
     free(on_node);
-    plan->threads = cfg->parallel.threads;
-    if (plan->threads == SF_OPT_AUTO) {
-        plan->threads = cluster->cores_per_node / most;
-        if (cluster->threads_max > 0 && cluster->threads_max < plan->threads)
-            plan->threads = cluster->threads_max;
+    int32_t threads = cfg->parallel.threads;
+    if (threads == SF_OPT_AUTO) {
+        threads = cluster->cores_per_node / most;
+        if (cluster->threads_max > 0 && cluster->threads_max < threads)
+            threads = cluster->threads_max;
     }
-    if (plan->threads < 1) plan->threads = 1;
+    return threads < 1 ? 1 : threads;
 }
 
 /* Products are in model.dtype where the processor can; f32 is to be had everywhere, bf16 is not. */

@@ -10,7 +10,6 @@
  * the launcher, and file pages that loading passes through. */
 static const double pool_share = 0.6;
 
-static sf_status make_lanes(struct sf_plan_rank *rank);
 static int64_t load_bytes(const struct sf_sizing *, const struct sf_share *);
 
 sf_status sf_size_share(const struct sf_sizing *sizing, int32_t tp_size, int32_t tp_rank,
@@ -21,7 +20,7 @@ sf_status sf_size_share(const struct sf_sizing *sizing, int32_t tp_size, int32_t
     SF_TRY(sf_share_make(desc, sizing->placement, tp_size, tp_rank, layer_first, layer_count,
                          &rank->share));
     const struct sf_share *share = &rank->share;
-    SF_TRY(make_lanes(rank));
+    SF_TRY(sf_size_lanes(share, &rank->lanes));
     sf_workspace_make(desc, share, sizing->dtype, sizing->fixed, sizing->rows_max,
                       &rank->workspace);
     const struct sf_workspace *ws = &rank->workspace;
@@ -44,19 +43,24 @@ sf_status sf_size_share(const struct sf_sizing *sizing, int32_t tp_size, int32_t
 void sf_size_free(struct sf_plan_rank *rank)
 {
     sf_share_free(&rank->share);
-    free((void *)rank->lanes.head_global);
-    free((void *)rank->lanes.replica);
-    free((void *)rank->lanes.lane_ptr);
+    sf_size_lanes_free(&rank->lanes);
     memset(rank, 0, sizeof *rank);
 }
 
-static sf_status make_lanes(struct sf_plan_rank *rank)
+void sf_size_lanes_free(struct sf_rank_lanes *lanes)
 {
-    const struct sf_share *share = &rank->share;
+    free((void *)lanes->head_global);
+    free((void *)lanes->replica);
+    free((void *)lanes->lane_ptr);
+    *lanes = (struct sf_rank_lanes){ 0 };
+}
+
+sf_status sf_size_lanes(const struct sf_share *share, struct sf_rank_lanes *lanes_out)
+{
     size_t layers = (size_t)share->layer_count, lanes = (size_t)share->kv_ptr[layers];
     int32_t *ptr = malloc((layers + 1) * sizeof *ptr), *head = malloc((lanes + 1) * sizeof *head);
     uint8_t *replica = malloc(lanes + 1);
-    rank->lanes = (struct sf_rank_lanes){
+    *lanes_out = (struct sf_rank_lanes){
         .layer_first = share->layer_first, .layers = share->layer_count, .lane_ptr = ptr,
         .head_global = head, .replica = replica
     };

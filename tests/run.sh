@@ -113,7 +113,7 @@ run_jobs()
 {
     local preset=$1 script before
     before_command "$preset"
-    for script in tiny shapes; do
+    for script in tiny shapes lab; do
         tally_run "$preset/e2e/$script" 900 "${before[@]}" \
             env SHEAF_BUILD="$PWD/build/$preset" SHEAF_TEST_LEVEL=quick \
             python3 "tests/e2e/$script.py"
