@@ -78,13 +78,13 @@ static int64_t load_bytes(const struct sf_sizing *sizing, const struct sf_share 
     int64_t file = 0, tile = 0;
     for (int32_t i = 0; i < share->layer_count; i++) {
         for (int role = SF_W_ATTN_NORM; role < SF_ROLES; role++) {
-            const struct sf_weight *w = sf_model_weight(sizing->model, (enum sf_role)role,
-                                                        share->layer_first + i);
-            if (w != NULL && w->bytes > file) file = w->bytes;
+            int64_t bytes = sf_model_weight_bytes(sizing->model, (enum sf_role)role,
+                                                  share->layer_first + i);
+            if (bytes > file) file = bytes;
         }
     }
-    const struct sf_weight *head = sf_model_weight(sizing->model, SF_W_OUT, -1);
-    if (share->last_stage && head != NULL && head->bytes > file) file = head->bytes;
+    int64_t head = sf_model_weight_bytes(sizing->model, SF_W_OUT, -1);
+    if (share->last_stage && head > file) file = head;
     for (int kind = SF_MAT_QKV; kind <= SF_MAT_HEAD; kind++) {
         struct sf_mat_shape shape;
         if (kind == SF_MAT_HEAD && !share->last_stage) continue;
