@@ -13,14 +13,28 @@ static const double pool_share = 0.6;
 static sf_status make_lanes(struct sf_plan_rank *rank);
 static int64_t load_bytes(const struct sf_sizing *, const struct sf_share *);
 
-sf_status sf_size_share(const struct sf_sizing *sizing, int32_t tp_size, int32_t tp_rank,
-                        int32_t layer_first, int32_t layer_count, int one_node,
-                        struct sf_plan_rank *rank)
+static sf_status size_share(const struct sf_sizing *, int one_node, struct sf_plan_rank *rank);
+
+sf_status sf_size_group(const struct sf_sizing *sizing, int32_t tp_size, int32_t layer_first,
+                        int32_t layer_count, int one_node, struct sf_plan_rank *rank)
+{
+    struct sf_share *share = calloc((size_t)tp_size, sizeof *share);
+    if (share == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d shares", tp_size);
+    sf_status status = sf_share_make_group(sf_model_desc(sizing->model), sizing->placement,
+                                           tp_size, layer_first, layer_count, share);
+    for (int32_t t = 0; t < tp_size; t++) rank[t].share = share[t];
+    free(share);
+    for (int32_t t = 0; t < tp_size && status == SF_OK; t++)
+        status = size_share(sizing, one_node, &rank[t]);
+    return status;
+}
+
+static sf_status size_share(const struct sf_sizing *sizing, int one_node,
+                            struct sf_plan_rank *rank)
 {
     const struct sf_model_desc *desc = sf_model_desc(sizing->model);
-    SF_TRY(sf_share_make(desc, sizing->placement, tp_size, tp_rank, layer_first, layer_count,
-                         &rank->share));
     const struct sf_share *share = &rank->share;
+    const int32_t tp_size = share->tp_size;
     SF_TRY(make_lanes(rank));
     sf_workspace_make(desc, share, sizing->dtype, sizing->fixed, sizing->rows_max,
                       &rank->workspace);
