@@ -24,7 +24,8 @@ const struct sf_opt sf_config_top[] = {
 
 static const struct sf_opt model[] = {
     { "path", SF_OPT_STRING, AT(model.path), "", 0, 0, NO_AUTO, BUILT, NULL, NULL, "",
-      "model file (GGUF); a relative path is looked for in the current folder, beside the"
+      "model file (GGUF); `plan` and `inspect` also take a Hugging Face directory, of which they"
+      " read config.json; a relative path is looked for in the current folder, beside the"
       " configuration and in the three folders above it" },
     { "dtype", SF_OPT_ENUM, AT(model.dtype), "bf16", 0, 0, NO_AUTO, BUILT, dtypes, NULL, "",
       "weights and activations; where the CPU cannot multiply it, it is a storage type and the"

@@ -1,4 +1,5 @@
-/* coordinator/inspect.c: `sheaf inspect`: what is in a model file, from its header alone. */
+/* coordinator/inspect.c: `sheaf inspect`: what is in a model file, from its header alone, or in a
+ * Hugging Face directory, from its config.json alone. */
 #include <stdio.h>
 #include <string.h>
 #include "coordinator/commands.h"
@@ -8,7 +9,8 @@
 static const char help[] =
     "usage: sheaf inspect MODEL\n"
     "\n"
-    "Shows the architecture, sizes, tokenizer and tensors of a model file.  Reads no weights.\n";
+    "Shows the architecture, sizes, tokenizer and tensors of a GGUF file, or what the config.json\n"
+    "of a Hugging Face directory says.  Reads no weights.\n";
 
 /* "9" where all layers agree, else "9-12". */
 static void print_range(const char *name, const struct sf_model_desc *desc, size_t offset)
@@ -28,8 +30,8 @@ static void print_model(const struct sf_model *model)
 {
     const struct sf_model_desc *desc = sf_model_desc(model);
     printf("%-18s %s\n", "file", sf_model_path(model));
-    printf("%-18s %lld bytes, %s\n", "size", (long long)sf_model_file_bytes(model),
-           desc->file_type);
+    printf("%-18s %lld bytes%s, %s\n", "size", (long long)sf_model_file_bytes(model),
+           sf_model_has_weights(model) ? "" : " of weights by config.json", desc->file_type);
     if (desc->name[0] != '\0') printf("%-18s %s\n", "name", desc->name);
     printf("%-18s %s\n", "architecture", desc->arch_name);
     printf("%-18s %d\n", "layers", desc->layers);
@@ -97,11 +99,15 @@ int sf_cmd_inspect(int argc, char **argv)
     int exit_code;
     if (!sf_read_operand(argc, argv, help, "MODEL", &path, &exit_code)) return exit_code;
     struct sf_model *model;
-    sf_status status = sf_model_open(path, &model);
+    sf_status status = sf_model_open_header(path, &model);
     if (status != SF_OK) return sf_command_failed(status);
     print_model(model);
-    print_tokenizer(model);
-    print_tensors(model);
+    if (sf_model_has_weights(model)) {
+        print_tokenizer(model);
+        print_tensors(model);
+    } else {
+        printf("%-18s not read: those of a GGUF file are\n", "tokenizer, tensors");
+    }
     sf_model_close(model);
     return 0;
 }

@@ -443,7 +443,7 @@ static const struct command {
     {"plan", "what a layout holds, costs and fits; loads no weights", sf_cmd_plan},
     {"merge", "outputs of array jobs into one", sf_cmd_merge},
     {"methods", "the KV-cache methods and their options", sf_cmd_methods},
-    {"inspect", "what is in a model file", sf_cmd_inspect},
+    {"inspect", "what is in a model file or a Hugging Face directory", sf_cmd_inspect},
     {"doctor", "what this machine and this build have", sf_cmd_doctor},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

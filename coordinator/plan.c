@@ -216,12 +216,13 @@ static sf_status make_ranks(const struct sf_sizing *sizing, const int32_t *count
         rank->tp_rank = r % plan->tensor;
         rank->stage = r / plan->tensor % plan->pipeline;
         rank->dp_rank = r / plan->tensor / plan->pipeline;
-        int32_t group = r - rank->tp_rank, one_node = 1, layer_first = 0;
-        for (int32_t other = group; other < group + plan->tensor; other++)
+        if (rank->tp_rank > 0) continue;
+        int32_t one_node = 1, layer_first = 0;
+        for (int32_t other = r; other < r + plan->tensor; other++)
             one_node &= place[other].node == rank->node;
         for (int32_t s = 0; s < rank->stage; s++) layer_first += count[s];
-        SF_TRY(sf_size_share(sizing, plan->tensor, rank->tp_rank, layer_first, count[rank->stage],
-                             one_node, rank));
+        SF_TRY(sf_size_group(sizing, plan->tensor, layer_first, count[rank->stage], one_node,
+                             rank));
     }
     return SF_OK;
 }

@@ -23,7 +23,8 @@ static const char help[] =
     "                  [--set key.path=value ...]\n"
     "\n"
     "Shows what each rank would hold of the model and its cache, and whether it fits.  Reads the\n"
-    "model's header only; needs no MPI and no weights in memory.\n"
+    "header of a GGUF file or the config.json of a Hugging Face directory; needs no MPI and no\n"
+    "weights.\n"
     "\n"
     "  --nodes N             nodes of the cluster (1)\n"
     "  --ranks-per-node R    ranks on each (the ranks of CONFIG's layout / nodes)\n"
@@ -150,7 +151,7 @@ int sf_cmd_plan(int argc, char **argv)
     if (status != SF_OK) return sf_command_failed(status);
     if (cfg.model.path[0] == '\0')
         status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", args.config);
-    if (status == SF_OK) status = sf_model_open(cfg.model.path, &model);
+    if (status == SF_OK) status = sf_model_open_header(cfg.model.path, &model);
     if (status == SF_OK) status = make_cluster(&args, &cfg, &cluster);
     if (status == SF_OK) status = show(&args, &cfg, model, &cluster, &fits);
     exit_code = status != SF_OK ? sf_command_failed(status) : fits ? 0 : 2;

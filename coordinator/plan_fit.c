@@ -124,26 +124,28 @@ static sf_status layout_fits(const struct sf_sizing *sizing, struct sf_config *c
     const struct sf_model_desc *desc = sf_model_desc(sizing->model);
     struct sf_setup setup = { 0 };
     int32_t *count = calloc((size_t)pipeline, sizeof *count);
-    if (count == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d stages", pipeline);
+    struct sf_plan_rank *rank = calloc((size_t)tensor, sizeof *rank);
     *fits_out = 1;
-    sf_status status = sf_cut_layers(desc, plan, pipeline, count);
+    sf_status status = count != NULL && rank != NULL
+                       ? sf_cut_layers(desc, plan, pipeline, count)
+                       : SF_FAIL(SF_NO_MEMORY, "no memory for %d stages", pipeline);
     if (status == SF_OK)
         status = sf_setup_make(desc, tensor, plan->page_slots, plan->tokens_max, &setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &setup);
     for (int32_t s = 0, first = 0; s < pipeline && status == SF_OK && *fits_out; s++) {
+        status = sf_size_group(sizing, tensor, first, count[s], 1, rank);
         for (int32_t t = 0; t < tensor && status == SF_OK && *fits_out; t++) {
-            struct sf_plan_rank rank = { 0 };
             int64_t need;
-            status = sf_size_share(sizing, tensor, t, first, count[s], 1, &rank);
-            if (status == SF_OK) status = sf_size_pool(sizing, &setup, &cfg->kv.stack, &rank);
+            status = sf_size_pool(sizing, &setup, &cfg->kv.stack, &rank[t]);
             if (status == SF_OK)
-                status = rank_fits(sizing, &setup, &cfg->kv.stack, &rank, plan->tokens_max,
+                status = rank_fits(sizing, &setup, &cfg->kv.stack, &rank[t], plan->tokens_max,
                                    fits_out, &need);
-            sf_size_free(&rank);
         }
+        for (int32_t t = 0; t < tensor; t++) sf_size_free(&rank[t]);
         first += count[s];
     }
     sf_setup_free(&setup);
+    free(rank);
     free(count);
     return status;
 }

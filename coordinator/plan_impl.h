@@ -43,11 +43,11 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
     int64_t kv_memory;                  /* SF_OPT_AUTO: the planner's choice */
     enum sf_placement placement;
 };
-/* Fills `rank` but for its place in the world: share, lanes, workspace, bytes.  one_node: its
- * tensor group shares a node. */
-sf_status sf_size_share(const struct sf_sizing *, int32_t tp_size, int32_t tp_rank,
-                        int32_t layer_first, int32_t layer_count, int one_node,
-                        struct sf_plan_rank *rank);
+/* Fills the ranks of one tensor group, rank[tp_size] from zeros, but for their places in the
+ * world: share, lanes, workspace, bytes.  one_node: the group shares a node.  What is there is
+ * freed by sf_size_free, on failure too. */
+sf_status sf_size_group(const struct sf_sizing *, int32_t tp_size, int32_t layer_first,
+                        int32_t layer_count, int one_node, struct sf_plan_rank *rank);
 void sf_size_free(struct sf_plan_rank *rank);
 /* The lanes of a share; freed also where this fails. */
 sf_status sf_size_lanes(const struct sf_share *, struct sf_rank_lanes *lanes_out);
@@ -70,16 +70,24 @@ sf_status sf_plan_judge(const struct sf_sizing *, struct sf_config *, struct sf_
 enum { SF_LENGTHS_MAX = 24 };
 /* Powers of two from 1,024 below tokens_max, then tokens_max; returns how many. */
 int32_t sf_plan_lengths(const struct sf_launch_plan *, int32_t lengths_out[SF_LENGTHS_MAX]);
-sf_status sf_plan_cost(const struct sf_launch_plan *, const struct sf_config *, int32_t rank,
-                       int32_t tokens, struct sf_cost *cost_out);
-/* Sequences of this length that all ranks hold at once: one in its prompt, the others after it. */
-sf_status sf_plan_capacity(const struct sf_launch_plan *, const struct sf_config *, int32_t tokens,
-                           int64_t *seqs_out);
+/* What one sequence of each of these lengths takes on each rank of one copy of the model; all
+ * copies are alike. */
+struct sf_plan_costs {
+    int32_t length[SF_LENGTHS_MAX], lengths, group;
+    struct sf_cost *at;                 /* [lengths][group] */
+};
+sf_status sf_plan_costs_make(const struct sf_launch_plan *, const struct sf_config *,
+                             struct sf_plan_costs *out);
+void sf_plan_costs_free(struct sf_plan_costs *);
+/* Sequences of length[index] that all ranks hold at once: one in its prompt, the others after
+ * it. */
+int64_t sf_plan_capacity(const struct sf_launch_plan *, const struct sf_plan_costs *,
+                         int32_t index);
 struct sf_plan_traffic { int64_t tp, pp, cross_node; };    /* bytes for each token fed */
 void sf_plan_comm(const struct sf_launch_plan *, const struct sf_model_desc *,
                   struct sf_plan_traffic *out);
 /* Stored / exact bytes at the planning length. */
-sf_status sf_plan_ratio(const struct sf_launch_plan *, const struct sf_config *, double *ratio_out);
+double sf_plan_ratio(const struct sf_plan_costs *);
 
 SF_C_END
 #endif

@@ -21,26 +21,42 @@ int32_t sf_plan_lengths(const struct sf_launch_plan *plan, int32_t lengths_out[S
     return count;
 }
 
-sf_status sf_plan_cost(const struct sf_launch_plan *plan, const struct sf_config *cfg, int32_t rank,
-                       int32_t tokens, struct sf_cost *cost_out)
+sf_status sf_plan_costs_make(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+                             struct sf_plan_costs *out)
 {
-    return sf_account_sequence(&plan->setup, &cfg->kv.stack, &plan->rank[rank].lanes,
-                               plan->kv_dtype, tokens, tokens, cost_out);
+    struct sf_plan_costs costs = { .group = plan->tensor * plan->pipeline };
+    costs.lengths = sf_plan_lengths(plan, costs.length);
+    costs.at = calloc((size_t)costs.lengths * (size_t)costs.group, sizeof *costs.at);
+    if (costs.at == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d costs", costs.group);
+    sf_status status = SF_OK;
+    for (int32_t i = 0; i < costs.lengths; i++)
+        for (int32_t r = 0; r < costs.group && status == SF_OK; r++)
+            status = sf_account_sequence(&plan->setup, &cfg->kv.stack, &plan->rank[r].lanes,
+                                         plan->kv_dtype, costs.length[i], costs.length[i],
+                                         &costs.at[i * costs.group + r]);
+    if (status == SF_OK) *out = costs;
+    else free(costs.at);
+    return status;
+}
+
+void sf_plan_costs_free(struct sf_plan_costs *costs)
+{
+    free(costs->at);
+    costs->at = NULL;
 }
 
 /* The scheduler promises a sequence its peak until it ends, so peaks are what is divided. */
-sf_status sf_plan_capacity(const struct sf_launch_plan *plan, const struct sf_config *cfg,
-                           int32_t tokens, int64_t *seqs_out)
+int64_t sf_plan_capacity(const struct sf_launch_plan *plan, const struct sf_plan_costs *costs,
+                         int32_t index)
 {
+    const struct sf_cost *cost = &costs->at[index * costs->group];
     int64_t least = INT64_MAX;
     for (int32_t r = 0; r < plan->ranks; r++) {
-        struct sf_cost cost;
-        SF_TRY(sf_plan_cost(plan, cfg, r, tokens, &cost));
-        int64_t seqs = cost.pages_peak > 0 ? plan->rank[r].pages / cost.pages_peak : INT64_MAX;
+        int64_t pages = cost[r % costs->group].pages_peak;
+        int64_t seqs = pages > 0 ? plan->rank[r].pages / pages : INT64_MAX;
         if (seqs < least) least = seqs;
     }
-    *seqs_out = least < INT64_MAX / plan->data ? least * plan->data : least;
-    return SF_OK;
+    return least < INT64_MAX / plan->data ? least * plan->data : least;
 }
 
 /* A sum of `leaves` leaves over p ranks: each leaf goes to the p - 1 owners of other columns, then
@@ -82,18 +98,15 @@ void sf_plan_comm(const struct sf_launch_plan *plan, const struct sf_model_desc 
     *out = sum;
 }
 
-sf_status sf_plan_ratio(const struct sf_launch_plan *plan, const struct sf_config *cfg,
-                        double *ratio_out)
+double sf_plan_ratio(const struct sf_plan_costs *costs)
 {
+    const struct sf_cost *cost = &costs->at[(costs->lengths - 1) * costs->group];
     double stored = 0, exact = 0;
-    for (int32_t r = 0; r < plan->tensor * plan->pipeline; r++) {
-        struct sf_cost cost;
-        SF_TRY(sf_plan_cost(plan, cfg, r, plan->tokens_max, &cost));
-        stored += (double)cost.bytes_hi;
-        exact += (double)cost.bytes_exact;
+    for (int32_t r = 0; r < costs->group; r++) {
+        stored += (double)cost[r].bytes_hi;
+        exact += (double)cost[r].bytes_exact;
     }
-    *ratio_out = exact > 0 ? stored / exact : 1;
-    return SF_OK;
+    return exact > 0 ? stored / exact : 1;
 }
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
@@ -134,7 +147,7 @@ static struct sf_json *heads_json(struct json_writer *w, const struct sf_share *
 }
 
 static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_plan *plan,
-                                 const struct sf_config *cfg, int32_t r)
+                                 const struct sf_plan_costs *costs, int32_t r)
 {
     const struct sf_plan_rank *rank = &plan->rank[r];
     const struct sf_share *share = &rank->share;
@@ -151,15 +164,12 @@ static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_p
     put(w, json, "weight_bytes", sf_json_new_int(rank->weight_bytes));
     put(w, json, "kv_bytes_per_token", sf_json_new_int(rank->kv_bytes_per_token));
 
-    int32_t length[SF_LENGTHS_MAX], lengths = sf_plan_lengths(plan, length);
-    for (int32_t i = 0; i < lengths && w->status == SF_OK; i++) {
+    for (int32_t i = 0; i < costs->lengths; i++) {
         char key[16];
-        struct sf_cost cost;
-        w->status = sf_plan_cost(plan, cfg, r, length[i], &cost);
-        if (w->status != SF_OK) break;
-        snprintf(key, sizeof key, "%d", length[i]);
-        put(w, at_len, key, pair(w, cost.bytes_lo, cost.bytes_hi));
-        put(w, peak, key, sf_json_new_int(cost.bytes_peak));
+        const struct sf_cost *cost = &costs->at[i * costs->group + r % costs->group];
+        snprintf(key, sizeof key, "%d", costs->length[i]);
+        put(w, at_len, key, pair(w, cost->bytes_lo, cost->bytes_hi));
+        put(w, peak, key, sf_json_new_int(cost->bytes_peak));
     }
     put(w, json, "kv_bytes_at_len", at_len);
     put(w, json, "kv_peak_bytes_at_len", peak);
@@ -169,22 +179,20 @@ static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_p
 }
 
 static void put_capacity(struct json_writer *w, const struct sf_launch_plan *plan,
-                         const struct sf_config *cfg, struct sf_json *root)
+                         const struct sf_config *cfg, const struct sf_plan_costs *costs,
+                         struct sf_json *root)
 {
     struct sf_json *capacity = sf_json_new(SF_JSON_OBJECT), *at = sf_json_new(SF_JSON_OBJECT);
-    int32_t length[SF_LENGTHS_MAX], lengths = sf_plan_lengths(plan, length);
     int64_t seqs = 0;
-    for (int32_t i = 0; i < lengths && w->status == SF_OK; i++) {
+    for (int32_t i = 0; i < costs->lengths; i++) {
         char key[16];
-        w->status = sf_plan_capacity(plan, cfg, length[i], &seqs);
-        snprintf(key, sizeof key, "%d", length[i]);
+        seqs = sf_plan_capacity(plan, costs, i);
+        snprintf(key, sizeof key, "%d", costs->length[i]);
         put(w, at, key, sf_json_new_int(seqs));
     }
     put(w, capacity, "max_num_seqs_at_len", at);
     put(w, root, "capacity", capacity);
-    double ratio = 1;
-    if (w->status == SF_OK) w->status = sf_plan_ratio(plan, cfg, &ratio);
-    put(w, root, "kv_ratio", sf_json_new_real(ratio));
+    put(w, root, "kv_ratio", sf_json_new_real(sf_plan_ratio(costs)));
     int bound = seqs < cfg->scheduler.max_num_seqs;     /* at the last, the planning length */
     put(w, root, "kv_bound", sf_json_new(bound ? SF_JSON_TRUE : SF_JSON_FALSE));
 }
@@ -193,13 +201,15 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
                               const struct sf_model *model, char **text_out)
 {
     struct json_writer w = { .status = SF_OK };
+    struct sf_plan_costs costs;
+    SF_TRY(sf_plan_costs_make(plan, cfg, &costs));
     struct sf_json *root = sf_json_new(SF_JSON_OBJECT), *ranks = sf_json_new(SF_JSON_ARRAY);
     struct sf_json *comm = sf_json_new(SF_JSON_OBJECT);
     put(&w, root, "fits", sf_json_new(plan->fits ? SF_JSON_TRUE : SF_JSON_FALSE));
     put(&w, root, "reason", plan->fits ? sf_json_new(SF_JSON_NULL)
                                        : sf_json_new_text(plan->reason, strlen(plan->reason)));
     for (int32_t r = 0; r < plan->ranks && w.status == SF_OK; r++)
-        push(&w, ranks, rank_json(&w, plan, cfg, r));
+        push(&w, ranks, rank_json(&w, plan, &costs, r));
     put(&w, root, "ranks", ranks);
     /* Layer groups are a matter of methods that encode layers together; none of these is built. */
     put(&w, root, "groups", sf_json_new(SF_JSON_ARRAY));
@@ -211,7 +221,8 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
     put(&w, comm, "cross_node_bytes_per_token", sf_json_new_int(traffic.cross_node));
     put(&w, comm, "per_method", sf_json_new(SF_JSON_OBJECT));
     put(&w, root, "comm", comm);
-    put_capacity(&w, plan, cfg, root);
+    put_capacity(&w, plan, cfg, &costs, root);
+    sf_plan_costs_free(&costs);
 
     char *text = NULL;
     size_t bytes;
@@ -301,15 +312,16 @@ static void write_stages(FILE *out, const struct sf_launch_plan *plan,
 static sf_status write_capacity(FILE *out, const struct sf_launch_plan *plan,
                                 const struct sf_config *cfg)
 {
-    int32_t length[SF_LENGTHS_MAX], lengths = sf_plan_lengths(plan, length);
+    struct sf_plan_costs costs;
     int64_t seqs = 0;
-    double ratio;
+    SF_TRY(sf_plan_costs_make(plan, cfg, &costs));
+    double ratio = sf_plan_ratio(&costs);
     fprintf(out, "capacity   sequences at once:");
-    for (int32_t i = 0; i < lengths; i++) {
-        SF_TRY(sf_plan_capacity(plan, cfg, length[i], &seqs));
-        fprintf(out, "%s %lld of %d tokens", i == 0 ? "" : ",", (long long)seqs, length[i]);
+    for (int32_t i = 0; i < costs.lengths; i++) {
+        seqs = sf_plan_capacity(plan, &costs, i);
+        fprintf(out, "%s %lld of %d tokens", i == 0 ? "" : ",", (long long)seqs, costs.length[i]);
     }
-    SF_TRY(sf_plan_ratio(plan, cfg, &ratio));
+    sf_plan_costs_free(&costs);
     fprintf(out, "\nKV cache   ");
     if (cfg->kv.stack.entries == 0) fprintf(out, "exact");
     for (int32_t i = 0; i < cfg->kv.stack.entries; i++)

@@ -12,14 +12,28 @@ static const double pool_share = 0.6;
 
 static int64_t load_bytes(const struct sf_sizing *, const struct sf_share *);
 
-sf_status sf_size_share(const struct sf_sizing *sizing, int32_t tp_size, int32_t tp_rank,
-                        int32_t layer_first, int32_t layer_count, int one_node,
-                        struct sf_plan_rank *rank)
+static sf_status size_share(const struct sf_sizing *, int one_node, struct sf_plan_rank *rank);
+
+sf_status sf_size_group(const struct sf_sizing *sizing, int32_t tp_size, int32_t layer_first,
+                        int32_t layer_count, int one_node, struct sf_plan_rank *rank)
+{
+    struct sf_share *share = calloc((size_t)tp_size, sizeof *share);
+    if (share == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d shares", tp_size);
+    sf_status status = sf_share_make_group(sf_model_desc(sizing->model), sizing->placement,
+                                           tp_size, layer_first, layer_count, share);
+    for (int32_t t = 0; t < tp_size; t++) rank[t].share = share[t];
+    free(share);
+    for (int32_t t = 0; t < tp_size && status == SF_OK; t++)
+        status = size_share(sizing, one_node, &rank[t]);
+    return status;
+}
+
+static sf_status size_share(const struct sf_sizing *sizing, int one_node,
+                            struct sf_plan_rank *rank)
 {
     const struct sf_model_desc *desc = sf_model_desc(sizing->model);
-    SF_TRY(sf_share_make(desc, sizing->placement, tp_size, tp_rank, layer_first, layer_count,
-                         &rank->share));
     const struct sf_share *share = &rank->share;
+    const int32_t tp_size = share->tp_size;
     SF_TRY(sf_size_lanes(share, &rank->lanes));
     sf_workspace_make(desc, share, sizing->dtype, sizing->fixed, sizing->rows_max,
                       &rank->workspace);
@@ -82,13 +96,13 @@ static int64_t load_bytes(const struct sf_sizing *sizing, const struct sf_share 
     int64_t file = 0, tile = 0;
     for (int32_t i = 0; i < share->layer_count; i++) {
         for (int role = SF_W_ATTN_NORM; role < SF_ROLES; role++) {
-            const struct sf_weight *w = sf_model_weight(sizing->model, (enum sf_role)role,
-                                                        share->layer_first + i);
-            if (w != NULL && w->bytes > file) file = w->bytes;
+            int64_t bytes = sf_model_weight_bytes(sizing->model, (enum sf_role)role,
+                                                  share->layer_first + i);
+            if (bytes > file) file = bytes;
         }
     }
-    const struct sf_weight *head = sf_model_weight(sizing->model, SF_W_OUT, -1);
-    if (share->last_stage && head != NULL && head->bytes > file) file = head->bytes;
+    int64_t head = sf_model_weight_bytes(sizing->model, SF_W_OUT, -1);
+    if (share->last_stage && head > file) file = head;
     for (int kind = SF_MAT_QKV; kind <= SF_MAT_HEAD; kind++) {
         struct sf_mat_shape shape;
         if (kind == SF_MAT_HEAD && !share->last_stage) continue;

@@ -17,6 +17,10 @@ static sf_status map_file(struct sf_file *file)
     sf_status status = SF_OK;
     if (fstat(fd, &info) != 0) {
         status = SF_FAIL(SF_IO, "%s: %s", file->path, strerror(errno));
+    } else if (S_ISDIR(info.st_mode)) {
+        status = SF_FAIL(SF_UNSUPPORTED, "%s: is a directory: weights in safetensors are not read"
+                         " yet, so it can be planned and inspected, not run; a GGUF file can be",
+                         file->path);
     } else if (!S_ISREG(info.st_mode)) {
         status = SF_FAIL(SF_IO, "%s: not a regular file (a model is one .gguf file)", file->path);
     } else if (info.st_size < 4) {
@@ -40,7 +44,8 @@ static sf_status read_container(struct sf_file *file)
 {
     if (memcmp(file->map, "GGUF", 4) == 0) return sf_gguf_read(file);
     if (file->map_bytes > 9 && file->map[8] == '{')
-        return SF_FAIL(SF_UNSUPPORTED, "%s: looks like safetensors; only GGUF is read", file->path);
+        return SF_FAIL(SF_UNSUPPORTED, "%s: looks like safetensors; of weights only GGUF is read",
+                       file->path);
     return SF_FAIL(SF_FORMAT, "%s: not a GGUF file (it begins with %02x %02x %02x %02x)",
                    file->path, file->map[0], file->map[1], file->map[2], file->map[3]);
 }

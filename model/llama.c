@@ -15,8 +15,7 @@
 
 #include "model/model_impl.h"
 
-enum { LAYERS_MAX = 4096, HEADS_MAX = 1 << 16, HEAD_DIM_MAX = 1 << 13, WIDTH_MAX = 1 << 24,
-       VOCAB_MAX = 1 << 26, KEY_MAX = 96 };
+enum { KEY_MAX = 96 };
 
 struct reader {
     struct sf_model *model;
@@ -116,15 +115,15 @@ static sf_status refuse_foreign(struct reader *r)
 static sf_status read_widths(struct reader *r)
 {
     struct sf_model_desc *desc = &r->model->desc;
-    SF_TRY(key_count(r, "block_count", LAYERS_MAX, &desc->layers));
-    SF_TRY(key_count(r, "embedding_length", WIDTH_MAX, &desc->d_model));
+    SF_TRY(key_count(r, "block_count", SF_LAYERS_MAX, &desc->layers));
+    SF_TRY(key_count(r, "embedding_length", SF_WIDTH_MAX, &desc->d_model));
     SF_TRY(key_count(r, "context_length", INT32_MAX, &desc->context));
-    SF_TRY(key_count(r, "feed_forward_length", WIDTH_MAX, &desc->ffn));
+    SF_TRY(key_count(r, "feed_forward_length", SF_WIDTH_MAX, &desc->ffn));
     const struct sf_meta *ffn = sf_file_meta(r->model->file,
                                              llama_key(r, "feed_forward_length"));
     for (int32_t i = 1; ffn->type == SF_META_ARRAY && i < desc->layers; i++) {
         int64_t value = 0;
-        SF_TRY(key_int(r, "feed_forward_length", 1, 1, WIDTH_MAX, i, &value));
+        SF_TRY(key_int(r, "feed_forward_length", 1, 1, SF_WIDTH_MAX, i, &value));
         if (value != desc->ffn)
             return SF_FAIL(SF_UNSUPPORTED, "%s: FFN width %d in layer 0 and %" PRId64 " in layer "
                            "%d: one width is built", r->model->file->path, desc->ffn, value, i);
@@ -146,13 +145,13 @@ static sf_status read_layers(struct reader *r)
     desc->layer = model->layer;
     int64_t window = 0, k_dim = 0, v_dim = 0;
     SF_TRY(key_int(r, "attention.sliding_window", 0, 0, INT32_MAX, 0, &window));
-    SF_TRY(key_int(r, "attention.key_length", 0, 1, HEAD_DIM_MAX, 0, &k_dim));
-    SF_TRY(key_int(r, "attention.value_length", 0, 1, HEAD_DIM_MAX, 0, &v_dim));
+    SF_TRY(key_int(r, "attention.key_length", 0, 1, SF_HEAD_DIM_MAX, 0, &k_dim));
+    SF_TRY(key_int(r, "attention.value_length", 0, 1, SF_HEAD_DIM_MAX, 0, &v_dim));
     for (int32_t i = 0; i < desc->layers; i++) {
         int64_t q_heads = 0;
-        SF_TRY(key_int(r, "attention.head_count", 1, 1, HEADS_MAX, i, &q_heads));
+        SF_TRY(key_int(r, "attention.head_count", 1, 1, SF_HEADS_MAX, i, &q_heads));
         int64_t kv_heads = q_heads;
-        SF_TRY(key_int(r, "attention.head_count_kv", 0, 1, HEADS_MAX, i, &kv_heads));
+        SF_TRY(key_int(r, "attention.head_count_kv", 0, 1, SF_HEADS_MAX, i, &kv_heads));
         if (q_heads % kv_heads != 0)
             return SF_FAIL(SF_FORMAT, "%s: layer %d has %" PRId64 " query heads on %" PRId64
                            " KV heads, no whole number each", model->file->path, i, q_heads,
@@ -165,9 +164,9 @@ static sf_status read_layers(struct reader *r)
             k_dim = desc->d_model / q_heads;
         }
         if (v_dim == 0) v_dim = k_dim;
-        if (k_dim % 2 != 0 || k_dim > HEAD_DIM_MAX)
+        if (k_dim % 2 != 0 || k_dim > SF_HEAD_DIM_MAX)
             return SF_FAIL(SF_UNSUPPORTED, "%s: key heads of %" PRId64 " elements (even, at most "
-                           "%d)", model->file->path, k_dim, HEAD_DIM_MAX);
+                           "%d)", model->file->path, k_dim, SF_HEAD_DIM_MAX);
         model->layer[i] = (struct sf_layer_desc){ (int32_t)q_heads, (int32_t)kv_heads,
                                                   (int32_t)k_dim, (int32_t)v_dim,
                                                   (int32_t)window };
@@ -201,8 +200,21 @@ static sf_status read_rope_factor(struct reader *r, double *factor_out)
     return SF_OK;
 }
 
-/* A tiny factor or divisor, each allowed by itself, makes an infinite frequency. */
-static sf_status check_frequencies(const struct sf_model *model)
+sf_status sf_rope_make(struct sf_model *model, int32_t rope_dim, double theta, double factor)
+{
+    int32_t half = rope_dim / 2;
+    model->inv_freq = calloc((size_t)half, sizeof(float));
+    if (model->inv_freq == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "%s: no memory for RoPE", model->file->path);
+    model->desc.rope_dim = rope_dim;
+    model->desc.rope_inv_freq = model->inv_freq;
+    for (int32_t i = 0; i < half; i++)
+        model->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)rope_dim) /
+                             (float)factor;
+    return SF_OK;
+}
+
+sf_status sf_rope_check(const struct sf_model *model)
 {
     for (int32_t i = 0; i < model->desc.rope_dim / 2; i++)
         if (!isfinite(model->inv_freq[i]))
@@ -210,8 +222,7 @@ static sf_status check_frequencies(const struct sf_model *model)
     return SF_OK;
 }
 
-/* inv_freq[i] = theta^(-2i / rope_dim), in f32 as checkpoints were trained with, then divided by
- * the linear factor and by the llama3 divisors of the file. */
+/* Divided further by the llama3 divisors of the file. */
 static sf_status read_rope(struct reader *r, int64_t k_dim)
 {
     struct sf_model *model = r->model;
@@ -224,17 +235,11 @@ static sf_status read_rope(struct reader *r, int64_t k_dim)
         return SF_FAIL(SF_FORMAT, "%s: key '%s' is %" PRId64 ", not even", path, r->key, rope_dim);
     SF_TRY(key_float(r, "rope.freq_base", 0, 1, 1e30, &theta));
     SF_TRY(read_rope_factor(r, &factor));
-    desc->rope_dim = (int32_t)rope_dim;
-    int32_t half = desc->rope_dim / 2;
-    model->inv_freq = calloc((size_t)half, sizeof(float));
-    if (model->inv_freq == NULL) return SF_FAIL(SF_NO_MEMORY, "%s: no memory for RoPE", path);
-    desc->rope_inv_freq = model->inv_freq;
-    for (int32_t i = 0; i < half; i++)
-        model->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)desc->rope_dim) /
-                             (float)factor;
+    SF_TRY(sf_rope_make(model, (int32_t)rope_dim, theta, factor));
 
+    int32_t half = desc->rope_dim / 2;
     struct sf_tensor *divisors = sf_file_tensor(model->file, "rope_freqs.weight");
-    if (divisors == NULL) return check_frequencies(model);
+    if (divisors == NULL) return sf_rope_check(model);
     divisors->claimed = 1;
     if (divisors->rows != 1 || divisors->cols != half)
         return SF_FAIL(SF_FORMAT, "%s: tensor 'rope_freqs.weight' is [%d][%d], expected [%d]", path,
@@ -247,7 +252,7 @@ static sf_status read_rope(struct reader *r, int64_t k_dim)
             return SF_FAIL(SF_FORMAT, "%s: rope_freqs.weight[%d] is %g", path, i, (double)divisor);
         model->inv_freq[i] /= divisor;
     }
-    return check_frequencies(model);
+    return sf_rope_check(model);
 }
 
 /* Tokens that begin and end a text.  2^32 - 1 stands for none. */
@@ -258,9 +263,9 @@ static sf_status read_ends(struct reader *r)
     const struct sf_tensor *embed = sf_file_tensor(file, "token_embd.weight");
     if (embed == NULL) return SF_FAIL(SF_FORMAT, "%s: tensor 'token_embd.weight' is missing",
                                       file->path);
-    if (embed->rows > VOCAB_MAX)
+    if (embed->rows > SF_VOCAB_MAX)
         return SF_FAIL(SF_UNSUPPORTED, "%s: token_embd.weight has %d rows, at most %d are built",
-                       file->path, embed->rows, VOCAB_MAX);
+                       file->path, embed->rows, SF_VOCAB_MAX);
     desc->vocab = embed->rows;
     int64_t vocab = desc->vocab;
     SF_TRY(key_int(r, "vocab_size", 0, 1, INT32_MAX, 0, &vocab));
@@ -348,6 +353,31 @@ static int64_t width_of(const struct sf_model_desc *desc, int32_t layer, enum wi
     case KV_V: return (int64_t)l->kv_heads * l->v_dim;
     case Q_V: return (int64_t)l->q_heads * l->v_dim;
     }
+    return 0;
+}
+
+static int has_bias(const struct sf_model_desc *desc, enum sf_role role)
+{
+    switch (role) {
+    case SF_W_Q_BIAS: return desc->bias_q;
+    case SF_W_K_BIAS: return desc->bias_k;
+    case SF_W_V_BIAS: return desc->bias_v;
+    case SF_W_O_BIAS: return desc->bias_o;
+    case SF_W_GATE_BIAS:
+    case SF_W_UP_BIAS:
+    case SF_W_DOWN_BIAS: return desc->bias_ffn;
+    default: return 1;
+    }
+}
+
+int64_t sf_llama_elements(const struct sf_model_desc *desc, enum sf_role role, int32_t layer)
+{
+    if (role == SF_W_OUT_NORM) return desc->d_model;
+    if (role == SF_W_EMBED || role == SF_W_OUT) return (int64_t)desc->vocab * desc->d_model;
+    for (size_t i = 0; i < sizeof layer_tensors / sizeof layer_tensors[0]; i++)
+        if (layer_tensors[i].role == role && has_bias(desc, role))
+            return width_of(desc, layer, layer_tensors[i].rows) *
+                   width_of(desc, layer, layer_tensors[i].cols);
     return 0;
 }
 

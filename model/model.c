@@ -2,6 +2,7 @@
  *
  *   file.c, gguf.c   bytes -> tensors and keys
  *   llama.c          tensors and keys -> description and roles
+ *   hf_config.c      the config.json of a directory -> description, without tensors
  *   here             what callers see of both
  *
  * A weight's rows come out in half-split RoPE order.  In a file with interleaved pairs row 2i and
@@ -15,6 +16,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/sha256.h"
@@ -68,6 +70,29 @@ sf_status sf_model_open(const char *path, struct sf_model **model_out)
     return SF_OK;
 }
 
+static int is_directory(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+sf_status sf_model_open_header(const char *path, struct sf_model **model_out)
+{
+    if (!is_directory(path)) return sf_model_open(path, model_out);
+    struct sf_model *model = calloc(1, sizeof *model);
+    if (model != NULL) model->file = calloc(1, sizeof *model->file);
+    if (model != NULL && model->file != NULL) model->file->path = strdup(path);
+    sf_status status = model != NULL && model->file != NULL && model->file->path != NULL
+                       ? SF_OK : SF_FAIL(SF_NO_MEMORY, "%s: no memory to open it", path);
+    if (status == SF_OK) status = sf_hf_describe(model);
+    if (status != SF_OK) {
+        sf_model_close(model);
+        return status;
+    }
+    *model_out = model;
+    return SF_OK;
+}
+
 void sf_model_close(struct sf_model *model)
 {
     if (model == NULL) return;
@@ -89,15 +114,29 @@ const char *sf_model_path(const struct sf_model *model)
     return model->file->path;
 }
 
+int sf_model_has_weights(const struct sf_model *model)
+{
+    return model->role != NULL;
+}
+
 int64_t sf_model_file_bytes(const struct sf_model *model)
 {
+    if (!sf_model_has_weights(model)) return model->elements * model->element_bytes;
     return (int64_t)model->file->map_bytes;
+}
+
+int64_t sf_model_weight_bytes(const struct sf_model *model, enum sf_role role, int32_t layer)
+{
+    if (!sf_model_has_weights(model))
+        return sf_llama_elements(&model->desc, role, layer) * model->element_bytes;
+    const struct sf_weight *weight = sf_model_weight(model, role, layer);
+    return weight != NULL ? weight->bytes : 0;
 }
 
 const struct sf_weight *sf_model_weight(const struct sf_model *model, enum sf_role role,
                                         int32_t layer)
 {
-    SF_ASSERT(role >= 0 && role < SF_ROLES);
+    SF_ASSERT(role >= 0 && role < SF_ROLES && sf_model_has_weights(model));
     if (role <= SF_W_OUT) layer = -1;
     SF_ASSERT(layer >= -1 && layer < model->desc.layers && (layer >= 0 || role <= SF_W_OUT));
     return *sf_model_slot(model, role, layer);
@@ -189,5 +228,6 @@ const struct sf_weight *sf_model_tensor(const struct sf_model *model, int32_t in
 
 sf_status sf_model_sha256(const struct sf_model *model, char hex_out[65])
 {
+    SF_ASSERT(sf_model_has_weights(model));
     return sf_sha256_map(model->file->map, model->file->map_bytes, hex_out);
 }

@@ -189,36 +189,62 @@ static void deal_vocabulary(const struct sf_model_desc *desc, struct sf_share *s
     share->vocab_count = (int32_t)(row_end - row_first);
 }
 
+static sf_status begin_share(struct sf_share *share, const struct sf_model_desc *desc)
+{
+    share->first_stage = share->layer_first == 0;
+    share->last_stage = share->layer_first + share->layer_count == desc->layers;
+    share->chunk_cols = chunk_cols_of(desc);
+    share->chunks = chunks_of(desc);
+    share->kv_ptr = calloc((size_t)share->layer_count + 1, sizeof *share->kv_ptr);
+    share->chunk_ptr = calloc((size_t)share->layer_count + 1, sizeof *share->chunk_ptr);
+    if (share->kv_ptr == NULL || share->chunk_ptr == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for a rank's share");
+    if (share->last_stage) deal_vocabulary(desc, share);
+    return SF_OK;
+}
+
+/* The shares of tensor ranks rank_first.. of one stage, from one dealing; shares[ranks]. */
+static sf_status make_shares(const struct sf_model_desc *desc, enum sf_placement placement,
+                             int32_t tp_size, int32_t rank_first, int32_t ranks,
+                             int32_t layer_first, int32_t layer_count, struct sf_share *shares)
+{
+    SF_ASSERT(layer_first >= 0 && layer_count >= 0 && layer_count <= desc->layers - layer_first);
+    struct deal deal;
+    SF_TRY(deal_begin(desc, placement, tp_size, &deal));
+    sf_status status = SF_OK;
+    for (int32_t i = 0; i < ranks; i++) {
+        shares[i] = (struct sf_share){ .tp_rank = rank_first + i, .tp_size = tp_size,
+                                       .layer_first = layer_first, .layer_count = layer_count };
+        if (status == SF_OK) status = begin_share(&shares[i], desc);
+    }
+    for (int32_t l = 0; status == SF_OK && l < layer_first + layer_count; l++) {
+        deal_next_layer(&deal);
+        for (int32_t i = 0; status == SF_OK && i < ranks && l >= layer_first; i++)
+            status = add_layer(&shares[i], l - layer_first, &deal.part[rank_first + i],
+                               &desc->layer[l]);
+    }
+    deal_end(&deal);
+    for (int32_t i = 0; status != SF_OK && i < ranks; i++) sf_share_free(&shares[i]);
+    return status;
+}
+
 sf_status sf_share_make(const struct sf_model_desc *desc, enum sf_placement placement,
                         int32_t tp_size, int32_t tp_rank, int32_t layer_first, int32_t layer_count,
                         struct sf_share *share_out)
 {
+    struct sf_share share;
     SF_ASSERT(tp_rank >= 0 && tp_rank < tp_size);
-    SF_ASSERT(layer_first >= 0 && layer_count >= 0 && layer_count <= desc->layers - layer_first);
-    struct deal deal;
-    SF_TRY(deal_begin(desc, placement, tp_size, &deal));
-    struct sf_share share = { .tp_rank = tp_rank, .tp_size = tp_size, .layer_first = layer_first,
-                              .layer_count = layer_count, .first_stage = layer_first == 0,
-                              .last_stage = layer_first + layer_count == desc->layers,
-                              .chunk_cols = chunk_cols_of(desc), .chunks = chunks_of(desc) };
-    share.kv_ptr = calloc((size_t)layer_count + 1, sizeof *share.kv_ptr);
-    share.chunk_ptr = calloc((size_t)layer_count + 1, sizeof *share.chunk_ptr);
-    sf_status status = SF_OK;
-    if (share.kv_ptr == NULL || share.chunk_ptr == NULL)
-        status = SF_FAIL(SF_NO_MEMORY, "no memory for a rank's share");
-    for (int32_t l = 0; status == SF_OK && l < layer_first + layer_count; l++) {
-        deal_next_layer(&deal);
-        if (l >= layer_first)
-            status = add_layer(&share, l - layer_first, &deal.part[tp_rank], &desc->layer[l]);
-    }
-    deal_end(&deal);
-    if (status != SF_OK) {
-        sf_share_free(&share);
-        return status;
-    }
-    if (share.last_stage) deal_vocabulary(desc, &share);
+    SF_TRY(make_shares(desc, placement, tp_size, tp_rank, 1, layer_first, layer_count, &share));
     *share_out = share;
     return SF_OK;
+}
+
+sf_status sf_share_make_group(const struct sf_model_desc *desc, enum sf_placement placement,
+                              int32_t tp_size, int32_t layer_first, int32_t layer_count,
+                              struct sf_share *shares_out)
+{
+    return make_shares(desc, placement, tp_size, 0, tp_size, layer_first, layer_count,
+                       shares_out);
 }
 
 void sf_share_free(struct sf_share *share)

@@ -37,6 +37,10 @@ struct sf_share {
 sf_status sf_share_make(const struct sf_model_desc *, enum sf_placement, int32_t tp_size,
                         int32_t tp_rank, int32_t layer_first, int32_t layer_count,
                         struct sf_share *share_out);
+/* The same for all tensor ranks of a stage at once, for the price of one: shares_out[tp_size]. */
+sf_status sf_share_make_group(const struct sf_model_desc *, enum sf_placement, int32_t tp_size,
+                              int32_t layer_first, int32_t layer_count,
+                              struct sf_share *shares_out);
 void sf_share_free(struct sf_share *);
 int32_t sf_share_q_heads(const struct sf_share *, int32_t layer_local);  /* computed here */
 /* Most query heads or chunks that any one rank of the tensor group has in a layer of the share: the

@@ -1,6 +1,9 @@
-/* model/weights.h: an opened model file: its description, its tensors, its metadata.
+/* model/weights.h: an opened model: its description, its tensors, its metadata.
  *
- * The file is mapped, never read whole.  Every length and offset in it was checked against the file
+ * A model is a GGUF file, or a Hugging Face directory; of the latter the config.json is read and no
+ * weights yet, so it can be described and not be run.
+ *
+ * A file is mapped, never read whole.  Every length and offset in it was checked against the file
  * before a caller sees it.  One internal layout: rows of q and k in half-split RoPE order, whatever
  * the file holds (GGUF "llama" interleaves them; the row gather happens in sf_weight_read). */
 #ifndef SHEAF_MODEL_WEIGHTS_H
@@ -28,11 +31,18 @@ struct sf_model;
 /* SF_IO (missing, unreadable), SF_FORMAT (truncated, malformed), SF_UNSUPPORTED (architecture,
  * tensor type); the words name file, tensor and numbers. */
 sf_status sf_model_open(const char *path, struct sf_model **model_out);
+/* For who needs the description alone: takes a directory too, and then there are no weights. */
+sf_status sf_model_open_header(const char *path, struct sf_model **model_out);
 void      sf_model_close(struct sf_model *);
 const struct sf_model_desc *sf_model_desc(const struct sf_model *);
 const char *sf_model_path(const struct sf_model *);
+int       sf_model_has_weights(const struct sf_model *);
+/* Of a description alone: of all its weights, in the type that they are stored in. */
 int64_t   sf_model_file_bytes(const struct sf_model *);
-/* NULL if the model has none (a bias, or the head of a tied model: SF_W_OUT then is the embedding,
+/* Of one tensor in the file, 0 if the model has none; asks no weights. */
+int64_t   sf_model_weight_bytes(const struct sf_model *, enum sf_role, int32_t layer);
+/* Asserts that there are weights, as all below that read them do.
+ * NULL if the model has none (a bias, or the head of a tied model: SF_W_OUT then is the embedding,
  * never NULL). */
 const struct sf_weight *sf_model_weight(const struct sf_model *, enum sf_role, int32_t layer);
 /* Elements [col_first, col_first + cols) of row `row` as f32.  Asserts on ranges. */
@@ -44,7 +54,8 @@ sf_status sf_weight_read_finite(const struct sf_weight *, int32_t row, int32_t c
 /* The pages of this tensor are not needed now: give them back to the system. */
 void sf_weight_release(const struct sf_weight *);
 
-/* All tensors in file order, for `inspect`.  dims_out[0] is the fastest: the row length. */
+/* All tensors in file order, for `inspect`; none of a description alone.  dims_out[0] is the
+ * fastest: the row length. */
 int32_t sf_model_tensors(const struct sf_model *);
 const struct sf_weight *sf_model_tensor(const struct sf_model *, int32_t index,
                                         int64_t dims_out[4], int32_t *n_dims_out);

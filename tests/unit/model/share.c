@@ -4,7 +4,7 @@
  * For tp 1 to 9, both placements and several models: every query head and chunk is computed exactly
  * once in every layer, KV heads exactly once or as numbered replicas, vocabulary rows exactly once;
  * the order of leaves points at those who hold them; a share of a stage equals that part of the
- * share of all layers. */
+ * share of all layers; the shares of a group are those made one by one. */
 #include "model/share.h"
 
 #include <stdlib.h>
@@ -227,6 +227,30 @@ static void test_chunks_follow_heads(void)
     sf_share_free(&share[1]);
 }
 
+static void test_groups(void)
+{
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        struct sf_model_desc desc = make_desc(shapes[i]);
+        struct sf_share group[RANKS_MAX], one;
+        SF_MUST(sf_share_make_group(&desc, SF_PLACE_BALANCED, RANKS_MAX, 5, 7, group));
+        for (int32_t r = 0; r < RANKS_MAX; r++) {
+            SF_MUST(sf_share_make(&desc, SF_PLACE_BALANCED, RANKS_MAX, r, 5, 7, &one));
+            const struct sf_share *same = &group[r];
+            SF_CHECK(same->tp_rank == r && same->tp_size == RANKS_MAX && same->layer_first == 5 &&
+                     same->layer_count == 7 && !same->first_stage && same->last_stage);
+            SF_CHECK(same->chunk_cols == one.chunk_cols && same->chunks == one.chunks);
+            SF_CHECK(same->vocab_first == one.vocab_first && same->vocab_count == one.vocab_count);
+            SF_CHECK(memcmp(same->kv_ptr, one.kv_ptr, 8 * sizeof *one.kv_ptr) == 0);
+            SF_CHECK(memcmp(same->chunk_ptr, one.chunk_ptr, 8 * sizeof *one.chunk_ptr) == 0);
+            SF_CHECK(memcmp(same->kv, one.kv, (size_t)one.kv_ptr[7] * sizeof *one.kv) == 0);
+            SF_CHECK(memcmp(same->chunk, one.chunk,
+                            (size_t)one.chunk_ptr[7] * sizeof *one.chunk) == 0);
+            sf_share_free(&one);
+            sf_share_free(&group[r]);
+        }
+    }
+}
+
 static void test_too_many_ranks(void)
 {
     struct sf_model_desc desc = make_desc(shapes[0]);
@@ -313,5 +337,5 @@ static void test_empty(void)
 static const struct sf_test tests[] = {
     { "deals", test_deals }, { "smollm_on_two", test_smollm_on_two },
     { "chunks_follow_heads", test_chunks_follow_heads }, { "too_many_ranks", test_too_many_ranks },
-    { "shapes", test_shapes }, { "empty", test_empty }, { NULL, NULL } };
+    { "groups", test_groups }, { "shapes", test_shapes }, { "empty", test_empty }, { NULL, NULL } };
 SF_TEST_MAIN("model_share", tests)

@@ -361,9 +361,11 @@ static void sizes_the_pool(void)
     SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB,
                  "scheduler: {max_num_seqs: 2, max_model_len: 160}\n"));
     SF_CHECK_INT(m.plan.rank[0].max_kv_tokens, 320);
-    int64_t seqs;
-    SF_MUST(sf_plan_capacity(&m.plan, &m.cfg, 160, &seqs));
-    SF_CHECK_INT(seqs, 2);
+    struct sf_plan_costs costs;
+    SF_MUST(sf_plan_costs_make(&m.plan, &m.cfg, &costs));
+    SF_CHECK_INT(costs.length[costs.lengths - 1], 160);
+    SF_CHECK_INT(sf_plan_capacity(&m.plan, &costs, costs.lengths - 1), 2);
+    sf_plan_costs_free(&costs);
     drop(&m);
 }
 
@@ -443,12 +445,13 @@ static void json_form(void)
 static void window_shrinks_the_cache(void)
 {
     struct made m;
-    double ratio;
+    struct sf_plan_costs costs;
     if (sf_test_model() == NULL) SF_SKIP("the model is not there");
     SF_MUST(make(&m, 2, 1, 1, 1, 4096 * MIB,
                  "kv_cache: {methods: [{name: window, recent_tokens: 256}]}\n"));
-    SF_MUST(sf_plan_ratio(&m.plan, &m.cfg, &ratio));
-    SF_CHECK_NEAR(ratio, 260.0 / 8192, 0.001);
+    SF_MUST(sf_plan_costs_make(&m.plan, &m.cfg, &costs));
+    SF_CHECK_NEAR(sf_plan_ratio(&costs), 260.0 / 8192, 0.001);
+    sf_plan_costs_free(&costs);
     drop(&m);
 }
 
