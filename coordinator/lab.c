@@ -13,7 +13,6 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "coordinator/launch.h"
-#include "coordinator/plan_impl.h"
 #include "kvshard/account.h"
 
 /* ---- before ---------------------------------------------------------------------------------- */
@@ -85,11 +84,11 @@ static sf_status cost_of(const struct sf_lab_launch *lab, int32_t r, struct sf_c
     setup.rank = NULL;
     SF_TRY(sf_share_make(desc, (enum sf_placement)lab->config.parallel.placement,
                          lab->share.tp_size, r, 0, desc->layers, &share));
-    sf_status status = sf_size_lanes(&share, &lanes);
+    sf_status status = sf_rank_lanes_make(&share, &lanes);
     if (status == SF_OK)
         status = sf_account_sequence(&setup, &lab->config.kv.stack, &lanes, lab->kv_dtype,
                                      lab->trace.prompt, lab->trace.rows, cost_out);
-    sf_size_lanes_free(&lanes);
+    sf_rank_lanes_free(&lanes);
     sf_share_free(&share);
     return status;
 }

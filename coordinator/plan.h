@@ -51,6 +51,11 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *, const struct sf_con
                               const struct sf_model *, char **text_out);
 sf_status sf_launch_plan_json(const struct sf_launch_plan *, const struct sf_config *,
                               const struct sf_model *, char **text_out);
+/* What "auto" comes to, for whoever works without a plan: the raw tier's type, slots of a page,
+ * threads of each rank (at least 1). */
+enum sf_dtype sf_plan_kv_dtype(const struct sf_config *);
+int32_t       sf_plan_page_slots(const struct sf_config *);
+int32_t       sf_plan_threads(const struct sf_config *, const struct sf_cluster *);
 
 SF_C_END
 #endif

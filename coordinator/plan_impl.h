@@ -10,13 +10,6 @@
 #include "coordinator/plan.h"
 SF_C_BEGIN
 
-/* ---- plan.c ---- */
-/* Of the raw tier; slots of a page. */
-enum sf_dtype sf_plan_kv_dtype(const struct sf_config *);
-int32_t sf_plan_page_slots(const struct sf_config *);
-/* Of each rank, at least 1. */
-int32_t sf_plan_threads(const struct sf_config *, const struct sf_cluster *);
-
 /* ---- plan_cut.c ---- */
 /* Layers of each stage such that the dearest stage is as cheap as it can be, and among those cuts
  * the most level one.  cost[layers] of each layer; the last stage costs head_cost more. */
@@ -49,9 +42,6 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
 sf_status sf_size_group(const struct sf_sizing *, int32_t tp_size, int32_t layer_first,
                         int32_t layer_count, int one_node, struct sf_plan_rank *rank);
 void sf_size_free(struct sf_plan_rank *rank);
-/* The lanes of a share; freed also where this fails. */
-sf_status sf_size_lanes(const struct sf_share *, struct sf_rank_lanes *lanes_out);
-void sf_size_lanes_free(struct sf_rank_lanes *);
 /* Page size, pool and what it holds. */
 sf_status sf_size_pool(const struct sf_sizing *, const struct sf_setup *, const struct sf_stack *,
                        struct sf_plan_rank *rank);

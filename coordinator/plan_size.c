@@ -34,7 +34,7 @@ static sf_status size_share(const struct sf_sizing *sizing, int one_node,
     const struct sf_model_desc *desc = sf_model_desc(sizing->model);
     const struct sf_share *share = &rank->share;
     const int32_t tp_size = share->tp_size;
-    SF_TRY(sf_size_lanes(share, &rank->lanes));
+    SF_TRY(sf_rank_lanes_make(share, &rank->lanes));
     sf_workspace_make(desc, share, sizing->dtype, sizing->fixed, sizing->rows_max,
                       &rank->workspace);
     const struct sf_workspace *ws = &rank->workspace;
@@ -57,36 +57,8 @@ static sf_status size_share(const struct sf_sizing *sizing, int one_node,
 void sf_size_free(struct sf_plan_rank *rank)
 {
     sf_share_free(&rank->share);
-    sf_size_lanes_free(&rank->lanes);
+    sf_rank_lanes_free(&rank->lanes);
     memset(rank, 0, sizeof *rank);
-}
-
-void sf_size_lanes_free(struct sf_rank_lanes *lanes)
-{
-    free((void *)lanes->head_global);
-    free((void *)lanes->replica);
-    free((void *)lanes->lane_ptr);
-    *lanes = (struct sf_rank_lanes){ 0 };
-}
-
-sf_status sf_size_lanes(const struct sf_share *share, struct sf_rank_lanes *lanes_out)
-{
-    size_t layers = (size_t)share->layer_count, lanes = (size_t)share->kv_ptr[layers];
-    int32_t *ptr = malloc((layers + 1) * sizeof *ptr), *head = malloc((lanes + 1) * sizeof *head);
-    uint8_t *replica = malloc(lanes + 1);
-    *lanes_out = (struct sf_rank_lanes){
-        .layer_first = share->layer_first, .layers = share->layer_count, .lane_ptr = ptr,
-        .head_global = head, .replica = replica
-    };
-    if (ptr == NULL || head == NULL || replica == NULL)
-        return SF_FAIL(SF_NO_MEMORY, "no memory for %zu lanes", lanes);
-    memcpy(ptr, share->kv_ptr, (layers + 1) * sizeof *ptr);
-    for (size_t i = 0; i < lanes; i++) {
-        SF_ASSERT(share->kv[i].replica >= 0 && share->kv[i].replica <= UINT8_MAX);
-        head[i] = share->kv[i].kv_head;
-        replica[i] = (uint8_t)share->kv[i].replica;
-    }
-    return SF_OK;
 }
 
 /* Loading passes one tensor at a time through the page cache and one tile of it through f32. */

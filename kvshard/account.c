@@ -10,6 +10,9 @@
  *   slots         rising ---> here |drop  rising here |drop   and here */
 #include "kvshard/account.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "kernels/layout.h"
 #include "kvshard/lane.h"
 
@@ -120,4 +123,33 @@ int64_t sf_account_page_bytes(const struct sf_setup *setup, const struct sf_rank
         if (bytes > most) most = bytes;
     }
     return most;
+}
+
+/* ---- the lanes of a rank --------------------------------------------------------------------- */
+void sf_rank_lanes_free(struct sf_rank_lanes *lanes)
+{
+    free((void *)lanes->head_global);
+    free((void *)lanes->replica);
+    free((void *)lanes->lane_ptr);
+    *lanes = (struct sf_rank_lanes){ 0 };
+}
+
+sf_status sf_rank_lanes_make(const struct sf_share *share, struct sf_rank_lanes *lanes_out)
+{
+    size_t layers = (size_t)share->layer_count, lanes = (size_t)share->kv_ptr[layers];
+    int32_t *ptr = malloc((layers + 1) * sizeof *ptr), *head = malloc((lanes + 1) * sizeof *head);
+    uint8_t *replica = malloc(lanes + 1);
+    *lanes_out = (struct sf_rank_lanes){
+        .layer_first = share->layer_first, .layers = share->layer_count, .lane_ptr = ptr,
+        .head_global = head, .replica = replica
+    };
+    if (ptr == NULL || head == NULL || replica == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %zu lanes", lanes);
+    memcpy(ptr, share->kv_ptr, (layers + 1) * sizeof *ptr);
+    for (size_t i = 0; i < lanes; i++) {
+        SF_ASSERT(share->kv[i].replica >= 0 && share->kv[i].replica <= UINT8_MAX);
+        head[i] = share->kv[i].kv_head;
+        replica[i] = (uint8_t)share->kv[i].replica;
+    }
+    return SF_OK;
 }

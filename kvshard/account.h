@@ -8,6 +8,7 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "kvshard/stack.h"
+#include "model/share.h"
 SF_C_BEGIN
 
 struct sf_rank_lanes {                  /* the lanes of one rank */
@@ -16,6 +17,9 @@ struct sf_rank_lanes {                  /* the lanes of one rank */
     const int32_t *head_global;         /* [lanes] KV head in the model */
     const uint8_t *replica;             /* [lanes] > 0: a copy, holds pages but is not counted */
 };
+/* The lanes of a share; what is there is freed by sf_rank_lanes_free, on failure too. */
+sf_status sf_rank_lanes_make(const struct sf_share *, struct sf_rank_lanes *lanes_out);
+void      sf_rank_lanes_free(struct sf_rank_lanes *);
 struct sf_cost {                        /* of one sequence on one rank */
     int64_t bytes_exact;                /* the same tokens in the exact cache */
     int64_t bytes_lo, bytes_hi;         /* stored, copies not counted */
