@@ -1,0 +1,153 @@
+"""`sheaf lab` against the references of tests/reference: every method, on random traces.
+
+Traces differ in query heads for each KV head (1:1, 3:1, 8:1), head sizes, lengths, RoPE, chunks and
+length of the answer.  For each method and trace: outputs of every row, and the slots that are left,
+agree to 1e-4 of the largest value; positions are equal, biases to rounding; stored bytes are those
+predicted and those of the reference, exact bytes and counts too.  Some run on two and three ranks,
+one with a KV head that both hold.  A lane in which the reference itself decided by less than 1e-5
+is looked at up to that row only; such traces are counted.  Needs numpy.
+"""
+import json
+import os
+import sys
+
+import job
+from reference import with_numpy
+
+sys.path.insert(0, os.path.join(job.ROOT, "tests/reference"))
+BOUND = 1e-4
+# (seed, prompt, decode, layers, q heads, KV heads, d, theta, chunk, ranks)
+SHORT = [(1, 1, 60, 1, 3, 3, 32, 1e4, 0, 1), (2, 90, 70, 2, 6, 2, 32, 1e4, 16, 2),
+         (3, 300, 120, 1, 8, 1, 64, 0.0, 37, 1), (4, 260, 300, 1, 6, 2, 64, 5e5, 0, 1)]
+NORMAL = [(5, 1200, 300, 1, 3, 3, 128, 1e4, 256, 3), (6, 2000, 100, 2, 6, 2, 64, 0.0, 0, 1),
+          (7, 700, 150, 1, 8, 1, 32, 1e4, 100, 2), (8, 33, 300, 3, 9, 3, 32, 1e4, 5, 3)]
+LONG = [(20 + i, 5000 if i % 4 == 0 else 150 * i + 1, 300, 1 + i % 2, heads[0], heads[1],
+         (32, 64, 128)[i % 3], (1e4, 0.0)[i % 2], (0, 64, 333)[i % 3], 1)
+        for i, heads in enumerate([(2, 2), (6, 2), (8, 1)] * 6)]
+
+
+def methods_of(case):
+    """[(name, options)]"""
+    prompt, layers, kv_heads = case[1], case[3], case[5]
+    window = max(8, prompt // 6)
+    heads = [[layer, (layer + 1) % kv_heads] for layer in range(layers)] if kv_heads > 1 else []
+    razor = {"retrieval_heads": heads, "min_window_tokens": window, "window_divisor": 7,
+             "min_dropped_tokens": 9, "fold_tokens": 5}
+    found = [("window", {"num_sink_tokens": 3, "recent_tokens": window}),
+             ("razor_attention", razor)]
+    if case[0] % 2 == 0:
+        found.append(("razor_attention", {**razor, "decode_update": "freeze",
+                                          "use_compensation_token": case[0] % 4 == 0}))
+    return found
+
+
+def config(name, options, ranks):
+    words = ", ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
+    return (f"schema_version: 1\nmodel: {{dtype: f32}}\n"
+            f"parallel: {{tensor_parallel_size: {ranks}}}\n"
+            f"kv_cache: {{dtype: f32, methods: [{{name: {name}, {words}}}]}}\n")
+
+
+def near(np, mine, theirs):
+    if mine.shape != theirs.shape:
+        return False
+    scale = max(1e-30, float(np.abs(theirs).max(initial=0)))
+    return float(np.abs(mine - theirs).max(initial=0)) <= BOUND * scale
+
+
+class Compared:
+    """One method on one trace; counts what had to be excused."""
+
+    def __init__(self, tally, np, what, mine, wanted):
+        self.tally, self.np, self.what, self.mine, self.wanted = tally, np, what, mine, wanted
+
+    def tight(self, layer, head):
+        first = getattr(self.wanted.method, "first_tight", None)
+        return first(layer, head) if first else None
+
+    def outputs(self, group):
+        for layer, out in enumerate(self.wanted.out):
+            mine = self.mine[f"layers.{layer}.out"]
+            bad = []
+            for head in range(out.shape[1]):
+                rows = self.tight(layer, head // group)
+                if not near(self.np, mine[:rows, head], out[:rows, head]):
+                    bad.append(head)
+            self.tally.check(f"{self.what}: layer {layer}: query heads that differ", bad, [])
+
+    def lanes(self):
+        """Whether any lane was excused."""
+        excused = False
+        for layer, lanes in enumerate(self.wanted.lanes):
+            for head, lane in enumerate(lanes):
+                if self.tight(layer, head) is not None:
+                    excused = True
+                    continue
+                mine = {key: self.mine[f"lanes.{layer}.{head}.{key}"]
+                        for key in ("pos", "bias", "k", "v")}
+                what = f"{self.what}: lane {layer}.{head}"
+                self.tally.check(f"{what}: positions", mine["pos"].tolist(),
+                                 self.np.asarray(lane["pos"]).astype(int).tolist())
+                same = all(near(self.np, mine[key], self.np.asarray(lane[key]))
+                           for key in ("bias", "k", "v"))
+                self.tally.check(f"{what}: slots", same, True)
+        return excused
+
+    def stats(self, mine):
+        for key in ("bytes_exact", "bytes_stored", "slots_evicted", "slots_merged"):
+            self.tally.check(f"{self.what}: {key}", mine[key], self.wanted.stats[key])
+        self.tally.check(f"{self.what}: predicted", mine["bytes_predicted"], mine["bytes_stored"])
+
+
+def compare(tally, case, counts):
+    import attention                    # pylint: disable=import-error,import-outside-toplevel
+    import razor_attention              # pylint: disable=import-error,import-outside-toplevel
+    import window                       # pylint: disable=import-error,import-outside-toplevel
+    references = {"window": window, "razor_attention": razor_attention}
+    seed, prompt, decode, layers, q_heads, kv_heads, d, theta, chunk, ranks = case
+    folder = job.Folder()
+    trace = attention.make_trace(seed, prompt, decode, layers, q_heads, kv_heads, d, theta=theta)
+    trace.chunk = chunk
+    given = folder.file("trace.safetensors")
+    attention.save_trace(given, trace)
+    ranks = ranks if job.has_ranks() else 1
+    for i, (name, options) in enumerate(methods_of(case)):
+        what = f"trace {seed}, {name}{' ' + str(i) if i > 1 else ''}"
+        wanted = references[name].run(trace, options)
+        output = folder.file(f"out{i}.safetensors")
+        done = job.sheaf(ranks, ["lab", folder.file(f"lab{i}.yaml", config(name, options, ranks)),
+                                 "--trace", given, "--output", output])
+        if not tally.check(f"{what}: exit code", done.code, 0):
+            print(done.stderr[-1500:])
+            continue
+        mine, meta = attention.read_safetensors(output)
+        compared = Compared(tally, attention.np, what, mine, wanted)
+        compared.outputs(q_heads // kv_heads)
+        counts["traces"] += 1
+        if compared.lanes():
+            counts["excused"] += 1
+        else:
+            compared.stats(json.loads(meta["stats"]))
+    folder.remove()
+
+
+def main():
+    python = with_numpy()
+    tally = job.Tally("lab_methods")
+    if python is None:
+        tally.skip("all", "no Python here has numpy (Debian: python3-numpy)")
+        tally.end()
+    if python != sys.executable:
+        sys.stdout.flush()
+        os.execv(python, [python, *sys.argv])
+    cases = SHORT + (NORMAL if job.LEVEL != "quick" else []) + (LONG if job.LEVEL == "long" else [])
+    counts = {"traces": 0, "excused": 0}
+    for case in cases:
+        compare(tally, case, counts)
+    print(f"  figure: {counts['traces']} traces, {counts['excused']} with a decision of the "
+          "reference by less than 1e-5")
+    tally.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
