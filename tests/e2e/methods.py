@@ -1,5 +1,9 @@
 """Compression methods in real jobs: what they keep, whatever the layout, and what they refuse.
 
+ems, with the real model, f32, deterministic: every record's stored bytes follow from its tokens
+alone, what leaves its lanes is evicted or merged, and texts are equal in every layout, alone and in
+a batch; what is not built and what makes no sense is refused in one line.
+
 razor_attention, with the real model, f32, deterministic; greedy and sampled records, some shorter
 and some longer than what a head keeps.  Shown: every record's stored bytes and evicted slots are
 those of the definition, from its tokens alone, and the plan foretells the sum; texts are equal in
@@ -19,6 +23,7 @@ LAYERS, HEADS, SLOT = 30, 3, 2 * 64 * 4 + 8     # f32
 SINKS, WINDOW, DIVISOR, DROPPED, FOLD = 4, 24, 6, 8, 4
 RETRIEVAL = [[layer, layer % HEADS] for layer in range(0, LAYERS, 5)]
 LAYOUTS = [(3, 1, 1), (2, 2, 1), (1, 1, 2)]
+BUDGET, RECENT, INTERVAL = 40, 12, 7
 COMMON = "The lighthouse keeper wrote in his log every evening what he had seen from the tower. "
 
 
@@ -133,10 +138,85 @@ def profiles(tally, given):
     folder.remove()
 
 
+def ems(more=""):
+    return (f"kv_cache: {{methods: [{{name: ems, budget_tokens: {BUDGET}, window_size: {RECENT}, "
+            f"recompress_interval: {INTERVAL}, similarity_threshold: 0.3{more}}}]}}\n")
+
+
+def ems_slots(prompt, fed):
+    """Slots of one head when `fed` tokens are in the cache."""
+    slots = min(prompt, BUDGET)
+    for _ in range(prompt, fed):
+        slots = BUDGET if slots + 1 == BUDGET + INTERVAL else slots + 1
+    return slots
+
+
+def check_ems(tally, what, done):
+    """Each record against the definition: bytes, and where its slots went."""
+    short, merged = 0, 0
+    for name, answer in sorted(done.answers.items()):
+        body = answer["response"]["body"]
+        fed = body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"] - 1
+        slots = ems_slots(body["usage"]["prompt_tokens"], fed)
+        receipt = body["sheaf"]
+        tally.check(f"{what}, {name}: stored bytes", receipt["kv_bytes_stored"],
+                    LAYERS * HEADS * slots * (SLOT + 4))
+        tally.check(f"{what}, {name}: evicted and merged",
+                    receipt["slots_evicted"] + receipt["slots_merged"],
+                    LAYERS * HEADS * (fed - slots))
+        short, merged = short + (slots == fed), merged + receipt["slots_merged"]
+    tally.true(f"{what}: some records are compressed, some not", 0 < short < len(done.answers),
+               str(short))
+    tally.true(f"{what}: some slots are merged", merged > 0)
+
+
+def ems_layouts(tally, given):
+    first = job.run(1, job.config("f32", extra=ems()), given)
+    if not tally.check("ems, one rank: exit code", first.code, 0):
+        print(first.stderr[-2000:])
+        return
+    check_ems(tally, "ems, one rank", first)
+    tokens = first.tokens()
+    tally.true("ems changes some text", tokens != job.run(1, job.config("f32"), given).tokens())
+    tally.true("ems: merging changes some text", tokens != job.run(
+        1, job.config("f32", extra=ems().replace("0.3", "1")), given).tokens())
+    alone = job.run(1, job.config("f32", seqs=1, extra=ems()), given)
+    tally.check("ems, alone: texts", alone.tokens(), tokens)
+    for tensor, pipeline in [(3, 1), (1, 2)] if job.has_ranks() else []:
+        what = f"ems, tensor {tensor} x pipeline {pipeline}"
+        done = job.run(tensor * pipeline, job.config("f32", tensor, pipeline, extra=ems()), given)
+        tally.check(f"{what}: texts", done.tokens() == tokens, True)
+        check_ems(tally, what, done)
+
+
+def ems_predicted(tally):
+    folder = job.Folder()
+    name = folder.file("job.yaml", job.config("f32", extra=ems()))
+    plan = json.loads(job.sheaf(1, ["plan", name, "--json"]).stdout)
+    tally.check("ems, plan: bytes at 2048", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
+                [LAYERS * HEADS * BUDGET * (SLOT + 4)] * 2)
+    folder.remove()
+
+
+def ems_refused(tally, given):
+    for more, word in [(", merge_space: pre_rope", "keys before rotation"),
+                       (", head_budget: sparsity", "head_budget sparsity"),
+                       (", head_budget: profile", "head_budget profile"),
+                       (", num_sink_tokens: 28", "budget_tokens 40 leaves no slot"),
+                       (", pool_kernel: 4", "pool_kernel 4"), (", tbm_rule: most", "tbm_rule")]:
+        done = job.run(1, job.config("f32", extra=ems(more)), given)
+        tally.check(f"ems{more}: exit code", done.code, 2)
+        tally.check(f"ems{more}: one line", len(done.error_lines()), 1)
+        tally.true(f"ems{more}: words", word in done.stderr, done.stderr)
+
+
 def main():
     tally = job.Tally("methods")
     job.need_model(tally)
     given = make_records()
+    ems_layouts(tally, given)
+    ems_predicted(tally)
+    ems_refused(tally, given)
     layouts(tally, given)
     predicted(tally)
     profiles(tally, given)

@@ -12,7 +12,7 @@
 #include "kvshard/store.h"
 #include "tests/check.h"
 
-enum { RIG_LAYERS = 4, RIG_LANES = 8, RIG_ROWS = 512, RIG_SEQS = 16, RIG_OPTIONS = 8 };
+enum { RIG_LAYERS = 4, RIG_LANES = 8, RIG_ROWS = 512, RIG_SEQS = 16, RIG_OPTIONS = 16 };
 enum rig_what { RIG_Q, RIG_K, RIG_V };
 
 struct rig_spec {
