@@ -55,8 +55,7 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .setup = &launch->setup,
                                    .world = launch->world,
                                    .tensor = launch->tensor,
-                                   .placement = (enum sf_placement)
-                                                    launch->config.parallel.placement,
+                                   .placing = plan->placing,
                                    .stages = plan->pipeline,
                                    .stage = me->stage,
                                    .group = me->dp_rank,

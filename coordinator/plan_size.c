@@ -18,7 +18,7 @@ sf_status sf_size_share(const struct sf_sizing *sizing, int32_t tp_size, int32_t
                         struct sf_plan_rank *rank)
 {
     const struct sf_model_desc *desc = sf_model_desc(sizing->model);
-    SF_TRY(sf_share_make(desc, sizing->placement, tp_size, tp_rank, layer_first, layer_count,
+    SF_TRY(sf_share_make(desc, &sizing->placing, tp_size, tp_rank, layer_first, layer_count,
                          &rank->share));
     const struct sf_share *share = &rank->share;
     SF_TRY(make_lanes(rank));
