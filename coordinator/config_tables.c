@@ -49,8 +49,8 @@ static const struct sf_opt parallel[] = {
       NULL, "layers", "layers of each stage; auto levels the stages' weights, output head"
       " included" },
     { "head_placement", SF_OPT_ENUM, AT(parallel.placement), "balanced", 0, 0, NO_AUTO, BUILT,
-      placements, NULL, "", "which tensor rank holds which heads: leveled over the layers, or"
-      " contiguous blocks" },
+      placements, NULL, "", "which tensor rank holds which heads: stored bytes leveled over the"
+      " layers, or contiguous blocks" },
     { "threads_per_rank", SF_OPT_INT32, AT(parallel.threads), "auto", 1, 1024, AUTO, BUILT, NULL,
       NULL, "threads",
       "auto: cores of the node / ranks on it, at most OMP_NUM_THREADS if that is set" },

@@ -75,6 +75,12 @@ static sf_status make_setup(struct sf_lab_launch *lab)
 }
 
 /* What the trace takes on rank r. */
+/* Heads are dealt by number; what their lanes will store is for the trace to show. */
+static struct sf_placing placing_of(const struct sf_lab_launch *lab)
+{
+    return (struct sf_placing){ .rule = (enum sf_placement)lab->config.parallel.placement };
+}
+
 static sf_status cost_of(const struct sf_lab_launch *lab, int32_t r, struct sf_cost *cost_out)
 {
     const struct sf_model_desc *desc = &lab->trace.desc;
@@ -82,8 +88,8 @@ static sf_status cost_of(const struct sf_lab_launch *lab, int32_t r, struct sf_c
     struct sf_rank_lanes lanes;
     struct sf_share share;
     setup.rank = NULL;
-    SF_TRY(sf_share_make(desc, (enum sf_placement)lab->config.parallel.placement,
-                         lab->share.tp_size, r, 0, desc->layers, &share));
+    const struct sf_placing placing = placing_of(lab);
+    SF_TRY(sf_share_make(desc, &placing, lab->share.tp_size, r, 0, desc->layers, &share));
     sf_status status = sf_rank_lanes_make(&share, &lanes);
     if (status == SF_OK)
         status = sf_account_sequence(&setup, &lab->config.kv.stack, &lanes, lab->kv_dtype,
@@ -120,9 +126,9 @@ static sf_status plan(struct sf_comm *world, const struct sf_lab_args *args,
     lab->dtype = (enum sf_dtype)lab->config.model.dtype;
     lab->kv_dtype = sf_plan_kv_dtype(&lab->config);
     lab->page_slots = sf_plan_page_slots(&lab->config);
-    SF_TRY(sf_share_make(&lab->trace.desc, (enum sf_placement)lab->config.parallel.placement,
-                         sf_comm_size(world), sf_comm_rank(world), 0, lab->trace.desc.layers,
-                         &lab->share));
+    const struct sf_placing placing = placing_of(lab);
+    SF_TRY(sf_share_make(&lab->trace.desc, &placing, sf_comm_size(world),
+                         sf_comm_rank(world), 0, lab->trace.desc.layers, &lab->share));
     SF_TRY(make_setup(lab));
     SF_TRY(predict(lab));
     return sf_comm_rank(world) == 0 ? check_output(args->output) : SF_OK;

@@ -58,8 +58,7 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .setup = &launch->setup,
                                    .world = launch->world,
                                    .tensor = launch->tensor,
-                                   .placement = (enum sf_placement)
-                                                    launch->config.parallel.placement,
+                                   .placing = plan->placing,
                                    .stages = plan->pipeline,
                                    .stage = me->stage,
                                    .group = me->dp_rank,
@@ -248,7 +247,7 @@ static sf_status open_trace(struct sf_comm *world, const struct sf_lab_launch *l
                                .stack = &launch->config.kv.stack,
                                .setup = &launch->setup,
                                .world = world,
-                               .placement = (enum sf_placement)launch->config.parallel.placement,
+                               .placing.rule = (enum sf_placement)launch->config.parallel.placement,
                                .dtype = launch->dtype,
                                .kv_dtype = launch->kv_dtype,
                                .page_slots = launch->page_slots,

@@ -20,6 +20,7 @@ static sf_status check_nodes(const struct sf_config *, const struct sf_cluster *
                              const struct sf_launch_plan *);
 static sf_status cut_layers(const struct sf_config *, const struct sf_model_desc *,
                             const struct sf_launch_plan *, int32_t *count_out);
+static sf_status choose_placing(const struct sf_config *, struct sf_launch_plan *);
 static sf_status make_ranks(const struct sf_sizing *, const int32_t *count,
                             struct sf_launch_plan *);
 static sf_status open_kernels(struct sf_sizing *);
@@ -39,8 +40,7 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
         .model = model, .cluster = cluster, .dtype = plan.dtype, .kv_dtype = plan.kv_dtype,
         .fixed = plan.fixed, .isa_max = plan.isa_max, .rows_max = plan.rows_max,
         .threads = plan.threads, .tokens_max = plan.tokens_max, .seqs_max = plan.seqs_max,
-        .kv_memory = cfg->kv.memory,
-        .placement = (enum sf_placement)cfg->parallel.placement
+        .kv_memory = cfg->kv.memory
     };
     SF_TRY(open_kernels(&sizing));
     int32_t *count = calloc((size_t)plan.pipeline, sizeof *count);
@@ -48,10 +48,12 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
     sf_status status = count != NULL && plan.rank != NULL
                        ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for %d ranks", plan.ranks);
     if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
-    if (status == SF_OK) status = make_ranks(&sizing, count, &plan);
     if (status == SF_OK)
         status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
+    if (status == SF_OK) status = choose_placing(cfg, &plan);
+    sizing.placing = plan.placing;
+    if (status == SF_OK) status = make_ranks(&sizing, count, &plan);
     for (int32_t r = 0; r < plan.ranks && status == SF_OK; r++)
         status = sf_size_pool(&sizing, &plan.setup, &cfg->kv.stack, &plan.rank[r]);
     if (status == SF_OK) status = sf_plan_judge(&sizing, cfg, &plan);
@@ -65,6 +67,7 @@ void sf_launch_plan_free(struct sf_launch_plan *plan)
 {
     for (int32_t r = 0; plan->rank != NULL && r < plan->ranks; r++) sf_size_free(&plan->rank[r]);
     free(plan->rank);
+    free((void *)plan->placing.head_cost);
     sf_setup_free(&plan->setup);
     memset(plan, 0, sizeof *plan);
 }
@@ -202,6 +205,14 @@ static sf_status cut_layers(const struct sf_config *cfg, const struct sf_model_d
     if (sum != desc->layers)
         return SF_FAIL(SF_INVALID, "parallel.pipeline_layers sum to %lld, but the model has %d"
                        " layers", (long long)sum, desc->layers);
+    return SF_OK;
+}
+
+static sf_status choose_placing(const struct sf_config *cfg, struct sf_launch_plan *plan)
+{
+    double *cost;
+    SF_TRY(sf_head_costs(&plan->setup, &cfg->kv.stack, plan->kv_dtype, &cost));
+    plan->placing = (struct sf_placing){ (enum sf_placement)cfg->parallel.placement, cost };
     return SF_OK;
 }
 

@@ -35,6 +35,7 @@ struct sf_launch_plan {
     int fixed;                          /* run.deterministic */
     uint8_t populate;                   /* touch the pools at start: kv_cache.memory was given */
     struct sf_setup setup;
+    struct sf_placing placing;          /* of KV heads; head_cost [setup.lanes] is the plan's */
     struct sf_plan_rank *rank;          /* [ranks], in rank order: tensor fastest, then pipeline,
                                            then data */
     int fits; char reason[512];         /* when it does not: what would make it fit */

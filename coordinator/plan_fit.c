@@ -117,12 +117,15 @@ static sf_status longest_fit(const struct sf_sizing *sizing, const struct sf_con
 }
 
 /* Would one model copy laid over tensor x pipeline ranks of this memory fit? */
-static sf_status layout_fits(const struct sf_sizing *sizing, struct sf_config *cfg,
+static sf_status layout_fits(const struct sf_sizing *asked, struct sf_config *cfg,
                              const struct sf_launch_plan *plan, int32_t tensor, int32_t pipeline,
                              int *fits_out)
 {
-    const struct sf_model_desc *desc = sf_model_desc(sizing->model);
+    const struct sf_model_desc *desc = sf_model_desc(asked->model);
+    struct sf_sizing here = *asked;
+    const struct sf_sizing *sizing = &here;
     struct sf_setup setup = { 0 };
+    double *head_cost = NULL;
     int32_t *count = calloc((size_t)pipeline, sizeof *count);
     struct sf_plan_rank *rank = calloc((size_t)tensor, sizeof *rank);
     *fits_out = 1;
@@ -132,6 +135,9 @@ static sf_status layout_fits(const struct sf_sizing *sizing, struct sf_config *c
     if (status == SF_OK)
         status = sf_setup_make(desc, tensor, plan->page_slots, plan->tokens_max, &setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &setup);
+    if (status == SF_OK)
+        status = sf_head_costs(&setup, &cfg->kv.stack, here.kv_dtype, &head_cost);
+    here.placing.head_cost = head_cost;
     for (int32_t s = 0, first = 0; s < pipeline && status == SF_OK && *fits_out; s++) {
         status = sf_size_group(sizing, tensor, first, count[s], 1, rank);
         for (int32_t t = 0; t < tensor && status == SF_OK && *fits_out; t++) {
@@ -146,6 +152,7 @@ static sf_status layout_fits(const struct sf_sizing *sizing, struct sf_config *c
     }
     sf_setup_free(&setup);
     free(rank);
+    free(head_cost);
     free(count);
     return status;
 }

@@ -1,8 +1,9 @@
 /* coordinator/plan_impl.h: parts of the planner that its files share; inside of plan*.c and
  * lab.c only.
  *
- *   plan_cut.c   layers -> stages              plan_size.c  a rank's bytes and pages
- *   plan.c       the whole plan, and fits      plan_report.c  numbers for people and for --json */
+ *   plan_cut.c    layers -> stages             plan_size.c   a rank's bytes and pages
+ *   plan_place.c  what heads cost, how level   plan_fit.c    whether it fits, and what would
+ *   plan.c        the whole plan               plan_report.c numbers for people and for --json */
 #ifndef SHEAF_COORDINATOR_PLAN_IMPL_H
 #define SHEAF_COORDINATOR_PLAN_IMPL_H
 #include <stdint.h>
@@ -24,6 +25,18 @@ sf_status sf_cut_layers(const struct sf_model_desc *, const struct sf_launch_pla
 /* Of a group with so many sequences: at least one for each stage. */
 int32_t sf_micro_batches(int32_t seqs_max, int32_t pipeline);
 
+/* ---- plan_place.c ---- */
+/* What each KV head of the model costs: most stored bytes of its lane at setup->tokens_max, copies
+ * not counted; [setup->lanes], malloc'd.  The stack has been checked with this setup. */
+sf_status sf_head_costs(const struct sf_setup *, const struct sf_stack *, enum sf_dtype kv_dtype,
+                        double **cost_out);
+/* How level a placement is.  memory: the fullest tensor rank's stored bytes / the mean of its
+ * stage, of the worst stage; layers: the bytes of each layer's fullest rank / of its mean rank,
+ * both summed over the layers. */
+struct sf_plan_level { double memory, layers; };
+sf_status sf_plan_level(const struct sf_launch_plan *, const struct sf_model_desc *,
+                        enum sf_placement rule, struct sf_plan_level *out);
+
 /* ---- plan_size.c ---- */
 struct sf_sizing {                      /* what the bytes of a rank depend on, its share aside */
     const struct sf_model *model;
@@ -34,7 +47,7 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
     enum sf_isa isa_max;
     int32_t rows_max, threads, tokens_max, seqs_max;
     int64_t kv_memory;                  /* SF_OPT_AUTO: the planner's choice */
-    enum sf_placement placement;
+    struct sf_placing placing;
 };
 /* Fills the ranks of one tensor group, rank[tp_size] from zeros, but for their places in the
  * world: share, lanes, workspace, bytes.  one_node: the group shares a node.  What is there is

@@ -309,6 +309,25 @@ static void write_stages(FILE *out, const struct sf_launch_plan *plan,
     free(cost);
 }
 
+/* Where some heads cost more than others: how level the tensor ranks are. */
+static sf_status write_placement(FILE *out, const struct sf_launch_plan *plan,
+                                 const struct sf_model_desc *desc)
+{
+    const double *cost = plan->placing.head_cost;
+    int differ = 0;
+    for (int32_t i = 1; i < plan->setup.lanes; i++)
+        differ |= cost[i] < cost[0] || cost[i] > cost[0];
+    if (!differ || plan->tensor == 1) return SF_OK;
+    struct sf_plan_level before, after;
+    SF_TRY(sf_plan_level(plan, desc, SF_PLACE_IDENTITY, &before));
+    SF_TRY(sf_plan_level(plan, desc, plan->placing.rule, &after));
+    fprintf(out, "KV heads   stored bytes at %d tokens, fullest tensor rank of a stage / mean:"
+                 " %.3f identity, %.3f as placed\n", plan->tokens_max, before.memory, after.memory);
+    fprintf(out, "           the same layer by layer, summed (what a step waits for):"
+                 " %.3f identity, %.3f as placed\n", before.layers, after.layers);
+    return SF_OK;
+}
+
 static sf_status write_capacity(FILE *out, const struct sf_launch_plan *plan,
                                 const struct sf_config *cfg)
 {
@@ -360,7 +379,8 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
     write_ranks(out, plan);
     write_stages(out, plan, cfg, desc);
     write_memory(out, plan);
-    sf_status status = write_capacity(out, plan, cfg);
+    sf_status status = write_placement(out, plan, desc);
+    if (status == SF_OK) status = write_capacity(out, plan, cfg);
     struct sf_plan_traffic traffic;
     sf_plan_comm(plan, desc, &traffic);
     fprintf(out, "traffic    %lld bytes a token inside tensor groups, %lld between stages, %lld"

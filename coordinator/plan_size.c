@@ -19,7 +19,7 @@ sf_status sf_size_group(const struct sf_sizing *sizing, int32_t tp_size, int32_t
 {
     struct sf_share *share = calloc((size_t)tp_size, sizeof *share);
     if (share == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d shares", tp_size);
-    sf_status status = sf_share_make_group(sf_model_desc(sizing->model), sizing->placement,
+    sf_status status = sf_share_make_group(sf_model_desc(sizing->model), &sizing->placing,
                                            tp_size, layer_first, layer_count, share);
     for (int32_t t = 0; t < tp_size; t++) rank[t].share = share[t];
     free(share);

@@ -51,20 +51,21 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
     return SF_OK;
 }
 
-struct lane_cost { int64_t bytes_lo, bytes_hi, bytes_exact, pages_peak; };
-
-static sf_status cost_of_lane(const struct sf_setup *common, const struct sf_stack *stack,
-                              const struct sf_layout *layout, const struct sf_spot *spot,
-                              struct lane_cost *cost)
+sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *stack,
+                          enum sf_dtype dtype, const struct sf_spot *spot,
+                          struct sf_lane_cost *cost_out)
 {
-    int64_t slot_bytes = (int64_t)sf_layout_slot_bytes(layout);
+    struct sf_layout layout = layout_of(common, spot->layer, dtype);
+    int64_t slot_bytes = (int64_t)sf_layout_slot_bytes(&layout);
+    struct sf_lane_cost cost;
     int32_t number = stack == NULL ? -1
                                    : sf_stack_entry_of(stack, common, spot->layer,
                                                        spot->head_global);
-    cost->bytes_exact = spot->tokens * slot_bytes;
+    cost.bytes_exact = spot->tokens * slot_bytes;
     if (number < 0) {
-        cost->bytes_lo = cost->bytes_hi = cost->bytes_exact;
-        cost->pages_peak = pages_of(spot->tokens, common->page_slots);
+        cost.bytes_lo = cost.bytes_hi = cost.bytes_exact;
+        cost.pages_peak = pages_of(spot->tokens, common->page_slots);
+        *cost_out = cost;
         return SF_OK;
     }
     const struct sf_stack_entry *entry = &stack->entry[number];
@@ -74,8 +75,8 @@ static sf_status cost_of_lane(const struct sf_setup *common, const struct sf_sta
     setup.shape = &entry->shape;
     SF_TRY(entry->method->policy->footprint(&setup, spot, &foot));
     slot_bytes += entry->plan.aux_bytes;
-    cost->bytes_lo = foot.slots_lo[0] * slot_bytes + foot.extra_bytes;
-    cost->bytes_hi = foot.slots_hi[0] * slot_bytes + foot.extra_bytes;
+    cost.bytes_lo = foot.slots_lo[0] * slot_bytes + foot.extra_bytes;
+    cost.bytes_hi = foot.slots_hi[0] * slot_bytes + foot.extra_bytes;
     int64_t live, prompt_slots = foot.slots_peak;
     SF_TRY(decode_live(&setup, entry, spot, &foot, &live));
     int64_t slots = sf_lane_slots_bound(live, setup.page_slots);
@@ -83,7 +84,8 @@ static sf_status cost_of_lane(const struct sf_setup *common, const struct sf_sta
         prompt_slots = sf_lane_slots_bound(prompt_slots, setup.page_slots);
     if (slots < prompt_slots) slots = prompt_slots;
     if (slots > spot->tokens) slots = spot->tokens;
-    cost->pages_peak = pages_of(slots, setup.page_slots);
+    cost.pages_peak = pages_of(slots, setup.page_slots);
+    *cost_out = cost;
     return SF_OK;
 }
 
@@ -95,12 +97,11 @@ sf_status sf_account_sequence(const struct sf_setup *setup, const struct sf_stac
     SF_ASSERT(prompt >= 0 && tokens >= prompt);
     for (int32_t i = 0; i < lanes->layers; i++) {
         int32_t layer = lanes->layer_first + i;
-        struct sf_layout layout = layout_of(setup, layer, dtype);
         for (int32_t l = lanes->lane_ptr[i]; l < lanes->lane_ptr[i + 1]; l++) {
             struct sf_spot spot = { .layer = layer, .head_global = lanes->head_global[l],
                                     .prompt = prompt, .tokens = tokens };
-            struct lane_cost lane;
-            SF_TRY(cost_of_lane(setup, stack, &layout, &spot, &lane));
+            struct sf_lane_cost lane;
+            SF_TRY(sf_account_lane(setup, stack, dtype, &spot, &lane));
             sum.pages_peak += lane.pages_peak;
             if (lanes->replica[l] > 0) continue;
             sum.bytes_exact += lane.bytes_exact;

@@ -26,6 +26,10 @@ struct sf_cost {                        /* of one sequence on one rank */
     int64_t pages_peak;                 /* most pages that its lanes hold at any time, copies too */
     int64_t bytes_peak;                 /* pages_peak in bytes */
 };
+/* One lane at the spot's length. */
+struct sf_lane_cost { int64_t bytes_lo, bytes_hi, bytes_exact, pages_peak; };
+sf_status sf_account_lane(const struct sf_setup *, const struct sf_stack *, enum sf_dtype,
+                          const struct sf_spot *, struct sf_lane_cost *cost_out);
 /* A sequence of `prompt` tokens that has grown to `tokens` (peak: on the way there). */
 sf_status sf_account_sequence(const struct sf_setup *, const struct sf_stack *,
                               const struct sf_rank_lanes *, enum sf_dtype, int32_t prompt,

@@ -11,9 +11,14 @@
  *     place     0: KV 0, q 0-1    1: KV 0, q 2    2: KV 1, q 3-5    3: KV 2, q 6-8
  *     layer l   place i is rank (i + l) % 4
  *
- * Every rank's heads are consecutive, and so are its chunks.  Who gets one unit more in layer l
- * depends on the layers before, so layers are always dealt from 0 on: every stage and every rank
- * comes to the same answer. */
+ *   by cost, 4 KV heads on 2 ranks, costs 5 1 1 1 in both layers:
+ *
+ *     layer 0   rank 0: KV 0 3 = 6   rank 1: KV 1 2 = 2      0 -> 0, 1 -> 1, 2 -> 1, 3 -> 0
+ *     layer 1   rank 0: KV 1 2 = 8   rank 1: KV 0 3 = 8      0 -> 1, 1 -> 0, 2 -> 0, 3 -> 1
+ *
+ * Every rank's chunks are consecutive, and so are its heads unless dealt by cost.  Who gets one
+ * unit more in layer l depends on the layers before, so layers are always dealt from 0 on, and by
+ * cost from the first layer of the stage on: every rank of it comes to the same answer. */
 #include "model/share.h"
 
 #include <stdlib.h>
@@ -24,15 +29,20 @@ enum { HEAD_PANEL_COLS = 1024, LEAF_K_MIN = 128 };
 /* ---- dealing ------------------------------------------------------------------------------- */
 
 struct part {                           /* what one rank has of one layer */
-    int32_t kv_first, kv_count, q_first, q_count, replica, replicas, chunk_first, chunk_count;
+    int32_t kv_count, q_count, replica, replicas, chunk_first, chunk_count;
+    int32_t kv_part, q_first;           /* replicas > 1: the KV head, and where its part begins */
 };
 struct deal {
     const struct sf_model_desc *desc;
     enum sf_placement placement;
+    const double *head_cost;            /* NULL: by count */
     int32_t ranks, layer;               /* layer: the one that `part` describes; -1 before */
+    int32_t stage_first;                /* before it heads are dealt by count */
     int32_t head_turn;                  /* balanced: the next rank to take a head more */
     int32_t *chunks_so_far;             /* [ranks] of the layers dealt */
+    double *cost_so_far;                /* [ranks] of the layers dealt by cost */
     struct part *part;                  /* [ranks] */
+    int32_t *owner;                     /* [most KV heads of a layer] of each whole KV head */
 };
 
 static int32_t round_up(int32_t value, int32_t to) { return (value + to - 1) / to * to; }
@@ -49,24 +59,57 @@ static int32_t chunks_of(const struct sf_model_desc *desc)
     return divide_up(desc->ffn, chunk_cols_of(desc));
 }
 
+/* The costs of a layer's heads stand behind those of the layers before. */
+static int64_t heads_before(const struct sf_model_desc *desc, int32_t layer)
+{
+    int64_t heads = 0;
+    for (int32_t i = 0; i < layer; i++) heads += desc->layer[i].kv_heads;
+    return heads;
+}
+
+static int costs_differ(const struct sf_model_desc *desc, const struct sf_placing *placing,
+                        int32_t layer_first, int32_t layer_count)
+{
+    if (placing->rule != SF_PLACE_BALANCED || placing->head_cost == NULL) return 0;
+    int64_t first = heads_before(desc, layer_first);
+    int64_t end = heads_before(desc, layer_first + layer_count);
+    for (int64_t i = first + 1; i < end; i++)
+        if (placing->head_cost[i] < placing->head_cost[first] ||
+            placing->head_cost[i] > placing->head_cost[first]) return 1;
+    return 0;
+}
+
 static void deal_end(struct deal *deal)
 {
     free(deal->chunks_so_far);
+    free(deal->cost_so_far);
     free(deal->part);
+    free(deal->owner);
 }
 
-static sf_status deal_begin(const struct sf_model_desc *desc, enum sf_placement placement,
-                            int32_t ranks, struct deal *deal)
+/* To deal the layers of a stage, after all before it. */
+static sf_status deal_begin(const struct sf_model_desc *desc, const struct sf_placing *placing,
+                            int32_t ranks, int32_t layer_first, int32_t layer_count,
+                            struct deal *deal)
 {
+    int32_t heads_most = 0;
     SF_ASSERT(ranks >= 1);
-    for (int32_t i = 0; i < desc->layers; i++)
+    SF_ASSERT(layer_first >= 0 && layer_count >= 0 && layer_count <= desc->layers - layer_first);
+    for (int32_t i = 0; i < desc->layers; i++) {
         if (ranks > desc->layer[i].q_heads)
             return SF_FAIL(SF_INVALID, "tensor_parallel_size %d is more than the %d query heads of "
                            "layer %d", ranks, desc->layer[i].q_heads, i);
-    *deal = (struct deal){ .desc = desc, .placement = placement, .ranks = ranks, .layer = -1 };
+        if (desc->layer[i].kv_heads > heads_most) heads_most = desc->layer[i].kv_heads;
+    }
+    *deal = (struct deal){ .desc = desc, .placement = placing->rule, .ranks = ranks, .layer = -1,
+                           .stage_first = layer_first };
+    if (costs_differ(desc, placing, layer_first, layer_count)) deal->head_cost = placing->head_cost;
     deal->chunks_so_far = calloc((size_t)ranks, sizeof *deal->chunks_so_far);
+    deal->cost_so_far = calloc((size_t)ranks, sizeof *deal->cost_so_far);
     deal->part = calloc((size_t)ranks, sizeof *deal->part);
-    if (deal->chunks_so_far == NULL || deal->part == NULL) {
+    deal->owner = calloc((size_t)heads_most + 1, sizeof *deal->owner);
+    if (deal->chunks_so_far == NULL || deal->cost_so_far == NULL || deal->part == NULL ||
+        deal->owner == NULL) {
         deal_end(deal);
         return SF_FAIL(SF_NO_MEMORY, "no memory to deal %d ranks", ranks);
     }
@@ -74,7 +117,7 @@ static sf_status deal_begin(const struct sf_model_desc *desc, enum sf_placement 
 }
 
 /* At least as many KV heads as ranks: whole heads; `more` of the ranks take one more. */
-static void deal_heads(struct deal *deal, const struct sf_layer_desc *layer)
+static void deal_by_count(struct deal *deal, const struct sf_layer_desc *layer)
 {
     int32_t each = layer->kv_heads / deal->ranks, more = layer->kv_heads % deal->ranks;
     int32_t group = layer->q_heads / layer->kv_heads, next = 0;
@@ -82,12 +125,32 @@ static void deal_heads(struct deal *deal, const struct sf_layer_desc *layer)
     for (int32_t r = 0; r < deal->ranks; r++) {
         int32_t place = (r - turn + deal->ranks) % deal->ranks;
         int32_t count = each + (place < more);
-        deal->part[r] = (struct part){ .kv_first = next, .kv_count = count,
-                                       .q_first = next * group, .q_count = count * group,
-                                       .replicas = 1 };
-        next += count;
+        deal->part[r] = (struct part){ .kv_count = count, .q_count = count * group, .replicas = 1 };
+        for (int32_t i = 0; i < count; i++) deal->owner[next++] = r;
     }
     deal->head_turn = (deal->head_turn + more) % deal->ranks;
+}
+
+/* The same counts; which heads, and who takes one more, level the cost. */
+static void deal_by_cost(struct deal *deal, const struct sf_layer_desc *layer)
+{
+    const double *cost = deal->head_cost + heads_before(deal->desc, deal->layer);
+    int32_t each = layer->kv_heads / deal->ranks, more = layer->kv_heads % deal->ranks;
+    int32_t group = layer->q_heads / layer->kv_heads;
+    for (int32_t r = 0; r < deal->ranks; r++) deal->part[r] = (struct part){ .replicas = 1 };
+    for (int32_t h = 0; h < layer->kv_heads; h++) deal->owner[h] = -1;
+    for (int32_t i = 0; i < layer->kv_heads; i++) {
+        int32_t head = -1, best = -1;
+        for (int32_t h = 0; h < layer->kv_heads; h++)
+            if (deal->owner[h] < 0 && (head < 0 || cost[h] > cost[head])) head = h;
+        for (int32_t r = 0; r < deal->ranks; r++)
+            if (deal->part[r].kv_count < each + (more > 0) &&
+                (best < 0 || deal->cost_so_far[r] < deal->cost_so_far[best])) best = r;
+        deal->owner[head] = best;
+        deal->cost_so_far[best] += cost[head];
+        if (deal->part[best].kv_count++ == each) more--;
+        deal->part[best].q_count += group;
+    }
 }
 
 /* More ranks than KV heads: each rank has one KV head and some of its query heads. */
@@ -102,9 +165,11 @@ static void deal_replicas(struct deal *deal, const struct sf_layer_desc *layer)
         int32_t replicas = each + (head < more), q_next = head * group;
         for (int32_t i = 0; i < replicas; i++, place++) {
             int32_t q_count = group / replicas + (i < group % replicas);
-            deal->part[(place + turn) % deal->ranks] =
-                (struct part){ .kv_first = head, .kv_count = 1, .q_first = q_next,
+            int32_t rank = (place + turn) % deal->ranks;
+            deal->part[rank] =
+                (struct part){ .kv_part = head, .kv_count = 1, .q_first = q_next,
                                .q_count = q_count, .replica = i, .replicas = replicas };
+            deal->owner[head] = rank;
             q_next += q_count;
         }
     }
@@ -142,16 +207,29 @@ static void deal_chunks(struct deal *deal)
 static void deal_next_layer(struct deal *deal)
 {
     const struct sf_layer_desc *layer = &deal->desc->layer[++deal->layer];
-    if (layer->kv_heads >= deal->ranks) deal_heads(deal, layer);
-    else deal_replicas(deal, layer);
+    int by_cost = deal->head_cost != NULL && deal->layer >= deal->stage_first;
+    if (layer->kv_heads < deal->ranks) deal_replicas(deal, layer);
+    else if (by_cost) deal_by_cost(deal, layer);
+    else deal_by_count(deal, layer);
     deal_chunks(deal);
+}
+
+/* How many query heads of a KV head the rank computes, from which on. */
+static int32_t q_heads_of(const struct deal *deal, int32_t rank, int32_t kv_head, int32_t *first)
+{
+    const struct sf_layer_desc *layer = &deal->desc->layer[deal->layer];
+    const struct part *part = &deal->part[rank];
+    int32_t group = layer->q_heads / layer->kv_heads;
+    *first = part->replicas > 1 ? part->q_first : kv_head * group;
+    if (part->replicas > 1) return part->kv_part == kv_head ? part->q_count : 0;
+    return deal->owner[kv_head] == rank ? group : 0;
 }
 
 /* ---- shares -------------------------------------------------------------------------------- */
 
-static sf_status add_layer(struct sf_share *share, int32_t layer_local, const struct part *part,
-                           const struct sf_layer_desc *layer)
+static sf_status add_layer(struct sf_share *share, int32_t layer_local, const struct deal *deal)
 {
+    const struct part *part = &deal->part[share->tp_rank];
     int32_t kv_at = share->kv_ptr[layer_local], chunk_at = share->chunk_ptr[layer_local];
     int32_t kv_end = kv_at + part->kv_count, chunk_end = chunk_at + part->chunk_count;
     void *kv = realloc(share->kv, (size_t)(kv_end + 1) * sizeof *share->kv);
@@ -160,15 +238,13 @@ static sf_status add_layer(struct sf_share *share, int32_t layer_local, const st
     if (chunk != NULL) share->chunk = chunk;
     if (kv == NULL || chunk == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a rank's share");
 
-    int32_t group = layer->q_heads / layer->kv_heads;
-    for (int32_t i = 0; i < part->kv_count; i++) {
-        int whole = part->replicas == 1;
-        share->kv[kv_at + i] = (struct sf_kv_share){
-            .kv_head = part->kv_first + i,
-            .q_first = whole ? (part->kv_first + i) * group : part->q_first,
-            .q_count = whole ? group : part->q_count,
-            .replica = part->replica, .replicas = part->replicas };
+    for (int32_t h = 0; h < deal->desc->layer[deal->layer].kv_heads; h++) {
+        struct sf_kv_share head = { .kv_head = h, .replica = part->replica,
+                                    .replicas = part->replicas };
+        head.q_count = q_heads_of(deal, share->tp_rank, h, &head.q_first);
+        if (head.q_count > 0) share->kv[kv_at++] = head;
     }
+    SF_ASSERT(kv_at == kv_end);
     for (int32_t i = 0; i < part->chunk_count; i++)
         share->chunk[chunk_at + i] = part->chunk_first + i;
     share->kv_ptr[layer_local + 1] = kv_end;
@@ -204,13 +280,13 @@ static sf_status begin_share(struct sf_share *share, const struct sf_model_desc 
 }
 
 /* The shares of tensor ranks rank_first.. of one stage, from one dealing; shares[ranks]. */
-static sf_status make_shares(const struct sf_model_desc *desc, enum sf_placement placement,
+static sf_status make_shares(const struct sf_model_desc *desc, const struct sf_placing *placing,
                              int32_t tp_size, int32_t rank_first, int32_t ranks,
                              int32_t layer_first, int32_t layer_count, struct sf_share *shares)
 {
     SF_ASSERT(layer_first >= 0 && layer_count >= 0 && layer_count <= desc->layers - layer_first);
     struct deal deal;
-    SF_TRY(deal_begin(desc, placement, tp_size, &deal));
+    SF_TRY(deal_begin(desc, placing, tp_size, layer_first, layer_count, &deal));
     sf_status status = SF_OK;
     for (int32_t i = 0; i < ranks; i++) {
         shares[i] = (struct sf_share){ .tp_rank = rank_first + i, .tp_size = tp_size,
@@ -220,30 +296,29 @@ static sf_status make_shares(const struct sf_model_desc *desc, enum sf_placement
     for (int32_t l = 0; status == SF_OK && l < layer_first + layer_count; l++) {
         deal_next_layer(&deal);
         for (int32_t i = 0; status == SF_OK && i < ranks && l >= layer_first; i++)
-            status = add_layer(&shares[i], l - layer_first, &deal.part[rank_first + i],
-                               &desc->layer[l]);
+            status = add_layer(&shares[i], l - layer_first, &deal);
     }
     deal_end(&deal);
     for (int32_t i = 0; status != SF_OK && i < ranks; i++) sf_share_free(&shares[i]);
     return status;
 }
 
-sf_status sf_share_make(const struct sf_model_desc *desc, enum sf_placement placement,
+sf_status sf_share_make(const struct sf_model_desc *desc, const struct sf_placing *placing,
                         int32_t tp_size, int32_t tp_rank, int32_t layer_first, int32_t layer_count,
                         struct sf_share *share_out)
 {
     struct sf_share share;
     SF_ASSERT(tp_rank >= 0 && tp_rank < tp_size);
-    SF_TRY(make_shares(desc, placement, tp_size, tp_rank, 1, layer_first, layer_count, &share));
+    SF_TRY(make_shares(desc, placing, tp_size, tp_rank, 1, layer_first, layer_count, &share));
     *share_out = share;
     return SF_OK;
 }
 
-sf_status sf_share_make_group(const struct sf_model_desc *desc, enum sf_placement placement,
+sf_status sf_share_make_group(const struct sf_model_desc *desc, const struct sf_placing *placing,
                               int32_t tp_size, int32_t layer_first, int32_t layer_count,
                               struct sf_share *shares_out)
 {
-    return make_shares(desc, placement, tp_size, 0, tp_size, layer_first, layer_count,
+    return make_shares(desc, placing, tp_size, 0, tp_size, layer_first, layer_count,
                        shares_out);
 }
 
@@ -264,7 +339,7 @@ int32_t sf_share_q_heads(const struct sf_share *share, int32_t layer_local)
     return heads;
 }
 
-/* What the dealing above gives to the rank that has most; the placement only turns the ranks. */
+/* What the dealing above gives to the rank that has most; the placement only says which that is. */
 int32_t sf_share_units_most(const struct sf_model_desc *desc, const struct sf_share *share)
 {
     int32_t ranks = share->tp_size, most = divide_up(share->chunks, ranks);
@@ -278,30 +353,42 @@ int32_t sf_share_units_most(const struct sf_model_desc *desc, const struct sf_sh
     return most;
 }
 
-sf_status sf_share_order(const struct sf_model_desc *desc, enum sf_placement placement,
-                         int32_t tp_size, int32_t layer, enum sf_mat_kind kind, int fixed,
-                         int32_t *owner, int32_t *local, int32_t *leaves_out)
+/* Leaves first..first + count of the sum are the rank's slices from `at` on; the slices so far. */
+static int32_t set_leaves(int32_t *owner, int32_t *local, int32_t first, int32_t count,
+                          int32_t rank, int32_t at)
+{
+    for (int32_t i = 0; i < count; i++) {
+        owner[first + i] = rank;
+        local[first + i] = at + i;
+    }
+    return at + count;
+}
+
+sf_status sf_share_order(const struct sf_model_desc *desc, const struct sf_placing *placing,
+                         const struct sf_share *share, int32_t layer_local, enum sf_mat_kind kind,
+                         int fixed, int32_t *owner, int32_t *local, int32_t *leaves_out)
 {
     SF_ASSERT(kind == SF_MAT_O || kind == SF_MAT_DOWN);
-    SF_ASSERT(layer >= 0 && layer < desc->layers);
+    SF_ASSERT(layer_local >= 0 && layer_local < share->layer_count);
     struct deal deal;
-    SF_TRY(deal_begin(desc, placement, tp_size, &deal));
-    while (deal.layer < layer) deal_next_layer(&deal);
-    int32_t units = kind == SF_MAT_O ? desc->layer[layer].q_heads : chunks_of(desc), leaves = 0;
-    for (int32_t r = 0; r < tp_size; r++) {
+    SF_TRY(deal_begin(desc, placing, share->tp_size, share->layer_first, share->layer_count,
+                      &deal));
+    while (deal.layer < share->layer_first + layer_local) deal_next_layer(&deal);
+    const struct sf_layer_desc *layer = &desc->layer[deal.layer];
+    int32_t leaves = 0;
+    for (int32_t r = 0; r < share->tp_size; r++) {
         const struct part *part = &deal.part[r];
-        int32_t first = kind == SF_MAT_O ? part->q_first : part->chunk_first;
-        int32_t count = kind == SF_MAT_O ? part->q_count : part->chunk_count;
-        for (int32_t i = 0; fixed && i < count; i++) {
-            owner[first + i] = r;
-            local[first + i] = i;
+        int32_t count = kind == SF_MAT_O ? part->q_count : part->chunk_count, first, at = 0;
+        if (!fixed && count > 0) set_leaves(owner, local, leaves, 1, r, 0);
+        if (fixed && kind == SF_MAT_DOWN)
+            set_leaves(owner, local, part->chunk_first, count, r, 0);
+        for (int32_t h = 0; fixed && kind == SF_MAT_O && h < layer->kv_heads; h++) {
+            int32_t q_count = q_heads_of(&deal, r, h, &first);
+            at = set_leaves(owner, local, first, q_count, r, at);
         }
-        if (!fixed && count > 0) {
-            owner[leaves] = r;
-            local[leaves++] = 0;
-        }
+        leaves += fixed ? count : count > 0;
     }
-    *leaves_out = fixed ? units : leaves;
+    *leaves_out = leaves;
     deal_end(&deal);
     return SF_OK;
 }

@@ -4,8 +4,10 @@
  *
  * The units of the tensor-parallel cut are KV heads (with their query heads), chunks of the FFN and
  * panels of the vocabulary.  Unit counts need not divide by the ranks: in layer l the ranks that
- * take one unit more are rotated, so that ranks level out over the layers.  With more ranks than KV
- * heads a KV head is held by several ranks, each with some of its query heads. */
+ * take one unit more are rotated, so that ranks level out over the layers.  Where KV heads differ
+ * in cost, the heads of a layer are dealt such that cost levels out instead; a rank's heads are
+ * then any heads of the layer, and its columns and leaves are theirs in ascending order.  With more
+ * ranks than KV heads a KV head is held by several ranks, each with some of its query heads. */
 #ifndef SHEAF_MODEL_SHARE_H
 #define SHEAF_MODEL_SHARE_H
 #include <stdint.h>
@@ -16,6 +18,16 @@
 SF_C_BEGIN
 
 enum sf_placement { SF_PLACE_BALANCED, SF_PLACE_IDENTITY };
+/* How KV heads are dealt to at most as many ranks; every rank gets floor or ceil of heads / ranks.
+ *   identity   consecutive blocks, the first ranks taking one more
+ *   balanced   the same with the ranks that take one more taking turns, if all heads of the share's
+ *              layers cost the same; else layer by layer, the dearest head first (equal ones by
+ *              number), each to the rank whose heads in these layers have cost least so far and
+ *              that has a slot left (equal ones: the lower rank) */
+struct sf_placing {
+    enum sf_placement rule;
+    const double *head_cost;            /* [KV heads of all layers, layer by layer]; NULL: alike */
+};
 
 struct sf_kv_share {                    /* one KV head on this rank */
     int32_t kv_head;                    /* number in the model */
@@ -34,12 +46,12 @@ struct sf_share {
 
 /* Collective knowledge: any rank can compute any rank's share.  SF_INVALID when tp_size exceeds the
  * query heads of a layer.  Arrays are owned by the share. */
-sf_status sf_share_make(const struct sf_model_desc *, enum sf_placement, int32_t tp_size,
+sf_status sf_share_make(const struct sf_model_desc *, const struct sf_placing *, int32_t tp_size,
                         int32_t tp_rank, int32_t layer_first, int32_t layer_count,
                         struct sf_share *share_out);
 /* The same for all tensor ranks of a stage at once, for the price of one: shares_out[tp_size]. */
-sf_status sf_share_make_group(const struct sf_model_desc *, enum sf_placement, int32_t tp_size,
-                              int32_t layer_first, int32_t layer_count,
+sf_status sf_share_make_group(const struct sf_model_desc *, const struct sf_placing *,
+                              int32_t tp_size, int32_t layer_first, int32_t layer_count,
                               struct sf_share *shares_out);
 void sf_share_free(struct sf_share *);
 int32_t sf_share_q_heads(const struct sf_share *, int32_t layer_local);  /* computed here */
@@ -83,10 +95,11 @@ sf_status sf_share_fill_bias(const struct sf_model *, const struct sf_share *, e
                              int32_t layer_local, float *bias);
 /* The leaves of O or DOWN in the order in which they are summed: leaf i is slice local[i] of tensor
  * rank owner[i].  fixed: query heads or chunks in model order; otherwise one leaf for each rank
- * that has any.  owner and local hold max(tp_size, query heads, chunks); `layer` is the model's. */
-sf_status sf_share_order(const struct sf_model_desc *, enum sf_placement, int32_t tp_size,
-                         int32_t layer, enum sf_mat_kind, int fixed, int32_t *owner,
-                         int32_t *local, int32_t *leaves_out);
+ * that has any.  The same on every rank of a tensor group; placing is the one that its shares were
+ * made with.  owner and local hold max(tp_size, query heads, chunks). */
+sf_status sf_share_order(const struct sf_model_desc *, const struct sf_placing *,
+                         const struct sf_share *, int32_t layer_local, enum sf_mat_kind, int fixed,
+                         int32_t *owner, int32_t *local, int32_t *leaves_out);
 
 SF_C_END
 #endif

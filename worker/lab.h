@@ -23,7 +23,7 @@ struct sf_lab_spec {                    /* all pointers outlive the lab */
     const struct sf_stack *stack;
     const struct sf_setup *setup;       /* with this rank's heads */
     struct sf_comm *world;
-    enum sf_placement placement;
+    struct sf_placing placing;
     enum sf_dtype dtype, kv_dtype;      /* of the outputs as attention writes them; of the cache */
     int32_t page_slots, threads;
     int64_t pool_bytes;

@@ -193,7 +193,7 @@ static sf_status take_parts(struct sf_lab *lab, struct sf_trace_result *result)
     sf_status status = SF_OK;
     for (int32_t r = 0; r < ranks && status == SF_OK; r++) {
         struct sf_share share;
-        status = sf_share_make(lab->desc, lab->spec.placement, ranks, r, 0, lab->desc->layers,
+        status = sf_share_make(lab->desc, &lab->spec.placing, ranks, r, 0, lab->desc->layers,
                                &share);
         if (status != SF_OK) break;
         for (int32_t l = 0; l < lab->desc->layers && status == SF_OK; l++)

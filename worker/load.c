@@ -96,10 +96,11 @@ static sf_status load_bias(struct loader *load, enum sf_mat_kind kind, int32_t l
 
 /* Which rank holds which leaf of a row-parallel sum.  Without `fixed` each rank that holds any leaf
  * has added its own up already, so there is one leaf a rank. */
-static sf_status make_leaves(struct loader *load, enum sf_mat_kind kind, int32_t layer,
+static sf_status make_leaves(struct loader *load, enum sf_mat_kind kind, int32_t local,
                              struct sf_leaf **leaf_out, int32_t *count_out)
 {
     const struct sf_load_spec *spec = load->spec;
+    int32_t layer = spec->share->layer_first + local;
     int32_t most = load->desc->layer[layer].q_heads + spec->share->chunks + spec->share->tp_size;
     int32_t *owner = calloc((size_t)most * 2, sizeof *owner), leaves = 0;
     struct sf_leaf *leaf = calloc((size_t)most, sizeof *leaf);
@@ -107,8 +108,8 @@ static sf_status make_leaves(struct loader *load, enum sf_mat_kind kind, int32_t
     if (owner == NULL || leaf == NULL)
         status = SF_FAIL(SF_NO_MEMORY, "no memory for the leaves of layer %d", layer);
     else
-        status = sf_share_order(load->desc, spec->placement, spec->share->tp_size, layer, kind,
-                                spec->fixed, owner, owner + most, &leaves);
+        status = sf_share_order(load->desc, spec->placing, spec->share, local, kind, spec->fixed,
+                                owner, owner + most, &leaves);
     for (int32_t i = 0; i < leaves; i++)
         leaf[i] = (struct sf_leaf){.owner = owner[i], .local = owner[most + i]};
     free(owner);
@@ -142,8 +143,8 @@ static sf_status load_layer(struct loader *load, int32_t local, struct sf_layer_
     SF_TRY(load_bias(load, SF_MAT_GATE_UP, local, &w->gate_up_bias));
     SF_TRY(load_mat(load, SF_MAT_DOWN, local, &w->down));
     SF_TRY(load_bias(load, SF_MAT_DOWN, local, &w->down_bias));
-    SF_TRY(make_leaves(load, SF_MAT_O, layer, &w->o_leaf, &w->o_leaves));
-    SF_TRY(make_leaves(load, SF_MAT_DOWN, layer, &w->down_leaf, &w->down_leaves));
+    SF_TRY(make_leaves(load, SF_MAT_O, local, &w->o_leaf, &w->o_leaves));
+    SF_TRY(make_leaves(load, SF_MAT_DOWN, local, &w->down_leaf, &w->down_leaves));
     release_layer(load->spec->model, layer);
     return SF_OK;
 }

@@ -34,7 +34,7 @@ struct sf_load_spec {
     const struct sf_model *model;
     const struct sf_share *share;
     struct sf_comm *world;                      /* signs of life while loading */
-    enum sf_placement placement;
+    const struct sf_placing *placing;           /* that the share was made with */
     enum sf_dtype dtype;
     int fixed;
     /* most rows of a layer's and of the head's product */

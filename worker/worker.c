@@ -128,7 +128,7 @@ static sf_status open_rest(struct sf_worker *w)
                                          .model = w->spec.model,
                                          .share = share,
                                          .world = w->spec.world,
-                                         .placement = w->spec.placement,
+                                         .placing = &w->spec.placing,
                                          .dtype = w->spec.dtype,
                                          .fixed = w->spec.fixed,
                                          .tile_rows = w->ws.tile_rows,

@@ -37,7 +37,7 @@ struct sf_worker_spec {
     const struct sf_setup *setup;       /* with this rank's heads */
     /* tensor: the ranks of this stage, ordered by tensor_rank */
     struct sf_comm *world, *tensor;
-    enum sf_placement placement;        /* of heads over the tensor ranks */
+    struct sf_placing placing;          /* that the tensor group's shares were made with */
     int32_t stages, stage, group;
     enum sf_dtype dtype, kv_dtype;
     int fixed;                          /* run.deterministic */

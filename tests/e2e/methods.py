@@ -7,9 +7,9 @@ a batch; what is not built and what makes no sense is refused in one line.
 razor_attention, with the real model, f32, deterministic; greedy and sampled records, some shorter
 and some longer than what a head keeps.  Shown: every record's stored bytes and evicted slots are
 those of the definition, from its tokens alone, and the plan foretells the sum; texts are equal in
-every layout, alone, in a batch and with shared prompts; the head set of a profile does what the
-same set written inline does; a profile of another model is refused, one that does not say its
-model is a warning.
+every layout, alone, in a batch and with shared prompts, whichever rank the planner gives a head
+to; the head set of a profile does what the same set written inline does; a profile of another
+model is refused, one that does not say its model is a warning.
 """
 # not with --quick
 import hashlib
@@ -24,6 +24,8 @@ SINKS, WINDOW, DIVISOR, DROPPED, FOLD = 4, 24, 6, 8, 4
 RETRIEVAL = [[layer, layer % HEADS] for layer in range(0, LAYERS, 5)]
 LAYOUTS = [(3, 1, 1), (2, 2, 1), (1, 1, 2)]
 BUDGET, RECENT, INTERVAL = 40, 12, 7
+# Many in the first head of a layer, so that blocks of heads are not level.
+SPREAD = [[layer, 0] for layer in range(0, LAYERS, 2)] + [[layer, 2] for layer in (4, 5, 13, 20)]
 COMMON = "The lighthouse keeper wrote in his log every evening what he had seen from the tower. "
 
 
@@ -92,6 +94,59 @@ def layouts(tally, given):
                        job.config("f32", tensor, pipeline, data, extra=razor()), given)
         tally.check(f"{what}: texts", done.tokens() == tokens, True)
         check_receipts(tally, what, done)
+
+
+def heads_of(plan):
+    """For each tensor rank: its KV heads, layer by layer."""
+    return [rank["kv_heads"] for rank in plan["ranks"]]
+
+
+def placed(tally, given):
+    """Heads that keep all are spread over the ranks, and nothing in the answers tells."""
+    if not job.has_ranks():
+        tally.skip("placement", "no ranks")
+        return
+    first = job.run(1, job.config("f32", extra=razor(heads=SPREAD)), given)
+    folder = job.Folder()
+    for tensor in (2, 3):
+        plans = []
+        for rule in ("balanced", "identity"):
+            # One parallel: section, so the rule goes into the one that job.config writes.
+            text = job.config("f32", tensor, extra=razor(heads=SPREAD)).replace(
+                "parallel:\n", f"parallel:\n  head_placement: {rule}\n")
+            what = f"tensor {tensor}, {rule}"
+            name = folder.file(f"{tensor}-{rule}.yaml", text)
+            options = ["--ranks-per-node", str(tensor)]
+            plan = json.loads(job.sheaf(1, ["plan", name, "--json", *options]).stdout)
+            plans.append(plan)
+            tally.true(f"{what}: every head once", all(
+                sorted(sum(layer, [])) == list(range(HEADS)) for layer in zip(*heads_of(plan))))
+            done = job.run(tensor, text, given)
+            tally.check(f"{what}: exit code", done.code, 0)
+            tally.check(f"{what}: texts", done.tokens() == first.tokens(), True)
+            tally.check(f"{what}: receipts", receipts(done) == receipts(first), True)
+            levels = [line.split(": ")[1] for line in job.sheaf(
+                1, ["plan", name, *options]).stdout.splitlines() if "as placed" in line]
+            tally.check(f"{what}: lines on placement", len(levels), 2)
+            before, after = (float(word.split()[0]) for word in levels[0].split(", "))
+            tally.true(f"{what}: level", after < 1.06 and before > 1.2 if rule == "balanced"
+                       else before == after, f"{before}, then {after}")
+        full = [[rank["kv_bytes_at_len"]["2048"][1] for rank in plan["ranks"]] for plan in plans]
+        tally.true(f"tensor {tensor}: the fullest rank holds less", max(full[0]) < max(full[1]),
+                   str(full))
+        tally.check(f"tensor {tensor}: bytes in all", sum(full[0]), sum(full[1]))
+        tally.true(f"tensor {tensor}: heads are permuted", any(
+            list(layer) != sorted(layer) for layer in zip(*heads_of(plans[0]))))
+        if tensor == 2:
+            tally.true("a rank has heads that are not neighbours",
+                       any([0, 2] in rank for rank in heads_of(plans[0])))
+    folder.remove()
+
+
+def receipts(done):
+    return {name: {key: answer["response"]["body"]["sheaf"][key]
+                   for key in ("kv_bytes_stored", "slots_evicted")}
+            for name, answer in done.answers.items()}
 
 
 def predicted(tally):
@@ -218,6 +273,7 @@ def main():
     ems_predicted(tally)
     ems_refused(tally, given)
     layouts(tally, given)
+    placed(tally, given)
     predicted(tally)
     profiles(tally, given)
     tally.end()

@@ -56,7 +56,7 @@ static sf_status rank_body(struct rig_rank *self)
                                   .setup = &setup,
                                   .world = self->world,
                                   .tensor = tensor,
-                                  .placement = (enum sf_placement)rig->config.parallel.placement,
+                                  .placing = rig->plan.placing,
                                   .stages = rig->plan.pipeline,
                                   .stage = me->stage,
                                   .group = me->dp_rank,

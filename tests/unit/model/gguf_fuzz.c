@@ -169,9 +169,10 @@ static void use_weights(uint64_t round, const struct sf_model *model)
 {
     static const enum sf_mat_kind kinds[] = { SF_MAT_QKV, SF_MAT_O, SF_MAT_GATE_UP, SF_MAT_DOWN };
     const struct sf_model_desc *desc = sf_model_desc(model);
+    const struct sf_placing placing = { SF_PLACE_BALANCED, NULL };
     int32_t ranks = 1 + (int32_t)(round % 3), fixed = (int32_t)(round / 3 % 2);
     struct sf_share share;
-    sf_status status = sf_share_make(desc, SF_PLACE_BALANCED, ranks, (int32_t)(round % 7) % ranks,
+    sf_status status = sf_share_make(desc, &placing, ranks, (int32_t)(round % 7) % ranks,
                                      0, desc->layers, &share);
     if (!check_status(round, "share", status, 1)) return;
     struct sf_workspace ws;

@@ -3,7 +3,8 @@
  * Shown: stage cuts are the best there are (against trying all of them); in every layout each
  * layer, query head, chunk and vocabulary row is computed exactly once and each KV head is held;
  * impossible layouts are refused by the name of the key; a plan that does not fit says what would,
- * and that does; the JSON form has all keys of interface.md, with numbers that agree. */
+ * and that does; heads that a method makes dear are spread over the ranks, and the text says how
+ * level; the JSON form has all keys of interface.md, with numbers that agree. */
 #include <stdlib.h>
 #include "base/json.h"
 #include "base/rng.h"
@@ -455,6 +456,87 @@ static void window_shrinks_the_cache(void)
     drop(&m);
 }
 
+/* ---- placement ------------------------------------------------------------------------------- */
+#define RAZOR "kv_cache: {methods: [{name: razor_attention, min_window_tokens: 64," \
+              " window_divisor: 50, retrieval_heads: [[0, 0], [1, 0], [1, 1], [4, 1], [9, 0]," \
+              " [9, 2], [16, 0], [17, 1], [20, 0], [20, 1], [26, 1], [29, 0]]}]}\n"
+
+/* Fullest / mean over the tensor ranks of the worst stage, from the bytes that are foretold. */
+static double fullest_to_mean(const struct made *m)
+{
+    double worst = 0;
+    for (int32_t s = 0; s < m->plan.pipeline; s++) {
+        double most = 0, sum = 0;
+        for (int32_t t = 0; t < m->plan.tensor; t++) {
+            struct sf_cost cost = { 0 };
+            const struct sf_plan_rank *rank = &m->plan.rank[s * m->plan.tensor + t];
+            SF_CHECK_OK(sf_account_sequence(&m->plan.setup, &m->cfg.kv.stack, &rank->lanes,
+                                            m->plan.kv_dtype, 8192, 8192, &cost));
+            most = fmax(most, (double)cost.bytes_hi);
+            sum += (double)cost.bytes_hi;
+        }
+        worst = fmax(worst, most * m->plan.tensor / sum);
+    }
+    return worst;
+}
+
+static void check_placed(int32_t tensor, int32_t pipeline, double level_most)
+{
+    struct made m, blocks;
+    struct sf_plan_level identity, placed, same;
+    char *text = NULL, want[64];
+    SF_MUST(make(&m, tensor, pipeline, 1, 1, 4096 * MIB, RAZOR));
+    SF_MUST(make(&blocks, tensor, pipeline, 1, 1, 4096 * MIB, RAZOR));
+    blocks.cfg.parallel.placement = SF_PLACE_IDENTITY;
+    sf_launch_plan_free(&blocks.plan);
+    SF_MUST(sf_launch_plan_make(&blocks.cfg, blocks.model, &blocks.cluster, &blocks.plan));
+    const struct sf_model_desc *desc = sf_model_desc(m.model);
+    SF_MUST(sf_plan_level(&m.plan, desc, SF_PLACE_IDENTITY, &identity));
+    SF_MUST(sf_plan_level(&m.plan, desc, SF_PLACE_BALANCED, &placed));
+    SF_MUST(sf_plan_level(&blocks.plan, desc, SF_PLACE_IDENTITY, &same));
+    SF_CHECK_NEAR(identity.memory, fullest_to_mean(&blocks), 1e-12);
+    SF_CHECK_NEAR(placed.memory, fullest_to_mean(&m), 1e-12);
+    SF_CHECK_NEAR(same.memory, identity.memory, 0);
+    SF_CHECK(placed.memory < level_most && placed.memory < identity.memory);
+    SF_CHECK(placed.layers >= placed.memory && placed.layers <= identity.layers + 1e-12);
+    for (int32_t first = 0; first < tensor * pipeline; first += tensor)
+        for (int32_t i = 0; i < m.plan.rank[first].share.layer_count; i++)
+            check_layer(&m.plan, desc, first, i);
+    SF_MUST(sf_launch_plan_text(&m.plan, &m.cfg, m.model, &text));
+    snprintf(want, sizeof want, ": %.3f identity, %.3f as placed\n", identity.memory,
+             placed.memory);
+    SF_CHECK(strstr(text, want) != NULL);
+    snprintf(want, sizeof want, ": %.3f identity, %.3f as placed\n", identity.layers,
+             placed.layers);
+    SF_CHECK(strstr(text, want) != NULL);
+    free(text);
+    drop(&blocks);
+    drop(&m);
+}
+
+static void dear_heads_are_spread(void)
+{
+    struct made m;
+    char *text = NULL;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    check_placed(2, 1, 1.01);
+    check_placed(3, 1, 1.03);
+    check_placed(2, 2, 1.06);
+    /* Costs are the bytes of a lane: 8,192 slots, or sinks, window, and one for the rest. */
+    SF_MUST(make(&m, 2, 1, 1, 1, 4096 * MIB, RAZOR));
+    SF_CHECK_NEAR(m.plan.placing.head_cost[4 * 3 + 1], 8192 * (128 * 2 + 8), 0);
+    SF_CHECK(m.plan.placing.head_cost[4 * 3] < 8192 / 40 * (128 * 2 + 8));
+    drop(&m);
+    /* The exact cache: nothing to say. */
+    SF_MUST(make(&m, 2, 1, 1, 1, 4096 * MIB, ""));
+    for (int32_t i = 0; i < m.plan.setup.lanes; i++)
+        SF_CHECK_NEAR(m.plan.placing.head_cost[i], 8192 * (128 * 2 + 8), 0);
+    SF_MUST(sf_launch_plan_text(&m.plan, &m.cfg, m.model, &text));
+    SF_CHECK(strstr(text, "as placed") == NULL);
+    free(text);
+    drop(&m);
+}
+
 static const struct sf_test tests[] = {
     { "cuts_are_best", cuts_are_best },
     { "cuts_count_the_head", cuts_count_the_head },
@@ -467,6 +549,7 @@ static const struct sf_test tests[] = {
     { "says_what_would_fit", says_what_would_fit },
     { "sizes_the_pool", sizes_the_pool },
     { "json_form", json_form },
+    { "dear_heads_are_spread", dear_heads_are_spread },
     { "window_shrinks_the_cache", window_shrinks_the_cache },
     { NULL, NULL }
 };

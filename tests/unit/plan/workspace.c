@@ -24,9 +24,10 @@ static int64_t lines(int64_t bytes)
 static void check_rank(int32_t tp_size, int32_t tp_rank, int32_t first, int32_t count, int fixed,
                        int32_t rows)
 {
+    const struct sf_placing placing = { SF_PLACE_BALANCED, NULL };
     struct sf_share share;
     struct sf_workspace ws;
-    SF_MUST(sf_share_make(&desc, SF_PLACE_BALANCED, tp_size, tp_rank, first, count, &share));
+    SF_MUST(sf_share_make(&desc, &placing, tp_size, tp_rank, first, count, &share));
     sf_workspace_make(&desc, &share, SF_BF16, fixed, rows, &ws);
 
     int32_t pad = (rows + 47) / 48 * 48, q = 0, chunks = 0;

@@ -63,7 +63,8 @@ static sf_status run_rank(struct rank *self)
     struct sf_stack stack = { 0 };
     struct sf_stack_entry *entry;
     struct sf_lab *lab;
-    SF_TRY(sf_share_make(&trace.desc, SF_PLACE_BALANCED, ranks, me, 0, LAYERS, &share));
+    const struct sf_placing placing = { .rule = SF_PLACE_BALANCED };
+    SF_TRY(sf_share_make(&trace.desc, &placing, ranks, me, 0, LAYERS, &share));
     for (int l = 0; l < LAYERS; l++) heads[l] = share.kv_ptr[l + 1] - share.kv_ptr[l];
     const struct sf_rank rank = { .layer_count = LAYERS, .tp_rank = me, .heads = heads };
     SF_TRY(sf_setup_make(&trace.desc, ranks, 16, ROWS, &setup));
@@ -73,7 +74,7 @@ static sf_status run_rank(struct rank *self)
     setup.rank = &rank;
     struct sf_lab_spec spec = { .trace = &trace, .share = &share, .stack = &stack,
                                 .setup = &setup, .world = self->world,
-                                .placement = SF_PLACE_BALANCED, .dtype = SF_F32,
+                                .placing = placing, .dtype = SF_F32,
                                 .kv_dtype = SF_F32, .page_slots = 16, .threads = 1,
                                 .pool_bytes = POOL_BYTES, .device = "ref" };
     SF_TRY(sf_lab_open(&spec, &lab));
