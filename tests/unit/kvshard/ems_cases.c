@@ -220,6 +220,31 @@ static void degenerate_vectors(void)
     SF_CHECK_NEAR(left.k[0][1], 1, 1e-6);   /* the centre's way, (2 + 2 + 0 + 0) / 4 long */
     SF_CHECK_NEAR(left.v[0][0], 0.25, 1e-6);
     SF_CHECK_NEAR(left.bias[0], log(4), 1e-6);
+    o.fixed = 0;
+    o.mass = 0;
+    spec = small(&o);
+    given[0] = given[1] = none;
+    compress(&spec, &o, k, v, &left);
+    SF_CHECK_INT(left.receipt.slots_merged, 0);
+}
+
+/* Rounding makes some product of cosines of equal vectors more than 1, and still nothing merges. */
+static void threshold_of_one(void)
+{
+    const struct options o = { 8, 2, 0, 4, 24, 1, 1, 0, 0, 0 };
+    float k[24][2], v[24][2];
+    struct rig_spec spec = small(&o);
+    struct left left;
+    for (int i = 0; i < 20; i++) {
+        for (int t = 0; t < 24; t++) {
+            double angle = 0.01 * i + t % 6;
+            k[t][0] = v[t][1] = (float)cos(angle);
+            k[t][1] = v[t][0] = (float)sin(angle);
+        }
+        compress(&spec, &o, (const float (*)[2])k, (const float (*)[2])v, &left);
+        SF_CHECK_INT(left.receipt.slots_merged, 0);
+        SF_CHECK_INT(left.receipt.slots_evicted, 16);
+    }
 }
 
 /* 24 tokens of 6 kinds become 8 slots; with ln m on the logits attention is what it was. */
@@ -338,6 +363,7 @@ static const struct sf_test tests[] = {
     { "scale of the global mass", scale_of_global_mass },
     { "opposite vectors", opposite_vectors },
     { "zero vectors, sums and scores", degenerate_vectors },
+    { "a threshold of 1", threshold_of_one },
     { "duplicates with ln m", duplicates_stay_exact },
     { "mass of the rows", mass_of_rows },
     { "pure eviction and falling thresholds", eviction_and_threshold },
