@@ -134,8 +134,14 @@ static sf_status layout_fits(const struct sf_sizing *asked, struct sf_config *cf
                        : SF_FAIL(SF_NO_MEMORY, "no memory for %d stages", pipeline);
     if (status == SF_OK)
         status = sf_setup_make(desc, tensor, plan->page_slots, plan->tokens_max, &setup);
-    if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &setup);
-    if (status == SF_OK)
+    if (status == SF_OK) {
+        status = sf_stack_check(&cfg->kv.stack, &setup);
+        if (status == SF_UNSUPPORTED || status == SF_INVALID) {     /* not in this layout */
+            status = SF_OK;
+            *fits_out = 0;
+        }
+    }
+    if (status == SF_OK && *fits_out)
         status = sf_head_costs(&setup, &cfg->kv.stack, here.kv_dtype, &head_cost);
     here.placing.head_cost = head_cost;
     for (int32_t s = 0, first = 0; s < pipeline && status == SF_OK && *fits_out; s++) {

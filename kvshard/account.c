@@ -33,8 +33,8 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
                              int64_t *live_out)
 {
     const struct sf_plan *plan = &entry->plan;
-    int64_t live = last->slots_hi[0] + 1;
-    if (live < last->slots_trigger + 1) live = last->slots_trigger + 1;
+    int64_t live = (int64_t)last->slots_hi[0] + 1;
+    if (live < (int64_t)last->slots_trigger + 1) live = (int64_t)last->slots_trigger + 1;
     if (plan->whens & 1u << SF_AT_INTERVAL) {
         int32_t origin = plan->every_from_prompt ? spot->prompt : 0;
         int64_t event = origin + (spot->prompt - origin) / plan->every_tokens *
@@ -44,7 +44,7 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
             struct sf_foot foot = { .slots_peak = spot->prompt };
             before.tokens = (int32_t)event - 1;
             SF_TRY(entry->method->policy->footprint(setup, &before, &foot));
-            if (live < foot.slots_hi[0] + 1) live = foot.slots_hi[0] + 1;
+            if (live < (int64_t)foot.slots_hi[0] + 1) live = (int64_t)foot.slots_hi[0] + 1;
         }
     }
     *live_out = live;

@@ -268,9 +268,10 @@ static sf_status check_copies(const struct sf_stack_entry *entry, const struct s
     if (entry->plan.watch[0].fold == SF_FOLD_NONE && entry->plan.watch[1].fold == SF_FOLD_NONE)
         return SF_OK;
     for (int32_t l = 0; l < setup->layers; l++)
-        if (setup->layer[l].groups < setup->tp_size &&
-            entry->shape.acts_on[setup->layer[l].lane_first])
-            return lacks(entry, "attention statistics of heads that several ranks hold");
+        for (int32_t h = 0; h < setup->layer[l].groups; h++)
+            if (setup->layer[l].groups < setup->tp_size &&
+                entry->shape.acts_on[setup->layer[l].lane_first + h])
+                return lacks(entry, "attention statistics of heads that several ranks hold");
     return SF_OK;
 }
 

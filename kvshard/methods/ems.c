@@ -23,6 +23,7 @@
  * Ratio      B = 256, T = 32 at 32,768 tokens: at most 288 / 32,768 = 0.9 %
  * Differs    the formulas of the paper are not public: the score, the three kinds and the weights
  *            are ours, each with an option.  Layers with a window of their own stay exact */
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
@@ -489,7 +490,8 @@ static void weigh_keys(struct work *w, int32_t i, double rho)
         } else if (j == first) {            /* they cancel out: the centre's own direction */
             weight = own > 0 ? rho / own : 1;
         }
-        w->k_weight[j] = (float)weight;
+        /* Of a key of almost no length nothing would be left by rounding anyway. */
+        w->k_weight[j] = weight <= FLT_MAX ? (float)weight : 0;
     }
 }
 

@@ -137,9 +137,10 @@ static sf_status razor_footprint(const struct sf_setup *setup, const struct sf_s
     foot->slots_peak = since >= 0 ? c.first : spot->tokens;
     foot->slots_keep = c.slots;
     if (cfg->decode_update == FREEZE) return SF_OK;
-    /* The first fold may come earlier or later in a lane than all others. */
+    /* The first fold may come earlier or later in a lane than all others; until then its own number
+     * of slots is the trigger, if that is lower. */
     foot->slots_trigger = c.slots + cfg->fold_tokens;
-    if (c.first > spot->prompt && c.first < foot->slots_trigger) foot->slots_trigger = c.first;
+    if (since < 0 && c.first < foot->slots_trigger) foot->slots_trigger = c.first;
     return SF_OK;
 }
 

@@ -23,6 +23,11 @@ static const struct sizes cases[] = {
     { 1, 8, 1, 1, 3, 16, 60, 100, 1, 1 },       { 4, 200, 5, 1, 16, 64, 100, 180, 1, 1 },
     { 5, 12, 4, 64, 16, 16, 20, 190, 0, 1 },    { 0, 1, 50, 1, 2, 16, 50, 80, 1, 0 },
 };
+/* Folds that are far apart, first ones that come early or late. */
+static const struct sizes swings[] = {
+    { 4, 64, 1000000, 1, 128, 16, 60, 250, 1, 1 }, { 4, 72, 1000, 8, 16, 16, 50, 250, 1, 1 },
+    { 0, 30, 1000, 60, 40, 16, 20, 250, 1, 0 },    { 4, 40, 1000, 90, 100, 16, 130, 250, 1, 1 },
+};
 enum { CASES = sizeof cases / sizeof cases[0], TOKENS_MAX = 256, KEPT_HEAD = 1 };
 
 static char number[8][16];
@@ -198,6 +203,37 @@ static void every_row(void)
     }
 }
 
+/* The pages of a lane at every length: never fewer for a longer one, never fewer than it holds. */
+static void pages_foretold(void)
+{
+    for (size_t i = 0; i < sizeof swings / sizeof swings[0]; i++) {
+        const struct sizes *z = &swings[i];
+        struct rig_spec spec = spec_of(z);
+        struct rig rig;
+        struct sf_seq *seq;
+        int32_t lane_ptr[] = { 0, 2, 4 }, heads[] = { 0, 1, 0, 1 };
+        uint8_t replica[4] = { 0 };
+        struct sf_rank_lanes rank = { 0, 2, lane_ptr, heads, replica };
+        int64_t most = 0, promised = 0;
+        SF_MUST(rig_open(&spec, &rig));
+        SF_MUST(sf_seq_open(rig.store, 1, z->prompt, z->tokens, &seq));
+        for (int32_t pos = 0, n; pos < z->tokens; pos += n) {
+            struct sf_cost cost;
+            n = pos == 0 ? z->prompt : 1;
+            SF_MUST(rig_feed(&rig, seq, 0, pos, n));
+            int64_t held = sf_store_pages(rig.store) - sf_store_pages_free(rig.store);
+            if (held > most) most = held;
+            SF_MUST(sf_account_sequence(&rig.setup, &rig.stack, &rank, spec.dtype, z->prompt,
+                                        pos + n, &cost));
+            SF_CHECK(cost.pages_peak >= promised);
+            SF_CHECK(cost.pages_peak >= most);
+            promised = cost.pages_peak;
+        }
+        sf_seq_close(rig.store, seq, NULL);
+        rig_close(&rig);
+    }
+}
+
 /* ---- the worked example of the definition --------------------------------------------------- */
 static void worked_example(void)
 {
@@ -308,6 +344,7 @@ static void sliding_layers(void)
 
 static const struct sf_test tests[] = {
     { "every row as the definition says", every_row },
+    { "pages foretold", pages_foretold },
     { "worked example", worked_example },
     { "exact bits where nothing is dropped", exact_bits },
     { "refusals", refusals },
