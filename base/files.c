@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 sf_status sf_file_write(int file, const char *path, const void *bytes, size_t count)
@@ -65,18 +66,38 @@ sf_status sf_file_rename(const char *fresh, const char *path)
     return sf_file_sync_folder(path);
 }
 
+sf_status sf_file_begin(const char *path, char **name_out, int *file_out)
+{
+    struct stat info;
+    char *fresh;
+    SF_TRY(sf_file_name(path, ".new", &fresh));
+    sf_status status = SF_OK;
+    if (lstat(fresh, &info) == 0 && !S_ISREG(info.st_mode))
+        status = SF_FAIL(SF_IO, "%s: exists and is no regular file", fresh);
+    else if (unlink(fresh) != 0 && errno != ENOENT)
+        status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
+    int file = status != SF_OK ? -1 : open(fresh, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (status == SF_OK && file < 0) status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
+    if (status != SF_OK) {
+        free(fresh);
+        return status;
+    }
+    *name_out = fresh;
+    *file_out = file;
+    return SF_OK;
+}
+
 sf_status sf_file_replace(const char *path, const void *bytes, size_t count)
 {
     char *fresh;
-    SF_TRY(sf_file_name(path, ".new", &fresh));
-    int file = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    sf_status status = file < 0 ? SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno)) : SF_OK;
-    if (status == SF_OK) status = sf_file_write(file, fresh, bytes, count);
+    int file;
+    SF_TRY(sf_file_begin(path, &fresh, &file));
+    sf_status status = sf_file_write(file, fresh, bytes, count);
     if (status == SF_OK) status = sf_file_sync(file, fresh);
-    if (file >= 0 && close(file) != 0 && status == SF_OK)
+    if (close(file) != 0 && status == SF_OK)
         status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
     if (status == SF_OK) status = sf_file_rename(fresh, path);
-    if (status != SF_OK && file >= 0) unlink(fresh);
+    if (status != SF_OK) unlink(fresh);
     free(fresh);
     return status;
 }

@@ -21,6 +21,9 @@ sf_status sf_file_read(int file, const char *path, int64_t offset, size_t count,
 sf_status sf_file_sync(int file, const char *path);
 /* The folder that holds `path`: a file made, renamed or removed there is so after a power cut. */
 sf_status sf_file_sync_folder(const char *path);
+/* path + ".new", made and opened for writing, in place of what an earlier try left there; SF_IO if
+ * something else lies there.  name_out: malloc'd. */
+sf_status sf_file_begin(const char *path, char **name_out, int *file_out);
 /* Over what is there, in one folder, and syncs that. */
 sf_status sf_file_rename(const char *fresh, const char *path);
 /* The file anew: written as `path`.new, synced, renamed.  On failure the old one is untouched. */

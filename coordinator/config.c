@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <yaml.h>
 #include "base/memory.h"
@@ -250,10 +251,13 @@ static sf_status apply_profile(const struct sf_node *map, const char *config, ch
 {
     struct sf_where from = { .origin = SF_FROM_FILE, .name = path, .line = 1, .column = 1 };
     struct sf_node *profile = NULL;
+    struct stat info;
     char *text;
     size_t bytes;
     if (path[0] == '\0') return SF_OK;
     SF_TRY(find_file(map, "profile", config, path));
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return SF_FAIL(SF_IO, "%s: error: is no regular file", path);
     SF_TRY(read_file(path, &text, &bytes));
     sf_status status = sf_tree_read(&from, text, bytes, &profile);
     free(text);

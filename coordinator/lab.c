@@ -2,8 +2,6 @@
  * and the file that tells what it did cost. */
 #include "coordinator/lab.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -15,25 +13,41 @@
 #include "coordinator/launch.h"
 #include "kvshard/account.h"
 
+/* A rank that looks through a trace or attends a long prompt shows no sign of life; one that dies
+ * ends the job through its launcher. */
+enum { SILENT_MS = 24 * 3600 * 1000 };
+
 /* ---- before ---------------------------------------------------------------------------------- */
 
-/* The result is written beside the old one and renamed; whether both can be is known now. */
-static sf_status check_output(const char *path)
+static int are_same(const char *a, const char *b)
 {
+    struct stat first, second;
+    return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev &&
+           first.st_ino == second.st_ino;
+}
+
+/* The result is written beside the old one and renamed; whether both can be is known now, and that
+ * neither takes the place of what is read. */
+static sf_status check_output(const struct sf_lab_args *args)
+{
+    const char *path = args->output, *const read[] = {args->trace, args->config};
     struct stat info;
+    char *fresh;
+    int file;
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
         return SF_FAIL(SF_IO, "%s: exists and is no regular file", path);
-    char *fresh;
     SF_TRY(sf_file_name(path, ".new", &fresh));
-    int file = open(fresh, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     sf_status status = SF_OK;
-    if (file < 0) status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
-    else {
-        close(file);
-        unlink(fresh);
-    }
+    for (int i = 0; i < 2 && status == SF_OK; i++)
+        if (are_same(path, read[i]) || are_same(fresh, read[i]))
+            status = SF_FAIL(SF_INVALID, "--output %s would take the place of %s", path, read[i]);
     free(fresh);
-    return status;
+    SF_TRY(status);
+    SF_TRY(sf_file_begin(path, &fresh, &file));
+    close(file);
+    unlink(fresh);
+    free(fresh);
+    return SF_OK;
 }
 
 static sf_status read_config(struct sf_comm *world, const struct sf_lab_args *args,
@@ -131,7 +145,7 @@ static sf_status plan(struct sf_comm *world, const struct sf_lab_args *args,
                          sf_comm_rank(world), 0, lab->trace.desc.layers, &lab->share));
     SF_TRY(make_setup(lab));
     SF_TRY(predict(lab));
-    return sf_comm_rank(world) == 0 ? check_output(args->output) : SF_OK;
+    return sf_comm_rank(world) == 0 ? check_output(args) : SF_OK;
 }
 
 static sf_status open_all(struct sf_comm *world, const struct sf_lab_args *args,
@@ -139,7 +153,7 @@ static sf_status open_all(struct sf_comm *world, const struct sf_lab_args *args,
 {
     struct sf_cluster cluster = {0};
     SF_TRY(read_config(world, args, lab));
-    sf_comm_set_timeout(world, (int64_t)(lab->config.run.rank_timeout_s * 1000.0));
+    sf_comm_set_timeout(world, SILENT_MS);
     sf_status status = sf_launch_look_around(world, &cluster);
     if (status == SF_OK) {
         lab->threads = sf_plan_threads(&lab->config, &cluster);

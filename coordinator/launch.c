@@ -6,7 +6,8 @@
 #include <string.h>
 #include "base/log.h"
 
-enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20 };
+enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20,
+       DIGEST_MS = 3600 * 1000 };       /* rank 0 reads the whole model, the others wait for it */
 
 sf_status sf_launch_agree(struct sf_comm *world, sf_status mine)
 {
@@ -169,8 +170,10 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
     SF_TRY(sf_launch_look_around(world, &launch->cluster));
     sf_status status = make_plan(launch);
+    sf_comm_set_timeout(world, DIGEST_MS);
     if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, &spec->files);
     SF_TRY(sf_launch_agree(world, status));
+    sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
     const struct sf_plan_rank *me = launch->me;
     for (int32_t r = 0; r < launch->plan.ranks; r++) {
         char text[64];

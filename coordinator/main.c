@@ -149,7 +149,8 @@ static void give_up(struct sf_comm *world, sf_status status, int started)
 {
     int rank = sf_comm_rank(world), gone = status == SF_LOST || status == SF_TIMEOUT;
     if (started && rank != 0 && !gone) await_end(world);
-    if (rank == 0 || (started && status == SF_TIMEOUT)) sf_complain(sf_error_text());
+    if (rank == 0 || (status == SF_TIMEOUT && (started || rank == 1)))
+        sf_complain(sf_error_text());
     if (started || gone) sf_comm_abort(world, 1);
 }
 

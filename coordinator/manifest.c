@@ -103,7 +103,9 @@ static int may_differ(const char *key)
         if (strncmp(key, *name, bytes) == 0 && (last == '.' || last == '_' || key[bytes] == '\0'))
             return 1;
     }
-    return 0;
+    /* What a profile says stands in the entry; where the file lies does not matter. */
+    size_t bytes = strlen(key), ending = strlen(".profile");
+    return bytes > ending && strcmp(key + bytes - ending, ".profile") == 0;
 }
 
 /* An entry of the stack goes by its method's name. */

@@ -144,6 +144,9 @@ static sf_status refuse_foreign(const struct reader *r)
 {
     static const struct { const char *key, *words; double neutral; } foreign[] = {
         { "quantization_config", "quantised checkpoints", 0 },
+        { "quantization", "quantised checkpoints", 0 },
+        { "compression_config", "quantised checkpoints", 0 },
+        { "dual_chunk_attention_config", "attention in two kinds of chunks", 0 },
         { "auto_map", "model code of the directory's own", 0 },
         { "num_local_experts", "a mixture of experts", 0 },
         { "num_experts", "a mixture of experts", 0 },
@@ -171,6 +174,11 @@ static sf_status refuse_foreign(const struct reader *r)
         if (!is_neutral(sf_keys_member(&r->keys, foreign[i].key), foreign[i].neutral))
             return SF_FAIL(SF_UNSUPPORTED, "%s: key '%s' is set: %s: not built for %s", r->path,
                            foreign[i].key, foreign[i].words, r->arch->name);
+    uint8_t causal = 1;
+    SF_TRY(sf_keys_flag(&r->keys, "is_causal", &causal));
+    if (!causal)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: key 'is_causal' is false: attention to later tokens:"
+                       " not built for %s", r->path, r->arch->name);
     const char *act = "silu";
     char quoted[SF_SHOWN_MAX];
     SF_TRY(sf_keys_text(&r->keys, "hidden_act", &act));
@@ -339,8 +347,10 @@ static sf_status scale_rope(struct sf_model *model, const struct sf_keys *rope, 
     if (part != 1)
         return SF_FAIL(SF_UNSUPPORTED, "%s: key '%spartial_rotary_factor' is %g: partly rotated"
                        " heads are not built", rope->path, rope->inside, part);
-    if (llama3 || linear)
-        SF_TRY(sf_keys_real(rope, &(struct sf_want){ "factor", 1, 1e-3, 1e6 }, &factor));
+    SF_TRY(sf_keys_real(rope, &(struct sf_want){ "factor", llama3 || linear, 1e-3, 1e6 }, &factor));
+    if (factor != 1 && !llama3 && !linear)
+        return SF_FAIL(SF_FORMAT, "%s: key '%sfactor' is %g, but RoPE scaling '%s' has none",
+                       rope->path, rope->inside, factor, type);
     SF_TRY(sf_rope_make(model, model->desc.layer[0].k_dim, theta, linear ? factor : 1));
     if (llama3) SF_TRY(stretch_llama3(model, rope, factor));
     return sf_rope_check(model);

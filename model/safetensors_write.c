@@ -1,6 +1,5 @@
 /* model/safetensors_write.c: writing safetensors files, whole or not at all. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,14 +111,13 @@ static sf_status write_all(int file, const char *path, const struct sf_st_conten
 sf_status sf_st_write(const char *path, const struct sf_st_content *content)
 {
     char *fresh;
-    SF_TRY(sf_file_name(path, ".new", &fresh));
-    int file = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    sf_status status = file < 0 ? SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno))
-                                : write_all(file, fresh, content);
-    if (file >= 0 && close(file) != 0 && status == SF_OK)
+    int file;
+    SF_TRY(sf_file_begin(path, &fresh, &file));
+    sf_status status = write_all(file, fresh, content);
+    if (close(file) != 0 && status == SF_OK)
         status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
     if (status == SF_OK) status = sf_file_rename(fresh, path);
-    if (status != SF_OK && file >= 0) unlink(fresh);
+    if (status != SF_OK) unlink(fresh);
     free(fresh);
     return status;
 }

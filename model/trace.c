@@ -62,7 +62,10 @@ static sf_status make_rope(struct sf_trace *trace)
         return SF_FAIL(SF_FORMAT, "%s: metadata 'rope_theta' is missing; \"0\" means no RoPE",
                        sf_st_path(file));
     SF_TRY(read_real(file, "rope_theta", text, &theta));
-    if (theta == 0) return SF_OK;
+    if (theta == 0 && text[strcspn(text, "123456789")] == '\0') return SF_OK;
+    if (theta < 1 || theta > 1e30)
+        return SF_FAIL(SF_FORMAT, "%s: metadata 'rope_theta' is '%.40s'; allowed: 1 to 1e30, or 0"
+                       " for no RoPE", sf_st_path(file), text);
     int32_t dim = trace->desc.layer[0].k_dim;
     for (int32_t l = 0; l < trace->desc.layers; l++)
         if (trace->desc.layer[l].k_dim != dim)
@@ -78,10 +81,6 @@ static sf_status make_rope(struct sf_trace *trace)
         inv_freq[i] = (float)pow(theta, -2.0 * i / dim);
     trace->desc.rope_inv_freq = inv_freq;
     trace->desc.rope_dim = dim;
-    for (int32_t i = 0; i < dim / 2; i++)
-        if (!isfinite(inv_freq[i]))
-            return SF_FAIL(SF_FORMAT, "%s: a rope_theta of %g turns by infinite angles",
-                           sf_st_path(file), theta);
     return SF_OK;
 }
 

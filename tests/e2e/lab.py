@@ -353,7 +353,8 @@ def bad_traces(tally):
     ]
     for key, texts in (("prompt_tokens", [None, "0", "7", "-1", "four", "", "4.0", " 4"]),
                        ("chunk_tokens", ["-1", "x", "99999999999"]),
-                       ("rope_theta", [None, "-1", "inf", "nan", "0x10", "ten", ""]),
+                       ("rope_theta", [None, "-1", "inf", "nan", "0x10", "ten", "", "1e-38",
+                                       "1e-400", "0.5", "1e31"]),
                        ("softmax_scale", ["0", "-1", "nan", "1e99", "."])):
         cases += [(f"{key} {text}", changed(meta={key: text}),
                    [key] + ([text] if text and text[0] in "0123456789" and key != "softmax_scale"
@@ -381,6 +382,10 @@ def bad_settings(tally):
     refused(tally, "odd heads in bf16", Trace(([(1, 1, 7, 4)], 3, 2, 0, "0", None), 1).bytes(),
             ["bf16", "7"], arguments=["--set", "kv_cache.dtype=bf16"])
     refused(tally, "no folder", good, ["nowhere", "No such file"], output="nowhere/out.st")
+    refused(tally, "output over the trace", good, ["would take the place of", "in.safetensors"],
+            output="in.safetensors")
+    refused(tally, "output over CONFIG", good, ["would take the place of", "lab.yaml"],
+            output="lab.yaml")
     refused(tally, "no second CONFIG", good, ["CONFIG"], arguments=["x.yaml"])
     refused(tally, "no such option", good, ["--trce", "sheaf lab --help"],
             arguments=["--trce", "x"])

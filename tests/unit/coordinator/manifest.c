@@ -98,6 +98,13 @@ static void stacks(void)
 {
 #define METHODS(list) HEAD "kv_cache: {methods: [" list "]}\n"
     check_pair(HEAD STACK, HEAD STACK, "");
+    /* Where a profile lies does not matter, what it says does. */
+#define RAZOR(rest) METHODS("{name: razor_attention, " rest "}")
+    check_pair(RAZOR("retrieval_heads: [[0, 1]], profile: a.yaml"),
+               RAZOR("retrieval_heads: [[0, 1]], profile: there/b.yaml"), "");
+    check_pair(RAZOR("retrieval_heads: [[0, 1]], profile: a.yaml"),
+               RAZOR("retrieval_heads: [[0, 2]], profile: a.yaml"),
+               "kv_cache.methods.0.retrieval_heads");
     check_pair(HEAD STACK, HEAD, "kv_cache.methods.0: window and this one has nothing");
     check_pair(METHODS("{name: window, recent_tokens: 64}"),
                METHODS("{name: window, recent_tokens: 65}"),
