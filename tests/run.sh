@@ -114,6 +114,8 @@ run_jobs()
     local preset=$1 script before
     before_command "$preset"
     for script in tiny shapes lab; do
+        # lab has a case with several threads in a rank; OpenMP's are not instrumented.
+        if [[ $preset/$script == tsan/lab ]]; then continue; fi
         tally_run "$preset/e2e/$script" 900 "${before[@]}" \
             env SHEAF_BUILD="$PWD/build/$preset" SHEAF_TEST_LEVEL=quick \
             python3 "tests/e2e/$script.py"
