@@ -87,6 +87,16 @@ sf_status sf_file_begin(const char *path, char **name_out, int *file_out)
     return SF_OK;
 }
 
+sf_status sf_file_end(const char *path, char *fresh, int file, sf_status status)
+{
+    if (close(file) != 0 && status == SF_OK)
+        status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
+    if (status == SF_OK) status = sf_file_rename(fresh, path);
+    if (status != SF_OK) unlink(fresh);
+    free(fresh);
+    return status;
+}
+
 sf_status sf_file_replace(const char *path, const void *bytes, size_t count)
 {
     char *fresh;
@@ -94,12 +104,7 @@ sf_status sf_file_replace(const char *path, const void *bytes, size_t count)
     SF_TRY(sf_file_begin(path, &fresh, &file));
     sf_status status = sf_file_write(file, fresh, bytes, count);
     if (status == SF_OK) status = sf_file_sync(file, fresh);
-    if (close(file) != 0 && status == SF_OK)
-        status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
-    if (status == SF_OK) status = sf_file_rename(fresh, path);
-    if (status != SF_OK) unlink(fresh);
-    free(fresh);
-    return status;
+    return sf_file_end(path, fresh, file, status);
 }
 
 sf_status sf_file_name(const char *path, const char *ending, char **name_out)

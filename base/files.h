@@ -24,6 +24,9 @@ sf_status sf_file_sync_folder(const char *path);
 /* path + ".new", made and opened for writing, in place of what an earlier try left there; SF_IO if
  * something else lies there.  name_out: malloc'd. */
 sf_status sf_file_begin(const char *path, char **name_out, int *file_out);
+/* Closes what sf_file_begin has made, of which all is written and synced if `status` is SF_OK, and
+ * puts it in the place of `path`; else, and where that fails, removes it.  Frees the name. */
+sf_status sf_file_end(const char *path, char *name, int file, sf_status status);
 /* Over what is there, in one folder, and syncs that. */
 sf_status sf_file_rename(const char *fresh, const char *path);
 /* The file anew: written as `path`.new, synced, renamed.  On failure the old one is untouched. */

@@ -1,9 +1,7 @@
 /* model/safetensors_write.c: writing safetensors files, whole or not at all. */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/files.h"
 #include "base/json.h"
@@ -113,11 +111,5 @@ sf_status sf_st_write(const char *path, const struct sf_st_content *content)
     char *fresh;
     int file;
     SF_TRY(sf_file_begin(path, &fresh, &file));
-    sf_status status = write_all(file, fresh, content);
-    if (close(file) != 0 && status == SF_OK)
-        status = SF_FAIL(SF_IO, "%s: %s", fresh, strerror(errno));
-    if (status == SF_OK) status = sf_file_rename(fresh, path);
-    if (status != SF_OK) unlink(fresh);
-    free(fresh);
-    return status;
+    return sf_file_end(path, fresh, file, write_all(file, fresh, content));
 }
