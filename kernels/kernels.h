@@ -38,6 +38,13 @@ struct sf_mat_shape {
 };
 
 /* ---- attention over the lanes of one layer -------------------------------------------------- */
+/* Slots of a lane that lie in pages of another layout (its k_dim and v_dim are the job's): they come
+ * behind the lane's own in every sum, and each row sees all of them, but for holes and the window. */
+struct sf_lane_part {
+    const struct sf_layout *layout;     /* host */
+    const int32_t *pages;               /* host */
+    int32_t slots;                      /* physical */
+};
 struct sf_lane_job {                    /* host; the rows of one sequence against one lane */
     const int32_t *pages;               /* host, [pages of the lane] page numbers in the pool */
     /* physical slots (holes count), this call's rows included */
@@ -45,6 +52,7 @@ struct sf_lane_job {                    /* host; the rows of one sequence agains
     int32_t row_first, rows;            /* rows of q and out; row r sees the first
                                            slots - rows + r + 1 physical slots of the lane */
     int32_t q_first, q_heads;           /* query heads (of this rank) that read the lane */
+    const struct sf_lane_part *part; int32_t parts; /* host; usually none */
 };
 struct sf_attend_job {
     struct sf_layout layout;
@@ -102,7 +110,8 @@ struct sf_columns_job {
     enum sf_row_fold fold;
     enum sf_head_fold head_fold;
     float decay;                        /* of a row, SF_ROWS_DECAY */
-    float *mass;                        /* [pages of the pool][page_slots], never negative */
+    float *mass;                        /* [pages of the pool][mass_slots], never negative */
+    int32_t mass_slots;                 /* at least the page_slots of every layout; 0: layout's */
 };
 /* New slots of one lane from rows of k and v; `slot_first` is physical, pages are there already. */
 struct sf_append_lane {

@@ -12,6 +12,15 @@ void sf_ref_columns(struct sf_device *, const struct sf_columns_job *);
 size_t sf_ref_factor_bytes(const struct sf_factor_job *);
 sf_status sf_ref_factor(struct sf_device *, const struct sf_factor_job *);
 
+/* The slots of one part of a lane (-1: its own), as an ordinary lane of an ordinary job. */
+struct sf_ref_part {
+    struct sf_attend_job job;
+    struct sf_lane_job lane;
+    int32_t seen;                       /* slots that the row sees, from the first on */
+};
+struct sf_ref_part sf_ref_part_of(const struct sf_attend_job *, const struct sf_lane_job *,
+                                  int32_t part, int32_t row);
+
 /* The logit of a slot, or -inf where it is a hole or outside the window of a row at `row_pos`. */
 double sf_ref_logit(const struct sf_attend_job *, const struct sf_lane_job *, int32_t slot,
                     const float *q, int32_t row_pos);
