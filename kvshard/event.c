@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kvshard/store_impl.h"
+#include "kvshard/copies.h"
 
 /* ---- what is due ---------------------------------------------------------------------------- */
 static int wants(const struct sf_store_method *method, enum sf_when when)
@@ -297,6 +297,7 @@ static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_
     if (!due) return SF_OK;
     struct sf_answer answer = { .store = store, .method = m, .layer = layer };
     SF_TRY(show(&answer, step, method, when));
+    SF_TRY(sf_copies_agree(&answer));
     return call_hook(&answer, method, when);
 }
 

@@ -212,19 +212,6 @@ static sf_status check_groups(const struct sf_stack_entry *entry, const struct s
     return SF_OK;
 }
 
-/* With more tensor ranks than KV heads, a head's queries are on several of them. */
-static sf_status check_copies(const struct sf_stack_entry *entry, const struct sf_setup *setup)
-{
-    if (entry->plan.watch[0].fold == SF_FOLD_NONE && entry->plan.watch[1].fold == SF_FOLD_NONE)
-        return SF_OK;
-    for (int32_t l = 0; l < setup->layers; l++)
-        for (int32_t h = 0; h < setup->layer[l].groups; h++)
-            if (setup->layer[l].groups < setup->tp_size &&
-                entry->shape.acts_on[setup->layer[l].lane_first + h])
-                return lacks(entry, "attention statistics of heads that several ranks hold");
-    return SF_OK;
-}
-
 static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup *common)
 {
     struct sf_setup setup = *common;
@@ -234,7 +221,6 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
     memset(&entry->plan, 0, sizeof entry->plan);
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
     SF_TRY(check_plan(entry, setup.tp_size));
-    SF_TRY(check_copies(entry, &setup));
     SF_TRY(check_sense(entry));
     return check_footprints(entry, &setup);
 }

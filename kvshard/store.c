@@ -120,7 +120,7 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
         .lane = store->job, .lanes = lanes, .lse = store->lse, .lse_stride = store->lse_stride };
     store->device->k->kv_append(store->device, &append);
     store->device->k->attend(store->device, &attend);
-    if (store->lse) sf_watches_run(store, layer, step, &attend);
+    if (store->lse) SF_TRY(sf_watches_run(store, layer, step, &attend));
     start = sf_now_ns();
     sf_status status = sf_events_after(store, layer, step);
     store->edit_seconds += sf_seconds_since(start);

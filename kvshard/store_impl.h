@@ -1,7 +1,8 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
- * step), block.c (shared beginnings), watch.c (attention's statistics), event.c (which hooks fall
- * due, views), edit.c (answers, checks), apply.c (carrying out) and service.c (what a hook may
- * call).  Nobody else includes it but its tests. */
+ * step), block.c (shared beginnings), watch.c (attention's statistics), copies.c (those of lanes
+ * that several ranks hold), event.c (which hooks fall due, views), edit.c (answers, checks),
+ * apply.c (carrying out) and service.c (what a hook may call).  Nobody else includes it but its
+ * tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
@@ -36,9 +37,18 @@ struct sf_seq {
     int64_t evicted, merged;
     int32_t edits;
 };
+struct sf_copies_row { int32_t row, pos; }; /* of a call; its position */
+/* Of the copies of a lane (copies.c), for the rows of a round that are watched. */
+struct sf_copies {
+    float *q, *lse;                     /* device [rows][group][k_dim], [rows][group]; NULL: none */
+    float *sent, *came, *all;           /* host: of this rank, of another one, as on the device */
+    int32_t *row_pos;                   /* [rows] */
+    struct sf_copies_row *row;          /* [rows] */
+};
 struct sf_store {
     struct sf_device *device;
     struct sf_setup setup;
+    struct sf_comm *tensor;
     int32_t layer_first, layers, lanes; /* lanes of one sequence here */
     int32_t page_slots, seqs_max, rows_max, seqs;
     struct sf_layer_state *layer;
@@ -57,7 +67,9 @@ struct sf_store {
     float *lse;                         /* device [rows_max][lse_stride] */
     size_t lse_stride;                  /* most query heads of a layer here */
     int32_t *row_pos;                   /* [rows_max] */
+    struct sf_copies copies;
     int32_t *done, *rows;               /* [seqs_max] rows before and in this round */
+    int32_t *rows_end;                  /* [seqs_max] where watch.c finds a round's last row */
 };
 
 static inline struct sf_kv_lane *sf_store_lane_of(const struct sf_store *store,
@@ -96,8 +108,8 @@ static inline int sf_is_watched(const struct sf_plan *plan, int w)
     return plan->watch[w].fold != SF_FOLD_NONE;
 }
 /* After the round's attention, whose job this was. */
-void sf_watches_run(struct sf_store *, int32_t layer, const struct sf_kv_step *,
-                    const struct sf_attend_job *);
+sf_status sf_watches_run(struct sf_store *, int32_t layer, const struct sf_kv_step *,
+                         const struct sf_attend_job *);
 /* The masses that start anew after compress(). */
 void sf_watches_reset(struct sf_store *, const struct sf_plan *, const struct sf_kv_lane *);
 

@@ -103,7 +103,8 @@ static sf_status open_store(struct sf_lab *lab)
     for (int32_t l = 0; status == SF_OK && l < layers; l++)
         describe_layer(lab, l, lane + share->kv_ptr[l], &layer[l]);
     struct sf_store_spec spec = { .device = lab->device, .stack = lab->spec.stack,
-                                  .setup = lab->spec.setup, .layers = layers, .layer = layer,
+                                  .setup = lab->spec.setup, .tensor = lab->spec.world,
+                                  .layers = layers, .layer = layer,
                                   .dtype = lab->spec.kv_dtype,
                                   .page_slots = lab->spec.page_slots,
                                   .pool_bytes = lab->spec.pool_bytes, .seqs_max = 1,

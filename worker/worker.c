@@ -105,6 +105,7 @@ static sf_status open_store(struct sf_worker *w)
     struct sf_store_spec spec = {.device = w->device,
                                  .stack = w->spec.stack,
                                  .setup = w->spec.setup,
+                                 .tensor = w->spec.tensor,
                                  .layer_first = share->layer_first,
                                  .layers = share->layer_count,
                                  .layer = layer,

@@ -265,7 +265,7 @@ def ems_layouts(tally, given):
         1, job.config("f32", extra=ems().replace("0.3", "1")), given).tokens())
     alone = job.run(1, job.config("f32", seqs=1, extra=ems()), given)
     tally.check("ems, alone: texts", alone.tokens(), tokens)
-    for tensor, pipeline in [(3, 1), (1, 2)] if job.has_ranks() else []:
+    for tensor, pipeline in [(3, 1), (1, 2), (4, 1)] if job.has_ranks() else []:
         what = f"ems, tensor {tensor} x pipeline {pipeline}"
         done = job.run(tensor * pipeline, job.config("f32", tensor, pipeline, extra=ems()), given)
         tally.check(f"{what}: texts", done.tokens() == tokens, True)
