@@ -78,7 +78,7 @@ struct mix_work {
     float *sum_k, *sum_v;               /* host [rows][k_dim], [rows][v_dim] */
     int32_t *pos; float *bias;          /* [rows] of the sums */
     unsigned char *aux;                 /* [slots][aux_bytes of the pool] of the new slots */
-    float *mass[2];                     /* [slots] of the new slots; NULL: not watched */
+    float *mass[2], *seen[2];           /* [slots] of the new slots; NULL: not watched, no mean */
     int64_t evicted, merged;
 };
 
@@ -99,7 +99,11 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
         memset(work->aux, 0, slots * (size_t)aux_bytes);
     }
     for (int w = 0; w < 2; w++)
-        if (lane->mass[w]) SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->mass[w]));
+        if (lane->mass[w]) {
+            SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->mass[w]));
+            if (answer->method->entry->plan.watch[w].fold == SF_FOLD_MEAN)
+                SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->seen[w]));
+        }
     int32_t method_aux = answer->method->entry->plan.aux_bytes;
     work->rows = 0;
     for (int32_t i = 0; i < mix->slots; i++) {
@@ -112,9 +116,14 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
             work->bias[work->rows] = mix->bias[i];
             work->row_slot[work->rows++] = i;
         }
-        for (int w = 0; w < 2; w++)
-            if (work->mass[w])
-                work->mass[w][i] = mix->mass[w] ? mix->mass[w][i] : lane->mass[w][first];
+        for (int w = 0; w < 2; w++) {
+            if (!work->mass[w]) continue;
+            size_t at = sf_lane_mirror(&store->pool, view->lane, view->slot[first]);
+            work->mass[w][i] = mix->mass[w] ? mix->mass[w][i] : store->pool.mass[w][at];
+            if (!work->seen[w]) continue; /* a new slot goes on as its first source would */
+            work->seen[w][i] = store->pool.seen[w][at];
+            if (mix->mass[w]) work->mass[w][i] *= work->seen[w][i];
+        }
         if (method_aux) {
             const unsigned char *from = mix->aux
                 ? (const unsigned char *)mix->aux + (size_t)i * (size_t)method_aux
@@ -245,8 +254,10 @@ static sf_status apply_mix(struct sf_answer *answer, const struct sf_lane *lane,
         size_t at = sf_lane_mirror(pool, view->lane, slot[i]);
         sf_mirror_begin(pool, at, mix->pos[i]);
         pool->bias[at] = mix->bias[i];
-        for (int w = 0; w < 2; w++)
+        for (int w = 0; w < 2; w++) {
             if (work.mass[w]) pool->mass[w][at] = work.mass[w][i];
+            if (work.seen[w]) pool->seen[w][at] = work.seen[w][i];
+        }
         if (pool->aux)
             memcpy(pool->aux + at * (size_t)pool->aux_bytes,
                    work.aux + (size_t)i * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);

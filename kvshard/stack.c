@@ -101,8 +101,6 @@ static sf_status check_edits(const struct sf_stack_entry *entry)
 static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf_watch *watch)
 {
     if (watch->fold == SF_FOLD_NONE) return SF_OK;
-    if (watch->flags & SF_WATCH_STORED) return lacks(entry, "queries kept for later statistics");
-    if (watch->fold == SF_FOLD_MEAN) return lacks(entry, "means over rows");
     if (watch->head_fold != SF_FOLD_SUM && watch->head_fold != SF_FOLD_MEAN &&
         watch->head_fold != SF_FOLD_MAX)
         return SF_FAIL(SF_INVALID, "method %s folds query heads by neither sum, mean nor maximum",
@@ -110,6 +108,10 @@ static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf
     if (watch->prompt_rows < -1 || watch->decode_rows < -1)
         return SF_FAIL(SF_INVALID, "method %s watches %d rows of the prompt and %d of the answer",
                        entry->method->name, watch->prompt_rows, watch->decode_rows);
+    if (watch->flags & SF_WATCH_STORED && (watch->prompt_rows == 0 || watch->decode_rows == 0))
+        return SF_FAIL(SF_INVALID, "method %s keeps queries, but of how many rows of the %s it does"
+                       " not say", entry->method->name,
+                       watch->prompt_rows == 0 ? "prompt" : "answer");
     if (entry->plan.prefix != SF_PREFIX_NONE)
         return lacks(entry, "shared prompts whose slots have attention mass");
     return SF_OK;

@@ -145,6 +145,7 @@ sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const stru
 /* ---- sequences ------------------------------------------------------------------------------ */
 static void seq_free(struct sf_seq *seq)
 {
+    sf_kept_close(seq);
     sf_free(seq->block);
     sf_free(seq->page_tables);
     sf_free(seq->lane);
@@ -206,6 +207,7 @@ sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, in
     seq->tokens_max = tokens_max;
     sf_status status = seq_alloc(store, tokens_max, seq);
     if (status == SF_OK) status = seq_budgets(store, seq);
+    if (status == SF_OK) status = sf_kept_open(store, seq);
     if (status != SF_OK) {
         seq_free(seq);
         return status;

@@ -104,9 +104,10 @@ static struct sf_plan *legal(void)
                       "method plain needs " words ", which this version does not have");           \
     } while (0)
 
+static const struct sf_watch summed = { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_SUM };
+
 static void test_asks(void)
 {
-    const struct sf_watch summed = { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_SUM };
     legal();
     SF_CHECK_OK(check_one(&plain, 1));
     SF_CHECK_OK(check_one(&plain, 4));
@@ -134,9 +135,6 @@ static void test_asks(void)
     LACKS(plan->tier[0].codec = "quant", "tiers beside the raw one");
     LACKS(plan->tier[0].k_place = SF_ON_HOST, "a host tier");
     LACKS(plan->tier[0].v_place = SF_ON_HOST, "a host tier");
-    LACKS(plan->watch[0].fold = SF_FOLD_MEAN, "means over rows");
-    LACKS((plan->watch[1] = summed, plan->watch[1].flags = SF_WATCH_STORED),
-          "queries kept for later statistics");
     LACKS((plan->watch[0] = summed, plan->prefix = SF_PREFIX_KV),
           "shared prompts whose slots have attention mass");
     legal()->watch[0] = summed;
@@ -177,6 +175,12 @@ static void test_sense(void)
     SENSELESS(plain, plan->whens |= 1u << SF_AT_INTERVAL, "asks for an interval of 0 tokens");
     SENSELESS(plain, plan->whens |= 1u << SF_AT_PREFILL_CHUNK, "not for its chunk_tokens");
     SENSELESS(plain, plan->whens = 0, "asks for no event, so it would never act");
+    SENSELESS(plain, (plan->watch[1] = summed, plan->watch[1].flags = SF_WATCH_STORED,
+                      plan->watch[1].decode_rows = 5),
+              "keeps queries, but of how many rows of the prompt it does not say");
+    SENSELESS(plain, (plan->watch[1] = summed, plan->watch[1].flags = SF_WATCH_STORED,
+                      plan->watch[1].prompt_rows = 5),
+              "keeps queries, but of how many rows of the answer it does not say");
     SENSELESS(plain, plan->edits = 0, "asks for events but declares no edit");
     SENSELESS(by_default, plan->whens |= 1u << SF_AT_INTERVAL; plan->every_tokens = 1,
               "has no compress()");
