@@ -217,8 +217,8 @@ sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, in
     return SF_OK;
 }
 
-static void write_receipt(const struct sf_store *store, const struct sf_seq *seq,
-                          struct sf_receipt *receipt)
+void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
+                    struct sf_receipt *receipt)
 {
     *receipt = (struct sf_receipt){ .slots_evicted = seq->evicted, .slots_merged = seq->merged,
                                     .edits = seq->edits, .tokens = seq->tokens[0],
@@ -239,7 +239,7 @@ static void write_receipt(const struct sf_store *store, const struct sf_seq *seq
 void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt *receipt_out)
 {
     SF_ASSERT(store->seqs > 0);
-    if (receipt_out) write_receipt(store, seq, receipt_out);
+    if (receipt_out) sf_seq_receipt(store, seq, receipt_out);
     for (int32_t layer = 0; layer < store->layers; layer++)
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++) {
             struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;

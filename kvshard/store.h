@@ -73,6 +73,8 @@ sf_status sf_seq_share(struct sf_store *, struct sf_seq *, const struct sf_seq_s
 /* The block's pages lose a holder; its number is free again.  A sequence that was still to fill it
  * does not any more. */
 sf_status sf_block_drop(struct sf_store *, int32_t block);
+/* What was done so far, while it goes on. */
+void      sf_seq_receipt(const struct sf_store *, const struct sf_seq *, struct sf_receipt *out);
 /* Frees its pages; receipt may be NULL. */
 void      sf_seq_close(struct sf_store *, struct sf_seq *, struct sf_receipt *receipt_out);
 
