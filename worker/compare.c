@@ -65,7 +65,8 @@ sf_status sf_kept_rows_kl(const struct sf_kept_rows *kept, uint64_t against, int
         sum += (double)expf(logits[i] - highest);
         if (p[i] > 0.0f) apart += (double)p[i] * ((double)l[i] - (double)logits[i]);
     }
-    double kl = apart - kept->log_sum[row] + (double)highest + log(sum);
+    double log_sum = (double)highest + log(sum);        /* equal rows: equal bits, and 0 */
+    double kl = apart + (log_sum - kept->log_sum[row]);
     if (!isfinite(kl))
         return SF_FAIL(SF_INTERNAL, "the divergence from sequence %llu at position %d is not "
                        "finite", (unsigned long long)against, pos);

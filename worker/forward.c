@@ -120,7 +120,7 @@ static sf_status attend(struct sf_worker *w, int32_t local, const struct layer_s
     for (int32_t stack = 0; stack <= w->spec.besides; stack++) {
         step.item = rows->item + w->kv_first[stack];
         step.items = w->kv_first[stack + 1] - w->kv_first[stack];
-        SF_TRY(sf_store_layer(sf_worker_store_of(w, stack), local, &step));
+        SF_TRY(sf_store_layer(w->stores[stack], local, &step));
     }
     sf_phase(w, SF_PHASE_GEMM);
     return SF_OK;

@@ -1,8 +1,8 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * head.c (logits), sample.c (the choice of a token), score.c (log probabilities), compare.c (rows of
- * two caches), pipe.c (between stages), report.c and hub.c (to the coordinator), load.c. */
+ * head.c (logits), sample.c (the choice of a token), score.c (log probabilities), compare.c (rows
+ * of two caches), pipe.c (between stages), report.c and hub.c (to the coordinator), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
@@ -46,8 +46,8 @@ struct sf_worker {
     struct sf_device *device;
     struct sf_load_spec load_spec;
     struct sf_weights_packed weights;
-    struct sf_store *store;             /* of the first stack ... */
-    struct sf_store **beside;           /* ... and of those beside it, [spec.besides] */
+    struct sf_store *store;             /* of the first stack */
+    struct sf_store **stores;           /* [besides + 1] of all stacks, that one first */
     struct sf_reduce *reduce;
     struct sf_hub *hub;                 /* world rank 0 only */
     struct sf_seq_table seqs;
@@ -89,10 +89,6 @@ struct sf_worker {
     int64_t tokens_expected;            /* SF_TAG_TOKENS messages of earlier steps still to come */
 };
 
-static inline struct sf_store *sf_worker_store_of(const struct sf_worker *w, int32_t stack)
-{
-    return stack == 0 ? w->store : w->beside[stack - 1];
-}
 /* world ranks */
 int32_t sf_worker_rank_of(const struct sf_worker *, int32_t stage, int32_t tensor_rank);
 static inline int sf_worker_is_first(const struct sf_worker *w) { return w->spec.stage == 0; }

@@ -32,7 +32,7 @@ static sf_status look_at_sequences(struct sf_worker *w, const struct sf_wire_ste
             return SF_FAIL(SF_INTERNAL, "step %llu asks for sequence %llu, which is not open",
                            (unsigned long long)step->id, (unsigned long long)step->ask[i]);
         struct sf_receipt so_far;
-        sf_seq_receipt(sf_worker_store_of(w, seq->stack), seq->cache, &so_far);
+        sf_seq_receipt(w->stores[seq->stack], seq->cache, &so_far);
         receipt[i] = receipt_of(seq, &so_far);
     }
     return SF_OK;
@@ -47,7 +47,7 @@ static sf_status close_sequences(struct sf_worker *w, const struct sf_wire_step 
             return SF_FAIL(SF_INTERNAL, "step %llu closes sequence %llu, which is not open",
                            (unsigned long long)step->id, (unsigned long long)step->close[i]);
         struct sf_receipt done;
-        sf_seq_close(sf_worker_store_of(w, seq->stack), seq->cache, &done);
+        sf_seq_close(w->stores[seq->stack], seq->cache, &done);
         receipt[i] = receipt_of(seq, &done);
         sf_seq_table_remove(&w->seqs, seq);
     }
@@ -91,7 +91,7 @@ static sf_status share_blocks(struct sf_worker *w, const struct sf_wire_step *st
 {
     struct sf_seq_share share = {.block = open->block, .blocks = open->blocks,
                                  .reused = open->reused};
-    SF_TRY(sf_seq_share(sf_worker_store_of(w, seq->stack), seq->cache, &share));
+    SF_TRY(sf_seq_share(w->stores[seq->stack], seq->cache, &share));
     int32_t tokens = open->reused * w->spec.page_slots;         /* less than the prompt */
     if (seq->history == NULL || tokens == 0) return SF_OK;
     if (open->reused_first < 0 || open->reused_first > step->tokens - tokens)
@@ -122,7 +122,7 @@ static sf_status open_sequences(struct sf_worker *w, const struct sf_wire_step *
         seq->against = open->against;
         seq->prompt = open->prompt;
         seq->tokens_max = open->tokens_max;
-        SF_TRY(sf_seq_open(sf_worker_store_of(w, seq->stack), (int64_t)open->seq, open->prompt,
+        SF_TRY(sf_seq_open(w->stores[seq->stack], (int64_t)open->seq, open->prompt,
                            open->tokens_max, &seq->cache));
         SF_TRY(keep_choice(w, &open->sampling, seq));
         if (open->blocks > 0) SF_TRY(share_blocks(w, step, open, seq));

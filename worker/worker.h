@@ -30,7 +30,7 @@ struct sf_logits_tap {
     void *arg;
 };
 /* A stack of methods with a cache of its own beside the first: for sequences that name it (open's
- * stack, which counts these from 1).  Weights and buffers are shared, and so are the sizes below. */
+ * stack, which counts these from 1).  Weights, buffers and the sizes below are shared. */
 struct sf_worker_stack {
     const struct sf_stack *stack;
     const struct sf_setup *setup;       /* with this rank's heads */
