@@ -7,13 +7,16 @@
  * one, with the slots of the token before and one more, so the footprint is asked there:
  *
  *   tokens   prompt ......... e1-1 e1 ........ e2-1 e2 ...... tokens
- *   slots         rising ---> here |drop  rising here |drop   and here */
+ *   slots         rising ---> here |drop  rising here |drop   and here
+ *
+ * Pages of tiers beside the raw one come on top: an edit fills them before it frees what it took. */
 #include "kvshard/account.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/layout.h"
+#include "kvshard/codec.h"
 #include "kvshard/lane.h"
 
 static struct sf_layout layout_of(const struct sf_setup *setup, int32_t layer, enum sf_dtype dtype)
@@ -27,14 +30,22 @@ static int64_t pages_of(int64_t slots, int32_t page_slots)
     return (slots + page_slots - 1) / page_slots;
 }
 
-/* Most live slots of a lane from the prompt's end to spot->tokens. */
+static void raise_live(const struct sf_foot *foot, int64_t *live)
+{
+    if (live[0] < (int64_t)foot->slots_hi[0] + 1) live[0] = (int64_t)foot->slots_hi[0] + 1;
+    for (int32_t t = 1; t < SF_TIERS; t++)
+        if (live[t] < foot->slots_hi[t]) live[t] = foot->slots_hi[t];
+}
+
+/* Most live slots of a lane in each tier from the prompt's end to spot->tokens.  Rows are appended
+ * to tier 0; what the others hold changes with events alone, so there it is asked after one too. */
 static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack_entry *entry,
                              const struct sf_spot *spot, const struct sf_foot *last,
                              int64_t *live_out)
 {
     const struct sf_plan *plan = &entry->plan;
-    int64_t live = (int64_t)last->slots_hi[0] + 1;
-    if (live < (int64_t)last->slots_trigger + 1) live = (int64_t)last->slots_trigger + 1;
+    int64_t live[SF_TIERS] = { (int64_t)last->slots_trigger + 1 };
+    raise_live(last, live);
     if (plan->whens & 1u << SF_AT_INTERVAL) {
         int32_t origin = plan->every_from_prompt ? spot->prompt : 0;
         int64_t event = origin + (spot->prompt - origin) / plan->every_tokens *
@@ -44,10 +55,16 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
             struct sf_foot foot = { .slots_peak = spot->prompt };
             before.tokens = (int32_t)event - 1;
             SF_TRY(entry->method->policy->footprint(setup, &before, &foot));
-            if (live < (int64_t)foot.slots_hi[0] + 1) live = (int64_t)foot.slots_hi[0] + 1;
+            raise_live(&foot, live);
+            if (plan->tiers < 2) continue;
+            struct sf_foot after = { .slots_peak = spot->prompt };
+            before.tokens = (int32_t)event;
+            SF_TRY(entry->method->policy->footprint(setup, &before, &after));
+            after.slots_hi[0] = 0;
+            raise_live(&after, live);
         }
     }
-    *live_out = live;
+    memcpy(live_out, live, sizeof live);
     return SF_OK;
 }
 
@@ -74,17 +91,25 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     setup.cfg = entry->cfg;
     setup.shape = &entry->shape;
     SF_TRY(entry->method->policy->footprint(&setup, spot, &foot));
-    slot_bytes += entry->plan.aux_bytes;
-    cost.bytes_lo = foot.slots_lo[0] * slot_bytes + foot.extra_bytes;
-    cost.bytes_hi = foot.slots_hi[0] * slot_bytes + foot.extra_bytes;
-    int64_t live, prompt_slots = foot.slots_peak;
-    SF_TRY(decode_live(&setup, entry, spot, &foot, &live));
-    int64_t slots = sf_lane_slots_bound(live, setup.page_slots);
+    int64_t live[SF_TIERS], prompt_slots = foot.slots_peak, tier_pages = 0;
+    SF_TRY(decode_live(&setup, entry, spot, &foot, live));
+    cost.bytes_lo = cost.bytes_hi = foot.extra_bytes;
+    for (int32_t t = 0; t < entry->plan.tiers || t == 0; t++) {
+        struct sf_layout tier;
+        SF_TRY(sf_codec_layout(&entry->plan, t, &layout, &tier));
+        if (t > 0) {
+            slot_bytes = (int64_t)sf_codec_of(&entry->plan, t)->slot_bytes(&tier);
+            tier_pages += pages_of(sf_tier_slots_bound(live[t], tier.page_slots), tier.page_slots);
+        }
+        cost.bytes_lo += foot.slots_lo[t] * (slot_bytes + entry->plan.aux_bytes);
+        cost.bytes_hi += foot.slots_hi[t] * (slot_bytes + entry->plan.aux_bytes);
+    }
+    int64_t slots = sf_lane_slots_bound(live[0], setup.page_slots);
     if (entry->plan.whens & 1u << SF_AT_PREFILL_CHUNK) /* else a prompt has no holes */
         prompt_slots = sf_lane_slots_bound(prompt_slots, setup.page_slots);
     if (slots < prompt_slots) slots = prompt_slots;
     if (slots > spot->tokens) slots = spot->tokens;
-    cost.pages_peak = pages_of(slots, setup.page_slots);
+    cost.pages_peak = pages_of(slots, setup.page_slots) + tier_pages;
     *cost_out = cost;
     return SF_OK;
 }

@@ -29,18 +29,16 @@ static sf_status apply_keep(struct sf_answer *answer, const struct sf_lane *lane
                             struct sf_view *view)
 {
     struct sf_store *store = answer->store;
-    int32_t drops = lane->slots - view->keeps, *drop, n = 0;
+    int32_t drops = lane->slots - view->keeps;
+    uint8_t *keep;
     if (drops == 0) return SF_OK;
-    SF_TRY(sf_scratch_items(&store->host, (size_t)drops, sizeof *drop, &drop));
-    for (int32_t s = 0, k = 0; s < lane->slots; s++) {
-        if (k < view->keeps && view->keep[k] == s) k++;
-        else drop[n++] = view->slot[s];
-    }
-    SF_ASSERT(n == drops);
-    struct sf_lane_ctx ctx = sf_store_ctx(store, answer->layer);
-    struct sf_kv_lane before = *view->lane;
-    sf_status status = sf_lane_drop(&ctx, view->lane, drop, drops);
-    sf_store_book(store, view->seq, answer->layer, view->lane_index, &before);
+    SF_TRY(sf_scratch_items(&store->host, (size_t)lane->slots, 1, &keep));
+    memset(keep, 0, (size_t)lane->slots);
+    for (int32_t i = 0; i < view->keeps; i++) keep[view->keep[i]] = 1;
+    struct sf_slots all = sf_view_slots(answer->layer, view);
+    struct sf_held before = sf_store_held(store, view->seq, answer->layer, view->lane_index);
+    sf_status status = sf_tiers_keep(store, &all, keep);
+    sf_store_book(store, view->seq, answer->layer, view->lane_index, before);
     count_dropped(store, answer->layer, view->seq, view->lane_index, drops, 0);
     return status;
 }
@@ -51,7 +49,7 @@ sf_status sf_keep_newest(struct sf_store *store, int32_t layer, struct sf_seq *s
     struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, lane_index);
     struct sf_page_pool *pool = &store->pool;
     int32_t excess = lane->live - lane->slots_keep, *drop, n = 0;
-    SF_ASSERT(excess > 0 && lane->mirrored);
+    SF_ASSERT(excess > 0 && lane->mirrored && lane->tiers == 1);
     SF_TRY(sf_scratch_items(&store->host, (size_t)excess, sizeof *drop, &drop));
     int32_t slot = lane->scanned;
     for (; slot < lane->slots && n < excess; slot++) {
@@ -63,9 +61,9 @@ sf_status sf_keep_newest(struct sf_store *store, int32_t layer, struct sf_seq *s
     lane->scanned = slot;
     if (n == 0) return SF_OK;
     struct sf_lane_ctx ctx = sf_store_ctx(store, layer);
-    struct sf_kv_lane before = *lane;
+    struct sf_held before = sf_store_held(store, seq, layer, lane_index);
     sf_status status = sf_lane_drop(&ctx, lane, drop, n);
-    sf_store_book(store, seq, layer, lane_index, &before);
+    sf_store_book(store, seq, layer, lane_index, before);
     count_dropped(store, layer, seq, lane_index, n, 0);
     return status;
 }
@@ -73,7 +71,8 @@ sf_status sf_keep_newest(struct sf_store *store, int32_t layer, struct sf_seq *s
 /* ---- mix ------------------------------------------------------------------------------------ */
 /* How a mix is carried out: new slot i takes the bytes of source[i], or is sum row[i] of `sums`. */
 struct mix_work {
-    int32_t *source;                    /* [slots] physical slot, or -1: a sum */
+    int32_t *source;                    /* [slots] slot of the view, or -1: a sum */
+    uint8_t *tier;                      /* [slots] where the new slots go */
     int32_t *row_slot, rows;            /* [rows] new slot of each sum */
     float *sum_k, *sum_v;               /* host [rows][k_dim], [rows][v_dim] */
     int32_t *pos; float *bias;          /* [rows] of the sums */
@@ -90,6 +89,7 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
     struct sf_scratch_mem *mem = &store->host;
     size_t slots = (size_t)mix->slots + 1;
     SF_TRY(sf_scratch_items(mem, slots, sizeof *work->source, &work->source));
+    SF_TRY(sf_scratch_items(mem, slots, 1, &work->tier));
     SF_TRY(sf_scratch_items(mem, slots, sizeof *work->row_slot, &work->row_slot));
     SF_TRY(sf_scratch_items(mem, slots, sizeof *work->pos, &work->pos));
     SF_TRY(sf_scratch_items(mem, slots, sizeof *work->bias, &work->bias));
@@ -105,11 +105,13 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
                 SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->seen[w]));
         }
     int32_t method_aux = answer->method->entry->plan.aux_bytes;
+    struct sf_slots old = sf_view_slots(answer->layer, view);
     work->rows = 0;
     for (int32_t i = 0; i < mix->slots; i++) {
         int32_t first = mix->src[mix->ptr[i]];
+        work->tier[i] = sf_mix_tier(lane, mix, i);
         if (sf_mix_is_copy(lane, mix, i)) {
-            work->source[i] = view->slot[first];
+            work->source[i] = first;
         } else {
             work->source[i] = -1;
             work->pos[work->rows] = mix->pos[i];
@@ -118,7 +120,7 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
         }
         for (int w = 0; w < 2; w++) {
             if (!work->mass[w]) continue;
-            size_t at = sf_lane_mirror(&store->pool, view->lane, view->slot[first]);
+            size_t at = sf_slots_mirror(&store->pool, &old, first);
             work->mass[w][i] = mix->mass[w] ? mix->mass[w][i] : store->pool.mass[w][at];
             if (!work->seen[w]) continue; /* a new slot goes on as its first source would */
             work->seen[w][i] = store->pool.seen[w][at];
@@ -167,7 +169,7 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
     const struct sf_layout *layout = &store->layer[answer->layer].layout;
     const struct sf_mix *mix = &view->mix;
     size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
-    int32_t piece[SOURCES_AT_ONCE];
+    struct sf_slots all = sf_view_slots(answer->layer, view);
     float *dev, *host;
     size_t floats = SOURCES_AT_ONCE * (k_dim + v_dim);
     SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
@@ -182,11 +184,8 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
         float *sum_k = work->sum_k + (size_t)r * k_dim, *sum_v = work->sum_v + (size_t)r * v_dim;
         for (int32_t first = mix->ptr[i], n; first < end; first += n) {
             n = end - first < SOURCES_AT_ONCE ? end - first : SOURCES_AT_ONCE;
-            for (int32_t j = 0; j < n; j++) piece[j] = view->slot[mix->src[first + j]];
-            struct sf_slot_list list = { .pages = view->lane->page, .slot = piece, .n = n };
             float *dev_v = dev + (size_t)n * k_dim, *host_v = host + (size_t)n * k_dim;
-            k->kv_read(store->device, layout, store->pool.base, store->pool.page_bytes, &list, dev,
-                       dev_v, NULL, NULL);
+            sf_slots_decode(store, &all, mix->src + first, n, dev, dev_v);
             k->download(store->device, host, dev, (size_t)n * (k_dim + v_dim) * sizeof(float));
             for (int32_t j = 0; j < n; j++) {
                 float k_weight = mix->k_weight[first + j], v_weight = mix->v_weight[first + j];
@@ -201,72 +200,109 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
 }
 
 /* Writes the sums as slots of the lane, whose bytes are in their new places. */
-static void mix_write_sums(struct sf_answer *answer, const struct sf_view *view,
-                           const struct mix_work *work, const int32_t *slot, float *dev,
-                           struct sf_append_lane *lanes)
+static void mix_write_sums(struct sf_store *store, const struct sf_slots *fresh,
+                           const struct mix_work *work, float *dev)
 {
-    struct sf_store *store = answer->store;
     const struct sf_kernels *k = store->device->k;
-    const struct sf_layout *layout = &store->layer[answer->layer].layout;
+    const struct sf_layout *layout = &store->layer[fresh->layer].layout;
     size_t rows = (size_t)work->rows;
     size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
     float *dev_v = dev + rows * k_dim;
     k->upload(store->device, dev, work->sum_k, rows * k_dim * sizeof(float));
     k->upload(store->device, dev_v, work->sum_v, rows * v_dim * sizeof(float));
-    for (int32_t r = 0; r < work->rows; r++)
-        lanes[r] = (struct sf_append_lane){ .pages = view->lane->page,
-                                            .slot_first = slot[work->row_slot[r]],
-                                            .row_first = r, .rows = 1, .head = 0 };
-    struct sf_append_job job = { .layout = *layout, .pool = store->pool.base,
-                                 .page_bytes = store->pool.page_bytes, .k = dev, .v = dev_v,
-                                 .k_stride = k_dim, .v_stride = v_dim, .pos = work->pos,
-                                 .bias = work->bias, .lane = lanes, .lanes = work->rows };
-    k->kv_append(store->device, &job);
+    sf_slots_encode(store, fresh, work->row_slot, work->rows, dev, dev_v, work->pos, work->bias);
+}
+
+/* What the host knows of the new slots; of a copy that has not moved, only what a mix may change. */
+static void mix_mirror(struct sf_page_pool *pool, const struct sf_slots *fresh,
+                       const struct sf_mix *mix, const struct mix_work *work, const int *moved)
+{
+    int notes = pool->aux || pool->mass[0];
+    for (int32_t i = 0; i < mix->slots; i++) {
+        if (!moved[fresh->tier[i]] && !notes && work->source[i] >= 0) continue;
+        size_t at = sf_slots_mirror(pool, fresh, i);
+        sf_mirror_begin(pool, at, mix->pos[i]);
+        pool->bias[at] = mix->bias[i];
+        for (int w = 0; w < 2; w++) {
+            if (work->mass[w]) pool->mass[w][at] = work->mass[w][i];
+            if (work->seen[w]) pool->seen[w][at] = work->seen[w][i];
+        }
+        if (pool->aux)
+            memcpy(pool->aux + at * (size_t)pool->aux_bytes,
+                   work->aux + (size_t)i * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);
+    }
+}
+
+/* The lane becomes what the mix says. */
+static sf_status mix_run(struct sf_answer *answer, const struct sf_lane *lane,
+                         const struct sf_view *view, struct mix_work *work)
+{
+    struct sf_store *store = answer->store;
+    const struct sf_mix *mix = &view->mix;
+    float *dev = NULL;
+    SF_TRY(mix_rows(answer, lane, view, work));
+    if (work->rows > 0) {
+        const struct sf_layout *layout = &store->layer[answer->layer].layout;
+        size_t floats = (size_t)work->rows * (size_t)(layout->k_dim + layout->v_dim);
+        SF_TRY(mix_sums(answer, view, work));
+        SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
+    }
+    struct sf_held before = sf_store_held(store, view->seq, answer->layer, view->lane_index);
+    struct sf_slots old = sf_view_slots(answer->layer, view), fresh = old;
+    int moved[SF_TIERS] = { 0 };
+    int32_t *slot;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)mix->slots + 1, sizeof *slot, &slot));
+    fresh.slot = slot;
+    fresh.tier = work->tier;
+    SF_TRY(sf_tiers_place(store, &old, work->source, work->tier, mix->slots, slot, moved));
+    mix_mirror(&store->pool, &fresh, mix, work, moved);
+    if (work->rows > 0) mix_write_sums(store, &fresh, work, dev);
+    sf_status status = sf_tiers_compact(store, &fresh, moved);
+    sf_store_book(store, view->seq, answer->layer, view->lane_index, before);
+    return status;
 }
 
 static sf_status apply_mix(struct sf_answer *answer, const struct sf_lane *lane,
                            struct sf_view *view)
 {
-    struct sf_store *store = answer->store;
-    struct sf_page_pool *pool = &store->pool;
-    const struct sf_mix *mix = &view->mix;
     struct mix_work work = { 0 };
-    SF_TRY(mix_rows(answer, lane, view, &work));
-    SF_TRY(mix_count(answer, lane, mix, &work));
-    float *dev = NULL;
-    struct sf_append_lane *lanes = NULL;
-    if (work.rows > 0) {
-        const struct sf_layout *layout = &store->layer[answer->layer].layout;
-        size_t floats = (size_t)work.rows * (size_t)(layout->k_dim + layout->v_dim);
-        SF_TRY(mix_sums(answer, view, &work));
-        SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
-        SF_TRY(sf_scratch_items(&store->host, (size_t)work.rows, sizeof *lanes, &lanes));
+    SF_TRY(mix_count(answer, lane, &view->mix, &work));
+    SF_TRY(mix_run(answer, lane, view, &work));
+    count_dropped(answer->store, answer->layer, view->seq, view->lane_index, work.evicted,
+                  work.merged);
+    return SF_OK;
+}
+
+/* ---- tiers ---------------------------------------------------------------------------------- */
+/* Slots that change their tiers are a mix of one source each.  Afterwards the view names the places
+ * that they have now, for the keep or mix that may follow. */
+static sf_status apply_tier(struct sf_answer *answer, const struct sf_lane *lane,
+                            struct sf_view *view)
+{
+    struct sf_store *store = answer->store;
+    struct sf_scratch_mem *mem = &store->host;
+    struct sf_view one = *view;
+    struct mix_work work = { 0 };
+    size_t slots = (size_t)lane->slots + 1;
+    int32_t *ids, moves = 0;
+    float *weight;
+    SF_TRY(sf_scratch_items(mem, slots, sizeof *ids, &ids));
+    SF_TRY(sf_scratch_items(mem, slots, sizeof *weight, &weight));
+    for (int32_t s = 0; s <= lane->slots; s++) ids[s] = s;
+    for (int32_t s = 0; s < lane->slots; s++) {
+        weight[s] = 1;
+        moves += view->to_tier[s] != view->tier[s];
     }
-    struct sf_lane_ctx ctx = sf_store_ctx(store, answer->layer);
-    struct sf_kv_lane before = *view->lane;
-    int32_t *slot;
-    int moved;
-    SF_TRY(sf_scratch_items(&store->host, (size_t)lane->slots + 1, sizeof *slot, &slot));
-    SF_TRY(sf_lane_place(&ctx, view->lane, view->slot, work.source, mix->slots, slot, &moved));
-    int notes = pool->aux || pool->mass[0];     /* what a mix may change of a copy */
-    for (int32_t i = 0; i < mix->slots; i++) {
-        if (!moved && !notes && work.source[i] >= 0) continue;
-        size_t at = sf_lane_mirror(pool, view->lane, slot[i]);
-        sf_mirror_begin(pool, at, mix->pos[i]);
-        pool->bias[at] = mix->bias[i];
-        for (int w = 0; w < 2; w++) {
-            if (work.mass[w]) pool->mass[w][at] = work.mass[w][i];
-            if (work.seen[w]) pool->seen[w][at] = work.seen[w][i];
-        }
-        if (pool->aux)
-            memcpy(pool->aux + at * (size_t)pool->aux_bytes,
-                   work.aux + (size_t)i * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);
-    }
-    if (work.rows > 0) mix_write_sums(answer, view, &work, slot, dev, lanes);
-    sf_status status = moved ? SF_OK : sf_lane_compact(&ctx, view->lane);
-    sf_store_book(store, view->seq, answer->layer, view->lane_index, &before);
-    count_dropped(store, answer->layer, view->seq, view->lane_index, work.evicted, work.merged);
-    return status;
+    if (moves == 0) return SF_OK;
+    one.mix = (struct sf_mix){ .slots = lane->slots, .ptr = ids, .src = ids, .k_weight = weight,
+                               .v_weight = weight, .pos = lane->pos, .bias = lane->bias,
+                               .tier = view->to_tier };
+    SF_TRY(mix_run(answer, lane, &one, &work));
+    sf_lane_live_all(&store->pool, view->lane, view->slot, view->tier);
+    if (store->layer[answer->layer].spec.lane[view->lane_index].replica > 0) return SF_OK;
+    view->seq->recoded += moves;
+    view->seq->edits++;
+    return SF_OK;
 }
 
 /* ---- all or none ---------------------------------------------------------------------------- */
@@ -276,6 +312,7 @@ sf_status sf_answer_apply(struct sf_answer *answer)
         return SF_FAIL(answer->refused, "%s", answer->words);
     for (int32_t i = 0; i < answer->views; i++) {
         struct sf_view *view = &answer->view[i];
+        if (view->to_tier) SF_TRY(apply_tier(answer, &answer->shown[i], view));
         if (view->edit == SF_EDITS_KEEP) SF_TRY(apply_keep(answer, &answer->shown[i], view));
         if (view->edit == SF_EDITS_MIX) SF_TRY(apply_mix(answer, &answer->shown[i], view));
     }

@@ -118,7 +118,8 @@ static sf_status promise(struct sf_store *store, const struct sf_seq *seq, int32
 static void attach(struct sf_store *store, struct sf_seq *seq, int32_t layer, int32_t l,
                    const struct sf_seq_share *share)
 {
-    struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;
+    struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l);
+    struct sf_held before = sf_store_held(store, seq, layer, l);
     SF_ASSERT(lane->slots == 0 && share->reused <= lane->pages_max);
     for (int32_t b = 0; b < share->reused; b++) {
         int32_t page = *sf_block_page(&store->blocks, share->block[b],
@@ -127,7 +128,8 @@ static void attach(struct sf_store *store, struct sf_seq *seq, int32_t layer, in
         lane->page[lane->pages++] = page;
     }
     lane->slots = lane->live = share->reused * store->page_slots;
-    sf_store_book(store, seq, layer, l, &before);
+    if (lane->order) memset(lane->order, 0, (size_t)lane->live);
+    sf_store_book(store, seq, layer, l, before);
 }
 
 /* All blocks that are to be attached are there, all others are promised; or nothing has changed. */

@@ -27,6 +27,20 @@ static sf_status check_spec(const struct sf_store_spec *spec)
 }
 
 /* ---- layers --------------------------------------------------------------------------------- */
+static sf_status create_tiers(struct sf_layer_state *state, const struct sf_store_spec *spec)
+{
+    int32_t methods = spec->stack ? spec->stack->entries : 0;
+    void *block;
+    SF_TRY(sf_alloc((size_t)methods * SF_TIERS * sizeof *state->tier_layout,
+                    "tiers of a layer", &block));
+    state->tier_layout = block;
+    for (int32_t m = 0; m < methods; m++)
+        for (int32_t t = 0; t < spec->stack->entry[m].plan.tiers; t++)
+            SF_TRY(sf_codec_layout(&spec->stack->entry[m].plan, t, &state->layout,
+                                   &state->tier_layout[m * SF_TIERS + t]));
+    return SF_OK;
+}
+
 static sf_status create_layer(struct sf_store *store, const struct sf_store_spec *spec, int32_t i)
 {
     struct sf_layer_state *state = &store->layer[i];
@@ -42,16 +56,23 @@ static sf_status create_layer(struct sf_store *store, const struct sf_store_spec
     state->spec.lane = block;
     SF_TRY(sf_alloc(lanes * sizeof *state->method, "methods of a layer", &block));
     state->method = block;
-    SF_TRY(sf_alloc(lanes * sizeof *state->slot_bytes, "slot sizes of a layer", &block));
+    SF_TRY(sf_alloc(lanes * SF_TIERS * sizeof *state->slot_bytes, "slot sizes of a layer",
+                    &block));
     state->slot_bytes = block;
+    SF_TRY(create_tiers(state, spec));
     for (int32_t l = 0; l < layer->lanes; l++) {
         state->method[l] = spec->stack
             ? sf_stack_entry_of(spec->stack, spec->setup, spec->layer_first + i,
                                 layer->lane[l].head_global)
             : -1;
-        state->slot_bytes[l] = (int64_t)sf_layout_slot_bytes(&state->layout);
-        if (state->method[l] >= 0)
-            state->slot_bytes[l] += spec->stack->entry[state->method[l]].plan.aux_bytes;
+        int64_t *slot_bytes = &state->slot_bytes[l * SF_TIERS];
+        slot_bytes[0] = (int64_t)sf_layout_slot_bytes(&state->layout);
+        if (state->method[l] < 0) continue;
+        const struct sf_plan *plan = &spec->stack->entry[state->method[l]].plan;
+        for (int32_t t = 1; t < plan->tiers; t++)
+            slot_bytes[t] = (int64_t)sf_codec_of(plan, t)->slot_bytes(
+                &state->tier_layout[state->method[l] * SF_TIERS + t]);
+        for (int32_t t = 0; t < SF_TIERS; t++) slot_bytes[t] += plan->aux_bytes;
     }
     return SF_OK;
 }
@@ -94,7 +115,8 @@ static void close_methods(struct sf_store *store)
 static sf_status create_pool(struct sf_store *store, const struct sf_store_spec *spec)
 {
     struct sf_page_spec pages = { .device = spec->device, .pool_bytes = spec->pool_bytes,
-                                  .page_slots = spec->page_slots, .populate = spec->populate };
+                                  .page_slots = sf_store_page_places(store, spec->stack),
+                                  .populate = spec->populate };
     for (int32_t i = 0; i < store->layers; i++) {
         size_t bytes = sf_layout_page_bytes(&store->layer[i].layout);
         if (bytes > pages.page_bytes) pages.page_bytes = bytes;
@@ -122,6 +144,15 @@ static sf_status create_step(struct sf_store *store)
     store->append = block;
     SF_TRY(sf_alloc(jobs * sizeof *store->job, "attention jobs", &block));
     store->job = block;
+    int32_t tiers = 1;
+    for (int32_t m = 0; m < store->methods; m++)
+        if (store->method[m].entry->plan.tiers > tiers)
+            tiers = store->method[m].entry->plan.tiers;
+    if (tiers > 1) {
+        SF_TRY(sf_alloc(jobs * (SF_TIERS - 1) * sizeof *store->part, "tiers of attention jobs",
+                        &block));
+        store->part = block;
+    }
     SF_TRY(sf_alloc((size_t)store->rows_max * sizeof *store->row_pos, "positions of rows", &block));
     store->row_pos = block;
     SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->done, "rows done", &block));
@@ -194,6 +225,7 @@ void sf_store_destroy(struct sf_store *store)
     sf_free(store->rows);
     sf_free(store->done);
     sf_free(store->row_pos);
+    sf_free(store->part);
     sf_free(store->job);
     sf_free(store->append);
     if (store->pool.page_bytes) sf_blocks_destroy(&store->pool, &store->blocks);
@@ -203,6 +235,7 @@ void sf_store_destroy(struct sf_store *store)
         sf_free((void *)(uintptr_t)store->layer[i].spec.lane);
         sf_free(store->layer[i].method);
         sf_free(store->layer[i].slot_bytes);
+        sf_free(store->layer[i].tier_layout);
     }
     sf_free(store->layer);
     sf_scratch_destroy(&store->dev);

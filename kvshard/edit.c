@@ -72,6 +72,17 @@ static sf_status check_budget(const struct sf_answer *answer, const struct sf_la
                    lane->slots, lane->slots_keep);
 }
 
+/* Whether every tier of the plan can bear the edit. */
+static sf_status check_codecs(const struct sf_answer *answer, uint32_t fact, const char *edit)
+{
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    for (int32_t t = 0; t < plan->tiers; t++)
+        if (!(sf_codec_of(plan, t)->facts & fact))
+            return SF_FAIL(SF_INVALID, "%s: %s of a lane with a tier of codec %s, which cannot bear"
+                           " it", method_name(answer), edit, plan->tier[t].codec);
+    return SF_OK;
+}
+
 /* ---- keep ----------------------------------------------------------------------------------- */
 static sf_status check_keep(const struct sf_answer *answer, const struct sf_lane *lane,
                             const struct sf_view *view, struct sf_list list)
@@ -115,6 +126,7 @@ static sf_status record_keep(struct sf_answer *answer, const struct sf_lane *lan
     if (list.n > 0 && !list.ids)
         return SF_FAIL(SF_UNSUPPORTED, "%s: keep with a list on the device is not built yet",
                        method_name(answer));
+    SF_TRY(check_codecs(answer, SF_CAN_DROP, "keep"));
     SF_TRY(check_keep(answer, lane, view, list));
     SF_TRY(dup(answer, list.ids, (size_t)list.n, sizeof *list.ids, &view->keep));
     view->keeps = list.n;
@@ -135,7 +147,8 @@ sf_status sf_edit_keep(struct sf_answer *answer, const struct sf_lane *lane, str
 int sf_mix_is_copy(const struct sf_lane *lane, const struct sf_mix *mix, int32_t i)
 {
     int32_t j = mix->ptr[i], s = mix->src[j];
-    return mix->ptr[i + 1] == j + 1 && mix->k_weight[j] == 1.0f && mix->v_weight[j] == 1.0f &&
+    return mix->ptr[i + 1] == j + 1 && sf_mix_tier(lane, mix, i) == lane->tier[s] &&
+           mix->k_weight[j] == 1.0f && mix->v_weight[j] == 1.0f &&
            mix->pos[i] == lane->pos[s] && mix->bias[i] == lane->bias[s];
 }
 
@@ -150,9 +163,10 @@ static sf_status check_mix_row(const struct sf_answer *answer, const struct sf_l
         return SF_FAIL(SF_INVALID, "%s: new slot %d of layer %d head %d has position %d of %d"
                        " tokens and bias %g", name, i, lane->layer, lane->head_global, mix->pos[i],
                        view->tokens, (double)mix->bias[i]);
-    if (mix->tier && mix->tier[i] != 0)
-        return SF_FAIL(SF_UNSUPPORTED, "%s: new slot %d in tier %d: tiers are not built yet", name,
-                       i, mix->tier[i]);
+    if (mix->tier && mix->tier[i] != 0 && mix->tier[i] >= answer->method->entry->plan.tiers)
+        return SF_FAIL(SF_INVALID, "%s: new slot %d of layer %d head %d in tier %d, its plan has %d",
+                       name, i, lane->layer, lane->head_global, mix->tier[i],
+                       answer->method->entry->plan.tiers);
     for (int32_t j = mix->ptr[i]; j < mix->ptr[i + 1]; j++)
         if (mix->src[j] < 0 || mix->src[j] >= lane->slots || !isfinite(mix->k_weight[j]) ||
             !isfinite(mix->v_weight[j]))
@@ -187,6 +201,7 @@ static sf_status check_mix(const struct sf_answer *answer, const struct sf_lane 
     uint8_t *copied;
     SF_TRY(sf_scratch_items(&answer->store->host, (size_t)lane->slots + 1, 1, &copied));
     memset(copied, 0, (size_t)lane->slots);
+    SF_TRY(check_codecs(answer, SF_CAN_MIX, "mix"));
     for (int32_t i = 0; i < mix->slots; i++) {
         SF_TRY(check_mix_row(answer, lane, view, mix, i));
         if (sf_mix_is_copy(lane, mix, i)) copied[mix->src[mix->ptr[i]]] = 1;
@@ -222,6 +237,7 @@ static sf_status record_mix(struct sf_answer *answer, const struct sf_lane *lane
         for (int w = 0; w < 2; w++)
             if (mix->mass[w])
                 SF_TRY(dup(answer, mix->mass[w], slots, sizeof(float), &copy->mass[w]));
+        if (mix->tier) SF_TRY(dup(answer, mix->tier, slots, 1, &copy->tier));
         if (mix->aux)
             SF_TRY(dup(answer, mix->aux, slots,
                        (size_t)answer->method->entry->plan.aux_bytes, &copy->aux));
@@ -243,14 +259,50 @@ sf_status sf_edit_mix(struct sf_answer *answer, const struct sf_lane *lane,
     return status == SF_OK ? SF_OK : refuse(answer, status);
 }
 
-/* ---- what is not built ---------------------------------------------------------------------- */
+/* ---- tier ----------------------------------------------------------------------------------- */
+static sf_status record_tier(struct sf_answer *answer, const struct sf_lane *lane,
+                             struct sf_list list, int tier)
+{
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    const char *name = method_name(answer);
+    struct sf_view *view;
+    SF_TRY(view_of(answer, lane, &view));
+    SF_TRY(check_codecs(answer, SF_CAN_RECODE, "move between tiers"));
+    if (tier < 0 || tier >= plan->tiers)
+        return SF_FAIL(SF_INVALID, "%s: move to tier %d, its plan has %d", name, tier, plan->tiers);
+    int32_t n = list.n == -1 ? lane->slots : list.n;
+    if (n < 0 || (n > 0 && list.n != -1 && !list.ids))
+        return SF_FAIL(SF_UNSUPPORTED, "%s: move between tiers of %d slots, or by a list on the"
+                       " device", name, n);
+    uint8_t *to = view->to_tier;
+    if (!to) SF_TRY(dup(answer, lane->tier, (size_t)lane->slots, 1, &to));
+    for (int32_t i = 0; i < n; i++) {
+        int32_t s = list.n == -1 ? i : list.ids[i];
+        if (s < 0 || s >= lane->slots)
+            return SF_FAIL(SF_INVALID, "%s: move of slot %d of layer %d head %d, which has %d",
+                           name, s, lane->layer, lane->head_global, lane->slots);
+        if (sf_is_protected(plan, view->tokens, lane->pos[s]))
+            return SF_FAIL(SF_INVALID, "%s: move of position %d of layer %d head %d, which is"
+                           " protected (%d sinks, %d newest of %d tokens)", name, lane->pos[s],
+                           lane->layer, lane->head_global, plan->sink_tokens, plan->tail_tokens,
+                           view->tokens);
+        to[s] = (uint8_t)tier;
+    }
+    view->to_tier = to;
+    return SF_OK;
+}
+
 sf_status sf_edit_tier(struct sf_answer *answer, const struct sf_lane *lane, struct sf_list slots,
                        int tier)
 {
-    (void)lane; (void)slots; (void)tier;
-    return unsupported(answer, "an edit that moves slots to another tier");
+    if (!(answer->method->entry->plan.edits & SF_EDITS_TIER))
+        return refuse(answer, SF_FAIL(SF_INVALID, "%s: a move between tiers, which its plan does"
+                                      " not declare", method_name(answer)));
+    sf_status status = record_tier(answer, lane, slots, tier);
+    return status == SF_OK ? SF_OK : refuse(answer, status);
 }
 
+/* ---- what is not built ---------------------------------------------------------------------- */
 sf_status sf_edit_side(struct sf_answer *answer, const struct sf_lane *lane, int tier,
                        struct sf_buf *side)
 {

@@ -48,7 +48,7 @@ int32_t sf_events_rows(const struct sf_store *store, int32_t layer, const struct
                 due = plan->chunk_tokens - tokens % plan->chunk_tokens;
         } else {
             if (wants(method, SF_AT_FULL) && lane->slots_trigger > 0)
-                due = lane->slots_trigger - lane->live;
+                due = lane->slots_trigger - sf_lane_total(lane);
             if (wants(method, SF_AT_INTERVAL) && due > to_interval(plan, seq, tokens))
                 due = to_interval(plan, seq, tokens);
         }
@@ -60,12 +60,13 @@ int32_t sf_events_rows(const struct sf_store *store, int32_t layer, const struct
 static int lane_is_due(const struct sf_store_method *method, const struct sf_kv_lane *lane,
                        enum sf_when when)
 {
+    int32_t slots = sf_lane_total(lane);
     if (by_default(method)) {
         int32_t more = when == SF_AT_FULL ? lane->slots_trigger : lane->slots_trigger + 1;
         if (lane->slots_trigger == 0) more = when == SF_AT_FULL ? INT32_MAX : 0;
-        return lane->slots_keep > 0 && lane->live >= more && lane->live > lane->slots_keep;
+        return lane->slots_keep > 0 && slots >= more && slots > lane->slots_keep;
     }
-    return when != SF_AT_FULL || (lane->slots_trigger > 0 && lane->live >= lane->slots_trigger);
+    return when != SF_AT_FULL || (lane->slots_trigger > 0 && slots >= lane->slots_trigger);
 }
 
 /* Whether `when` falls due for item i, of which `rows[i]` rows have run (chunk: are about to). */
@@ -108,24 +109,23 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
     const struct sf_store_lane *spec = &store->layer[answer->layer].spec.lane[view->lane_index];
     const struct sf_layer *layer = &store->setup.layer[store->layer_first + answer->layer];
     const struct sf_kv_lane *lane = view->lane;
-    size_t slots = (size_t)lane->live, aux_bytes = (size_t)answer->method->entry->plan.aux_bytes;
+    size_t slots = (size_t)sf_lane_total(lane), aux_bytes = (size_t)answer->method->entry->plan.aux_bytes;
     int32_t *pos;
     float *bias;
-    uint8_t *tier;
     unsigned char *aux = NULL;
     float *mass[2] = { NULL, NULL };
     SF_TRY(sf_scratch_items(&store->host, slots, sizeof *view->slot, &view->slot));
     SF_TRY(sf_scratch_items(&store->host, slots, sizeof *pos, &pos));
     SF_TRY(sf_scratch_items(&store->host, slots, sizeof *bias, &bias));
-    SF_TRY(sf_scratch_items(&store->host, slots, sizeof *tier, &tier));
+    SF_TRY(sf_scratch_items(&store->host, slots, sizeof *view->tier, &view->tier));
     if (aux_bytes) SF_TRY(sf_scratch_items(&store->host, slots, aux_bytes, &aux));
     for (int w = 0; w < 2; w++)
         if (sf_is_watched(&answer->method->entry->plan, w))
             SF_TRY(sf_scratch_items(&store->host, slots, sizeof *mass[w], &mass[w]));
-    sf_lane_live(pool, lane, view->slot);
-    memset(tier, 0, slots);
+    sf_lane_live_all(pool, lane, view->slot, view->tier);
+    struct sf_slots all = sf_view_slots(answer->layer, view);
     for (size_t s = 0; s < slots; s++) {
-        size_t at = sf_lane_mirror(pool, lane, view->slot[s]);
+        size_t at = sf_slots_mirror(pool, &all, (int32_t)s);
         pos[s] = pool->pos[at];
         bias[s] = pool->bias[at];
         if (aux_bytes)
@@ -139,8 +139,9 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
         .head_class = answer->method->entry->shape.head_class[layer->lane_first +
                                                               spec->head_global],
         .replica = (uint8_t)spec->replica, .replicas = (uint8_t)spec->replicas,
-        .slots = lane->live, .slots_trigger = lane->slots_trigger,
-        .slots_keep = lane->slots_keep, .pos = pos, .bias = bias, .tier = tier, .aux = aux,
+        .slots = (int32_t)slots, .slots_trigger = lane->slots_trigger,
+        .slots_keep = lane->slots_keep, .pos = pos, .bias = bias, .tier = view->tier,
+        .aux = aux,
         .mass = { mass[0], mass[1] },
         .store = store };
     return SF_OK;
@@ -197,8 +198,9 @@ static void keep_notes(const struct sf_answer *answer)
         const struct sf_lane *shown = &answer->shown[i];
         const struct sf_view *view = &answer->view[i];
         if (bytes == 0 && !shown->mass[0] && !shown->mass[1]) return;
+        struct sf_slots all = sf_view_slots(answer->layer, view);
         for (int32_t s = 0; s < shown->slots; s++) {
-            size_t at = sf_lane_mirror(pool, view->lane, view->slot[s]);
+            size_t at = sf_slots_mirror(pool, &all, s);
             if (bytes > 0)
                 memcpy(pool->aux + at * (size_t)pool->aux_bytes,
                        (const unsigned char *)shown->aux + (size_t)s * bytes, bytes);

@@ -6,25 +6,24 @@
 #include <math.h>
 #include <string.h>
 
-static int32_t pages_of(const struct sf_page_pool *pool, int32_t slots)
+static int32_t pages_of(const struct sf_kv_lane *lane, int32_t slots)
 {
-    return (slots + pool->page_slots - 1) / pool->page_slots;
+    return (slots + lane->page_slots - 1) / lane->page_slots;
 }
 
 /* ---- growing -------------------------------------------------------------------------------- */
-int32_t sf_lane_pages_needed(const struct sf_page_pool *pool, const struct sf_kv_lane *lane,
-                             int32_t rows)
+int32_t sf_lane_pages_needed(const struct sf_kv_lane *lane, int32_t rows)
 {
-    return pages_of(pool, lane->slots + rows) - lane->pages;
+    return pages_of(lane, lane->slots + rows) - lane->pages;
 }
 
 sf_status sf_lane_extend(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t pos_first,
                          int32_t rows)
 {
     struct sf_page_pool *pool = ctx->pool;
-    if (rows > 0 && lane->slots % pool->page_slots != 0)
-        SF_ASSERT(pool->holders[lane->page[lane->slots / pool->page_slots]] == 1);
-    for (int32_t more = sf_lane_pages_needed(pool, lane, rows); more > 0; more--) {
+    if (rows > 0 && lane->slots % lane->page_slots != 0)
+        SF_ASSERT(pool->holders[lane->page[lane->slots / lane->page_slots]] == 1);
+    for (int32_t more = sf_lane_pages_needed(lane, rows); more > 0; more--) {
         SF_ASSERT(lane->pages < lane->pages_max);
         SF_TRY(sf_page_take(pool, &ctx->layout, &lane->page[lane->pages]));
         lane->pages++;
@@ -34,9 +33,10 @@ sf_status sf_lane_extend(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
             size_t at = sf_lane_mirror(pool, lane, lane->slots + i);
             SF_ASSERT(pool->pos[at] == -1);
             sf_mirror_begin(pool, at, pos_first + i);
-            pool->live[lane->page[(lane->slots + i) / pool->page_slots]]++;
+            pool->live[lane->page[(lane->slots + i) / lane->page_slots]]++;
         }
     }
+    if (lane->order && rows > 0) memset(lane->order + sf_lane_total(lane), 0, (size_t)rows);
     lane->slots += rows;
     lane->live += rows;
     return SF_OK;
@@ -55,6 +55,7 @@ void sf_lane_free(struct sf_page_pool *pool, struct sf_kv_lane *lane)
 {
     for (int32_t i = 0; i < lane->pages; i++) sf_page_give(pool, lane->page[i]);
     lane->pages = lane->slots = lane->live = lane->scanned = 0;
+    for (int32_t t = 1; t < lane->tiers; t++) sf_lane_free(pool, &lane->more[t - 1]);
 }
 
 /* ---- pages of several holders --------------------------------------------------------------- */
@@ -72,8 +73,8 @@ static void copy_page(const struct sf_lane_ctx *ctx, int32_t old, int32_t fresh,
 {
     struct sf_page_pool *pool = ctx->pool;
     size_t slots = (size_t)pool->page_slots;
-    struct sf_slot_list from = { .pages = &old, .slot = slot, .n = pool->page_slots };
-    struct sf_slot_list to = { .pages = &fresh, .slot = slot, .n = pool->page_slots };
+    struct sf_slot_list from = { .pages = &old, .slot = slot, .n = ctx->layout.page_slots };
+    struct sf_slot_list to = { .pages = &fresh, .slot = slot, .n = ctx->layout.page_slots };
     pool->device->k->kv_move(pool->device, &ctx->layout, pool->base, pool->page_bytes, &from, &to);
     sf_mirror_move(pool, (size_t)fresh * slots, (size_t)old * slots, slots);
     pool->live[fresh] = pool->live[old];
@@ -90,7 +91,7 @@ static sf_status unshare(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane,
         return SF_FAIL(SF_NO_PAGES, "an edit needs %d copies of shared pages, %d of %d are free", n,
                        sf_pages_free(pool), pool->pages);
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)pool->page_slots, sizeof *slot, &slot));
-    for (int32_t i = 0; i < pool->page_slots; i++) slot[i] = i;
+    for (int32_t i = 0; i < ctx->layout.page_slots; i++) slot[i] = i;
     for (int32_t i = 0; i < n; i++) {
         int32_t old = lane->page[index[i]], fresh;
         SF_ASSERT(is_shared(pool, lane, index[i]));
@@ -120,7 +121,7 @@ sf_status sf_lane_own(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, co
     int32_t *index, pages = 0, last = -1;
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *index, &index));
     for (int32_t i = 0; i < n; i++) {
-        int32_t page = slot[i] / ctx->pool->page_slots;
+        int32_t page = slot[i] / lane->page_slots;
         SF_ASSERT(slot[i] >= 0 && slot[i] < lane->slots && page >= last);
         if (page > last && is_shared(ctx->pool, lane, page)) index[pages++] = page;
         last = page;
@@ -138,12 +139,12 @@ static sf_status part_with(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lan
     int32_t *lost, *copy, copies = 0, left = 0, shared = 0;
     *gone_out = 0;
     for (int32_t i = 0; i < *n && !shared; i++)
-        shared = is_shared(pool, lane, slot[i] / pool->page_slots);
+        shared = is_shared(pool, lane, slot[i] / lane->page_slots);
     if (!shared) return SF_OK;
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->pages, sizeof *lost, &lost));
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->pages, sizeof *copy, &copy));
     memset(lost, 0, (size_t)lane->pages * sizeof *lost);
-    for (int32_t i = 0; i < *n; i++) lost[slot[i] / pool->page_slots]++;
+    for (int32_t i = 0; i < *n; i++) lost[slot[i] / lane->page_slots]++;
     for (int32_t p = 0; p < lane->pages; p++)
         if (lost[p] > 0 && is_shared(pool, lane, p) && lost[p] < pool->live[lane->page[p]])
             copy[copies++] = p;
@@ -155,7 +156,7 @@ static sf_status part_with(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lan
         ++*gone_out;
     }
     for (int32_t i = 0; i < *n; i++)
-        if (lane->page[slot[i] / pool->page_slots] != PAGE_GONE) slot[left++] = slot[i];
+        if (lane->page[slot[i] / lane->page_slots] != PAGE_GONE) slot[left++] = slot[i];
     *n = left;
     return SF_OK;
 }
@@ -164,7 +165,7 @@ static sf_status part_with(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lan
 /* Gives back pages without live slots, and holes at the lane's end. */
 static void release_dead_pages(struct sf_page_pool *pool, struct sf_kv_lane *lane)
 {
-    int32_t page_slots = pool->page_slots, kept = 0, slots = 0;
+    int32_t page_slots = lane->page_slots, kept = 0, slots = 0;
     for (int32_t i = 0; i < lane->pages; i++) {
         int32_t written = lane->slots - i * page_slots;
         if (written > page_slots) written = page_slots;
@@ -187,12 +188,18 @@ static void release_dead_pages(struct sf_page_pool *pool, struct sf_kv_lane *lan
 
 sf_status sf_lane_compact(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane)
 {
-    int32_t page_slots = ctx->pool->page_slots;
-    if (lane->slots <= sf_lane_slots_bound(lane->live, page_slots)) return SF_OK;
+    int64_t bound = lane->number == 0 ? sf_lane_slots_bound(lane->live, lane->page_slots)
+                                      : sf_tier_slots_bound(lane->live, lane->page_slots);
+    return lane->slots <= bound ? SF_OK : sf_lane_pack(ctx, lane);
+}
+
+sf_status sf_lane_pack(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane)
+{
     int32_t *source;
+    if (lane->slots == lane->live) return SF_OK;
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->live, sizeof *source, &source));
     sf_lane_live(ctx->pool, lane, source);
-    SF_TRY(unshare_first(ctx, lane, pages_of(ctx->pool, lane->live)));
+    SF_TRY(unshare_first(ctx, lane, pages_of(lane, lane->live)));
     /* Slots only move down, so the mirror can follow in the same order. */
     int32_t moved = 0;
     while (moved < lane->live && source[moved] == moved) moved++;
@@ -218,12 +225,12 @@ sf_status sf_lane_mark(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, i
         SF_ASSERT(pool->pos[at] >= 0);
         pool->pos[at] = -1;
         pool->bias[at] = -INFINITY;
-        dead += --pool->live[lane->page[slot[i] / pool->page_slots]] == 0;
+        dead += --pool->live[lane->page[slot[i] / lane->page_slots]] == 0;
     }
     /* What lies on a page that goes back as a whole need not be marked there. */
     int32_t marks = 0;
     for (int32_t i = 0; i < n; i++)
-        if (pool->live[lane->page[slot[i] / pool->page_slots]] > 0) slot[marks++] = slot[i];
+        if (pool->live[lane->page[slot[i] / lane->page_slots]] > 0) slot[marks++] = slot[i];
     if (marks > 0) {
         struct sf_slot_list list = { .pages = lane->page, .slot = slot, .n = marks };
         pool->device->k->kv_drop(pool->device, &ctx->layout, pool->base, pool->page_bytes, &list);
@@ -301,8 +308,8 @@ static void arrange_bytes(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane
 static void cut_to(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t n, int32_t *hole)
 {
     struct sf_page_pool *pool = ctx->pool;
-    int32_t pages = pages_of(pool, n), written = lane->slots;
-    if (written > pages * pool->page_slots) written = pages * pool->page_slots;
+    int32_t pages = pages_of(lane, n), written = lane->slots;
+    if (written > pages * lane->page_slots) written = pages * lane->page_slots;
     if (written > n) {
         for (int32_t i = n; i < written; i++) {
             size_t at = sf_lane_mirror(pool, lane, i);
@@ -316,8 +323,8 @@ static void cut_to(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32
     for (int32_t i = pages; i < lane->pages; i++) sf_page_give(pool, lane->page[i]);
     lane->pages = pages;
     for (int32_t i = 0; i < pages; i++)
-        pool->live[lane->page[i]] = i + 1 < pages ? pool->page_slots
-                                                  : n - (pages - 1) * pool->page_slots;
+        pool->live[lane->page[i]] = i + 1 < pages ? lane->page_slots
+                                                  : n - (pages - 1) * lane->page_slots;
     lane->slots = lane->live = n;
     lane->scanned = 0;
 }
@@ -333,9 +340,9 @@ sf_status sf_lane_arrange(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *pending, &pending));
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *moves.from, &moves.from));
     SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *moves.to, &moves.to));
-    SF_TRY(sf_scratch_items(ctx->mem, (size_t)ctx->pool->page_slots, sizeof *hole, &hole));
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)lane->page_slots, sizeof *hole, &hole));
     for (int32_t i = 0; i < n; i++) SF_ASSERT(source[i] >= -1 && source[i] < lane->slots);
-    SF_TRY(unshare_first(ctx, lane, pages_of(ctx->pool, n)));
+    SF_TRY(unshare_first(ctx, lane, pages_of(lane, n)));
     arrange_bytes(ctx, lane, source, n, readers, pending, &moves);
     cut_to(ctx, lane, n, hole);
     return SF_OK;

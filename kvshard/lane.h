@@ -14,7 +14,16 @@
  * moves slots of such a page, it takes its own copy, or, if no slot of it stays, lets go of it.
  * Only for copies may an edit take pages, and who shares has been promised them (account.h:
  * pages_peak counts every page of a sequence as its own); where there are none, SF_NO_PAGES leaves
- * the lane as it was, or dropped from and not compacted. */
+ * the lane as it was, or dropped from and not compacted.
+ *
+ * A lane whose method has tiers beside the raw one has such a list of pages for each of them.  In a
+ * tier the lane's order is the physical one; `order` says how the tiers interleave:
+ *
+ *   tier 0   a b . c d e       order   0 0 1 0 0 0      the lane   a b S c d e
+ *   tier 1   S
+ *
+ * Everything below speaks of one tier's list.  Tiers above 0 are packed as soon as that saves a page
+ * and live / SF_HOLES_SHARE slots, since a few slots are all that many of them will ever have. */
 #ifndef SHEAF_KVSHARD_LANE_H
 #define SHEAF_KVSHARD_LANE_H
 #include <stdint.h>
@@ -27,11 +36,30 @@ enum { SF_HOLES_SHARE = 16, SF_HOLES_PAGES = 2 };
 struct sf_kv_lane {
     int32_t *page;                      /* [pages_max] */
     int32_t pages, pages_max;
+    int32_t page_slots;
     int32_t slots, live;                /* physical slots written, holes included; live ones */
     int32_t scanned;                    /* slots before this are holes or sinks */
-    int32_t slots_trigger, slots_keep;  /* the method's budget; 0 = none */
+    int32_t slots_trigger, slots_keep;  /* the method's budget of all tiers; 0 = none */
     uint8_t mirrored;                   /* a method may edit it, so pool->pos is kept */
+    uint8_t number, tiers;              /* which tier's list this is; of tier 0: how many there are */
+    struct sf_kv_lane *more;            /* [tiers - 1] of tier 0: tiers 1 and on; NULL */
+    uint8_t *order;                     /* of tier 0, if it has more: tier of each live slot */
 };
+static inline struct sf_kv_lane *sf_lane_tier(struct sf_kv_lane *lane, int32_t tier)
+{
+    return tier == 0 ? lane : &lane->more[tier - 1];
+}
+static inline const struct sf_kv_lane *sf_lane_tier_of(const struct sf_kv_lane *lane, int32_t tier)
+{
+    return tier == 0 ? lane : &lane->more[tier - 1];
+}
+/* Live slots of all tiers: what everybody else calls the lane's slots. */
+static inline int32_t sf_lane_total(const struct sf_kv_lane *lane)
+{
+    int32_t total = lane->live;
+    for (int32_t t = 1; t < lane->tiers; t++) total += lane->more[t - 1].live;
+    return total;
+}
 /* What the moves work with. */
 struct sf_lane_ctx {
     struct sf_page_pool *pool;
@@ -44,16 +72,20 @@ static inline int64_t sf_lane_slots_bound(int64_t live_max, int32_t page_slots)
 {
     return live_max + live_max / SF_HOLES_SHARE + (int64_t)SF_HOLES_PAGES * page_slots;
 }
+/* The same of a tier above 0. */
+static inline int64_t sf_tier_slots_bound(int64_t live_max, int32_t page_slots)
+{
+    return (live_max + live_max / SF_HOLES_SHARE + page_slots - 1) / page_slots * page_slots;
+}
 /* Place of a physical slot in the pool's mirror. */
 static inline size_t sf_lane_mirror(const struct sf_page_pool *pool, const struct sf_kv_lane *lane,
                                     int32_t slot)
 {
-    return (size_t)lane->page[slot / pool->page_slots] * (size_t)pool->page_slots +
-           (size_t)(slot % pool->page_slots);
+    return (size_t)lane->page[slot / lane->page_slots] * (size_t)pool->page_slots +
+           (size_t)(slot % lane->page_slots);
 }
 /* Pages that `rows` more slots need beyond those held. */
-int32_t   sf_lane_pages_needed(const struct sf_page_pool *, const struct sf_kv_lane *,
-                               int32_t rows);
+int32_t   sf_lane_pages_needed(const struct sf_kv_lane *, int32_t rows);
 /* Takes them and counts positions pos_first .. pos_first + rows - 1 as the newest slots, bias 0. */
 sf_status sf_lane_extend(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t pos_first,
                          int32_t rows);
@@ -66,6 +98,8 @@ sf_status sf_lane_own(const struct sf_lane_ctx *, struct sf_kv_lane *, const int
  * pages; then sf_lane_compact, where that is due. */
 sf_status sf_lane_mark(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t *slot, int32_t n);
 sf_status sf_lane_compact(const struct sf_lane_ctx *, struct sf_kv_lane *);
+/* Due or not: no holes are left. */
+sf_status sf_lane_pack(const struct sf_lane_ctx *, struct sf_kv_lane *);
 /* Both. */
 sf_status sf_lane_drop(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t *slot, int32_t n);
 /* New slot i takes the bytes of physical slot source[i], or nothing where that is -1 (the caller

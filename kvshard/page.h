@@ -1,4 +1,5 @@
-/* kvshard/page.h: the pages of one rank, and the host's mirror of what their slots are.
+/* kvshard/page.h: the pages of one rank, and the host's mirror of what their slots are.  page_slots
+ * is the most that a page has in any tier (codec.h); one that has fewer uses the first places.
  *
  *   base  | page 0 | page 1 | ... | page pages-1 | spare |      page_bytes each, one mapping
  *   pos   | page_slots i32 each |                               host, -1: hole or never written

@@ -5,12 +5,6 @@
 #include "base/memory.h"
 #include "kvshard/store_impl.h"
 
-/* ---- codecs --------------------------------------------------------------------------------- */
-uint32_t sf_codec_facts(const char *codec)
-{
-    return strcmp(codec, "raw") == 0 ? SF_CAN_DROP | SF_CAN_MIX : 0;
-}
-
 /* ---- step memory ---------------------------------------------------------------------------- */
 static struct sf_store_method *method_of(const struct sf_env *env)
 {
@@ -58,23 +52,22 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
     struct sf_store *store = answer->store;
     const struct sf_view *view = &answer->view[lane - answer->shown];
     const struct sf_layout *layout = &store->layer[answer->layer].layout;
-    int32_t n = slots.n == -1 ? lane->slots : slots.n, *physical;
+    int32_t n = slots.n == -1 ? lane->slots : slots.n, *ids;
     if (n < 0) return SF_FAIL(SF_INVALID, "read of %d slots", n);
     if (k && k->bytes < (size_t)n * (size_t)layout->k_dim * sizeof(float))
         return SF_FAIL(SF_INVALID, "%zu B have no room for the keys of %d slots", k->bytes, n);
     if (v && v->bytes < (size_t)n * (size_t)layout->v_dim * sizeof(float))
         return SF_FAIL(SF_INVALID, "%zu B have no room for the values of %d slots", v->bytes, n);
-    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *physical, &physical));
+    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *ids, &ids));
     for (int32_t i = 0; i < n; i++) {
         int32_t s = slots.n == -1 ? i : slots.ids[i];
         if (s < 0 || s >= lane->slots)
             return SF_FAIL(SF_INVALID, "read of slot %d of layer %d head %d, which has %d", s,
                            lane->layer, lane->head_global, lane->slots);
-        physical[i] = view->slot[s];
+        ids[i] = s;
     }
-    struct sf_slot_list list = { .pages = view->lane->page, .slot = physical, .n = n };
-    store->device->k->kv_read(store->device, layout, store->pool.base, store->pool.page_bytes,
-                              &list, k ? k->data : NULL, v ? v->data : NULL, NULL, NULL);
+    struct sf_slots all = sf_view_slots(answer->layer, view);
+    sf_slots_decode(store, &all, ids, n, k ? k->data : NULL, v ? v->data : NULL);
     return SF_OK;
 }
 

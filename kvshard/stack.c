@@ -3,9 +3,11 @@
  * that nothing is ever left out in silence. */
 #include "kvshard/stack.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kvshard/codec.h"
 #include "kvshard/methods.h"
 #include "kvshard/stack_impl.h"
 #include "model/desc.h"
@@ -90,11 +92,39 @@ static sf_status check_edits(const struct sf_stack_entry *entry)
 {
     uint32_t edits = entry->plan.edits;
     if (edits & SF_EDITS_GROUP) return lacks(entry, "edits of layer groups");
-    if (edits & SF_EDITS_TIER) return lacks(entry, "edits that move slots between tiers");
     if (edits & SF_EDITS_ROTATE) return lacks(entry, "mixes of rotated keys");
     if (edits & SF_EDITS_DENSE) return lacks(entry, "mixes by a dense matrix");
-    if (edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX))
+    if (edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX | SF_EDITS_TIER))
         return lacks(entry, "edits of which the store knows nothing");
+    return SF_OK;
+}
+
+static sf_status check_tiers(const struct sf_stack_entry *entry)
+{
+    const struct sf_plan *plan = &entry->plan;
+    if (plan->tiers < 0 || plan->tiers > SF_TIERS)
+        return SF_FAIL(SF_INVALID, "method %s plans %d tiers, at most %d are possible",
+                       entry->method->name, plan->tiers, SF_TIERS);
+    for (int32_t t = 0; t < SF_TIERS; t++) {
+        const struct sf_tier *tier = &plan->tier[t];
+        if (t > 0 && t >= plan->tiers) break;
+        char what[64];
+        snprintf(what, sizeof what, "the codec %s", tier->codec != NULL ? tier->codec : "raw");
+        if (sf_codec_find(tier->codec) == NULL) return lacks(entry, what);
+        if (tier->k_place != SF_ON_DEVICE || tier->v_place != SF_ON_DEVICE)
+            return lacks(entry, "a host tier");
+        if (tier->block_slots != 0)
+            return lacks(entry, "slots that one edit must encode together");
+        if (t == 0 && (sf_codec_find(tier->codec) != &sf_codec_raw || tier->codec_cfg[0] != 0))
+            return SF_FAIL(SF_INVALID, "method %s: tier 0 is the raw one, in kv_cache.dtype",
+                           entry->method->name);
+    }
+    if (plan->tiers > 1 && entry->method->policy->compress == NULL)
+        return SF_FAIL(SF_INVALID, "method %s has no compress(), so nothing would ever come into"
+                       " its %d tiers", entry->method->name, plan->tiers);
+    if ((plan->edits & SF_EDITS_TIER) && plan->tiers < 2)
+        return SF_FAIL(SF_INVALID, "method %s moves slots between tiers but has only one",
+                       entry->method->name);
     return SF_OK;
 }
 
@@ -114,6 +144,9 @@ static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf
                        watch->prompt_rows == 0 ? "prompt" : "answer");
     if (entry->plan.prefix != SF_PREFIX_NONE)
         return lacks(entry, "shared prompts whose slots have attention mass");
+    if (entry->plan.tiers > 1 &&
+        (watch->fold == SF_FOLD_MEAN || (watch->flags & SF_WATCH_STORED)))
+        return lacks(entry, "means over rows or kept queries where lanes have several tiers");
     return SF_OK;
 }
 
@@ -128,10 +161,7 @@ static sf_status check_plan(const struct sf_stack_entry *entry, int32_t tp_size)
                         1u << SF_AT_INTERVAL))
         return lacks(entry, "events at sentence or turn ends or under memory pressure");
     SF_TRY(check_edits(entry));
-    if (plan->tiers > 1 || (plan->tier[0].codec != NULL && strcmp(plan->tier[0].codec, "raw") != 0))
-        return lacks(entry, "tiers beside the raw one");
-    if (plan->tier[0].k_place != SF_ON_DEVICE || plan->tier[0].v_place != SF_ON_DEVICE)
-        return lacks(entry, "a host tier");
+    SF_TRY(check_tiers(entry));
     for (int w = 0; w < 2; w++) SF_TRY(check_watch(entry, &plan->watch[w]));
     if (plan->draft.lookahead != 0 || plan->draft.window != 0)
         return lacks(entry, "a draft model");
@@ -177,13 +207,17 @@ static sf_status check_foot(const struct sf_stack_entry *entry, const struct sf_
     const struct sf_plan *plan = &entry->plan;
     const char *name = entry->method->name;
     if (foot->extra_bytes > 0) return lacks(entry, "state per lane");
-    for (int t = 1; t < SF_TIERS; t++)
-        if (foot->slots_hi[t] != 0) return lacks(entry, "slots in tiers beside the raw one");
-    if (foot->slots_lo[0] < 0 || foot->slots_lo[0] > foot->slots_hi[0] || foot->slots_keep < 0 ||
-        foot->slots_trigger < 0)
-        return SF_FAIL(SF_INVALID, "method %s states %d to %d slots, trigger %d, keep %d for"
-                       " layer %d head %d", name, foot->slots_lo[0], foot->slots_hi[0],
-                       foot->slots_trigger, foot->slots_keep, spot->layer, spot->head_global);
+    for (int t = 0; t < SF_TIERS; t++) {
+        if (t > 0 && t >= plan->tiers && foot->slots_hi[t] != 0)
+            return SF_FAIL(SF_INVALID, "method %s states %d slots in tier %d, its plan has %d", name,
+                           foot->slots_hi[t], t, plan->tiers);
+        if (foot->slots_lo[t] < 0 || foot->slots_lo[t] > foot->slots_hi[t] ||
+            foot->slots_keep < 0 || foot->slots_trigger < 0)
+            return SF_FAIL(SF_INVALID, "method %s states %d to %d slots, trigger %d, keep %d for"
+                           " layer %d head %d", name, foot->slots_lo[t], foot->slots_hi[t],
+                           foot->slots_trigger, foot->slots_keep, spot->layer,
+                           spot->head_global);
+    }
     if (foot->slots_keep > 0 && foot->slots_keep < spot->tokens &&
         (int64_t)plan->sink_tokens + plan->tail_tokens > foot->slots_keep)
         return SF_FAIL(SF_INVALID, "method %s protects %d sinks and %d newest tokens, more than the"

@@ -48,8 +48,7 @@ static sf_status check_pages(const struct sf_store *store, int32_t layer,
     int64_t needed = 0;
     for (int32_t i = 0; i < step->items; i++)
         for (int32_t l = 0; store->rows[i] > 0 && l < store->layer[layer].spec.lanes; l++)
-            needed += sf_lane_pages_needed(&store->pool,
-                                           sf_store_lane_of(store, step->item[i].seq, layer, l),
+            needed += sf_lane_pages_needed(sf_store_lane_of(store, step->item[i].seq, layer, l),
                                            store->rows[i]);
     if (needed > sf_pages_free(&store->pool))
         return SF_FAIL(SF_NO_PAGES, "layer %d needs %lld more pages, %d of %d are free",
@@ -58,14 +57,26 @@ static sf_status check_pages(const struct sf_store *store, int32_t layer,
     return SF_OK;
 }
 
-void sf_store_book(struct sf_store *store, struct sf_seq *seq, int32_t layer, int32_t lane,
-                   const struct sf_kv_lane *before)
+struct sf_held sf_store_held(const struct sf_store *store, const struct sf_seq *seq, int32_t layer,
+                             int32_t lane_index)
 {
-    const struct sf_layer_state *state = &store->layer[layer];
-    const struct sf_kv_lane *now = sf_store_lane_of(store, seq, layer, lane);
-    if (state->spec.lane[lane].replica > 0) return;
-    store->bytes_stored += (int64_t)(now->live - before->live) * state->slot_bytes[lane];
-    seq->pages += now->pages - before->pages;
+    const struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, lane_index);
+    const int64_t *slot_bytes = &store->layer[layer].slot_bytes[lane_index * SF_TIERS];
+    struct sf_held held = { lane->live * slot_bytes[0], lane->pages };
+    for (int32_t t = 1; t < lane->tiers; t++) {
+        held.bytes += lane->more[t - 1].live * slot_bytes[t];
+        held.pages += lane->more[t - 1].pages;
+    }
+    return held;
+}
+
+void sf_store_book(struct sf_store *store, struct sf_seq *seq, int32_t layer, int32_t lane,
+                   struct sf_held before)
+{
+    struct sf_held now = sf_store_held(store, seq, layer, lane);
+    if (store->layer[layer].spec.lane[lane].replica > 0) return;
+    store->bytes_stored += now.bytes - before.bytes;
+    seq->pages += now.pages - before.pages;
     if (seq->pages > seq->pages_peak) seq->pages_peak = seq->pages;
 }
 
@@ -81,17 +92,23 @@ static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struc
         int32_t rows = store->rows[i], row_first = step->item[i].row_first + store->done[i];
         if (rows == 0) continue;
         for (int32_t l = 0; l < state->spec.lanes; l++, n++) {
-            struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;
+            struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l);
+            struct sf_held before = sf_store_held(store, seq, layer, l);
+            int32_t slot_first = lane->slots;
             SF_TRY(sf_lane_extend(&ctx, lane, seq->tokens[layer], rows));
-            sf_store_book(store, seq, layer, l, &before);
+            sf_store_book(store, seq, layer, l, before);
             if (seq->tokens[layer] < seq->prompt)
                 sf_blocks_fill(store, seq, layer, l, seq->tokens[layer]);
             store->append[n] = (struct sf_append_lane){
-                .pages = lane->page, .slot_first = before.slots, .row_first = row_first,
+                .pages = lane->page, .slot_first = slot_first, .row_first = row_first,
                 .rows = rows, .head = l };
             store->job[n] = (struct sf_lane_job){
                 .pages = lane->page, .slots = lane->slots, .row_first = row_first, .rows = rows,
                 .q_first = state->spec.lane[l].q_first, .q_heads = state->spec.lane[l].q_heads };
+            if (lane->tiers == 1) continue;
+            store->job[n].part = &store->part[n * (SF_TIERS - 1)];
+            store->job[n].parts = sf_lane_parts(store, layer, l, lane,
+                                                &store->part[n * (SF_TIERS - 1)]);
         }
         seq->tokens[layer] += rows;
     }
@@ -148,29 +165,19 @@ static void seq_free(struct sf_seq *seq)
     sf_kept_close(seq);
     sf_free(seq->block);
     sf_free(seq->page_tables);
+    sf_free(seq->orders);
+    sf_free(seq->more);
     sf_free(seq->lane);
     sf_free(seq->tokens);
     sf_free(seq);
 }
 
-static sf_status seq_alloc(const struct sf_store *store, int32_t tokens_max, struct sf_seq *seq)
+static sf_status seq_alloc(const struct sf_store *store, struct sf_seq *seq)
 {
-    int32_t pages_max = (int32_t)(((int64_t)tokens_max + store->page_slots - 1) /
-                                  store->page_slots);
-    size_t lanes = (size_t)store->lanes;
     void *block;
     SF_TRY(sf_alloc((size_t)store->layers * sizeof *seq->tokens, "token counts", &block));
     seq->tokens = block;
-    SF_TRY(sf_alloc(lanes * sizeof *seq->lane, "lanes of a sequence", &block));
-    seq->lane = block;
-    SF_TRY(sf_alloc(lanes * (size_t)pages_max * sizeof(int32_t), "page tables of a sequence",
-                    &block));
-    seq->page_tables = block;
-    for (size_t i = 0; i < lanes; i++) {
-        seq->lane[i].page = seq->page_tables + i * (size_t)pages_max;
-        seq->lane[i].pages_max = pages_max;
-    }
-    return SF_OK;
+    return sf_seq_lanes_alloc(store, seq);
 }
 
 /* The methods' budgets for a prompt of this length. */
@@ -205,7 +212,7 @@ sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, in
     seq->id = seq_id;
     seq->prompt = prompt;
     seq->tokens_max = tokens_max;
-    sf_status status = seq_alloc(store, tokens_max, seq);
+    sf_status status = seq_alloc(store, seq);
     if (status == SF_OK) status = seq_budgets(store, seq);
     if (status == SF_OK) status = sf_kept_open(store, seq);
     if (status != SF_OK) {
@@ -221,7 +228,7 @@ void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
                     struct sf_receipt *receipt)
 {
     *receipt = (struct sf_receipt){ .slots_evicted = seq->evicted, .slots_merged = seq->merged,
-                                    .edits = seq->edits, .tokens = seq->tokens[0],
+                                    .slots_requantised = seq->recoded, .edits = seq->edits, .tokens = seq->tokens[0],
                                     .bytes_peak = seq->pages_peak *
                                                   (int64_t)store->pool.page_bytes };
     for (int32_t layer = 0; layer < store->layers; layer++) {
@@ -230,8 +237,7 @@ void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
         for (int32_t l = 0; l < state->spec.lanes; l++) {
             if (state->spec.lane[l].replica > 0) continue;
             receipt->bytes_exact += seq->tokens[layer] * exact;
-            receipt->bytes_stored += sf_store_lane_of(store, seq, layer, l)->live *
-                                     state->slot_bytes[l];
+            receipt->bytes_stored += sf_store_held(store, seq, layer, l).bytes;
         }
     }
 }
@@ -242,9 +248,9 @@ void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt 
     if (receipt_out) sf_seq_receipt(store, seq, receipt_out);
     for (int32_t layer = 0; layer < store->layers; layer++)
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++) {
-            struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;
-            sf_lane_free(&store->pool, lane);
-            sf_store_book(store, seq, layer, l, &before);
+            struct sf_held before = sf_store_held(store, seq, layer, l);
+            sf_lane_free(&store->pool, sf_store_lane_of(store, seq, layer, l));
+            sf_store_book(store, seq, layer, l, before);
         }
     sf_blocks_leave(store, seq);
     store->seqs--;
@@ -265,25 +271,43 @@ int64_t sf_store_bytes_held(const struct sf_store *store)
 int32_t sf_seq_lane_slots(const struct sf_store *store, const struct sf_seq *seq,
                           int32_t layer_local, int32_t lane)
 {
-    return sf_store_lane_of(store, seq, layer_local, lane)->live;
+    return sf_lane_total(sf_store_lane_of(store, seq, layer_local, lane));
 }
 
-static sf_status read_lane(const struct sf_store *store, int32_t layer,
-                           const struct sf_kv_lane *lane, int32_t *slot, float *dev, float *k,
-                           float *v, int32_t *pos, float *bias)
+/* pos and bias as the pages have them: a lane that no method edits has no mirror. */
+static void read_marks(const struct sf_store *store, const struct sf_slots *slots, int32_t n,
+                       int32_t *pos, float *bias)
 {
+    for (int32_t i = 0; i < n; i++) {
+        struct sf_slot_list one = { sf_lane_tier(slots->lane, slots->tier[i])->page,
+                                    &slots->slot[i], 1 };
+        store->device->k->kv_read(store->device, sf_store_layout(store, slots->layer,
+                                                                 slots->lane_index, slots->tier[i]),
+                                  store->pool.base, store->pool.page_bytes, &one, NULL, NULL,
+                                  bias ? bias + i : NULL, pos ? pos + i : NULL);
+    }
+}
+
+/* `room`: n slot numbers, n indices, n tiers. */
+static void read_lane(const struct sf_store *store, const struct sf_seq *seq, int32_t layer,
+                      int32_t lane_index, int32_t *room, float *dev, float *k, float *v,
+                      int32_t *pos, float *bias)
+{
+    struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, lane_index);
     const struct sf_layout *layout = &store->layer[layer].layout;
     const struct sf_kernels *kernels = store->device->k;
-    size_t n = (size_t)lane->live, k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
+    int32_t total = sf_lane_total(lane), *ids = room + total;
+    uint8_t *tier = (uint8_t *)(ids + total);
+    size_t n = (size_t)total, k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
     float *dev_v = dev + n * k_dim;
-    sf_lane_live(&store->pool, lane, slot);
-    struct sf_slot_list list = { .pages = lane->page, .slot = slot, .n = lane->live };
-    kernels->kv_read(store->device, layout, store->pool.base, store->pool.page_bytes, &list,
-                     k ? dev : NULL, v ? dev_v : NULL, bias, pos);
+    sf_lane_live_all(&store->pool, lane, room, tier);
+    for (int32_t i = 0; i < total; i++) ids[i] = i;
+    struct sf_slots all = { layer, lane_index, lane, room, tier };
+    sf_slots_decode(store, &all, ids, total, k ? dev : NULL, v ? dev_v : NULL);
+    read_marks(store, &all, total, pos, bias);
     if (k) kernels->download(store->device, k, dev, n * k_dim * sizeof(float));
     if (v) kernels->download(store->device, v, dev_v, n * v_dim * sizeof(float));
     kernels->sync(store->device);
-    return SF_OK;
 }
 
 sf_status sf_seq_lane_read(const struct sf_store *store, const struct sf_seq *seq,
@@ -292,14 +316,15 @@ sf_status sf_seq_lane_read(const struct sf_store *store, const struct sf_seq *se
 {
     const struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer_local, lane_index);
     const struct sf_layout *layout = &store->layer[layer_local].layout;
-    if (lane->live == 0) return SF_OK;
-    size_t floats = (size_t)lane->live * (size_t)(layout->k_dim + layout->v_dim);
+    size_t n = (size_t)sf_lane_total(lane);
+    if (n == 0) return SF_OK;
+    size_t floats = n * (size_t)(layout->k_dim + layout->v_dim);
     void *slot, *dev;
-    SF_TRY(sf_alloc((size_t)lane->live * sizeof(int32_t), "slot numbers", &slot));
+    SF_TRY(sf_alloc(n * (2 * sizeof(int32_t) + 1), "slot numbers", &slot));
     sf_status status = store->device->k->alloc(store->device, floats * sizeof(float),
                                                "slots to be read", &dev);
     if (status == SF_OK) {
-        status = read_lane(store, layer_local, lane, slot, dev, k, v, pos, bias);
+        read_lane(store, seq, layer_local, lane_index, slot, dev, k, v, pos, bias);
         store->device->k->free(store->device, dev);
     }
     sf_free(slot);

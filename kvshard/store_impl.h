@@ -1,11 +1,12 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
- * step), block.c (shared beginnings), watch.c (attention's statistics), copies.c (those of lanes
- * that several ranks hold), event.c (which hooks fall due, views), edit.c (answers, checks),
- * apply.c (carrying out) and service.c (what a hook may call).  Nobody else includes it but its
- * tests. */
+ * step), block.c (shared beginnings), tier.c (lanes of several tiers), watch.c (attention's
+ * statistics), copies.c (those of lanes that several ranks hold), event.c (which hooks fall due,
+ * views), edit.c (answers, checks), apply.c (carrying out) and service.c (what a hook may call).
+ * Nobody else includes it but its tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
+#include "kvshard/codec.h"
 #include "kvshard/lane.h"
 #include "kvshard/policy.h"
 #include "kvshard/stack.h"
@@ -21,10 +22,11 @@ struct sf_store_method {                /* an entry of the stack, opened */
 };
 struct sf_layer_state {
     struct sf_store_layer spec;         /* spec.lane is owned */
-    struct sf_layout layout;
+    struct sf_layout layout;            /* of tier 0 */
+    struct sf_layout *tier_layout;      /* [methods][SF_TIERS] */
     int32_t lane_first;                 /* lanes of a sequence in earlier layers here */
     int32_t *method;                    /* [lanes] the method that acts there; -1: none */
-    int64_t *slot_bytes;                /* [lanes] that a stored slot counts for */
+    int64_t *slot_bytes;                /* [lanes][SF_TIERS] that a stored slot counts for */
 };
 struct sf_kept {                        /* queries of one lane and watch (kept.c) */
     float *q; int32_t *pos;             /* host [most][heads][k_dim], [most]: a ring */
@@ -37,9 +39,11 @@ struct sf_seq {
     struct sf_kv_lane *lane;            /* [lanes of all layers] */
     int32_t *page_tables;               /* of all lanes, one after the other */
     struct sf_kept *kept; int32_t kepts; /* [2 x lanes of all layers], or none */
+    struct sf_kv_lane *more;            /* tiers above 0 of all lanes, likewise */
+    uint8_t *orders;
     int32_t *block, blocks;             /* of the prefix cache, that its prompt begins with */
     int64_t pages, pages_peak;          /* of lanes that count (replica 0) */
-    int64_t evicted, merged;
+    int64_t evicted, merged, recoded;
     int32_t edits;
 };
 struct sf_copies_row { int32_t row, pos; }; /* of a call; its position */
@@ -68,6 +72,7 @@ struct sf_store {
     /* of one step; sized at creation */
     struct sf_append_lane *append;      /* [seqs_max x most lanes of a layer] */
     struct sf_lane_job *job;
+    struct sf_lane_part *part;          /* [jobs][SF_TIERS - 1]; NULL if no method has tiers */
     struct sf_lane_job *watched;        /* NULL, as lse, if no method watches attention */
     float *lse;                         /* device [rows_max][lse_stride] */
     size_t lse_stride;                  /* most query heads of a layer here */
@@ -88,9 +93,56 @@ static inline struct sf_lane_ctx sf_store_ctx(struct sf_store *store, int32_t la
     struct sf_lane_ctx ctx = { &store->pool, store->layer[layer].layout, &store->host };
     return ctx;
 }
+/* What a lane holds in all tiers. */
+struct sf_held { int64_t bytes; int32_t pages; };
+struct sf_held sf_store_held(const struct sf_store *, const struct sf_seq *, int32_t layer,
+                             int32_t lane);
 /* Books that lane `lane` has changed from `before` to what it is now. */
 void sf_store_book(struct sf_store *, struct sf_seq *, int32_t layer, int32_t lane,
-                   const struct sf_kv_lane *before);
+                   struct sf_held before);
+
+/* ---- tier.c --------------------------------------------------------------------------------- */
+const struct sf_plan *sf_store_plan(const struct sf_store *, int32_t layer, int32_t lane);
+const struct sf_layout *sf_store_layout(const struct sf_store *, int32_t layer, int32_t lane,
+                                        int32_t tier);
+struct sf_lane_ctx sf_tier_ctx(struct sf_store *, int32_t layer, int32_t lane, int32_t tier);
+/* Most slots of a page in any tier of the store. */
+int32_t sf_store_page_places(const struct sf_store *, const struct sf_stack *);
+/* Page tables, tiers and orders of a new sequence. */
+sf_status sf_seq_lanes_alloc(const struct sf_store *, struct sf_seq *);
+/* The parts of the lane beside tier 0 as attention takes them; returns how many have slots. */
+int32_t sf_lane_parts(const struct sf_store *, int32_t layer, int32_t lane,
+                      const struct sf_kv_lane *, struct sf_lane_part *part_out);
+
+/* Some slots of one lane, wherever their tiers have them. */
+struct sf_slots {
+    int32_t layer, lane_index;
+    struct sf_kv_lane *lane;
+    const int32_t *slot;                /* [..] physical, in its tier */
+    const uint8_t *tier;
+};
+static inline size_t sf_slots_mirror(const struct sf_page_pool *pool, const struct sf_slots *slots,
+                                     int32_t i)
+{
+    return sf_lane_mirror(pool, sf_lane_tier(slots->lane, slots->tier[i]), slots->slot[i]);
+}
+/* All live slots of a lane in its order; room for sf_lane_total each. */
+void sf_lane_live_all(const struct sf_page_pool *, const struct sf_kv_lane *, int32_t *slot_out,
+                      uint8_t *tier_out);
+/* Slots ids[0 .. n - 1] decoded: k [n][k_dim], v [n][v_dim] on the device; NULL where not wanted. */
+void sf_slots_decode(const struct sf_store *, const struct sf_slots *, const int32_t *ids,
+                     int32_t n, float *k, float *v);
+/* Slots ids[0 .. n - 1] written; their mirror is the caller's. */
+void sf_slots_encode(const struct sf_store *, const struct sf_slots *, const int32_t *ids,
+                     int32_t n, const float *k, const float *v, const int32_t *pos,
+                     const float *bias);
+/* Drops slots of all tiers: keep[i] = 0. */
+sf_status sf_tiers_keep(struct sf_store *, const struct sf_slots *, const uint8_t *keep);
+/* As sf_lane_place, over all tiers: new slot i, in tier[i], is source[i] (an index of the old
+ * slots, of the same tier) or -1.  slot_out in their tiers; moved_out [SF_TIERS]. */
+sf_status sf_tiers_place(struct sf_store *, const struct sf_slots *old, const int32_t *source,
+                         const uint8_t *tier, int32_t n, int32_t *slot_out, int *moved_out);
+sf_status sf_tiers_compact(struct sf_store *, const struct sf_slots *, const int *moved);
 
 /* ---- block.c -------------------------------------------------------------------------------- */
 /* The lane had tokens_before of the prompt, now it has more: blocks that became whole are kept. */
@@ -161,7 +213,9 @@ struct sf_view {                        /* what stands behind one lane that a ho
     struct sf_seq *seq;
     struct sf_kv_lane *lane;
     int32_t lane_index, tokens;
-    int32_t *slot;                      /* [slots] physical slot of each slot of the view */
+    int32_t *slot;                      /* [slots] physical slot, in its tier, of each slot */
+    uint8_t *tier;                      /* [slots] what the hook sees */
+    uint8_t *to_tier;                   /* [slots] asked for by sf_edit_tier, or NULL */
     uint8_t due;                        /* the event is this lane's; others are only shown */
     int edit;                           /* 0, SF_EDITS_KEEP or SF_EDITS_MIX */
     int32_t *keep, keeps;
@@ -182,6 +236,15 @@ struct sf_answer {
 static inline int sf_is_protected(const struct sf_plan *plan, int32_t tokens, int32_t pos)
 {
     return pos < plan->sink_tokens || pos >= tokens - plan->tail_tokens;
+}
+static inline struct sf_slots sf_view_slots(int32_t layer, const struct sf_view *view)
+{
+    return (struct sf_slots){ layer, view->lane_index, view->lane, view->slot, view->tier };
+}
+/* The tier of new slot i of a mix. */
+static inline uint8_t sf_mix_tier(const struct sf_lane *lane, const struct sf_mix *mix, int32_t i)
+{
+    return mix->tier ? mix->tier[i] : lane->tier[mix->src[mix->ptr[i]]];
 }
 /* Whether new slot i of a mix is an old one, byte for byte. */
 int sf_mix_is_copy(const struct sf_lane *, const struct sf_mix *, int32_t i);

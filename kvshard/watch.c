@@ -27,7 +27,8 @@ static int32_t rows_to_event(const struct sf_plan *plan, const struct sf_seq *se
         return least;
     }
     if (plan->whens & 1u << SF_AT_FULL && lane->slots_trigger > 0)
-        least = lane->live < lane->slots_trigger ? lane->slots_trigger - lane->live : 0;
+        least = sf_lane_total(lane) < lane->slots_trigger
+                    ? lane->slots_trigger - sf_lane_total(lane) : 0;
     if (plan->whens & 1u << SF_AT_INTERVAL) {
         int32_t run = plan->every_from_prompt ? tokens - seq->prompt : tokens;
         int32_t left = (plan->every_tokens - run % plan->every_tokens) % plan->every_tokens;
@@ -150,7 +151,7 @@ struct sf_columns_job sf_watch_columns(const struct sf_store *store,
         .window = attend->window, .row_pos = attend->row_pos, .lane = attend->lane,
         .lanes = attend->lanes, .lse = attend->lse, .lse_stride = attend->lse_stride,
         .fold = row_fold(watch), .head_fold = head_fold(watch), .decay = watch->decay,
-        .mass = store->pool.mass[w] };
+        .mass = store->pool.mass[w], .mass_slots = store->pool.page_slots };
 }
 
 /* Row r sees slot s from r = s - (slots - rows) on, and with a window while its position is less
@@ -239,7 +240,10 @@ void sf_watches_reset(struct sf_store *store, const struct sf_plan *plan, const 
         if (plan->watch[w].fold == SF_FOLD_NONE || !(plan->watch[w].flags & SF_WATCH_RESET))
             continue;
         if (plan->watch[w].flags & SF_WATCH_STORED) sf_kept_reset(store, seq, layer, l, w);
-        for (int32_t s = 0; s < lane->slots; s++)
-            sf_watch_zero(&store->pool, w, sf_lane_mirror(&store->pool, lane, s));
+        for (int32_t t = 0; t < lane->tiers; t++) {
+            const struct sf_kv_lane *tier = sf_lane_tier_of(lane, t);
+            for (int32_t s = 0; s < tier->slots; s++)
+                sf_watch_zero(&store->pool, w, sf_lane_mirror(&store->pool, tier, s));
+        }
     }
 }

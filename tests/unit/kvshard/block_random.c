@@ -312,7 +312,7 @@ static int32_t draw_items(struct rig_item *item)
         if (at + rows > TOKENS_MAX) rows = TOKENS_MAX - at;
         for (int32_t n = 0; n < ALL; n++) {
             const struct sf_kv_lane *lane = &shadow->seq->lane[n];
-            pages += 1 + 2 * sf_lane_pages_needed(&rig.store->pool, lane, rows);
+            pages += 1 + 2 * sf_lane_pages_needed(lane, rows);
             for (int32_t p = 0; p < lane->pages; p++)
                 pages += rig.store->pool.holders[lane->page[p]] > 1;
         }

@@ -259,7 +259,7 @@ static void test_mix_refusals(void)
     mix_fine(); m.bias[2] = -INFINITY;
     REFUSED(SF_INVALID, "bias -inf");
     mix_fine(); m.tier[1] = 2; m.mix.tier = m.tier;
-    REFUSED(SF_UNSUPPORTED, "new slot 1 in tier 2");
+    REFUSED(SF_INVALID, "new slot 1 of layer 0 head 1 in tier 2, its plan has 0");
     mix_fine(); m.mix.flags = SF_MIX_ROTATE;
     REFUSED(SF_UNSUPPORTED, "mix with rotated keys");
     mix_fine(); m.mix.dense = &dense; m.mix.dense_slots = 1;

@@ -186,7 +186,7 @@ static void test_fixed(void)
     SF_CHECK_INT(sf_fixed(NAN), 0);
     SF_CHECK_INT(sf_fixed(ldexp(1, -34)), 0);
     SF_CHECK_INT(sf_fixed(ldexp(3, -34)), 1);
-    SF_CHECK_INT(sf_codec_facts("raw"), SF_CAN_DROP | SF_CAN_MIX);
+    SF_CHECK_INT(sf_codec_facts("raw"), SF_CAN_DROP | SF_CAN_MIX | SF_CAN_RECODE);
     SF_CHECK_INT(sf_codec_facts("gear"), 0);
 }
 
@@ -256,11 +256,10 @@ static sf_status ask_anyway(const struct sf_env *env, enum sf_when when,
     struct sf_lines lines = { all, all };
     (void)env; (void)when;
     switch (not_built) {
-    case 0: (void)sf_edit_tier(answer, span->lane, all, 1); break;
-    case 1: (void)sf_edit_side(answer, span->lane, 1, NULL); break;
-    case 2: (void)sf_edit_group(answer, span, all, 1, NULL); break;
-    case 3: (void)sf_pick_slots(answer, span->lane, -1, all); break;
-    case 4: (void)sf_pick_lines(answer, span->lane, 0, &lines); break;
+    case 0: (void)sf_edit_side(answer, span->lane, 1, NULL); break;
+    case 1: (void)sf_edit_group(answer, span, all, 1, NULL); break;
+    case 2: (void)sf_pick_slots(answer, span->lane, -1, all); break;
+    case 3: (void)sf_pick_lines(answer, span->lane, 0, &lines); break;
     default: (void)sf_pick_rows(answer, span, all);
     }
     return SF_OK;
@@ -283,8 +282,7 @@ static sf_status run_prompt(void)
 
 static void test_services(void)
 {
-    static const char *const words[] = { "moves slots to another tier", "codec's side data",
-                                         "encodes a layer group", "a pick of slots",
+    static const char *const words[] = { "codec's side data", "encodes a layer group", "a pick of slots",
                                          "a pick of lines", "a pick of rows" };
     script = (struct script){ .plan = { .whens = 1u << SF_AT_PREFILL_END, .scratch_bytes = 512,
                                         .edits = SF_EDITS_KEEP }, .act = use_services };
@@ -296,7 +294,7 @@ static void test_services(void)
     SF_CHECK_OK(run_prompt());
     SF_CHECK_INT(calls, 4);
     script.act = ask_anyway;
-    for (not_built = 0; not_built < 6; not_built++)
+    for (not_built = 0; not_built < 5; not_built++)
         CHECK_REFUSED(run_prompt(), SF_UNSUPPORTED, words[not_built]);
 }
 

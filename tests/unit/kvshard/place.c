@@ -145,6 +145,7 @@ static void run(int32_t page_slots)
         SF_MUST(sf_pages_create(&spec, &side[i].pool));
         sf_scratch_init(&side[i].mem, NULL);
         side[i].lane = (struct sf_kv_lane){ .page = side[i].table, .pages_max = TABLE,
+                                            .page_slots = page_slots, .tiers = 1,
                                             .mirrored = 1 };
     }
     for (int32_t e = 0, next = 0; e < EDITS; e++) {

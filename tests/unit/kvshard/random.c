@@ -266,7 +266,7 @@ static int32_t draw_items(struct rig_item *item)
         if (at < shadow->prompt && at + rows > shadow->prompt) rows = shadow->prompt - at;
         if (at + rows > TOKENS_MAX) rows = TOKENS_MAX - at;
         for (int32_t n = 0; n < LAYERS * LANES; n++)
-            pages += sf_lane_pages_needed(&rig.store->pool, &shadow->seq->lane[n], rows);
+            pages += sf_lane_pages_needed(&shadow->seq->lane[n], rows);
         if (rows == 0 || rows > rows_left || pages > pages_left) continue;
         rows_left -= rows;
         pages_left -= pages;

@@ -126,13 +126,15 @@ static void test_asks(void)
           "events at sentence or turn ends or under memory pressure");
     LACKS(plan->whens |= 1u << SF_AT_PRESSURE,
           "events at sentence or turn ends or under memory pressure");
-    LACKS(plan->edits |= SF_EDITS_TIER, "edits that move slots between tiers");
     LACKS(plan->edits |= SF_EDITS_GROUP, "edits of layer groups");
     LACKS(plan->edits |= SF_EDITS_ROTATE, "mixes of rotated keys");
     LACKS(plan->edits |= SF_EDITS_DENSE, "mixes by a dense matrix");
     LACKS(plan->edits |= 1u << 20, "edits of which the store knows nothing");
-    LACKS(plan->tiers = 2, "tiers beside the raw one");
-    LACKS(plan->tier[0].codec = "quant", "tiers beside the raw one");
+    LACKS((plan->tiers = 2, plan->tier[1].codec = "quant"), "the codec quant");
+    LACKS(plan->tier[0].codec = "quant", "the codec quant");
+    LACKS((plan->tiers = 2, plan->tier[1].v_place = SF_ON_HOST), "a host tier");
+    LACKS((plan->tiers = 3, plan->tier[2].block_slots = 64),
+          "slots that one edit must encode together");
     LACKS(plan->tier[0].k_place = SF_ON_HOST, "a host tier");
     LACKS(plan->tier[0].v_place = SF_ON_HOST, "a host tier");
     LACKS((plan->watch[0] = summed, plan->prefix = SF_PREFIX_KV),
@@ -145,7 +147,6 @@ static void test_asks(void)
     LACKS(plan->v_top.slots = 1, "reading only the best values");
     LACKS(plan->span_state_bytes = 1, "state per sequence");
     LACKS(foot_of_last_head.extra_bytes = 1, "state per lane");
-    LACKS(foot_of_last_head.slots_hi[1] = 1, "slots in tiers beside the raw one");
     legal()->reduce_bytes = 8;
     SF_CHECK_OK(check_one(&plain, 1));
     CHECK_REFUSED(check_one(&plain, 2), SF_UNSUPPORTED, "needs reductions over tensor ranks");
@@ -192,6 +193,13 @@ static void test_sense(void)
     SENSELESS(plain, foot_of_last_head.slots_trigger = -1, "trigger -1");
     SENSELESS(plain, plan->sink_tokens = 4; plan->tail_tokens = 5; foot_of_last_head.slots_keep = 8,
               "protects 4 sinks and 5 newest tokens, more than the 8 slots that it keeps");
+    SENSELESS(plain, plan->tiers = SF_TIERS + 1, "plans 5 tiers, at most 4 are possible");
+    SENSELESS(plain, plan->tiers = -1, "plans -1 tiers");
+    SENSELESS(plain, plan->tiers = 1; plan->tier[0].codec_cfg[0] = 1, "tier 0 is the raw one");
+    SENSELESS(plain, plan->edits |= SF_EDITS_TIER, "moves slots between tiers but has only one");
+    SENSELESS(by_default, plan->tiers = 2, "nothing would ever come into its 2 tiers");
+    SENSELESS(plain, foot_of_last_head.slots_hi[1] = 1, "states 1 slots in tier 1, its plan has 0");
+    SENSELESS(plain, plan->tiers = 2; foot_of_last_head.slots_lo[1] = 1, "states 1 to 0 slots");
     struct sf_plan *plan = legal();
     plan->sink_tokens = 4;
     plan->tail_tokens = 5;

@@ -395,7 +395,7 @@ const struct toy_asking toys_asking[] = {
     { &toy_loopserve, "method loopserve needs picks in the prompt" },
     { &toy_x_ecomla, "method x_ecomla converts models" },
     { &toy_kvcrush, "method kvcrush needs a method to refine" },
-    { &toy_gear, "method gear needs edits that move slots between tiers" },
+    { &toy_gear, "method gear needs the codec gear" },
     { &toy_mikv, "method mikv needs the largest queries of the prompt" },
     { &toy_minicache, "method minicache needs layer groups" },
     { &toy_razor, "method razor needs a calibration profile" },
