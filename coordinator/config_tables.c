@@ -64,7 +64,7 @@ static const struct sf_opt kv_cache[] = {
       "page pool of one rank, taken at the start; auto: what the job can use, at most 60 % of"
       " what weights and buffers leave" },
     { "block_size", SF_OPT_INT32, AT(kv.block_size), "auto", 16, 4096, AUTO, BUILT, NULL, NULL,
-      "slots", "slots of a raw page, 16 x 2^k; auto: 16 on CPU" },
+      "slots", "slots of a raw page, 16 x 2^k; auto: 16 on CPU, or as a method needs" },
     { "dtype", SF_OPT_ENUM, AT(kv.dtype), "auto", 0, 0, NO_AUTO, BUILT, kv_dtypes, NULL, "",
       "slots of the raw tier; auto: as model.dtype" },
     { "host_memory", SF_OPT_BYTES, AT(kv.host_memory), "0", 0, 0x1p50, NO_AUTO, TO_COME, NULL,

@@ -139,7 +139,8 @@ static sf_status plan(struct sf_comm *world, const struct sf_lab_args *args,
     SF_TRY(sf_trace_open(args->trace, &lab->trace));
     lab->dtype = (enum sf_dtype)lab->config.model.dtype;
     lab->kv_dtype = sf_plan_kv_dtype(&lab->config);
-    lab->page_slots = sf_plan_page_slots(&lab->config);
+    lab->page_slots = sf_plan_page_slots(&lab->config, &lab->trace.desc, sf_comm_size(world),
+                                         lab->trace.rows);
     const struct sf_placing placing = placing_of(lab);
     SF_TRY(sf_share_make(&lab->trace.desc, &placing, sf_comm_size(world),
                          sf_comm_rank(world), 0, lab->trace.desc.layers, &lab->share));

@@ -32,6 +32,7 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
     struct sf_launch_plan plan = { 0 };
     SF_TRY(resolve_ranks(cfg, cluster, &plan));
     SF_TRY(resolve_model(cfg, desc, &plan));
+    plan.page_slots = sf_plan_page_slots(cfg, desc, plan.tensor, plan.tokens_max);
     plan.threads = sf_plan_threads(cfg, cluster);
     SF_TRY(resolve_compute(cfg, &plan));
     SF_TRY(check_nodes(cfg, cluster, &plan));
@@ -102,6 +103,8 @@ static sf_status resolve_ranks(const struct sf_config *cfg, const struct sf_clus
     return SF_OK;
 }
 
+enum { AUTO_BLOCK_MAX = 4096 };
+
 enum sf_dtype sf_plan_kv_dtype(const struct sf_config *cfg)
 {
     static const enum sf_dtype kv[] = { [SF_KV_F32] = SF_F32, [SF_KV_F16] = SF_F16,
@@ -109,9 +112,19 @@ enum sf_dtype sf_plan_kv_dtype(const struct sf_config *cfg)
     return cfg->kv.dtype == SF_KV_AUTO ? (enum sf_dtype)cfg->model.dtype : kv[cfg->kv.dtype];
 }
 
-int32_t sf_plan_page_slots(const struct sf_config *cfg)
+int32_t sf_plan_page_slots(struct sf_config *cfg, const struct sf_model_desc *desc, int32_t tensor,
+                           int32_t tokens_max)
 {
-    return cfg->kv.block_size == SF_OPT_AUTO ? SF_BLOCK_SLOTS : cfg->kv.block_size;
+    if (cfg->kv.block_size != SF_OPT_AUTO) return cfg->kv.block_size;
+    for (int32_t slots = SF_BLOCK_SLOTS; slots <= AUTO_BLOCK_MAX; slots *= 2) {
+        struct sf_setup setup = { 0 };
+        int fits = sf_setup_make(desc, tensor, slots, tokens_max, &setup) != SF_OK ||
+                   sf_stack_check(&cfg->kv.stack, &setup) != SF_OK ||
+                   sf_stack_tiers_fit(&cfg->kv.stack, &setup, sf_plan_kv_dtype(cfg));
+        sf_setup_free(&setup);
+        if (fits) return slots;
+    }
+    return SF_BLOCK_SLOTS;
 }
 
 static sf_status resolve_model(const struct sf_config *cfg, const struct sf_model_desc *desc,
@@ -119,7 +132,6 @@ static sf_status resolve_model(const struct sf_config *cfg, const struct sf_mode
 {
     plan->dtype = (enum sf_dtype)cfg->model.dtype;
     plan->kv_dtype = sf_plan_kv_dtype(cfg);
-    plan->page_slots = sf_plan_page_slots(cfg);
     plan->tokens_max = cfg->scheduler.max_model_len;
     if (plan->tokens_max == SF_OPT_AUTO) plan->tokens_max = desc->context;
     if (plan->tokens_max > desc->context)

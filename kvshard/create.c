@@ -34,10 +34,13 @@ static sf_status create_tiers(struct sf_layer_state *state, const struct sf_stor
     SF_TRY(sf_alloc((size_t)methods * SF_TIERS * sizeof *state->tier_layout,
                     "tiers of a layer", &block));
     state->tier_layout = block;
-    for (int32_t m = 0; m < methods; m++)
-        for (int32_t t = 0; t < spec->stack->entry[m].plan.tiers; t++)
+    for (int32_t m = 0; m < methods; m++) {
+        int acts = 0;
+        for (int32_t l = 0; l < state->spec.lanes; l++) acts |= state->method[l] == m;
+        for (int32_t t = 0; acts && t < spec->stack->entry[m].plan.tiers; t++)
             SF_TRY(sf_codec_layout(&spec->stack->entry[m].plan, t, &state->layout,
                                    &state->tier_layout[m * SF_TIERS + t]));
+    }
     return SF_OK;
 }
 
@@ -59,12 +62,13 @@ static sf_status create_layer(struct sf_store *store, const struct sf_store_spec
     SF_TRY(sf_alloc(lanes * SF_TIERS * sizeof *state->slot_bytes, "slot sizes of a layer",
                     &block));
     state->slot_bytes = block;
-    SF_TRY(create_tiers(state, spec));
-    for (int32_t l = 0; l < layer->lanes; l++) {
+    for (int32_t l = 0; l < layer->lanes; l++)
         state->method[l] = spec->stack
             ? sf_stack_entry_of(spec->stack, spec->setup, spec->layer_first + i,
                                 layer->lane[l].head_global)
             : -1;
+    SF_TRY(create_tiers(state, spec));
+    for (int32_t l = 0; l < layer->lanes; l++) {
         int64_t *slot_bytes = &state->slot_bytes[l * SF_TIERS];
         slot_bytes[0] = (int64_t)sf_layout_slot_bytes(&state->layout);
         if (state->method[l] < 0) continue;

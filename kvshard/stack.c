@@ -274,6 +274,22 @@ sf_status sf_stack_check(struct sf_stack *stack, const struct sf_setup *setup)
     return sf_stack_disjoint(stack, setup);
 }
 
+int sf_stack_tiers_fit(const struct sf_stack *stack, const struct sf_setup *setup,
+                       enum sf_dtype dtype)
+{
+    for (int32_t i = 0; i < stack->entries; i++)
+        for (int32_t l = 0; l < setup->layers; l++) {
+            const struct sf_layer *layer = &setup->layer[l];
+            struct sf_layout raw = { dtype, setup->page_slots, layer->k_dim, layer->v_dim }, tier;
+            int acts = 0;
+            for (int32_t h = 0; h < layer->groups; h++)
+                acts |= stack->entry[i].shape.acts_on[layer->lane_first + h];
+            for (int32_t t = 1; acts && t < stack->entry[i].plan.tiers; t++)
+                if (sf_codec_layout(&stack->entry[i].plan, t, &raw, &tier) != SF_OK) return 0;
+        }
+    return 1;
+}
+
 int32_t sf_stack_entry_of(const struct sf_stack *stack, const struct sf_setup *setup, int32_t layer,
                           int32_t head_global)
 {

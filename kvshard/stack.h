@@ -3,6 +3,7 @@
 #ifndef SHEAF_KVSHARD_STACK_H
 #define SHEAF_KVSHARD_STACK_H
 #include <stdint.h>
+#include "base/dtype.h"
 #include "base/status.h"
 #include "kvshard/policy.h"
 SF_C_BEGIN
@@ -30,6 +31,9 @@ sf_status sf_stack_add_method(struct sf_stack *, const struct sf_method *method,
  * what to change.  setup->cfg is set per entry by this function.  SF_UNSUPPORTED where a method
  * asks for a service that the store does not have: nothing is ever left out in silence. */
 sf_status sf_stack_check(struct sf_stack *, const struct sf_setup *setup);
+/* After sf_stack_check: whether a page of setup->page_slots raw slots has room for slots of every
+ * tier, in the layers on which its method acts. */
+int       sf_stack_tiers_fit(const struct sf_stack *, const struct sf_setup *, enum sf_dtype);
 void      sf_stack_free(struct sf_stack *);
 /* Number of the entry that acts on lane `head_global` of `layer`, or -1: the lane stays exact. */
 int32_t   sf_stack_entry_of(const struct sf_stack *, const struct sf_setup *, int32_t layer,

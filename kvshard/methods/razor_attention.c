@@ -13,18 +13,20 @@
  *                k^ <- (N_d k^ + sum of their keys) / (N_d + fold_tokens)
  *            A lane that dropped nothing yet does so as soon as D has min_dropped_tokens
  * Crosses    nothing in a run; the head set is the model's, made once by calibration
- * State      none: N_d follows from the numbers of tokens
+ * State      none: N_d follows from the numbers of tokens.  The compensation slot is kept in f32,
+ *            whatever kv_cache.dtype is, so that folding does not round it: one page of tier 1 a lane
  * Ratio      15 % retrieval heads, 32,768 tokens, window_divisor 5: 0.15 + 0.85 / 5 = 0.32
  * Differs    the paper is silent about long answers (rolling is ours) and about how few tokens are
- *            not worth it.  The compensation slot is stored in kv_cache.dtype, so in bf16 every
- *            fold rounds it once more; layers with a window of their own stay exact */
+ *            not worth it; layers with a window of their own stay exact */
 #include <math.h>
 #include <stddef.h>
 
 #include "base/opt.h"
+#include "kvshard/codec.h"
 #include "kvshard/policy.h"
 
 enum { ROLLING, FREEZE };
+enum { MEAN_TIER = 1 };                 /* of the compensation slot */
 struct razor_cfg {
     char profile[SF_OPT_TEXT_MAX], model_sha256[SF_OPT_TEXT_MAX];
     struct sf_opt_pairs heads;          /* layer, KV head */
@@ -117,6 +119,10 @@ static sf_status razor_plan(const struct sf_setup *setup, struct sf_plan *plan)
     plan->whens = 1u << SF_AT_PREFILL_END;
     if (cfg->decode_update == ROLLING) plan->whens |= 1u << SF_AT_FULL;
     plan->edits = cfg->compensation ? SF_EDITS_MIX : SF_EDITS_KEEP;
+    if (cfg->compensation) {
+        plan->tiers = 2;
+        plan->tier[MEAN_TIER] = sf_tier_raw_f32();
+    }
     plan->sink_tokens = cfg->num_sink_tokens;
     plan->tail_tokens = cfg->min_window_tokens;
     plan->prefix = SF_PREFIX_KV;
@@ -132,7 +138,9 @@ static sf_status razor_footprint(const struct sf_setup *setup, const struct sf_s
     int32_t since = spot->tokens - c.first, slots = spot->tokens;
     if (since >= 0)
         slots = c.slots + (cfg->decode_update == ROLLING ? since % cfg->fold_tokens : since);
-    foot->slots_lo[0] = foot->slots_hi[0] = slots;
+    int32_t mean = since >= 0 && cfg->compensation;
+    foot->slots_lo[0] = foot->slots_hi[0] = slots - mean;
+    foot->slots_lo[MEAN_TIER] = foot->slots_hi[MEAN_TIER] = mean;
     foot->slots_peak = since >= 0 ? c.first : spot->tokens;
     foot->slots_keep = c.slots;
     if (cfg->decode_update == FREEZE) return SF_OK;
@@ -147,6 +155,7 @@ static sf_status razor_footprint(const struct sf_setup *setup, const struct sf_s
 struct scratch {
     int32_t *ptr, *src, *pos;
     float *weight, *bias;
+    uint8_t *tier;
 };
 
 /* The lane with the `folded` slots behind the sinks in one, which stands for so many tokens. */
@@ -158,6 +167,7 @@ static sf_status fold(struct sf_answer *answer, const struct sf_lane *lane, int3
         s->ptr[i] = i <= sinks ? i : i + folded - 1;
         s->pos[i] = lane->pos[s->ptr[i]];
         s->bias[i] = lane->bias[s->ptr[i]];
+        s->tier[i] = i == sinks ? MEAN_TIER : 0;
     }
     s->ptr[slots] = lane->slots;
     for (int32_t j = 0; j < lane->slots; j++) {
@@ -170,7 +180,7 @@ static sf_status fold(struct sf_answer *answer, const struct sf_lane *lane, int3
     s->bias[sinks] = (float)log(stands_for);
     const struct sf_mix mix = { .slots = slots, .flags = SF_MIX_FOLD, .ptr = s->ptr, .src = s->src,
                                 .k_weight = s->weight, .v_weight = s->weight, .pos = s->pos,
-                                .bias = s->bias };
+                                .bias = s->bias, .tier = s->tier };
     return sf_edit_mix(answer, lane, &mix);
 }
 
@@ -190,9 +200,9 @@ static sf_status razor_compress(const struct sf_env *env, enum sf_when when,
     size_t room = (size_t)env->setup->tokens_max + 2;
     struct scratch s = { .ptr = sf_scratch(env, room * 4), .src = sf_scratch(env, room * 4),
                          .pos = sf_scratch(env, room * 4), .weight = sf_scratch(env, room * 4),
-                         .bias = sf_scratch(env, room * 4) };
+                         .bias = sf_scratch(env, room * 4), .tier = sf_scratch(env, room) };
     (void)when;
-    if (!s.ptr || !s.src || !s.pos || !s.weight || !s.bias)
+    if (!s.ptr || !s.src || !s.pos || !s.weight || !s.bias || !s.tier)
         return SF_FAIL(SF_NO_MEMORY, "razor_attention: no scratch for %zu slots", room);
     for (int32_t i = 0; i < batch->spans; i++) {
         const struct sf_span *span = &batch->span[i];

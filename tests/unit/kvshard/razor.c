@@ -276,6 +276,102 @@ static void worked_example(void)
     ref_close(&lane);
 }
 
+/* The same through a store in bf16, which holds the example's numbers as they are, but not the mean:
+ * its slot is kept in f32.  The row that asks has a key far away, so it weighs nothing itself. */
+static void worked_example_stored(void)
+{
+    static const float key[7][2] = { { 1, 0 }, { 0, 1 }, { 2, 0 }, { 0, 2 }, { 1, 1 }, { 0, 0 },
+                                     { -8192, 0 } };
+    static const float value[7][2] = { { 1, 0 }, { 0, 1 }, { 2, 0 }, { 0, 4 }, { 1, 1 }, { 3, 0 },
+                                       { 9, 9 } };
+    static const struct sizes z = { 1, 2, 1000, 1, 16, 64, 6, 7, 0, 1 };
+    const char *const devices[] = { "ref", "cpu" };
+    for (int d = 0; d < 2; d++) {
+        struct rig_spec spec = spec_of(&z);
+        struct rig rig;
+        struct sf_seq *seq;
+        float q[7][2], k[10], v[10], out[7][2];
+        spec.device = devices[d];
+        spec.dtype = SF_BF16;
+        spec.layers = spec.lanes = spec.group = 1;
+        spec.k_dim = spec.v_dim = 2;
+        spec.scale = 1;
+        spec.option[7].text = "[]";
+        SF_MUST(rig_open(&spec, &rig));
+        SF_MUST(sf_seq_open(rig.store, 0, 6, 7, &seq));
+        for (int r = 0; r < 7; r++) q[r][0] = 1, q[r][1] = 0;
+        for (int32_t first = 0, rows = 6; first < 7; first += rows, rows = 1) {
+            struct sf_kv_item item = { seq, 0, rows, first };
+            struct sf_kv_step step = {
+                .item = &item, .items = 1, .q = q[first], .k = (float *)(uintptr_t)key[first],
+                .v = (float *)(uintptr_t)value[first], .q_stride = 2, .k_stride = 2,
+                .v_stride = 2, .out = out[first], .out_stride = 2, .out_head_stride = 2,
+                .out_dtype = SF_F32 };
+            SF_MUST(sf_store_layer(rig.store, 0, &step));
+        }
+        SF_CHECK_NEAR(out[5][0], 1.466905, 5e-7);
+        SF_CHECK_NEAR(out[5][1], 0.487708, 5e-7);
+        SF_CHECK_NEAR(out[6][0], 1.004256, 5e-7);
+        SF_CHECK_NEAR(out[6][1], 1.014429, 5e-7);
+        SF_CHECK_INT(sf_seq_lane_slots(rig.store, seq, 0, 0), 5);
+        SF_MUST(sf_seq_lane_read(rig.store, seq, 0, 0, k, v, NULL, NULL));
+        SF_CHECK_NEAR(k[2], 2.0f / 3, 6e-8);
+        SF_CHECK_NEAR(v[3], 5.0f / 3, 1.2e-7);
+        sf_seq_close(rig.store, seq, NULL);
+        rig_close(&rig);
+    }
+}
+
+/* ---- the mean in f32 beside a cache in bf16 -------------------------------------------------- */
+static double rounded(enum rig_what what, int32_t layer, int32_t head, int32_t pos, int32_t e)
+{
+    return (double)sf_bf16_to_f32(sf_f32_to_bf16(rig_value(what, 0, layer, head, pos, e)));
+}
+
+/* After 40 folds and more the slot is still the mean of what the cache held, to f32 (in bf16 it would
+ * be off by a thousandth and more); and its bytes and its page are foretold. */
+static void mean_in_f32(void)
+{
+    static const struct sizes z = { 4, 20, 5, 1, 2, 32, 75, 200, 1, 1 };
+    struct rig_spec spec = spec_of(&z);
+    struct rig rig;
+    struct sf_seq *seq;
+    struct sf_receipt receipt;
+    float k[TOKENS_MAX * 16], v[TOKENS_MAX * 16];
+    int32_t lane_ptr[] = { 0, 2, 4 }, heads[] = { 0, 1, 0, 1 };
+    uint8_t replica[4] = { 0 };
+    spec.device = "cpu";
+    spec.dtype = SF_BF16;
+    SF_MUST(rig_open(&spec, &rig));
+    SF_MUST(sf_seq_open(rig.store, 1, z.prompt, z.tokens, &seq));
+    SF_MUST(rig_feed(&rig, seq, 0, 0, z.prompt));
+    for (int32_t pos = z.prompt; pos < z.tokens; pos++) SF_MUST(rig_feed(&rig, seq, 0, pos, 1));
+    int32_t dropped = dropped_at(&z, z.tokens), slots = slots_at(&z, z.tokens);
+    for (int32_t layer = 0; layer < spec.layers; layer++)
+        for (int32_t l = 0; l < spec.lanes; l++) {
+            if (is_retrieval(layer, l)) continue;
+            SF_MUST(sf_seq_lane_read(rig.store, seq, layer, l, k, v, NULL, NULL));
+            for (int32_t e = 0; e < spec.k_dim; e++) {
+                double sum = 0;
+                for (int32_t p = z.sinks; p < z.sinks + dropped; p++)
+                    sum += rounded(RIG_K, layer, l, p, e);
+                SF_CHECK_NEAR(k[z.sinks * spec.k_dim + e], sum / dropped, 1e-6);
+            }
+        }
+    sf_seq_close(rig.store, seq, &receipt);
+    int64_t numbers = spec.k_dim + spec.v_dim;
+    SF_CHECK_INT(receipt.bytes_stored, (3 * (slots - 1) + z.tokens) * (2 * numbers + 8) +
+                                           3 * (4 * numbers + 8));
+    struct sf_rank_lanes rank = { 0, 2, lane_ptr, heads, replica };
+    struct sf_cost cost;
+    SF_MUST(sf_account_sequence(&rig.setup, &rig.stack, &rank, spec.dtype, z.prompt, z.tokens,
+                                &cost));
+    SF_CHECK_INT(cost.bytes_lo, receipt.bytes_stored);
+    SF_CHECK_INT(cost.bytes_hi, receipt.bytes_stored);
+    SF_CHECK(receipt.bytes_peak <= cost.bytes_peak);
+    rig_close(&rig);
+}
+
 /* ---- exact where it must be ----------------------------------------------------------------- */
 static void outputs(const struct rig_spec *spec, const struct sizes *z, float *out)
 {
@@ -346,6 +442,8 @@ static const struct sf_test tests[] = {
     { "every row as the definition says", every_row },
     { "pages foretold", pages_foretold },
     { "worked example", worked_example },
+    { "worked example, stored", worked_example_stored },
+    { "the mean in f32", mean_in_f32 },
     { "exact bits where nothing is dropped", exact_bits },
     { "refusals", refusals },
     { "layers with a window of their own", sliding_layers },
