@@ -203,7 +203,7 @@ static sf_status is_kv_bound(const struct sf_launch *launch, const struct bench_
         struct sf_cost cost;
         SF_TRY(sf_account_sequence(&plan->setup, &launch->config.kv.stack, &plan->rank[i].lanes,
                                    plan->kv_dtype, input, tokens, &cost));
-        int64_t seqs = cost.pages_peak > 0 ? plan->rank[i].pages / cost.pages_peak : INT64_MAX;
+        int64_t seqs = sf_account_holds(plan->rank[i].pages, &cost);
         if (seqs < least) least = seqs;
     }
     if (run->prompts < wanted) wanted = run->prompts;

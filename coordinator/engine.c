@@ -49,7 +49,7 @@ struct sf_engine {
 };
 
 /* ---- pages ----------------------------------------------------------------------------------- */
-static void need(void *arg, int32_t prompt, int32_t tokens, int64_t *pages_out)
+static void need(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out)
 {
     const struct sf_engine *e = arg;
     const struct sf_launch_plan *plan = e->spec.plan;
@@ -59,7 +59,7 @@ static void need(void *arg, int32_t prompt, int32_t tokens, int64_t *pages_out)
             sf_account_sequence(&plan->setup, &e->spec.config->kv.stack, &plan->rank[r].lanes,
                                 plan->kv_dtype, prompt, tokens, &cost);
         SF_ASSERT(status == SF_OK);     /* the plan has asked for longer ones */
-        pages_out[r] = cost.pages_peak;
+        pages_out[r] = settled ? cost.pages_after : cost.pages_peak;
     }
 }
 

@@ -50,7 +50,7 @@ sf_status sf_sched_add(struct sf_sched *s, const struct sf_sched_seq *in)
     SF_ASSERT(in->answer_likely >= 1 && in->answer_likely <= in->answer_max);
     int32_t likely = in->answer_likely > in->answer_known ? in->answer_likely
                                                           : in->answer_known + 1;
-    s->limits.need(s->limits.need_arg, in->prompt, in->prompt + in->answer_max, s->more);
+    s->limits.need(s->limits.need_arg, in->prompt, in->prompt + in->answer_max, 0, s->more);
     if (!sched_fits_alone(s, s->more)) return never_fits(s, in, s->more);
     SF_TRY(reserve_tokens(s, in));
     *seq = (struct seq){.id = in->seq, .prompt = in->prompt, .answer_max = in->answer_max,
@@ -85,6 +85,7 @@ sf_status sf_sched_result(struct sf_sched *s, int32_t group, const struct sf_wir
                            (unsigned long long)result->sample[i].seq,
                            (unsigned long long)s->seq[batch->expected[i]].id);
     for (int32_t i = 0; i < batch->expects; i++) s->seq[batch->expected[i]].sampled++;
+    sched_settle(s, &s->group[group], batch);
     batch->busy = 0;
     batch->expects = 0;
     s->in_flight--;

@@ -8,7 +8,9 @@
  *
  * A group is one data-parallel copy of the model; its micro-batches fill its pipeline.  A sequence
  * is admitted when some micro-batch has a place and every rank of that group has the pages that it
- * will probably need; they stay promised to it until it is closed.  It goes where the fewest are.
+ * will probably need; they stay promised to it until it is closed.  What its prompt alone needed
+ * (a method cuts the cache at the prompt's end) is free for others from then on.  It goes where the
+ * fewest are.
  * One that outgrows its promise gets more, and where there is nothing left the youngest sequence of
  * the micro-batch loses its place: it waits again, at the front, and is admitted for the most that
  * it can need.  Nothing is lost: its answer so far is fed to it again.
@@ -57,9 +59,9 @@ struct sf_sched_limits {
                                            load; 0: wherever the rows run out */
     int32_t slots_max;                  /* sequences known at once, waiting ones included */
     const int64_t *pages;               /* [groups][ranks] of each rank's pool; copied */
-    /* Most pages[ranks] that a sequence holds on its way to `tokens`.  Pure, never falls as tokens
-     * rise. */
-    void (*need)(void *arg, int32_t prompt, int32_t tokens, int64_t *pages_out);
+    /* Most pages[ranks] that a sequence holds on its way to `tokens`; settled: once its prompt has
+     * ended, which is never more.  Pure, never falls as tokens rise. */
+    void (*need)(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out);
     void *need_arg;
     enum sf_sharing sharing;
     int32_t block_tokens, blocks_max;   /* blocks_max: of one group; both only where shared */

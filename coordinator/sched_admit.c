@@ -62,7 +62,7 @@ int sched_fits_alone(const struct sf_sched *s, const int64_t *need)
 /* The pages that are a sequence's own when it may grow to `tokens`. */
 static void own_pages(const struct sf_sched *s, const struct seq *seq, int32_t tokens, int64_t *out)
 {
-    s->limits.need(s->limits.need_arg, seq->prompt, tokens, out);
+    s->limits.need(s->limits.need_arg, seq->prompt, tokens, seq->settled, out);
     for (int32_t r = 0; r < s->limits.ranks && s->limits.sharing == SF_SHARE_KEPT; r++)
         out[r] -= seq->blocks * s->block_pages[r];
 }
@@ -80,6 +80,22 @@ int sched_grow(struct sf_sched *s, struct group *group, struct seq *seq, int32_t
     for (int32_t r = 0; r < s->limits.ranks; r++) need[r] += s->more[r];
     seq->promised = tokens;
     return 1;
+}
+
+void sched_settle(struct sf_sched *s, struct group *group, const struct batch *batch)
+{
+    for (int32_t i = 0; i < batch->lanes; i++) {
+        struct seq *seq = &s->seq[batch->lane[i]];
+        if (seq->state != SEQ_OPEN || seq->settled || seq->fed < seq->prompt) continue;
+        int64_t *need = sched_need(s, seq);
+        seq->settled = 1;
+        own_pages(s, seq, seq->promised, s->more);
+        for (int32_t r = 0; r < s->limits.ranks; r++) {
+            SF_ASSERT(s->more[r] <= need[r]);
+            group->promised[r] -= need[r] - s->more[r];
+            need[r] = s->more[r];
+        }
+    }
 }
 
 /* ---- places ---------------------------------------------------------------------------------- */
@@ -137,8 +153,9 @@ void sched_wait(struct sf_sched *s, struct seq *seq, int32_t tokens, int first)
 {
     int32_t max = s->limits.slots_max, slot = (int32_t)(seq - s->seq);
     SF_ASSERT(s->waiting_count < max);
-    s->limits.need(s->limits.need_arg, seq->prompt, tokens, sched_need(s, seq));
+    s->limits.need(s->limits.need_arg, seq->prompt, tokens, 0, sched_need(s, seq));
     seq->promised = tokens;
+    seq->settled = 0;
     seq->state = SEQ_WAITING;
     if (first) s->waiting_first = (s->waiting_first + max - 1) % max;
     s->waiting[(s->waiting_first + (first ? 0 : s->waiting_count)) % max] = slot;

@@ -26,6 +26,7 @@ struct seq {
     int32_t reused, filled, blocks;     /* of `block`; the first `filled` hold rows */
     int32_t *block;                     /* of the prefix table, owned; NULL: none */
     uint8_t score_prompt;
+    uint8_t settled;                    /* its prompt has ended, and pages are promised for that */
     struct sf_wire_sampling sampling;
     const int32_t *token;
 };
@@ -76,6 +77,8 @@ void sched_wait(struct sf_sched *, struct seq *, int32_t tokens, int first);
 int  sched_fits_alone(const struct sf_sched *, const int64_t *need);
 /* Pages for `tokens` instead of seq->promised.  0 if there are none left. */
 int  sched_grow(struct sf_sched *, struct group *, struct seq *, int32_t tokens);
+/* The prompts that have ended with the step that came back: what they needed more is given back. */
+void sched_settle(struct sf_sched *, struct group *, const struct batch *);
 /* Whether a sequence would rather wait for blocks that another one is computing. */
 int  sched_must_wait(const struct sf_sched *, const struct group *, const struct seq *);
 /* Attaches the blocks that are there and makes those that this sequence will fill. */

@@ -1,7 +1,8 @@
 /* kvshard/account.c: footprints in slots become bytes and pages of a rank.
  *
- * What a lane holds at most: while the prompt runs, its slots; afterwards never more than its
- * budget and the holes that the store leaves in it (lane.h); and never more than all its tokens.
+ * What a lane holds at most: while the prompt runs, its slots; afterwards (if its method answers
+ * the prompt's end) never more than its budget and the holes that the store leaves in it (lane.h);
+ * and never more than all its tokens.
  *
  * A method that answers at intervals swings between two events.  Its lanes are largest just before
  * one, with the slots of the token before and one more, so the footprint is asked there:
@@ -81,7 +82,7 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     cost.bytes_exact = spot->tokens * slot_bytes;
     if (number < 0) {
         cost.bytes_lo = cost.bytes_hi = cost.bytes_exact;
-        cost.pages_peak = pages_of(spot->tokens, common->page_slots);
+        cost.pages_peak = cost.pages_after = pages_of(spot->tokens, common->page_slots);
         *cost_out = cost;
         return SF_OK;
     }
@@ -107,9 +108,12 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     int64_t slots = sf_lane_slots_bound(live[0], setup.page_slots);
     if (entry->plan.whens & 1u << SF_AT_PREFILL_CHUNK) /* else a prompt has no holes */
         prompt_slots = sf_lane_slots_bound(prompt_slots, setup.page_slots);
-    if (slots < prompt_slots) slots = prompt_slots;
     if (slots > spot->tokens) slots = spot->tokens;
-    cost.pages_peak = pages_of(slots, setup.page_slots) + tier_pages;
+    if (prompt_slots > spot->tokens) prompt_slots = spot->tokens;
+    int64_t most = slots > prompt_slots ? slots : prompt_slots;
+    int cut_at_end = (entry->plan.whens & 1u << SF_AT_PREFILL_END) != 0;
+    cost.pages_peak = pages_of(most, setup.page_slots) + tier_pages;
+    cost.pages_after = pages_of(cut_at_end ? slots : most, setup.page_slots) + tier_pages;
     *cost_out = cost;
     return SF_OK;
 }
@@ -128,6 +132,7 @@ sf_status sf_account_sequence(const struct sf_setup *setup, const struct sf_stac
             struct sf_lane_cost lane;
             SF_TRY(sf_account_lane(setup, stack, dtype, &spot, &lane));
             sum.pages_peak += lane.pages_peak;
+            sum.pages_after += lane.pages_after;
             if (lanes->replica[l] > 0) continue;
             sum.bytes_exact += lane.bytes_exact;
             sum.bytes_lo += lane.bytes_lo;
@@ -137,6 +142,13 @@ sf_status sf_account_sequence(const struct sf_setup *setup, const struct sf_stac
     sum.bytes_peak = sum.pages_peak * sf_account_page_bytes(setup, lanes, dtype);
     *cost_out = sum;
     return SF_OK;
+}
+
+int64_t sf_account_holds(int64_t pages, const struct sf_cost *cost)
+{
+    if (cost->pages_peak <= 0) return INT64_MAX;
+    if (pages < cost->pages_peak) return 0;
+    return 1 + (pages - cost->pages_peak) / (cost->pages_after > 0 ? cost->pages_after : 1);
 }
 
 int64_t sf_account_page_bytes(const struct sf_setup *setup, const struct sf_rank_lanes *lanes,

@@ -24,16 +24,20 @@ struct sf_cost {                        /* of one sequence on one rank */
     int64_t bytes_exact;                /* the same tokens in the exact cache */
     int64_t bytes_lo, bytes_hi;         /* stored, copies not counted */
     int64_t pages_peak;                 /* most pages that its lanes hold at any time, copies too */
+    int64_t pages_after;                /* the same, once the prompt has ended */
     int64_t bytes_peak;                 /* pages_peak in bytes */
 };
 /* One lane at the spot's length. */
-struct sf_lane_cost { int64_t bytes_lo, bytes_hi, bytes_exact, pages_peak; };
+struct sf_lane_cost { int64_t bytes_lo, bytes_hi, bytes_exact, pages_peak, pages_after; };
 sf_status sf_account_lane(const struct sf_setup *, const struct sf_stack *, enum sf_dtype,
                           const struct sf_spot *, struct sf_lane_cost *cost_out);
 /* A sequence of `prompt` tokens that has grown to `tokens` (peak: on the way there). */
 sf_status sf_account_sequence(const struct sf_setup *, const struct sf_stack *,
                               const struct sf_rank_lanes *, enum sf_dtype, int32_t prompt,
                               int32_t tokens, struct sf_cost *cost_out);
+/* Sequences of this cost that so many pages hold at once: one in its prompt, the others after it.
+ * INT64_MAX for a rank that has no lanes. */
+int64_t sf_account_holds(int64_t pages, const struct sf_cost *);
 /* Bytes of one page: the one page size of a rank's pool. */
 int64_t sf_account_page_bytes(const struct sf_setup *, const struct sf_rank_lanes *, enum sf_dtype);
 

@@ -25,16 +25,19 @@ static struct {
     struct seq seq[SEQS];
     struct sent sent[MICRO_BATCHES];
     int32_t page_tokens;
+    uint8_t cut;                        /* the cache is cut at the prompt's end */
     const struct sf_wire_step *step;    /* the last one */
     char text[512];
     size_t chars;
 } rig;
 
-static void need(void *arg, int32_t prompt, int32_t tokens, int64_t *pages_out)
+/* A cut prompt needs two pages more until it has ended. */
+static void need(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out)
 {
     (void)arg;
     SF_ASSERT(tokens > prompt);
     *pages_out = (tokens + rig.page_tokens - 1) / rig.page_tokens;
+    if (rig.cut && !settled) *pages_out += 2;
 }
 
 struct job {
@@ -42,6 +45,7 @@ struct job {
     int32_t stages;                     /* 0: as many as batches */
     int64_t pages;
     enum sf_sharing sharing;
+    uint8_t cut;
 };
 
 static void begin(struct job job)
@@ -55,6 +59,7 @@ static void begin(struct job job)
         .blocks_max = (int32_t)job.pages, .block_pages = &block_pages};
     memset(&rig, 0, sizeof rig);
     rig.page_tokens = job.page_tokens;
+    rig.cut = job.cut;
     if (sf_sched_create(&limits, &rig.sched) != SF_OK) abort();
 }
 
@@ -385,6 +390,34 @@ static void gives_way(void)
     finish();
 }
 
+/* Of 6 pages a prompt takes 4, and 2 when it has ended: then there is room for the next one, and
+ * two more than that would not have been. */
+static void settles(void)
+{
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 6,
+                       .cut = 1});
+    for (int32_t i = 0; i < 3; i++) SF_MUST(add_like(i, 4, 0, 4, 4));
+    SF_CHECK_STR(next(), "0: open 0 rows 0:0+4*");
+    SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 4.0 / 6, 1e-12);
+    answer(0);
+    SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 2.0 / 6, 1e-12);
+    SF_CHECK_STR(next(), "0: open 1 rows 0:4++1* 1:0+4*");
+    SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 1, 1e-12);
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 0:5++1* 1:4++1*");    /* 2 pages are free, the third wants 4 */
+    answer(0);
+    end(0);
+    SF_CHECK_STR(next(), "0: close 0 open 2 rows 1:5++1* 2:0+4*");
+    answer(0);
+    SF_CHECK_STR(next(), "0: rows 1:6++1* 2:4++1*");
+    SF_CHECK_INT(sf_sched_load(rig.sched).preempted, 0);
+    answer(0);
+    end(1);
+    end(2);
+    SF_CHECK_STR(next(), "0: close 1 close 2");
+    finish();
+}
+
 /* Who outgrows its pages is promised more of them at once, but none that it can never need; and
  * where there are not so many, one for the next row is enough. */
 static void grows(void)
@@ -610,6 +643,7 @@ static const struct sf_test tests[] = {
     {"a scored prompt", scored_prompt},
     {"results are checked", results_are_checked},
     {"the youngest gives way", gives_way},
+    {"a prompt that has ended makes room", settles},
     {"grows", grows},
     {"gives way itself", gives_way_itself},
     {"waits for blocks", waits_for_blocks},

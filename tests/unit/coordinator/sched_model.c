@@ -4,13 +4,13 @@
 #include "tests/check.h"
 
 /* ---- pages ----------------------------------------------------------------------------------- */
-void model_need(void *model, int32_t prompt, int32_t tokens, int64_t *pages_out)
+void model_need(void *model, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out)
 {
     const struct model *m = model;
     int32_t size = m->shape.page_tokens, window = m->shape.window;
     int64_t lane = (tokens + size - 1) / size;
     if (window > 0 && lane > window) lane = window;
-    if (window > 0 && tokens >= prompt) lane += (prompt + size - 1) / size / 4;
+    if (window > 0 && tokens >= prompt && !settled) lane += (prompt + size - 1) / size / 4;
     for (int32_t r = 0; r < m->shape.ranks; r++)
         pages_out[r] = m->flush ? m->pages[r] : lane * (r + 1);
 }
@@ -21,7 +21,7 @@ static void hold_pages(struct model *m, int32_t g, const struct sf_wire_step *st
                        struct known *known)
 {
     int64_t pages[RANKS] = {0};
-    if (known->state == OPEN) model_need(m, known->prompt, known->fed, pages);
+    if (known->state == OPEN) model_need(m, known->prompt, known->fed, known->settled, pages);
     for (int32_t r = 0; r < m->shape.ranks; r++) {
         if (known->state == OPEN && m->shape.sharing == SF_SHARE_KEPT)
             pages[r] -= known->filled * (r + 1);
@@ -44,6 +44,20 @@ static void check_pages(struct model *m, int32_t g, const struct sf_wire_step *s
         int64_t pages = m->pages[g * m->shape.ranks + r];
         PROMISE(m, m->held[g][r] >= 0 && m->held[g][r] <= pages);
         PROMISE(m, use * (double)pages >= (double)m->held[g][r] - 1e-6);
+    }
+}
+
+void model_result(struct model *m, int32_t g, int32_t b)
+{
+    const struct sf_wire_step *step = &(struct sf_wire_step){.id = m->flight[g][b].step};
+    for (int32_t i = 0; i < SLOTS; i++) {
+        struct known *known = &m->known[i];
+        if (known->state != OPEN || known->group != g || known->batch != b ||
+            known->settled || known->fed < known->prompt)
+            continue;
+        known->settled = 1;
+        hold_pages(m, g, step, known);
+        m->settled++;
     }
 }
 
@@ -212,6 +226,7 @@ static void take_open(struct model *m, int32_t g, const struct sf_wire_step *ste
     PROMISE(m, same_sampling(&open->sampling, &known->sampling));
     open_blocks(m, g, step, open, known);
     known->fed = open->reused * m->shape.page_tokens;
+    known->settled = 0;
     known->known = known->prompt + known->sampled;
     if (known->fed > 0 && sf_wire_looks_back(&open->sampling))
         take_tokens(m, g, step, open->reused_first, known->fed, known->token);

@@ -37,6 +37,7 @@ struct known {
     int32_t blocks, filled, block[PROMPT];
     int64_t pages[RANKS];               /* its own */
     uint8_t scored;
+    uint8_t settled;                    /* the step that ended its prompt has come back */
     uint8_t alone;                      /* its prompt begins as no other, so it never waits */
     struct sf_wire_sampling sampling;
     struct sf_wire_bias bias;
@@ -61,7 +62,7 @@ struct model {
     int32_t blocks_max, blocks[GROUPS], open[GROUPS], in_flight;
     uint64_t newest[GROUPS][BATCHES];   /* of the sequences alone that were opened there */
     int64_t steps, opened, preempted, reused, dropped;
-    int64_t added, closed;
+    int64_t added, closed, settled;
     uint32_t serial;
     uint8_t last;                       /* sf_sched_last was called */
     uint8_t flush;                      /* a sequence needs all pages that there are */
@@ -70,7 +71,9 @@ struct model {
 
 /* The scheduler of a shape and a model without anything in it; 0 if that failed. */
 int  model_make(struct model *, const struct shape *);
-void model_need(void *model, int32_t prompt, int32_t tokens, int64_t *pages_out);
+void model_need(void *model, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out);
+/* The result of the step in flight of this micro-batch has gone to the scheduler. */
+void model_result(struct model *, int32_t group, int32_t batch);
 /* What sf_sched_next gave, or sf_sched_empty. */
 void model_take(struct model *, int32_t group, const struct sf_wire_step *);
 void model_take_empty(struct model *, int32_t group, const struct sf_wire_step *);

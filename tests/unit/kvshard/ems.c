@@ -273,6 +273,7 @@ static void check_bytes(const struct rig *rig, const struct options *o, int32_t 
     SF_CHECK_INT(cost.bytes_lo, bytes);
     SF_CHECK_INT(cost.bytes_hi, bytes);
     SF_CHECK(sf_store_bytes_held(rig->store) <= cost.bytes_peak);
+    SF_CHECK(sf_store_pages(rig->store) - sf_store_pages_free(rig->store) <= cost.pages_after);
 }
 
 static int check_rows(const struct rig *rig, const struct options *o, struct plain plain[][2],

@@ -22,16 +22,22 @@ static struct rig_spec spec_of(const struct sf_method *method)
 }
 
 /* ---- what admission was told ---------------------------------------------------------------- */
-static void check_cost(const struct rig *rig, const struct sf_receipt *receipt, int exact)
+static struct sf_cost cost_at(const struct rig *rig, int32_t tokens)
 {
     int32_t lane_ptr[LAYERS + 1], heads[LAYERS * LANES];
     uint8_t replica[LAYERS * LANES] = { 0 };
     for (int32_t l = 0; l <= LAYERS; l++) lane_ptr[l] = l * LANES;
     for (int32_t l = 0; l < LAYERS * LANES; l++) heads[l] = l % LANES;
     struct sf_rank_lanes rank = { 0, LAYERS, lane_ptr, heads, replica };
-    struct sf_cost cost;
-    SF_MUST(sf_account_sequence(&rig->setup, &rig->stack, &rank, rig->spec.dtype, PROMPT,
-                                receipt->tokens, &cost));
+    struct sf_cost cost = { 0 };
+    SF_CHECK_OK(sf_account_sequence(&rig->setup, &rig->stack, &rank, rig->spec.dtype, PROMPT,
+                                    tokens, &cost));
+    return cost;
+}
+
+static void check_cost(const struct rig *rig, const struct sf_receipt *receipt, int exact)
+{
+    struct sf_cost cost = cost_at(rig, receipt->tokens);
     SF_CHECK_INT(cost.bytes_exact, receipt->bytes_exact);
     if (receipt->bytes_stored < cost.bytes_lo || receipt->bytes_stored > cost.bytes_hi)
         sf_test_fail(__FILE__, __LINE__, "%s: stored %lld B, predicted %lld to %lld",
@@ -69,12 +75,17 @@ static void run_toy(const struct sf_method *method, const char *device, int exac
     spec.device = device;
     SF_MUST(rig_open(&spec, &rig));
     SF_MUST(sf_seq_open(rig.store, 0, PROMPT, 256, &seq));
+    int64_t promised = cost_at(&rig, TOKENS).pages_after;
     for (int32_t at = 0, rows; at < TOKENS; at += rows) {
         struct ref_lane before[LAYERS * LANES];
         rows = at == 0 ? PROMPT : 1;
         for (int32_t i = 0; i < LAYERS * LANES; i++)
             read_lane(&rig, seq, i / LANES, i % LANES, &before[i]);
         SF_MUST(rig_feed(&rig, seq, 0, at, rows));
+        int64_t held = sf_store_pages(rig.store) - sf_store_pages_free(rig.store);
+        if (held > promised)
+            sf_test_fail(__FILE__, __LINE__, "%s: %lld pages at %d tokens, promised %lld",
+                         method->name, (long long)held, at + rows, (long long)promised);
         for (int32_t i = 0; i < LAYERS * LANES; i++) {
             struct ref_lane now;
             for (int32_t r = 0; r < rows; r++) {

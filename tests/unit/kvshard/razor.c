@@ -214,7 +214,7 @@ static void pages_foretold(void)
         int32_t lane_ptr[] = { 0, 2, 4 }, heads[] = { 0, 1, 0, 1 };
         uint8_t replica[4] = { 0 };
         struct sf_rank_lanes rank = { 0, 2, lane_ptr, heads, replica };
-        int64_t most = 0, promised = 0;
+        int64_t most = 0, promised = 0, after = 0;
         SF_MUST(rig_open(&spec, &rig));
         SF_MUST(sf_seq_open(rig.store, 1, z->prompt, z->tokens, &seq));
         for (int32_t pos = 0, n; pos < z->tokens; pos += n) {
@@ -228,6 +228,9 @@ static void pages_foretold(void)
             SF_CHECK(cost.pages_peak >= promised);
             SF_CHECK(cost.pages_peak >= most);
             promised = cost.pages_peak;
+            SF_CHECK(held <= cost.pages_after && cost.pages_after >= after);
+            SF_CHECK(cost.pages_after <= cost.pages_peak);
+            after = cost.pages_after;
         }
         sf_seq_close(rig.store, seq, NULL);
         rig_close(&rig);
