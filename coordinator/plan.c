@@ -48,10 +48,10 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
     plan.rank = calloc((size_t)plan.ranks, sizeof *plan.rank);
     sf_status status = count != NULL && plan.rank != NULL
                        ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for %d ranks", plan.ranks);
-    if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
     if (status == SF_OK)
         status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
+    if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
     if (status == SF_OK) status = choose_placing(cfg, &plan);
     sizing.placing = plan.placing;
     if (status == SF_OK) status = make_ranks(&sizing, count, &plan);
@@ -207,7 +207,7 @@ static sf_status cut_layers(const struct sf_config *cfg, const struct sf_model_d
 {
     const struct sf_opt_ints *given = &cfg->parallel.layers;
     if (given->count == SF_OPT_AUTO)
-        return sf_cut_layers(desc, plan, plan->pipeline, count_out);
+        return sf_cut_layers(desc, plan, &plan->setup, &cfg->kv.stack, plan->pipeline, count_out);
     int64_t sum = 0;
     SF_ASSERT(given->count == plan->pipeline);  /* checked with the configuration */
     for (int32_t s = 0; s < given->count; s++) {

@@ -9,7 +9,8 @@
  *   30 layers of 7.1 MB + 1.6 MB of cache, head of 56.6 MB: [18][12 + head]  156 | 161 MB
  *
  * A quarter of max_model_len, at most 1,024, stands for the tokens behind a row: sequences
- * start short, and few come near the limit. */
+ * start short, and few come near the limit.  Of their cached bytes counts what the methods store at
+ * that length: a layer whose heads are cut is a cheap one. */
 #include <math.h>
 #include <stdlib.h>
 #include "coordinator/plan_impl.h"
@@ -25,21 +26,43 @@ int32_t sf_micro_batches(int32_t seqs_max, int32_t pipeline)
     return seqs_max >= 2 * pipeline * SF_SCHED_ROWS_WORTH ? 2 * pipeline : pipeline;
 }
 
-void sf_layer_costs(const struct sf_model_desc *desc, const struct sf_launch_plan *plan,
-                    int32_t pipeline, double *cost_out, double *head_cost_out)
+/* Stored / exact bytes of a layer's lanes at `tokens`. */
+static sf_status stored_share(const struct sf_setup *setup, const struct sf_stack *stack,
+                              enum sf_dtype kv_dtype, int32_t layer, int32_t tokens,
+                              double *share_out)
+{
+    double stored = 0, exact = 0;
+    for (int32_t h = 0; h < setup->layer[layer].groups; h++) {
+        struct sf_spot spot = { .layer = layer, .head_global = h, .prompt = tokens,
+                                .tokens = tokens };
+        struct sf_lane_cost lane;
+        SF_TRY(sf_account_lane(setup, stack, kv_dtype, &spot, &lane));
+        stored += (double)lane.bytes_hi;
+        exact += (double)lane.bytes_exact;
+    }
+    *share_out = exact > 0 ? stored / exact : 1;
+    return SF_OK;
+}
+
+sf_status sf_layer_costs(const struct sf_model_desc *desc, const struct sf_launch_plan *plan,
+                         const struct sf_setup *setup, const struct sf_stack *stack,
+                         int32_t pipeline, double *cost_out, double *head_cost_out)
 {
     const double element = (double)sf_dtype_bytes(plan->dtype), d_model = desc->d_model;
     const double kv_element = (double)sf_dtype_bytes(plan->kv_dtype);
     int32_t batches = sf_micro_batches(plan->seqs_max, pipeline);
     double rows = (double)plan->seqs_max / batches;
-    double tokens = fmin((double)plan->tokens_max / TOKENS_SHARE, TOKENS_MOST);
+    double tokens = fmin((double)plan->tokens_max / TOKENS_SHARE, TOKENS_MOST), share;
     for (int32_t i = 0; i < desc->layers; i++) {
         const struct sf_layer_desc *l = &desc->layer[i];
         double kv_columns = (double)l->kv_heads * (l->k_dim + l->v_dim);
         double columns = (double)l->q_heads * (l->k_dim + l->v_dim) + kv_columns + 3.0 * desc->ffn;
-        cost_out[i] = columns * d_model * element + rows * tokens * kv_columns * kv_element;
+        SF_TRY(stored_share(setup, stack, plan->kv_dtype, i, (int32_t)fmax(tokens, 1), &share));
+        cost_out[i] = columns * d_model * element
+                      + rows * tokens * kv_columns * kv_element * share;
     }
     *head_cost_out = (double)desc->vocab * d_model * element;
+    return SF_OK;
 }
 
 /* Best of what follows layer `first` in `stages` stages: the dearest stage, then the sum of
@@ -93,12 +116,13 @@ sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, in
 }
 
 sf_status sf_cut_layers(const struct sf_model_desc *desc, const struct sf_launch_plan *plan,
+                        const struct sf_setup *setup, const struct sf_stack *stack,
                         int32_t pipeline, int32_t *count_out)
 {
     double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
     if (cost == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", desc->layers);
-    sf_layer_costs(desc, plan, pipeline, cost, &head);
-    sf_status status = sf_cut_stages(cost, desc->layers, head, pipeline, count_out);
+    sf_status status = sf_layer_costs(desc, plan, setup, stack, pipeline, cost, &head);
+    if (status == SF_OK) status = sf_cut_stages(cost, desc->layers, head, pipeline, count_out);
     free(cost);
     return status;
 }

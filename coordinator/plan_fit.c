@@ -130,8 +130,7 @@ static sf_status layout_fits(const struct sf_sizing *asked, struct sf_config *cf
     struct sf_plan_rank *rank = calloc((size_t)tensor, sizeof *rank);
     *fits_out = 1;
     sf_status status = count != NULL && rank != NULL
-                       ? sf_cut_layers(desc, plan, pipeline, count)
-                       : SF_FAIL(SF_NO_MEMORY, "no memory for %d stages", pipeline);
+                       ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for %d stages", pipeline);
     if (status == SF_OK)
         status = sf_setup_make(desc, tensor, plan->page_slots, plan->tokens_max, &setup);
     if (status == SF_OK) {
@@ -141,6 +140,8 @@ static sf_status layout_fits(const struct sf_sizing *asked, struct sf_config *cf
             *fits_out = 0;
         }
     }
+    if (status == SF_OK && *fits_out)
+        status = sf_cut_layers(desc, plan, &setup, &cfg->kv.stack, pipeline, count);
     if (status == SF_OK && *fits_out)
         status = sf_head_costs(&setup, &cfg->kv.stack, here.kv_dtype, &head_cost);
     here.placing.head_cost = head_cost;

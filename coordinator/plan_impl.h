@@ -16,12 +16,15 @@ SF_C_BEGIN
  * the most level one.  cost[layers] of each layer; the last stage costs head_cost more. */
 sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, int32_t stages,
                         int32_t *count_out);
-/* Cost of each layer and of the output head in so many stages: bytes that a step reads. */
-void sf_layer_costs(const struct sf_model_desc *, const struct sf_launch_plan *, int32_t pipeline,
-                    double *cost_out, double *head_cost_out);
+/* Cost of each layer and of the output head in so many stages: bytes that a step reads.  The stack
+ * has been checked with this setup; NULL: the exact cache. */
+sf_status sf_layer_costs(const struct sf_model_desc *, const struct sf_launch_plan *,
+                         const struct sf_setup *, const struct sf_stack *, int32_t pipeline,
+                         double *cost_out, double *head_cost_out);
 /* Cuts the model by these costs. */
 sf_status sf_cut_layers(const struct sf_model_desc *, const struct sf_launch_plan *,
-                        int32_t pipeline, int32_t *count_out);
+                        const struct sf_setup *, const struct sf_stack *, int32_t pipeline,
+                        int32_t *count_out);
 /* Of a group with so many sequences: at least one for each stage. */
 int32_t sf_micro_batches(int32_t seqs_max, int32_t pipeline);
 
@@ -79,8 +82,8 @@ struct sf_plan_costs {
     int32_t length[SF_LENGTHS_MAX], lengths, group;
     struct sf_cost *at;                 /* [lengths][group] */
 };
-sf_status sf_plan_costs_make(const struct sf_launch_plan *, const struct sf_config *,
-                             struct sf_plan_costs *out);
+sf_status sf_plan_costs_make(const struct sf_launch_plan *, const struct sf_stack *,
+                             struct sf_plan_costs *out); /* stack NULL: in the exact cache */
 void sf_plan_costs_free(struct sf_plan_costs *);
 /* Sequences of length[index] that all ranks hold at once: one in its prompt, the others after
  * it. */

@@ -21,7 +21,7 @@ int32_t sf_plan_lengths(const struct sf_launch_plan *plan, int32_t lengths_out[S
     return count;
 }
 
-sf_status sf_plan_costs_make(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+sf_status sf_plan_costs_make(const struct sf_launch_plan *plan, const struct sf_stack *stack,
                              struct sf_plan_costs *out)
 {
     struct sf_plan_costs costs = { .group = plan->tensor * plan->pipeline };
@@ -31,7 +31,7 @@ sf_status sf_plan_costs_make(const struct sf_launch_plan *plan, const struct sf_
     sf_status status = SF_OK;
     for (int32_t i = 0; i < costs.lengths; i++)
         for (int32_t r = 0; r < costs.group && status == SF_OK; r++)
-            status = sf_account_sequence(&plan->setup, &cfg->kv.stack, &plan->rank[r].lanes,
+            status = sf_account_sequence(&plan->setup, stack, &plan->rank[r].lanes,
                                          plan->kv_dtype, costs.length[i], costs.length[i],
                                          &costs.at[i * costs.group + r]);
     if (status == SF_OK) *out = costs;
@@ -45,15 +45,14 @@ void sf_plan_costs_free(struct sf_plan_costs *costs)
     costs->at = NULL;
 }
 
-/* The scheduler promises a sequence its peak until it ends, so peaks are what is divided. */
+/* The scheduler promises a sequence its peak until its prompt has ended, then what it comes to. */
 int64_t sf_plan_capacity(const struct sf_launch_plan *plan, const struct sf_plan_costs *costs,
                          int32_t index)
 {
     const struct sf_cost *cost = &costs->at[index * costs->group];
     int64_t least = INT64_MAX;
     for (int32_t r = 0; r < plan->ranks; r++) {
-        int64_t pages = cost[r % costs->group].pages_peak;
-        int64_t seqs = pages > 0 ? plan->rank[r].pages / pages : INT64_MAX;
+        int64_t seqs = sf_account_holds(plan->rank[r].pages, &cost[r % costs->group]);
         if (seqs < least) least = seqs;
     }
     return least < INT64_MAX / plan->data ? least * plan->data : least;
@@ -178,19 +177,28 @@ static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_p
     return json;
 }
 
-static void put_capacity(struct json_writer *w, const struct sf_launch_plan *plan,
-                         const struct sf_config *cfg, const struct sf_plan_costs *costs,
-                         struct sf_json *root)
+/* {"1024": sequences, ...}; *last_out: of the last length. */
+static struct sf_json *capacity_json(struct json_writer *w, const struct sf_launch_plan *plan,
+                                     const struct sf_plan_costs *costs, int64_t *last_out)
 {
-    struct sf_json *capacity = sf_json_new(SF_JSON_OBJECT), *at = sf_json_new(SF_JSON_OBJECT);
-    int64_t seqs = 0;
+    struct sf_json *at = sf_json_new(SF_JSON_OBJECT);
     for (int32_t i = 0; i < costs->lengths; i++) {
         char key[16];
-        seqs = sf_plan_capacity(plan, costs, i);
+        *last_out = sf_plan_capacity(plan, costs, i);
         snprintf(key, sizeof key, "%d", costs->length[i]);
-        put(w, at, key, sf_json_new_int(seqs));
+        put(w, at, key, sf_json_new_int(*last_out));
     }
-    put(w, capacity, "max_num_seqs_at_len", at);
+    return at;
+}
+
+static void put_capacity(struct json_writer *w, const struct sf_launch_plan *plan,
+                         const struct sf_config *cfg, const struct sf_plan_costs *costs,
+                         const struct sf_plan_costs *exact, struct sf_json *root)
+{
+    struct sf_json *capacity = sf_json_new(SF_JSON_OBJECT);
+    int64_t seqs = 0, unused;
+    put(w, capacity, "max_num_seqs_at_len", capacity_json(w, plan, costs, &seqs));
+    put(w, capacity, "exact_max_num_seqs_at_len", capacity_json(w, plan, exact, &unused));
     put(w, root, "capacity", capacity);
     put(w, root, "kv_ratio", sf_json_new_real(sf_plan_ratio(costs)));
     int bound = seqs < cfg->scheduler.max_num_seqs;     /* at the last, the planning length */
@@ -201,8 +209,13 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
                               const struct sf_model *model, char **text_out)
 {
     struct json_writer w = { .status = SF_OK };
-    struct sf_plan_costs costs;
-    SF_TRY(sf_plan_costs_make(plan, cfg, &costs));
+    struct sf_plan_costs costs, exact;
+    SF_TRY(sf_plan_costs_make(plan, &cfg->kv.stack, &costs));
+    sf_status status = sf_plan_costs_make(plan, NULL, &exact);
+    if (status != SF_OK) {
+        sf_plan_costs_free(&costs);
+        return status;
+    }
     struct sf_json *root = sf_json_new(SF_JSON_OBJECT), *ranks = sf_json_new(SF_JSON_ARRAY);
     struct sf_json *comm = sf_json_new(SF_JSON_OBJECT);
     put(&w, root, "fits", sf_json_new(plan->fits ? SF_JSON_TRUE : SF_JSON_FALSE));
@@ -221,8 +234,9 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
     put(&w, comm, "cross_node_bytes_per_token", sf_json_new_int(traffic.cross_node));
     put(&w, comm, "per_method", sf_json_new(SF_JSON_OBJECT));
     put(&w, root, "comm", comm);
-    put_capacity(&w, plan, cfg, &costs, root);
+    put_capacity(&w, plan, cfg, &costs, &exact, root);
     sf_plan_costs_free(&costs);
+    sf_plan_costs_free(&exact);
 
     char *text = NULL;
     size_t bytes;
@@ -285,18 +299,33 @@ static void write_memory(FILE *out, const struct sf_launch_plan *plan)
             (double)plan->rank[who].load_bytes / MIB);
 }
 
-static void write_stages(FILE *out, const struct sf_launch_plan *plan,
-                         const struct sf_config *cfg, const struct sf_model_desc *desc)
+/* The dearest stage / the mean, of the costs of layers and head, with so many layers each. */
+static double stage_level(const double *cost, double head, const int32_t *count, int32_t stages)
 {
-    double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
-    if (plan->pipeline == 1 || cost == NULL) {
-        free(cost);
-        return;
+    double most = 0, sum = 0;
+    for (int32_t s = 0, first = 0; s < stages; s++) {
+        double bytes = s == stages - 1 ? head : 0;
+        for (int32_t i = 0; i < count[s]; i++) bytes += cost[first + i];
+        first += count[s];
+        sum += bytes;
+        if (bytes > most) most = bytes;
     }
-    sf_layer_costs(desc, plan, plan->pipeline, cost, &head);
+    return sum > 0 ? most * stages / sum : 1;
+}
+
+/* How the stages are cut, and where methods move the cut, what the one of the exact cache would
+ * have been.  cost: room for two costs of each layer; count for two counts of each stage. */
+static sf_status write_cut(FILE *out, const struct sf_launch_plan *plan,
+                           const struct sf_config *cfg, const struct sf_model_desc *desc,
+                           double *cost, int32_t *count)
+{
+    double head;
+    int differ = 0, given = cfg->parallel.layers.count != SF_OPT_AUTO;
+    SF_TRY(sf_layer_costs(desc, plan, &plan->setup, &cfg->kv.stack, plan->pipeline, cost, &head));
+    SF_TRY(sf_cut_layers(desc, plan, &plan->setup, NULL, plan->pipeline, count + plan->pipeline));
     fprintf(out, "\nstages     %s; the head counts as %.1f layers:",
-            cfg->parallel.layers.count == SF_OPT_AUTO ? "cut to level the bytes that a step reads"
-                                                      : "cut as parallel.pipeline_layers says",
+            given ? "cut as parallel.pipeline_layers says"
+                  : "cut to level the bytes that a step reads",
             cost[0] > 0 ? head / cost[0] : 0.0);
     for (int32_t s = 0; s < plan->pipeline; s++) {
         const struct sf_share *share = &plan->rank[s * plan->tensor].share;
@@ -304,9 +333,31 @@ static void write_stages(FILE *out, const struct sf_launch_plan *plan,
         for (int32_t i = 0; i < share->layer_count; i++) bytes += cost[share->layer_first + i];
         fprintf(out, "%s %d layers%s %.1f MiB", s == 0 ? "" : " |", share->layer_count,
                 share->last_stage ? " + head" : "", bytes / MIB);
+        count[s] = share->layer_count;
+        differ |= count[s] != count[plan->pipeline + s];
     }
     fputc('\n', out);
+    if (!differ || given) return SF_OK;
+    fprintf(out, "           dearest stage / mean: %.3f cut as for the exact cache (",
+            stage_level(cost, head, count + plan->pipeline, plan->pipeline));
+    for (int32_t s = 0; s < plan->pipeline; s++)
+        fprintf(out, "%s%d", s == 0 ? "" : ", ", count[plan->pipeline + s]);
+    fprintf(out, "), %.3f as cut\n", stage_level(cost, head, count, plan->pipeline));
+    return SF_OK;
+}
+
+static sf_status write_stages(FILE *out, const struct sf_launch_plan *plan,
+                              const struct sf_config *cfg, const struct sf_model_desc *desc)
+{
+    if (plan->pipeline == 1) return SF_OK;
+    double *cost = calloc((size_t)desc->layers, sizeof *cost);
+    int32_t *count = calloc((size_t)plan->pipeline, 2 * sizeof *count);
+    sf_status status = cost != NULL && count != NULL
+                       ? write_cut(out, plan, cfg, desc, cost, count)
+                       : SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", desc->layers);
     free(cost);
+    free(count);
+    return status;
 }
 
 /* Where some heads cost more than others: how level the tensor ranks are. */
@@ -331,16 +382,25 @@ static sf_status write_placement(FILE *out, const struct sf_launch_plan *plan,
 static sf_status write_capacity(FILE *out, const struct sf_launch_plan *plan,
                                 const struct sf_config *cfg)
 {
-    struct sf_plan_costs costs;
+    struct sf_plan_costs costs, exact;
     int64_t seqs = 0;
-    SF_TRY(sf_plan_costs_make(plan, cfg, &costs));
+    SF_TRY(sf_plan_costs_make(plan, &cfg->kv.stack, &costs));
+    sf_status status = sf_plan_costs_make(plan, NULL, &exact);
+    if (status != SF_OK) {
+        sf_plan_costs_free(&costs);
+        return status;
+    }
     double ratio = sf_plan_ratio(&costs);
     fprintf(out, "capacity   sequences at once:");
     for (int32_t i = 0; i < costs.lengths; i++) {
         seqs = sf_plan_capacity(plan, &costs, i);
-        fprintf(out, "%s %lld of %d tokens", i == 0 ? "" : ",", (long long)seqs, costs.length[i]);
+        fprintf(out, "%s %lld", i == 0 ? "" : ",", (long long)seqs);
+        if (cfg->kv.stack.entries > 0)
+            fprintf(out, " (exact cache %lld)", (long long)sf_plan_capacity(plan, &exact, i));
+        fprintf(out, " of %d tokens", costs.length[i]);
     }
     sf_plan_costs_free(&costs);
+    sf_plan_costs_free(&exact);
     fprintf(out, "\nKV cache   ");
     if (cfg->kv.stack.entries == 0) fprintf(out, "exact");
     for (int32_t i = 0; i < cfg->kv.stack.entries; i++)
@@ -377,9 +437,9 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
                                                 : "stored, multiplied in f32 panels on ",
             sf_isa_name(isa), plan->fixed ? "; deterministic" : "");
     write_ranks(out, plan);
-    write_stages(out, plan, cfg, desc);
+    sf_status status = write_stages(out, plan, cfg, desc);
     write_memory(out, plan);
-    sf_status status = write_placement(out, plan, desc);
+    if (status == SF_OK) status = write_placement(out, plan, desc);
     if (status == SF_OK) status = write_capacity(out, plan, cfg);
     struct sf_plan_traffic traffic;
     sf_plan_comm(plan, desc, &traffic);
