@@ -36,11 +36,14 @@ float rig_value(enum rig_what what, int32_t number, int32_t layer, int32_t head,
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */
-static sf_status set_options(const struct rig_spec *spec, struct sf_stack_entry *entry)
+static sf_status add_method(struct sf_stack *stack, const struct sf_method *method,
+                            const struct rig_option *option, const char *layers)
 {
-    for (int i = 0; i < RIG_OPTIONS && spec->option[i].key; i++)
-        SF_TRY(sf_opt_set(sf_opt_find(entry->method->opts, spec->option[i].key), entry->cfg,
-                          spec->option[i].text));
+    struct sf_stack_entry *entry;
+    SF_TRY(sf_stack_add_method(stack, method, &entry));
+    if (layers) snprintf(entry->layers_text, sizeof entry->layers_text, "%s", layers);
+    for (int i = 0; i < RIG_OPTIONS && option[i].key; i++)
+        SF_TRY(sf_opt_set(sf_opt_find(method->opts, option[i].key), entry->cfg, option[i].text));
     return SF_OK;
 }
 
@@ -58,9 +61,9 @@ static sf_status open_stack(struct rig *rig)
     SF_TRY(sf_setup_make(&desc, 1, spec->page_slots, spec->tokens_max, &rig->setup));
     rig->setup.model = NULL;            /* desc ends here */
     if (spec->method == NULL) return SF_OK;
-    struct sf_stack_entry *entry;
-    SF_TRY(sf_stack_add_method(&rig->stack, spec->method, &entry));
-    SF_TRY(set_options(spec, entry));
+    SF_TRY(add_method(&rig->stack, spec->method, spec->option, spec->layers_text));
+    if (spec->also)
+        SF_TRY(add_method(&rig->stack, spec->also, spec->also_option, spec->also_layers));
     return sf_stack_check(&rig->stack, &rig->setup);
 }
 

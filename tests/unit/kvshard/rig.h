@@ -24,7 +24,11 @@ struct rig_spec {
     int32_t heads[RIG_LANES];           /* KV head of each lane; all 0: lane l is head l */
     int32_t replica[RIG_LANES];
     const struct sf_method *method;     /* NULL: the exact cache */
-    struct { const char *key, *text; } option[RIG_OPTIONS];
+    struct rig_option { const char *key, *text; } option[RIG_OPTIONS];
+    const char *layers_text;            /* where it acts, as `layers:`; NULL: everywhere */
+    const struct sf_method *also;       /* a second entry of the stack; NULL: none */
+    struct rig_option also_option[RIG_OPTIONS];
+    const char *also_layers;
     float scale;                        /* 0: k_dim^-0.5 */
     /* Whose numbers the row of a position has, so that sequences can begin alike; NULL: its own. */
     int32_t (*source)(int32_t number, int32_t pos);

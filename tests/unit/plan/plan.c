@@ -573,6 +573,31 @@ static void dear_heads_are_spread(void)
     drop(&m);
 }
 
+/* block_size auto: as small as every tier of the methods allows. */
+static void blocks_hold_all_tiers(void)
+{
+    static const struct { const char *kv; int32_t slots; } cases[] = {
+        { "kv_cache: {methods: []}", 16 },
+        { "kv_cache: {methods: [{name: razor_attention, retrieval_heads: [[0, 0]]}]}", 32 },
+        { "kv_cache: {dtype: f32, methods: [{name: razor_attention, retrieval_heads: []}]}", 16 },
+        { "kv_cache: {methods: [{name: razor_attention, retrieval_heads: [],"
+          " use_compensation_token: false}]}", 16 },
+        { "kv_cache: {block_size: 64, methods: [{name: razor_attention, retrieval_heads: []}]}",
+          64 },
+    };
+    struct made m;
+    if (sf_test_model() == NULL) SF_SKIP("no model");
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, cases[i].kv));
+        SF_CHECK_INT(m.plan.page_slots, cases[i].slots);
+        drop(&m);
+    }
+    SF_CHECK_FAILS(make(&m, 1, 1, 1, 1, 4096 * MIB, "kv_cache: {block_size: 16, methods: [{name:"
+                        " razor_attention, retrieval_heads: []}]}"), SF_INVALID);
+    SF_CHECK(strstr(sf_error_text(), "kv_cache.block_size 16 is too small") != NULL);
+    drop(&m);
+}
+
 static const struct sf_test tests[] = {
     { "cuts_are_best", cuts_are_best },
     { "cuts_count_the_head", cuts_count_the_head },
@@ -588,6 +613,7 @@ static const struct sf_test tests[] = {
     { "stages_follow_what_is_stored", stages_follow_what_is_stored },
     { "dear_heads_are_spread", dear_heads_are_spread },
     { "window_shrinks_the_cache", window_shrinks_the_cache },
+    { "blocks_hold_all_tiers", blocks_hold_all_tiers },
     { NULL, NULL }
 };
 SF_TEST_MAIN("plan", tests)
