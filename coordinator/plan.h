@@ -55,8 +55,8 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *, const struct sf_con
 /* What "auto" comes to, for whoever works without a plan: the raw tier's type, slots of a page,
  * threads of each rank (at least 1). */
 enum sf_dtype sf_plan_kv_dtype(const struct sf_config *);
-/* kv_cache.block_size; auto: the least whose pages hold slots of every tier of the methods (16 where
- * they are not legal: sf_stack_check will say why). */
+/* kv_cache.block_size; auto: the least whose pages hold slots of every tier of the methods (16
+ * where they are not legal: sf_stack_check will say why). */
 int32_t       sf_plan_page_slots(struct sf_config *, const struct sf_model_desc *, int32_t tensor,
                                  int32_t tokens_max);
 int32_t       sf_plan_threads(const struct sf_config *, const struct sf_cluster *);

@@ -38,8 +38,9 @@ struct sf_mat_shape {
 };
 
 /* ---- attention over the lanes of one layer -------------------------------------------------- */
-/* Slots of a lane that lie in pages of another layout (its k_dim and v_dim are the job's): they come
- * behind the lane's own in every sum, and each row sees all of them, but for holes and the window. */
+/* Slots of a lane that lie in pages of another layout (its k_dim and v_dim are the job's): they
+ * come behind the lane's own in every sum, and each row sees all of them, but for holes and the
+ * window. */
 struct sf_lane_part {
     const struct sf_layout *layout;     /* host */
     const int32_t *pages;               /* host */

@@ -10,7 +10,8 @@
  *   tokens   prompt ......... e1-1 e1 ........ e2-1 e2 ...... tokens
  *   slots         rising ---> here |drop  rising here |drop   and here
  *
- * Pages of tiers beside the raw one come on top: an edit fills them before it frees what it took. */
+ * Pages of tiers beside the raw one come on top: an edit fills them before it frees what it
+ * took. */
 #include "kvshard/account.h"
 
 #include <stdlib.h>

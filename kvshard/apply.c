@@ -213,7 +213,8 @@ static void mix_write_sums(struct sf_store *store, const struct sf_slots *fresh,
     sf_slots_encode(store, fresh, work->row_slot, work->rows, dev, dev_v, work->pos, work->bias);
 }
 
-/* What the host knows of the new slots; of a copy that has not moved, only what a mix may change. */
+/* What the host knows of the new slots; of a copy that has not moved, only what a mix may
+ * change. */
 static void mix_mirror(struct sf_page_pool *pool, const struct sf_slots *fresh,
                        const struct sf_mix *mix, const struct mix_work *work, const int *moved)
 {

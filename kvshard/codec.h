@@ -2,9 +2,10 @@
  *
  *   codec_raw.c   numbers as they are, in kv_cache.dtype or another type
  *
- * A codec is one file and one line in codec.c.  Pages of all tiers come from one pool and are of one
- * size, so a codec says how many slots it has in a page; attention reads what lies there (layout.h),
- * and everything else passes through encode and decode.  A tier's pages belong to one lane alone. */
+ * A codec is one file and one line in codec.c.  Pages of all tiers come from one pool and are of
+ * one size, so a codec says how many slots it has in a page; attention reads what lies there
+ * (layout.h), and everything else passes through encode and decode.  A tier's pages belong to one
+ * lane alone. */
 #ifndef SHEAF_KVSHARD_CODEC_H
 #define SHEAF_KVSHARD_CODEC_H
 #include "kernels/device.h"
@@ -21,8 +22,8 @@ struct sf_codec_at {
 struct sf_codec {
     const char *name;
     uint32_t facts;                     /* enum sf_codec_can */
-    /* How a page no larger than one of `raw`, the layer's tier 0, holds slots of the tier, as many as
-     * fit: 16 x 2^k.  SF_INVALID with the reason where that is none. */
+    /* How a page no larger than one of `raw`, the layer's tier 0, holds slots of the tier, as many
+     * as fit: 16 x 2^k.  SF_INVALID with the reason where that is none. */
     sf_status (*layout)(const struct sf_tier *, const struct sf_layout *raw,
                         struct sf_layout *layout_out);
     size_t (*slot_bytes)(const struct sf_layout *);     /* that a stored slot counts for */

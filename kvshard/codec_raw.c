@@ -2,8 +2,8 @@
  *
  *   codec_cfg[0]   0: elements of kv_cache.dtype; else 1 + the enum sf_dtype that they have
  *
- * A page holds 16 x 2^k slots, so a tier of one f32 slot takes a page of, say, 32 where the raw tier
- * has 64 in bf16: one page of a lane, whatever the context. */
+ * A page holds 16 x 2^k slots, so a tier of one f32 slot takes a page of, say, 32 where the raw
+ * tier has 64 in bf16: one page of a lane, whatever the context. */
 #include "kvshard/codec.h"
 
 enum { AT_ONCE = 64 };                  /* slots encoded by one call */

@@ -164,8 +164,8 @@ static sf_status check_mix_row(const struct sf_answer *answer, const struct sf_l
                        " tokens and bias %g", name, i, lane->layer, lane->head_global, mix->pos[i],
                        view->tokens, (double)mix->bias[i]);
     if (mix->tier && mix->tier[i] != 0 && mix->tier[i] >= answer->method->entry->plan.tiers)
-        return SF_FAIL(SF_INVALID, "%s: new slot %d of layer %d head %d in tier %d, its plan has %d",
-                       name, i, lane->layer, lane->head_global, mix->tier[i],
+        return SF_FAIL(SF_INVALID, "%s: new slot %d of layer %d head %d in tier %d, its plan has"
+                       " %d", name, i, lane->layer, lane->head_global, mix->tier[i],
                        answer->method->entry->plan.tiers);
     for (int32_t j = mix->ptr[i]; j < mix->ptr[i + 1]; j++)
         if (mix->src[j] < 0 || mix->src[j] >= lane->slots || !isfinite(mix->k_weight[j]) ||

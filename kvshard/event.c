@@ -109,7 +109,8 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
     const struct sf_store_lane *spec = &store->layer[answer->layer].spec.lane[view->lane_index];
     const struct sf_layer *layer = &store->setup.layer[store->layer_first + answer->layer];
     const struct sf_kv_lane *lane = view->lane;
-    size_t slots = (size_t)sf_lane_total(lane), aux_bytes = (size_t)answer->method->entry->plan.aux_bytes;
+    size_t slots = (size_t)sf_lane_total(lane);
+    size_t aux_bytes = (size_t)answer->method->entry->plan.aux_bytes;
     int32_t *pos;
     float *bias;
     unsigned char *aux = NULL;

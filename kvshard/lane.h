@@ -22,8 +22,9 @@
  *   tier 0   a b . c d e       order   0 0 1 0 0 0      the lane   a b S c d e
  *   tier 1   S
  *
- * Everything below speaks of one tier's list.  Tiers above 0 are packed as soon as that saves a page
- * and live / SF_HOLES_SHARE slots, since a few slots are all that many of them will ever have. */
+ * Everything below speaks of one tier's list.  Tiers above 0 are packed as soon as that saves a
+ * page and live / SF_HOLES_SHARE slots, since a few slots are all that many of them will ever
+ * have. */
 #ifndef SHEAF_KVSHARD_LANE_H
 #define SHEAF_KVSHARD_LANE_H
 #include <stdint.h>
@@ -41,7 +42,7 @@ struct sf_kv_lane {
     int32_t scanned;                    /* slots before this are holes or sinks */
     int32_t slots_trigger, slots_keep;  /* the method's budget of all tiers; 0 = none */
     uint8_t mirrored;                   /* a method may edit it, so pool->pos is kept */
-    uint8_t number, tiers;              /* which tier's list this is; of tier 0: how many there are */
+    uint8_t number, tiers;              /* which tier's list this is; tier 0: of how many */
     struct sf_kv_lane *more;            /* [tiers - 1] of tier 0: tiers 1 and on; NULL */
     uint8_t *order;                     /* of tier 0, if it has more: tier of each live slot */
 };

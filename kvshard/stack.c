@@ -209,8 +209,8 @@ static sf_status check_foot(const struct sf_stack_entry *entry, const struct sf_
     if (foot->extra_bytes > 0) return lacks(entry, "state per lane");
     for (int t = 0; t < SF_TIERS; t++) {
         if (t > 0 && t >= plan->tiers && foot->slots_hi[t] != 0)
-            return SF_FAIL(SF_INVALID, "method %s states %d slots in tier %d, its plan has %d", name,
-                           foot->slots_hi[t], t, plan->tiers);
+            return SF_FAIL(SF_INVALID, "method %s states %d slots in tier %d, its plan has %d",
+                           name, foot->slots_hi[t], t, plan->tiers);
         if (foot->slots_lo[t] < 0 || foot->slots_lo[t] > foot->slots_hi[t] ||
             foot->slots_keep < 0 || foot->slots_trigger < 0)
             return SF_FAIL(SF_INVALID, "method %s states %d to %d slots, trigger %d, keep %d for"

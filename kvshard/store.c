@@ -228,7 +228,8 @@ void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
                     struct sf_receipt *receipt)
 {
     *receipt = (struct sf_receipt){ .slots_evicted = seq->evicted, .slots_merged = seq->merged,
-                                    .slots_requantised = seq->recoded, .edits = seq->edits, .tokens = seq->tokens[0],
+                                    .slots_requantised = seq->recoded, .edits = seq->edits,
+                                    .tokens = seq->tokens[0],
                                     .bytes_peak = seq->pages_peak *
                                                   (int64_t)store->pool.page_bytes };
     for (int32_t layer = 0; layer < store->layers; layer++) {

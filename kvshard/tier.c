@@ -1,9 +1,9 @@
 /* kvshard/tier.c: lanes whose slots lie in several tiers.
  *
- * Each tier of a lane is a list of pages of its own (lane.h), in the layout of its codec; the lane's
- * order says how they interleave.  Tier 0 is where rows are appended, so the slots of the others are
- * older than the rows of any call, and attention takes them as parts of the lane behind its own
- * slots.  Pages of tiers above 0 are never shared. */
+ * Each tier of a lane is a list of pages of its own (lane.h), in the layout of its codec; the
+ * lane's order says how they interleave.  Tier 0 is where rows are appended, so the slots of the
+ * others are older than the rows of any call, and attention takes them as parts of the lane behind
+ * its own slots.  Pages of tiers above 0 are never shared. */
 #include <string.h>
 
 #include "base/memory.h"
@@ -247,8 +247,9 @@ static sf_status check_room(const struct sf_store *store, const struct sf_kv_lan
     for (int32_t p = 0; grows && p < lane->pages; p++)
         pages += store->pool.holders[lane->page[p]] > 1;
     if (grows && pages > sf_pages_free(&store->pool))
-        return SF_FAIL(SF_NO_PAGES, "an edit moves slots to tiers that need %lld pages, %d of %d are"
-                       " free", (long long)pages, sf_pages_free(&store->pool), store->pool.pages);
+        return SF_FAIL(SF_NO_PAGES, "an edit moves slots to tiers that need %lld pages, %d of %d"
+                       " are free", (long long)pages, sf_pages_free(&store->pool),
+                       store->pool.pages);
     return SF_OK;
 }
 

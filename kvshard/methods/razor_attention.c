@@ -14,7 +14,8 @@
  *            A lane that dropped nothing yet does so as soon as D has min_dropped_tokens
  * Crosses    nothing in a run; the head set is the model's, made once by calibration
  * State      none: N_d follows from the numbers of tokens.  The compensation slot is kept in f32,
- *            whatever kv_cache.dtype is, so that folding does not round it: one page of tier 1 a lane
+ *            whatever kv_cache.dtype is, so that folding does not round it: one page of tier 1 a
+ *            lane
  * Ratio      15 % retrieval heads, 32,768 tokens, window_divisor 5: 0.15 + 0.85 / 5 = 0.32
  * Differs    the paper is silent about long answers (rolling is ours) and about how few tokens are
  *            not worth it; layers with a window of their own stay exact */

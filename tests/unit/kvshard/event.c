@@ -282,8 +282,8 @@ static sf_status run_prompt(void)
 
 static void test_services(void)
 {
-    static const char *const words[] = { "codec's side data", "encodes a layer group", "a pick of slots",
-                                         "a pick of lines", "a pick of rows" };
+    static const char *const words[] = { "codec's side data", "encodes a layer group",
+                                         "a pick of slots", "a pick of lines", "a pick of rows" };
     script = (struct script){ .plan = { .whens = 1u << SF_AT_PREFILL_END, .scratch_bytes = 512,
                                         .edits = SF_EDITS_KEEP }, .act = use_services };
     calls = 0;

@@ -1,11 +1,11 @@
-/* tests/unit/kvshard/leak.c: thousands of sequences through a pool that is too small, and no page is
- * lost.
+/* tests/unit/kvshard/leak.c: thousands of sequences through a pool that is too small, and no page
+ * is lost.
  *
  * Prompts in chunks, some with shared beginnings, decode with events, closing at any moment; a step
  * that finds no page ends its sequences, as a job would.  After every step each page's holders are
- * those counted in lanes and blocks, and stored bytes a recount; at a sequence's end the receipt says
- * what was predicted, and it never held more pages than it was promised.  At the end all are free.
- * Where sequences are only opened while all promises can be kept, no step is ever refused. */
+ * those counted in lanes and blocks, and stored bytes a recount; at a sequence's end the receipt
+ * says what was predicted, and it never held more pages than it was promised.  At the end all are
+ * free. Where sequences are only opened while all promises can be kept, no step is ever refused. */
 #include <stdlib.h>
 
 #include "base/rng.h"

@@ -279,8 +279,9 @@ static void worked_example(void)
     ref_close(&lane);
 }
 
-/* The same through a store in bf16, which holds the example's numbers as they are, but not the mean:
- * its slot is kept in f32.  The row that asks has a key far away, so it weighs nothing itself. */
+/* The same through a store in bf16, which holds the example's numbers as they are, but not the
+ * mean: its slot is kept in f32.  The row that asks has a key far away, so it weighs nothing
+ * itself. */
 static void worked_example_stored(void)
 {
     static const float key[7][2] = { { 1, 0 }, { 0, 1 }, { 2, 0 }, { 0, 2 }, { 1, 1 }, { 0, 0 },
@@ -331,8 +332,8 @@ static double rounded(enum rig_what what, int32_t layer, int32_t head, int32_t p
     return (double)sf_bf16_to_f32(sf_f32_to_bf16(rig_value(what, 0, layer, head, pos, e)));
 }
 
-/* After 40 folds and more the slot is still the mean of what the cache held, to f32 (in bf16 it would
- * be off by a thousandth and more); and its bytes and its page are foretold. */
+/* After 40 folds and more the slot is still the mean of what the cache held, to f32 (in bf16 it
+ * would be off by a thousandth and more); and its bytes and its page are foretold. */
 static void mean_in_f32(void)
 {
     static const struct sizes z = { 4, 20, 5, 1, 2, 32, 75, 200, 1, 1 };

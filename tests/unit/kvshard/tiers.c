@@ -1,10 +1,11 @@
 /* tests/unit/kvshard/tiers.c: lanes of three tiers (the cache's type, f32, f16) against a shadow.
  *
  * Random keeps, mixes into any tier and moves between tiers, alone and one after the other in one
- * answer, are done to plain arrays as well: what hooks are shown, the slots' numbers (rounded by the
- * tier that they are in) and order must be the shadow's, bit for bit, and attention its softmax over
- * all tiers.  What attention gave to the slots of all tiers since the last event is one for each row
- * and query head.  After each step no page has two owners, and those in use are those of lanes. */
+ * answer, are done to plain arrays as well: what hooks are shown, the slots' numbers (rounded by
+ * the tier that they are in) and order must be the shadow's, bit for bit, and attention its softmax
+ * over all tiers.  What attention gave to the slots of all tiers since the last event is one for
+ * each row and query head.  After each step no page has two owners, and those in use are those of
+ * lanes. */
 #include <stdlib.h>
 
 #include "base/rng.h"
