@@ -119,12 +119,15 @@ run: {{deterministic: {"true" if deterministic else "false"}}}
 {extra}"""
 
 
-def stack(recent):
-    """Two methods that edit in prompt and answer, each on half of the layers."""
-    return ("methods: [{name: window, num_sink_tokens: 4, recent_tokens: %d, layers: 15-29}, "
-            "{name: razor_attention, retrieval_heads: [[3, 1], [9, 0], [20, 2]], layers: 0-14, "
-            "min_window_tokens: %d, window_divisor: 50, min_dropped_tokens: 2, fold_tokens: 3}]"
-            % (recent, recent))
+def stack(recent, merging=True):
+    """Methods that edit in prompt and answer, each on its layers: one drops, one folds and, unless
+    it is left out, one merges.  With it no prompts are shared: it needs all of their attention."""
+    merger = ("{name: ems, budget_tokens: %d, recent_tokens: 10, num_sink_tokens: 2, "
+              "recompress_interval: 5, similarity_threshold: 0.3, layers: 0-9}, " % (recent - 4))
+    return ("methods: [%s{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], "
+            "layers: %s, min_window_tokens: %d, window_divisor: 50, min_dropped_tokens: 2, "
+            "fold_tokens: 3}, {name: window, num_sink_tokens: 4, recent_tokens: %d, layers: 20-29}]"
+            % (merger if merging else "", "10-19" if merging else "0-19", recent, recent))
 
 
 def records(bodies, chat=False):

@@ -6,6 +6,7 @@ sampled, with penalties, several choices and scored prompts) run deterministic i
 
     without prefix caching (the reference) and with it, on one rank and in tensor 2 x pipeline 2,
     with a stack of methods that drop and fold (and a reference of its own),
+    with one that merges as well (the same): it shares nothing, as it needs all of the attention,
     in a cache so small that blocks are evicted and sequences preempted,
     in reverse order, one at a time, and as two data-parallel groups.
 
@@ -20,6 +21,7 @@ import sys
 import job
 
 RECORDS = 28
+STACKS = {None: "", "folding": job.stack(48, False), "merging": job.stack(48)}
 COMMON = (
     "You are the night porter of a small hotel by the sea. Guests ask you for many things, and you "
     "answer all of them politely, in one or two short sentences, without inventing rooms that the "
@@ -52,8 +54,8 @@ def make_records(reverse=False, only=RECORDS):
     return job.records(bodies[::-1] if reverse else bodies)
 
 
-def config(tensor=1, pipeline=1, data=1, prefix=True, seqs=12, stack=False, memory=None):
-    methods = job.stack(48) if stack else ""
+def config(tensor=1, pipeline=1, data=1, prefix=True, seqs=12, stack=None, memory=None):
+    methods = STACKS[stack]
     parts = [part for part in (f"memory: {memory}" if memory else "", methods) if part]
     extra = f"kv_cache: {{{', '.join(parts)}}}\n" if parts else ""
     text = job.config("f32", tensor, pipeline, data, True, seqs, extra)
@@ -102,19 +104,36 @@ def main():
     one(tally, "shared, one at a time", reference, seqs=1, only=8)
     # A sequence ends with some 140 tokens of 46 KiB: six of them take about 38 MiB.
     _, totals = one(tally, "little memory", reference, memory="15MiB", seqs=6)
-    _, none = one(tally, "little memory, not shared", reference, memory="24MiB", seqs=6,
-                  prefix=False)
-    preempted = totals.get("preempted", 0) + none.get("preempted", 0)
-    tally.true("little memory: preempted", preempted > 0, f"{totals} {none}")
-    edited, _ = one(tally, "methods, without sharing", None, prefix=False, stack=True)
-    _, totals = one(tally, "methods, shared", edited, stack=True)
-    tally.true("methods, shared: reused", totals.get("reused_tokens", 0) > 0, str(totals))
+    preempted = totals.get("preempted", 0)
+    if job.LEVEL == "long":
+        _, none = one(tally, "little memory, not shared", reference, memory="24MiB", seqs=6,
+                      prefix=False)
+        preempted += none.get("preempted", 0)
+    tally.true("little memory: preempted", preempted > 0, str(totals))
     if job.has_ranks():
         one(tally, "shared, tensor 2 x pipeline 2, reverse order", reference, ranks=4, tensor=2,
             pipeline=2, reverse=True)
         one(tally, "shared, data 2", reference, ranks=2, data=2)
-        one(tally, "methods, shared, pipeline 2", edited, ranks=2, pipeline=2, stack=True)
+    with_methods(tally)
     tally.end()
+
+
+def with_methods(tally):
+    layout = {"ranks": 2, "pipeline": 2} if job.has_ranks() else {}
+    edited, _ = one(tally, "methods, without sharing", None, prefix=False, stack="folding")
+    _, totals = one(tally, "methods, shared, pipeline 2", edited, stack="folding", **layout)
+    tally.true("methods, shared: reused", totals.get("reused_tokens", 0) > 0, str(totals))
+    if job.LEVEL == "long":
+        one(tally, "methods, shared", edited, stack="folding")
+    # The second job has another order, other neighbours and, where there are ranks, another layout.
+    layout = {"ranks": 4, "pipeline": 2, "tensor": 2} if job.has_ranks() else {}
+    merged, totals = one(tally, "merging methods", None, stack="merging", only=16)
+    tally.true("merging methods: merged", totals.get("slots_merged", 0) > 0, str(totals))
+    tally.true("merging methods: they change answers",
+               any(merged[name] != edited[name] for name in merged or {}))
+    _, totals = one(tally, "merging methods, tensor 2 x pipeline 2, reverse order", merged,
+                    stack="merging", only=16, seqs=5, reverse=True, **layout)
+    tally.check("merging methods: reused", totals.get("reused_tokens"), 0)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """A job that survives: whatever ends it, the same command with --resume finishes it.
 
-A job of 200 records (greedy and sampled, short and longer, some with several choices and log
-probabilities) runs over tensor 2 x pipeline 2 with the real model, f32, deterministic.
-Undisturbed, it is the reference.  Then the same job is disturbed and resumed until it exits with 0:
+A job of 100 records (--long: 200; greedy and sampled, short and longer, some with several choices
+and log probabilities) runs over tensor 2 x pipeline 2 with the real model, f32, deterministic; once
+with the exact cache, once with methods that drop, fold and merge.  Undisturbed, each is a
+reference.  Then the same jobs are disturbed and resumed until they exit with 0:
 
-    kill     kill -9 of a random rank at a random moment, once or twice
-    drain    SIGUSR1 to a random rank at a random moment: exit code 75
+    kill     kill -9 of a random rank at a random moment, once or twice; both caches
+    drain    SIGUSR1 to a random rank at a random moment: exit code 75; methods (--long: both)
     disk     the output on a file system that is full before the job is done, then has room again
-    stack    kill -9, with methods on that drop and fold (and a reference of its own)
-    layout   kill -9, then resumed as tensor 1 x pipeline 2, and as a single rank
+    layout   kill -9, then resumed as tensor 1 x pipeline 2, and as a single rank; methods (both)
     torn     cut anywhere: the last line of the output and the journal are torn, as by a dead node
 
-Each time: 200 answers, none lost, none twice, every text, token and log probability equal to the
-undisturbed run; and at most what was sampled since the last checkpoint is sampled again, which the
-totals of the runs tell.  The random numbers are seeded; the seed of a failure is printed.
+Each time: as many answers as records, none lost, none twice, every text, token and log probability
+equal to the undisturbed run; and at most what was sampled since the last checkpoint is sampled
+again, which the totals of the runs tell.  The random numbers are seeded; the seed of a failure is
+printed.
 """
 # not with --quick
 import json
@@ -27,7 +28,8 @@ import time
 import job
 from memory import ranks_below
 
-RECORDS, CHECKPOINT_S = 200, 1.0
+RECORDS = 200 if job.LEVEL == "long" else 100
+CHECKPOINT_S = 1.0
 LAYOUT = (2, 2)
 WORDS = ("a quiet river runs past the old mill and every morning the baker counts his loaves "
          "while three sailors argue about the moon").split()
@@ -181,9 +183,9 @@ def kill_at_random(tally, seed, reference, stack=False, layouts=(LAYOUT,)):
     resume_to_the_end(tally, what, disturbed, reference, layouts)
 
 
-def drain(tally, seed, reference):
+def drain(tally, seed, reference, stack=False):
     rng = random.Random(seed)
-    disturbed = Job()
+    disturbed = Job(stack)
     process = disturbed.start()
     disturbed.wait_for(process, rng.randint(1, RECORDS // 2))
     time.sleep(rng.random())
@@ -206,8 +208,8 @@ def full_disk(tally, reference):
     folder = job.Folder()
     disk = folder.file("disk")
     os.mkdir(disk)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk],
-                             capture_output=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={RECORDS // 2}k", "tmpfs",
+                              disk], capture_output=True, check=False)
     if mounted.returncode != 0:
         tally.skip("full disk", "mount is not permitted")
         folder.remove()
@@ -272,18 +274,23 @@ def main():
     if not job.has_mpi():
         tally.skip("all", "needs mpirun")
         tally.end()
-    times = 20 if job.LEVEL == "long" else 4
+    long = job.LEVEL == "long"
+    others = ((1, 2), (1, 1))
     reference = reference_of(tally)
-    for seed in range(times):
+    for seed in range(20 if long else 2):
         kill_at_random(tally, seed, reference)
-    for seed in range(max(1, times // 4)):
-        drain(tally, 100 + seed, reference)
     full_disk(tally, reference)
     torn(tally, reference)
-    kill_at_random(tally, 200, reference, layouts=((1, 2), (1, 1)))
     edited = reference_of(tally, stack=True)
-    for seed in range(max(1, times // 4)):
+    tally.true("methods: they change answers", edited != reference)
+    for seed in range(5 if long else 1):
         kill_at_random(tally, 300 + seed, edited, stack=True)
+    for seed in range(5 if long else 1):
+        drain(tally, 100 + seed, edited, stack=True)
+    kill_at_random(tally, 200, edited, stack=True, layouts=others)
+    if long:
+        drain(tally, 110, reference)
+        kill_at_random(tally, 210, reference, layouts=others)
     tally.end()
 
 
