@@ -2,7 +2,7 @@
 
 ems, with the real model, f32, deterministic: every record's stored bytes follow from its tokens
 alone, what leaves its lanes is evicted or merged, and texts are equal in every layout, alone and in
-a batch; what is not built and what makes no sense is refused in one line.
+a batch, in order and in reverse; what is not built and what makes no sense is refused in one line.
 
 razor_attention, with the real model, f32, deterministic; greedy and sampled records, some shorter
 and some longer than what a head keeps.  Shown: every record's stored bytes and evicted slots are
@@ -78,14 +78,14 @@ def check_receipts(tally, what, done):
     return total
 
 
-def layouts(tally, given):
+def layouts(tally, given, exact):
+    """Tokens of one rank."""
     first = job.run(1, job.config("f32", extra=razor()), given)
     if not tally.check("one rank: exit code", first.code, 0):
         print(first.stderr[-2000:])
-        return
+        return {}
     check_receipts(tally, "one rank", first)
     tokens = first.tokens()
-    exact = job.run(1, job.config("f32"), given).tokens()
     tally.true("the method changes some text", tokens != exact)
     alone = job.run(1, job.config("f32", seqs=1, extra=razor()), given)
     tally.check("alone: texts", alone.tokens(), tokens)
@@ -95,6 +95,7 @@ def layouts(tally, given):
                        job.config("f32", tensor, pipeline, data, extra=razor()), given)
         tally.check(f"{what}: texts", done.tokens() == tokens, True)
         check_receipts(tally, what, done)
+    return tokens
 
 
 def heads_of(plan):
@@ -165,11 +166,10 @@ def predicted(tally):
     folder.remove()
 
 
-def profiles(tally, given):
+def profiles(tally, given, inline):
     folder = job.Folder()
     with open(job.MODEL, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    inline = job.run(1, job.config("f32", extra=razor()), given).tokens()
     heads = f"retrieval_heads: {json.dumps(RETRIEVAL)}\n"
     good = folder.file("good.yaml", f"model_sha256: {digest}\nseed: 0\n{heads}")
     vague = folder.file("vague.yaml", heads)
@@ -180,7 +180,9 @@ def profiles(tally, given):
         done = job.run(1, job.config("f32", extra=razor(f", profile: {profile}", "")), given)
         what = os.path.basename(profile)
         tally.check(f"{what}: exit code", done.code, 0)
-        tally.check(f"{what}: texts as inline", done.tokens() == inline, True)
+        tally.check(f"{what}: texts as inline", done.tokens(), {
+            name: inline.get(name) for name in done.tokens()})
+        tally.check(f"{what}: answers", len(done.answers), given.count("\n"))
         tally.check(f"{what}: warns", "does not say which model" in done.stderr, warns)
     for profile, words in [(other, ["SHA-256", "other.yaml", digest]), (wide, ["[0, 3]"]),
                            (empty, ["no head set"]),
@@ -253,21 +255,23 @@ def check_ems(tally, what, done):
     tally.true(f"{what}: some slots are merged", merged > 0)
 
 
-def ems_layouts(tally, given):
+def ems_layouts(tally, given, some, exact):
     first = job.run(1, job.config("f32", extra=ems()), given)
     if not tally.check("ems, one rank: exit code", first.code, 0):
         print(first.stderr[-2000:])
         return
     check_ems(tally, "ems, one rank", first)
     tokens = first.tokens()
-    tally.true("ems changes some text", tokens != job.run(1, job.config("f32"), given).tokens())
-    tally.true("ems: merging changes some text", tokens != job.run(
-        1, job.config("f32", extra=ems().replace("0.3", "1")), given).tokens())
+    tally.true("ems changes some text", tokens != exact)
+    dropped = job.run(1, job.config("f32", extra=ems().replace("0.3", "1")), some).tokens()
+    tally.true("ems: merging changes some text", len(dropped) > 0 and
+               any(tokens[name] != dropped[name] for name in dropped))
     alone = job.run(1, job.config("f32", seqs=1, extra=ems()), given)
     tally.check("ems, alone: texts", alone.tokens(), tokens)
     for tensor, pipeline in [(3, 1), (1, 2), (4, 1)] if job.has_ranks() else []:
-        what = f"ems, tensor {tensor} x pipeline {pipeline}"
-        done = job.run(tensor * pipeline, job.config("f32", tensor, pipeline, extra=ems()), given)
+        what = f"ems, tensor {tensor} x pipeline {pipeline}, reverse order"
+        done = job.run(tensor * pipeline, job.config("f32", tensor, pipeline, extra=ems()),
+                       "".join(given.splitlines(keepends=True)[::-1]))
         tally.check(f"{what}: texts", done.tokens() == tokens, True)
         check_ems(tally, what, done)
 
@@ -298,12 +302,14 @@ def main():
     job.need_model(tally)
     given = make_records()
     some = "".join(given.splitlines(keepends=True)[5:8])
-    layouts(tally, given)
+    exact = job.run(1, job.config("f32"), given).tokens()
+    tally.check("exact: answers", len(exact), given.count("\n"))
+    inline = layouts(tally, given, exact)
     predicted(tally)
     placed(tally, some)
-    profiles(tally, some)
+    profiles(tally, some, inline)
     classes(tally, some)
-    ems_layouts(tally, given)
+    ems_layouts(tally, given, some, exact)
     ems_predicted(tally)
     ems_refused(tally, some)
     tally.end()
