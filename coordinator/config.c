@@ -83,7 +83,8 @@ static sf_status interpret(const char *name, const char *text, size_t bytes,
         snprintf(cfg->file, sizeof cfg->file, "%s", name);
         status = sf_tree_apply(root, cfg);
     }
-    if (status == SF_OK && from_file) status = apply_profiles(root, cfg);
+    if (status == SF_OK && from_file && (sets == NULL || !sets->skip_profiles))
+        status = apply_profiles(root, cfg);
     if (status == SF_OK && from_file) status = find_model(root, cfg);
 
     if (status == SF_OK) *out = *cfg;
@@ -249,19 +250,11 @@ static sf_status find_model(const struct sf_node *root, struct sf_config *cfg)
 static sf_status apply_profile(const struct sf_node *map, const char *config, char *path,
                                struct sf_stack_entry *entry)
 {
-    struct sf_where from = { .origin = SF_FROM_FILE, .name = path, .line = 1, .column = 1 };
     struct sf_node *profile = NULL;
-    struct stat info;
-    char *text;
-    size_t bytes;
     if (path[0] == '\0') return SF_OK;
     SF_TRY(find_file(map, "profile", config, path));
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
-        return SF_FAIL(SF_IO, "%s: error: is no regular file", path);
-    SF_TRY(read_file(path, &text, &bytes));
-    sf_status status = sf_tree_read(&from, text, bytes, &profile);
-    free(text);
-    if (status == SF_OK) status = sf_tree_profile(profile, map, entry);
+    SF_TRY(sf_tree_read_file(path, &profile));
+    sf_status status = sf_tree_profile(profile, map, entry);
     sf_tree_free(profile);
     return status;
 }
@@ -303,6 +296,20 @@ sf_status sf_tree_read(const struct sf_where *from, const char *text, size_t byt
     yaml_parser_set_input_string(&reader.parser, (const unsigned char *)text, bytes);
     sf_status status = read_root(&reader, root_out);
     yaml_parser_delete(&reader.parser);
+    return status;
+}
+
+sf_status sf_tree_read_file(const char *path, struct sf_node **root_out)
+{
+    struct sf_where from = { .origin = SF_FROM_FILE, .name = path, .line = 1, .column = 1 };
+    struct stat info;
+    char *text;
+    size_t bytes;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return SF_FAIL(SF_IO, "%s: error: is no regular file", path);
+    SF_TRY(read_file(path, &text, &bytes));
+    sf_status status = sf_tree_read(&from, text, bytes, root_out);
+    free(text);
     return status;
 }
 

@@ -1,10 +1,10 @@
 /* coordinator/main.c: the command line, and the one place where coordinator and worker meet.
  *
- * A task (task.h: `sheaf run`, `sheaf bench`) makes a world of ranks (mpirun or srun: processes; a
- * build without MPI: threads of this process; otherwise one rank), and on every rank, for each of
- * its launches: launch (common plan) -> worker open -> worker run.  On rank 0 the coordinator runs
- * beside it in a thread of its own, joined to the worker by two rings.  `sheaf lab` has a world
- * too, but no model, no steps and no coordinator beside the worker. */
+ * A task (task.h: `sheaf run`, `bench`, `calibrate`) makes a world of ranks (mpirun or srun:
+ * processes; a build without MPI: threads of this process; otherwise one rank), and on every rank,
+ * for each of its launches: launch (common plan) -> worker open -> worker run.  On rank 0 the
+ * coordinator runs beside it in a thread of its own, joined to the worker by two rings.  `sheaf
+ * lab` has a world too, but no model, no steps and no coordinator beside the worker. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -17,10 +17,12 @@
 #include "base/signals.h"
 #include "comm/comm.h"
 #include "coordinator/bench.h"
+#include "coordinator/calibrate.h"
 #include "coordinator/commands.h"
 #include "coordinator/lab.h"
 #include "coordinator/launch.h"
 #include "coordinator/task.h"
+#include "worker/calibrate.h"
 #include "worker/lab.h"
 #include "worker/worker.h"
 
@@ -105,12 +107,60 @@ static sf_status run_rank0(struct coordinator *c, struct sf_worker *worker, int 
     return status;
 }
 
+/* ---- what is learnt meanwhile ---- */
+
+struct lesson {                         /* of a task that learns nothing: all empty */
+    struct sf_lesson told;
+    struct sf_setup setup;              /* the launch's, with the method's options */
+    struct sf_calib *calib;
+};
+
+static sf_status open_lesson(const struct sf_launch *launch, const struct sf_task *task,
+                             struct lesson *lesson)
+{
+    if (task->ops->lesson == NULL) return SF_OK;
+    SF_TRY(task->ops->lesson(task->arg, launch, &lesson->told));
+    const struct sf_stack_entry *entry = &lesson->told.stack.entry[0];
+    lesson->setup = launch->setup;
+    lesson->setup.cfg = entry->cfg;
+    const struct sf_calib_spec spec = {.method = entry->method, .setup = &lesson->setup,
+                                       .taps = lesson->told.plan.taps,
+                                       .desc = sf_model_desc(launch->model),
+                                       .share = &launch->me->share, .world = launch->world,
+                                       .sequence_of = sf_calibrate_sequence};
+    sf_status status = sf_calib_can(entry->method, &lesson->told.plan);
+    if (status == SF_OK) status = sf_calib_open(&spec, &lesson->calib);
+    return status;
+}
+
+/* The parts of all ranks come together; rank 0 keeps the whole. */
+static sf_status end_lesson(const struct sf_launch *launch, const struct sf_task *task,
+                            struct lesson *lesson, int exit_code)
+{
+    struct sf_profile profile = {0};
+    if (lesson->calib == NULL) return SF_OK;
+    SF_TRY(sf_calib_reduce(lesson->calib));
+    if (sf_comm_rank(launch->world) != 0 || exit_code != 0) return SF_OK;
+    sf_status status = sf_calib_write(lesson->calib, lesson->told.stack.entry[0].cfg,
+                                      lesson->told.plan.tokens, &profile);
+    if (status == SF_OK) status = task->ops->learnt(task->arg, launch, &lesson->told, &profile);
+    sf_profile_free(&profile);
+    return status;
+}
+
+static void close_lesson(struct lesson *lesson)
+{
+    sf_calib_close(lesson->calib);
+    sf_stack_free(&lesson->told.stack);
+}
+
 /* Everything after the launch; *started_out: other ranks may be waiting for this one by now. */
 static sf_status run_worker(struct sf_launch *launch, const struct sf_task *task, int32_t number,
                             int *exit_code_out, int *started_out)
 {
     struct sf_comm *world = launch->world;
     int rank = sf_comm_rank(world);
+    struct lesson lesson = {0};
     struct sf_ring *to = NULL, *from = NULL;
     struct sf_worker *worker = NULL;
     sf_status status = SF_OK;
@@ -119,6 +169,9 @@ static sf_status run_worker(struct sf_launch *launch, const struct sf_task *task
         if (status == SF_OK) status = sf_ring_create(RING_PLACES, &from);
     }
     struct sf_worker_spec spec = worker_spec(launch, to, from);
+    status = sf_launch_agree(world, status);
+    if (status == SF_OK) status = open_lesson(launch, task, &lesson);
+    if (lesson.calib != NULL) spec.rows_tap = sf_calib_tap(lesson.calib);
     if (status == SF_OK) status = sf_worker_open(&spec, &worker);
     status = sf_launch_agree(world, status);
     if (status == SF_OK) {
@@ -127,8 +180,10 @@ static sf_status run_worker(struct sf_launch *launch, const struct sf_task *task
                                          .from_workers = from}};
         *started_out = 1;
         status = rank == 0 ? run_rank0(&c, worker, exit_code_out) : sf_worker_run(worker);
+        if (status == SF_OK) status = end_lesson(launch, task, &lesson, *exit_code_out);
     }
     sf_worker_close(worker);
+    close_lesson(&lesson);
     sf_ring_destroy(to);
     sf_ring_destroy(from);
     return status;
@@ -422,6 +477,30 @@ static int cmd_bench(int argc, char **argv)
     return exit_code;
 }
 
+static int choose_rank(struct sf_comm *world, const void *arg)
+{
+    struct sf_calibrate *calibrate = *(struct sf_calibrate *const *)arg;
+    return sf_comm_rank(world) == 0 ? sf_calibrate_again(calibrate) : 0;
+}
+
+/* A signal simply ends it: half of a calibration is worth nothing. */
+static int cmd_calibrate(int argc, char **argv)
+{
+    struct sf_calibrate calibrate = {.common = {.sets = {.set = calibrate.set}}}, *arg = &calibrate;
+    char words[256];
+    int read = sf_calibrate_args(argc, argv, &calibrate, words, sizeof words);
+    if (read <= 0) return read == 0 ? 0 : refuse_usage("calibrate", words);
+    const struct sf_task task = {&sf_calibrate_task, &calibrate, &calibrate.common};
+    struct ranks ranks = {task_rank, &task, calibrate.common.config, &calibrate.common.sets};
+    if (calibrate.from != NULL) {
+        ranks.run = choose_rank;
+        ranks.arg = &arg;
+    }
+    int exit_code = run_world(&ranks);
+    sf_calibrate_free(&calibrate);
+    return exit_code;
+}
+
 /* A signal simply ends it: nothing of a trace is worth saving. */
 static int cmd_lab(int argc, char **argv)
 {
@@ -439,6 +518,7 @@ static const struct command {
 } commands[] = {
     {"run", "answer a file of records", cmd_run},
     {"bench", "how fast stacks of methods are, on made-up prompts", cmd_bench},
+    {"calibrate", "what a method learns of a model beforehand: its profile", cmd_calibrate},
     {"lab", "one method on recorded queries, keys and values", cmd_lab},
     {"plan", "what a layout holds, costs and fits; loads no weights", sf_cmd_plan},
     {"merge", "outputs of array jobs into one", sf_cmd_merge},

@@ -1,12 +1,16 @@
 /* coordinator/task.h: a subcommand that needs ranks with weights: what it launches, one launch
  * after another in one world, and what the coordinator does with each.  main.c makes the world and
- * opens the workers; `run` has one launch, `bench` one for each stack of methods. */
+ * opens the workers; `run` and `calibrate` have one launch, `bench` one for each stack of methods.
+ * */
 #ifndef SHEAF_COORDINATOR_TASK_H
 #define SHEAF_COORDINATOR_TASK_H
 #include <stdint.h>
 #include "base/ring.h"
 #include "base/status.h"
 #include "coordinator/launch.h"
+#include "kvshard/policy.h"
+#include "kvshard/profile.h"
+#include "kvshard/stack.h"
 #include "model/tokenizer.h"
 SF_C_BEGIN
 
@@ -17,7 +21,11 @@ struct sf_desk {                        /* what the coordinator works with */
                                            envelopes as in proto/wire.h */
     struct sf_ring *from_workers;       /* results and reports */
 };
-struct sf_task_ops {                    /* all of them on rank 0 only; launches count from 0 */
+struct sf_lesson {                      /* what is learnt while the workers run; all ranks alike */
+    struct sf_stack stack;              /* one entry: the method, which has a calib, and options */
+    struct sf_calib_plan plan;
+};
+struct sf_task_ops {                    /* on rank 0 only but for lesson; launches count from 0 */
     /* The launch; lives until the next one is asked for. */
     const struct sf_launch_spec *(*launch)(void *arg, int32_t number);
     /* In a thread of its own beside the worker.  Tells the workers to stop in every case.  An exit
@@ -27,6 +35,12 @@ struct sf_task_ops {                    /* all of them on rank 0 only; launches 
     sf_status (*prepare)(void *arg, int32_t *launches_out);
     /* Each launch is opened once and looked at before the first one loads weights. */
     sf_status (*check)(void *arg, int32_t number, const struct sf_launch *);
+    /* Both NULL where nothing is learnt.  Collective, before weights are loaded; the lesson starts
+     * zeroed and its stack is the caller's to free. */
+    sf_status (*lesson)(void *arg, const struct sf_launch *, struct sf_lesson *out);
+    /* After the workers have run, with exit code 0. */
+    sf_status (*learnt)(void *arg, const struct sf_launch *, struct sf_lesson *,
+                        struct sf_profile *);
 };
 struct sf_task {
     const struct sf_task_ops *ops;

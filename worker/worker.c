@@ -113,7 +113,8 @@ static sf_status open_store(struct sf_worker *w)
                                  .pool_bytes = w->spec.pool_bytes,
                                  .populate = w->spec.populate,
                                  .seqs_max = w->spec.seqs_max,
-                                 .rows_max = w->ws.rows_max};
+                                 .rows_max = w->ws.rows_max,
+                                 .tap = w->spec.rows_tap};
     status = sf_store_create(&spec, &w->store);
 done:
     free(lane);
