@@ -25,9 +25,9 @@ static const char calibrate_help[] =
     "  --log-level LEVEL   error, warn, info (default), debug or trace\n"
     "  --log-json          one JSON object a line on stderr\n"
     "\n"
-    "Methods of CONFIG and shared prompts are left out while the model runs; a profile that CONFIG\n"
-    "names need not be there yet.  parallel.data_parallel_size > 1: each sequence runs in one of\n"
-    "the groups, and razor_attention has one sequence.\n"
+    "While the model runs its cache is exact, whatever CONFIG says, and a profile that CONFIG\n"
+    "names need not be there yet.  With data_parallel_size > 1 each sequence runs in one of the\n"
+    "groups, and razor_attention has one sequence.\n"
     "\n"
     "exit codes: 0 PROFILE is written, 2 refused before the start, 1 anything else\n";
 
