@@ -1,8 +1,8 @@
 /* tests/unit/plan/profile.c: a profile as a file.
  *
- * Shown: what is written is read back as it was, rows, notes and what the run has settled, and gives
- * the same text again; a configuration that names the file gets its heads; a choice that the entry
- * states must be the profile's; heads that a person adds or takes out count; each mistake is
+ * Shown: what is written is read back as it was, rows, notes and what the run has settled, and
+ * gives the same text again; a configuration that names the file gets its heads; a choice that the
+ * entry states must be the profile's; heads that a person adds or takes out count; each mistake is
  * refused with its place. */
 #include <stdlib.h>
 #include <unistd.h>
