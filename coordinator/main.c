@@ -130,7 +130,7 @@ static sf_status open_lesson(const struct sf_launch *launch, const struct sf_tas
                                        .sequence_of = sf_calibrate_sequence};
     sf_status status = sf_calib_can(entry->method, &lesson->told.plan);
     if (status == SF_OK) status = sf_calib_open(&spec, &lesson->calib);
-    return status;
+    return sf_launch_agree(launch->world, status);
 }
 
 /* The parts of all ranks come together; rank 0 keeps the whole. */

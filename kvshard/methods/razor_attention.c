@@ -278,6 +278,10 @@ static sf_status razor_calib_plan(const struct sf_setup *setup, const struct sf_
         return SF_FAIL(SF_INVALID, "method razor_attention needs a block of %d tokens or more %d"
                        " times over, and the model holds %d tokens of a vocabulary of %d",
                        BLOCK_MIN, COPIES, setup->tokens_max, vocab->count);
+    if (block < cfg->block_tokens)
+        sf_log(SF_LOG_INFO, "razor_attention: a block of %d tokens, not of %d: the model holds %d"
+               " tokens of a vocabulary of %d", block, cfg->block_tokens, setup->tokens_max,
+               vocab->count);
     plan->taps = 1u << SF_TAP_Q | 1u << SF_TAP_K | 1u << SF_TAP_ROW_LSE;
     plan->passes = plan->sequences = 1;
     plan->tokens = bos_rows(setup) + COPIES * block;

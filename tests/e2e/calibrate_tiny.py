@@ -133,8 +133,7 @@ def read(path):
     found = {}
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    for line in re.findall(r"  - \{layer: (\d+), head: (\d+), induction: \[(.*)\], echo: \[(.*)\]\}",
-                           text):
+    for line in re.findall(r"{layer: (\d+), head: (\d+), induction: \[(.*)\], echo: \[(.*)\]}", text):
         induction, echo = [list(map(float, one.split(","))) for one in line[2:]]
         for j, pair in enumerate(zip(induction, echo)):
             found[int(line[0]), int(line[1]) * len(induction) + j] = list(pair)
