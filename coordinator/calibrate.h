@@ -41,7 +41,7 @@ void sf_calibrate_free(struct sf_calibrate *);
 /* Number of a sequence of the engine's, for the workers. */
 int32_t sf_calibrate_sequence(int64_t seq_id);
 
-/* ---- config_profile.c: the file --------------------------------------------------------------- */
+/* ---- config_profile.c: the file -------------------------------------------------------------- */
 /* The options of the entry that a profile holds, notes and rows, as YAML; malloc'd. */
 sf_status sf_profile_text(const struct sf_stack_entry *, const struct sf_profile *,
                           char **text_out);

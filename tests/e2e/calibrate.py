@@ -1,4 +1,4 @@
-"""`sheaf calibrate`: what a method learns of the real model, whatever the layout, and what is refused.
+"""`sheaf calibrate`: what a method learns of the real model, in every layout, and what is refused.
 
 razor_attention, f32, a short block.  Shown: one rank, tensor and pipeline ranks give the same heads
 and scores to 1e-4; the heads are those that the scores come to by a ranking in plain Python; the
@@ -15,7 +15,9 @@ import sys
 import job
 
 BLOCK, LAYERS, HEADS, GROUP, SLOT = 40, 30, 3, 3, 2 * 64 * 4 + 8
-LAYOUTS = [(3, 1, 1), (1, 2, 1)] + ([(2, 2, 1), (1, 1, 2), (5, 1, 1)] if job.LEVEL == "long" else [])
+LAYOUTS = [(3, 1, 1), (1, 2, 1)]
+if job.LEVEL == "long":
+    LAYOUTS += [(2, 2, 1), (1, 1, 2), (5, 1, 1)]
 ROW = re.compile(r"  - \{layer: (\d+), head: (\d+), induction: \[(.*)\], echo: \[(.*)\]\}")
 PAIR = re.compile(r"  - \[(\d+), (\d+)\]")
 

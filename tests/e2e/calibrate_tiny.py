@@ -1,8 +1,8 @@
 """`sheaf calibrate` on tiny models, against attention worked out whole in plain Python.
 
-The reference below shares nothing with the runtime: it draws the block with its own Philox, runs the
-model of tests/data/tiny in f64 over lists, row by row, and reads both scores of every query head
-off the whole matrix of attention.  Shown: the scores of the profile are those, on one rank, with
+The reference below shares nothing with the runtime: it draws the block with its own Philox, runs
+the model of tests/data/tiny in f64 over lists, row by row, and reads both scores of every query
+head off the whole matrix of attention.  Shown: the scores of the profile are those, on one rank, with
 heads that two ranks hold (each sees its query heads of them), with stages and with groups; layers
 with a sliding window have none and are never chosen.
 """
@@ -17,6 +17,7 @@ import job
 import tiny
 
 BLOCK, COPIES, SEED = 9, 4, 5
+ROW = re.compile(r"{layer: (\d+), head: (\d+), induction: \[(.*)\], echo: \[(.*)\]}")
 LAYOUTS = [(1, 1, 1), (4, 1, 1), (2, 2, 1), (1, 1, 2)]
 
 
@@ -133,7 +134,7 @@ def read(path):
     found = {}
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    for line in re.findall(r"{layer: (\d+), head: (\d+), induction: \[(.*)\], echo: \[(.*)\]}", text):
+    for line in ROW.findall(text):
         induction, echo = [list(map(float, one.split(","))) for one in line[2:]]
         for j, pair in enumerate(zip(induction, echo)):
             found[int(line[0]), int(line[1]) * len(induction) + j] = list(pair)
