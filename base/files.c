@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -36,6 +37,38 @@ sf_status sf_file_read(int file, const char *path, int64_t offset, size_t count,
         count -= (size_t)done;
     }
     return SF_OK;
+}
+
+sf_status sf_file_map(const char *path, const char *what, size_t least,
+                      const unsigned char **map_out, size_t *bytes_out)
+{
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);       /* a pipe: no waiting for it */
+    if (file < 0) return SF_FAIL(SF_IO, "%s: %s", path, strerror(errno));
+    struct stat info;
+    sf_status status = SF_OK;
+    if (fstat(file, &info) != 0) {
+        status = SF_FAIL(SF_IO, "%s: %s", path, strerror(errno));
+    } else if (!S_ISREG(info.st_mode)) {
+        status = SF_FAIL(SF_IO, "%s: not a regular file", path);
+    } else if ((size_t)info.st_size < least) {
+        status = SF_FAIL(SF_FORMAT, "%s: %lld bytes are too few for %s", path,
+                         (long long)info.st_size, what);
+    } else {
+        void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+        if (map == MAP_FAILED) {
+            status = SF_FAIL(SF_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+        } else {
+            *map_out = map;
+            *bytes_out = (size_t)info.st_size;
+        }
+    }
+    close(file);
+    return status;
+}
+
+void sf_file_unmap(const unsigned char *map, size_t bytes)
+{
+    if (map != NULL) munmap((void *)(uintptr_t)map, bytes);
 }
 
 sf_status sf_file_sync(int file, const char *path)

@@ -17,6 +17,11 @@ SF_C_BEGIN
 sf_status sf_file_write(int file, const char *path, const void *bytes, size_t count);
 /* Exactly so many bytes from `offset` on; SF_IO "has been cut short" if the file ends before. */
 sf_status sf_file_read(int file, const char *path, int64_t offset, size_t count, void *bytes_out);
+/* All of a regular file, read-only, while it is mapped: SF_FORMAT "too few for `what`" if it
+ * has fewer than `least` bytes (>= 1).  Ends with sf_file_unmap, which takes NULL. */
+sf_status sf_file_map(const char *path, const char *what, size_t least,
+                      const unsigned char **map_out, size_t *bytes_out);
+void      sf_file_unmap(const unsigned char *map, size_t bytes);
 /* A file that cannot be synced at all (a device) is fine. */
 sf_status sf_file_sync(int file, const char *path);
 /* The folder that holds `path`: a file made, renamed or removed there is so after a power cut. */

@@ -101,7 +101,7 @@ static void set_stack(const struct sf_bench *bench, struct bench_stack *stack)
     stack->set[sets++] = "scheduler.enable_prefix_caching=false";
     stack->set[sets++] = stack->seqs_set;
     if (stack->methods == 0) stack->set[sets++] = "kv_cache.methods=[]";
-    stack->launch.sets = (struct sf_config_sets){.set = stack->set, .sets = sets};
+    stack->launch.sets = (struct sf_config_sets){stack->set, sets};
 }
 
 /* What stands against it is better known now than after hours. */

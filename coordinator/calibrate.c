@@ -75,12 +75,10 @@ static sf_status find_method(const struct sf_calibrate *calibrate, const struct 
 static sf_status read_config(struct sf_calibrate *calibrate)
 {
     struct sf_config config;
-    struct sf_config_sets sets = calibrate->common.sets;
     const struct sf_method *method;
     const struct sf_stack_entry *entry;
     struct sf_stack_entry *mine;
-    sets.skip_profiles = 1;
-    SF_TRY(sf_config_load(calibrate->common.config, &sets, &config));
+    SF_TRY(sf_config_load_bare(calibrate->common.config, &calibrate->common.sets, &config));
     sf_status status = find_method(calibrate, &config.kv.stack, &method, &entry);
     if (status == SF_OK) status = sf_stack_add_method(&calibrate->stack, method, &mine);
     if (status == SF_OK && entry != NULL) memcpy(mine->cfg, entry->cfg, method->cfg_bytes);

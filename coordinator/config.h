@@ -46,14 +46,14 @@ enum sf_config_device { SF_DEVICE_AUTO, SF_DEVICE_CPU, SF_DEVICE_CUDA, SF_DEVICE
 enum sf_config_compute { SF_COMPUTE_AUTO, SF_COMPUTE_F32, SF_COMPUTE_BF16, SF_COMPUTE_INT8 };
 enum sf_config_kv_dtype { SF_KV_AUTO, SF_KV_F32, SF_KV_F16, SF_KV_BF16, SF_KV_INT8 };
 
-struct sf_config_sets {
-    const char *const *set; int32_t sets;       /* "a.b=c" from --set, in order */
-    uint8_t skip_profiles;              /* files that `profile:` names are not looked for */
-};
+struct sf_config_sets { const char *const *set; int32_t sets; }; /* "a.b=c" from --set, in order */
 
 /* Reads and checks.  On refusal the words are complete lines such as
  * "job.yaml:7:3: error: unknown key 'max_sequences'; did you mean 'max_num_seqs'?". */
 sf_status sf_config_load(const char *path, const struct sf_config_sets *, struct sf_config *out);
+/* The same, but files that `profile:` names are not looked for: one may still have to be made. */
+sf_status sf_config_load_bare(const char *path, const struct sf_config_sets *,
+                              struct sf_config *out);
 /* The same from memory, without environment: workers read the resolved text of rank 0. */
 sf_status sf_config_parse(const char *name, const char *text, size_t bytes,
                           const struct sf_config_sets *, struct sf_config *out);

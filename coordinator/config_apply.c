@@ -252,7 +252,6 @@ static sf_status apply_entry(const struct sf_node *map, int32_t index, struct sf
 
     static const struct sf_opt none[] = { { 0 } };
     const struct sf_opt *table = method->opts != NULL ? method->opts : none;
-    struct sf_entry_keys keys = { 0 };
     char prefix[64];
     snprintf(prefix, sizeof prefix, "kv_cache.methods.%d.", index);
     for (size_t i = 0; i < map->items; i++) {
@@ -267,7 +266,7 @@ static sf_status apply_entry(const struct sf_node *map, int32_t index, struct sf
             SF_TRY(overruled(map, i, table, &skip));
             if (!skip) SF_TRY(apply_value(own, prefix, item->value, entry->cfg));
         } else if (common != NULL) {
-            SF_TRY(apply_value(common, prefix, item->value, &keys));
+            SF_TRY(apply_value(common, prefix, item->value, entry));
         } else {
             return unknown_option(item, method);
         }

@@ -11,7 +11,7 @@ static const char *const devices[] = { "auto", "cpu", "cuda", "cuda-emulated", N
 static const char *const kv_dtypes[] = { "auto", "f32", "f16", "bf16", "int8", NULL };
 static const char *const signals[] = { "drain", NULL };
 static const char *const converters[] = { "kv_heads", "x_ecomla", "sub_moe", NULL };
-static const char *const classes[] = { "all", "retrieval", "other", NULL };
+static const char *const classes[] = { "all", "retrieval", "other", NULL }; /* sf_head_class */
 
 #define AT(field) offsetof(struct sf_config, field)
 enum { BUILT = 1, TO_COME = 0, AUTO = 1, NO_AUTO = 0 };
@@ -119,10 +119,10 @@ static const struct sf_opt convert[] = {
     { 0 }
 };
 
-#define ENTRY(field) offsetof(struct sf_entry_keys, field)
 const struct sf_opt sf_config_entry[] = {
-    { "on", SF_OPT_ENUM, ENTRY(on), "all", 0, 0, NO_AUTO, TO_COME, classes, NULL, "",
-      "head class that the method acts on" },
+    { "on", SF_OPT_ENUM, offsetof(struct sf_stack_entry, on), "all", 0, 0, NO_AUTO, BUILT, classes,
+      NULL, "", "heads that the method acts on, as a method of the stack with a head set tells"
+      " them" },
     { 0 }
 };
 

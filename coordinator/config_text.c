@@ -65,6 +65,7 @@ static void write_methods(FILE *out, const struct sf_stack *stack)
         fprintf(out, "    - name: %s\n", entry->method->name);
         if (entry->layers_text[0] != '\0')
             fprintf(out, "      layers: \"%s\"\n", entry->layers_text);
+        if (entry->on != SF_HEAD_ANY) write_table(out, sf_config_entry, entry, 6);
         write_table(out, entry->method->opts, entry->cfg, 6);
     }
 }

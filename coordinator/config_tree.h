@@ -81,8 +81,7 @@ void sf_config_write_text(FILE *, const char *text);
 struct sf_section { const char *name; const struct sf_opt *table; const char *help; };
 extern const struct sf_section sf_config_sections[];   /* offsets count from struct sf_config */
 extern const struct sf_opt sf_config_top[];            /* `device`; schema_version is by hand */
-extern const struct sf_opt sf_config_entry[];          /* keys of any entry of kv_cache.methods */
-struct sf_entry_keys { int32_t on; char layers[256]; };/* what sf_config_entry describes */
+extern const struct sf_opt sf_config_entry[];          /* fields of struct sf_stack_entry */
 /* A value of an option that is known and not built: "int8" of kv_cache.dtype. */
 int sf_config_choice_built(const struct sf_opt *row, int32_t choice);
 /* Methods of interface.md that are not in this build; closed by NULL. */

@@ -4,6 +4,7 @@
  * processes; a build without MPI: threads of this process; otherwise one rank), and on every rank,
  * for each of its launches: launch (common plan) -> worker open -> worker run.  On rank 0 the
  * coordinator runs beside it in a thread of its own, joined to the worker by two rings.  `sheaf
+ * eval` is a task whose launches, alike but for their stacks, share one worker a rank.  `sheaf
  * lab` has a world too, but no model, no steps and no coordinator beside the worker. */
 #include <errno.h>
 #include <pthread.h>
@@ -19,6 +20,7 @@
 #include "coordinator/bench.h"
 #include "coordinator/calibrate.h"
 #include "coordinator/commands.h"
+#include "coordinator/eval.h"
 #include "coordinator/lab.h"
 #include "coordinator/launch.h"
 #include "coordinator/task.h"
@@ -77,6 +79,28 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .to_workers = to_workers,
                                    .from_workers = from_workers,
                                    .groups = plan->data};
+}
+
+/* Launches that are joined: one worker, a cache for each of them. */
+struct joined {
+    struct sf_launch *launch;           /* [launches] the first `opened` are open */
+    int32_t launches, opened;
+    struct sf_task_sizes sizes;
+    struct sf_worker_stack *beside;     /* [launches - 1] */
+};
+
+static void join_spec(const struct joined *joined, struct sf_worker_spec *spec)
+{
+    int32_t ranks = joined->launch->plan.ranks, rank = joined->launch->me->rank;
+    for (int32_t i = 1; i < joined->launches; i++)
+        joined->beside[i - 1] =
+            (struct sf_worker_stack){.stack = &joined->launch[i].config.kv.stack,
+                                     .setup = &joined->launch[i].setup,
+                                     .pool_bytes = joined->sizes.pool_bytes[i * ranks + rank]};
+    spec->beside = joined->beside;
+    spec->besides = joined->launches - 1;
+    spec->seqs_max = joined->sizes.seqs_max;
+    spec->pool_bytes = joined->sizes.pool_bytes[rank];
 }
 
 /* Rank 0: coordinator and worker side by side; the exit code of the task so far, or a failure with
@@ -154,9 +178,11 @@ static void close_lesson(struct lesson *lesson)
     sf_stack_free(&lesson->told.stack);
 }
 
-/* Everything after the launch; *started_out: other ranks may be waiting for this one by now. */
-static sf_status run_worker(struct sf_launch *launch, const struct sf_task *task, int32_t number,
-                            int *exit_code_out, int *started_out)
+/* Everything after the launch; *started_out: other ranks may be waiting for this one by now.
+ * joined: NULL, or what the launch is the first of. */
+static sf_status run_worker(struct sf_launch *launch, const struct joined *joined,
+                            const struct sf_task *task, int32_t number, int *exit_code_out,
+                            int *started_out)
 {
     struct sf_comm *world = launch->world;
     int rank = sf_comm_rank(world);
@@ -172,6 +198,7 @@ static sf_status run_worker(struct sf_launch *launch, const struct sf_task *task
     status = sf_launch_agree(world, status);
     if (status == SF_OK) status = open_lesson(launch, task, &lesson);
     if (lesson.calib != NULL) spec.rows_tap = sf_calib_tap(lesson.calib);
+    if (joined != NULL) join_spec(joined, &spec);
     if (status == SF_OK) status = sf_worker_open(&spec, &worker);
     status = sf_launch_agree(world, status);
     if (status == SF_OK) {
@@ -224,7 +251,7 @@ static sf_status run_launch(struct sf_comm *world, const struct sf_task *task, i
     if (number > 0) sf_memory_forget_peak();    /* each launch has its own */
     sf_status status = sf_launch_open(world, launch_of(world, task, number), &launch);
     if (status == SF_OK) {
-        status = run_worker(&launch, task, number, exit_code_out, &started);
+        status = run_worker(&launch, NULL, task, number, exit_code_out, &started);
         if (status == SF_OK)
             status = sf_comm_bcast(world, 0, exit_code_out, sizeof *exit_code_out);
     }
@@ -234,6 +261,61 @@ static sf_status run_launch(struct sf_comm *world, const struct sf_task *task, i
     }
     sf_launch_close(&launch);           /* empty if it was the launch that failed */
     return status;
+}
+
+/* ---- one rank, launches that are joined ---- */
+
+/* Rank 0 decides, the others are told. */
+static sf_status share_sizes(struct sf_comm *world, const struct sf_task *task,
+                             struct joined *joined)
+{
+    size_t pools = (size_t)joined->launches * (size_t)sf_comm_size(world);
+    sf_status status = SF_OK;
+    joined->sizes.pool_bytes = calloc(pools, sizeof *joined->sizes.pool_bytes);
+    if (joined->sizes.pool_bytes == NULL)
+        status = SF_FAIL(SF_NO_MEMORY, "no memory for the sizes of %d stacks", joined->launches);
+    else if (sf_comm_rank(world) == 0)
+        status = task->ops->join(task->arg, joined->launch, joined->launches, &joined->sizes);
+    SF_TRY(sf_launch_agree(world, status));
+    SF_TRY(sf_comm_bcast(world, 0, &joined->sizes.seqs_max, sizeof joined->sizes.seqs_max));
+    return sf_comm_bcast(world, 0, joined->sizes.pool_bytes,
+                         pools * sizeof *joined->sizes.pool_bytes);
+}
+
+static sf_status open_joined(struct sf_comm *world, const struct sf_task *task,
+                             struct joined *joined)
+{
+    size_t launches = (size_t)joined->launches;
+    sf_status status = SF_OK;
+    joined->launch = calloc(launches, sizeof *joined->launch);
+    joined->beside = calloc(launches, sizeof *joined->beside);
+    if (joined->launch == NULL || joined->beside == NULL)
+        status = SF_FAIL(SF_NO_MEMORY, "no memory for %zu launches", launches);
+    SF_TRY(sf_launch_agree(world, status));
+    for (; joined->opened < joined->launches; joined->opened++)
+        SF_TRY(sf_launch_open(world, launch_of(world, task, joined->opened),
+                              &joined->launch[joined->opened]));
+    return share_sizes(world, task, joined);
+}
+
+/* Returns the exit code. */
+static int run_joined(struct sf_comm *world, const struct sf_task *task, int32_t launches)
+{
+    struct joined joined = {.launches = launches};
+    int started = 0, exit_code = 0;
+    sf_status status = open_joined(world, task, &joined);
+    if (status == SF_OK)
+        status = run_worker(joined.launch, &joined, task, 0, &exit_code, &started);
+    if (status == SF_OK) status = sf_comm_bcast(world, 0, &exit_code, sizeof exit_code);
+    if (status != SF_OK) {
+        give_up(world, status, started);
+        exit_code = started ? 1 : sf_status_exit_code(status);
+    }
+    for (int32_t i = 0; i < joined.opened; i++) sf_launch_close(&joined.launch[i]);
+    free(joined.launch);
+    free(joined.beside);
+    free(joined.sizes.pool_bytes);
+    return exit_code;
 }
 
 /* ---- one rank, the whole task ---- */
@@ -275,6 +357,7 @@ static int task_rank(struct sf_comm *world, const void *arg)
         give_up(world, status, 0);
         return sf_status_exit_code(status);
     }
+    if (task->ops->join != NULL) return run_joined(world, task, launches);
     for (int32_t i = 0; i < launches && status == SF_OK && exit_code == 0; i++)
         status = run_launch(world, task, i, &exit_code);
     return exit_code;
@@ -477,6 +560,18 @@ static int cmd_bench(int argc, char **argv)
     return exit_code;
 }
 
+static int cmd_eval(int argc, char **argv)
+{
+    struct sf_eval eval = {.common = {.sets = {.set = eval.set}}};
+    char words[256];
+    int read = sf_eval_args(argc, argv, &eval, words, sizeof words);
+    if (read <= 0) return read == 0 ? 0 : refuse_usage("eval", words);
+    const struct sf_task task = {&sf_eval_task, &eval, &eval.common};
+    int exit_code = run_task(&task);
+    sf_eval_free(&eval);
+    return exit_code;
+}
+
 static int choose_rank(struct sf_comm *world, const void *arg)
 {
     struct sf_calibrate *calibrate = *(struct sf_calibrate *const *)arg;
@@ -518,6 +613,7 @@ static const struct command {
 } commands[] = {
     {"run", "answer a file of records", cmd_run},
     {"bench", "how fast stacks of methods are, on made-up prompts", cmd_bench},
+    {"eval", "how good stacks of methods are, against the exact cache", cmd_eval},
     {"calibrate", "what a method learns of a model beforehand: its profile", cmd_calibrate},
     {"lab", "one method on recorded queries, keys and values", cmd_lab},
     {"plan", "what a layout holds, costs and fits; loads no weights", sf_cmd_plan},

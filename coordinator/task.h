@@ -1,7 +1,7 @@
 /* coordinator/task.h: a subcommand that needs ranks with weights: what it launches, one launch
  * after another in one world, and what the coordinator does with each.  main.c makes the world and
- * opens the workers; `run` and `calibrate` have one launch, `bench` one for each stack of methods.
- * */
+ * opens the workers; `run` and `calibrate` have one launch, `bench` one for each stack of methods,
+ * and `eval` joins these. */
 #ifndef SHEAF_COORDINATOR_TASK_H
 #define SHEAF_COORDINATOR_TASK_H
 #include <stdint.h>
@@ -15,11 +15,15 @@
 SF_C_BEGIN
 
 struct sf_desk {                        /* what the coordinator works with */
-    const struct sf_launch *launch;
+    const struct sf_launch *launch;     /* where launches are joined: all of them */
     const struct sf_tokenizer *tokenizer; /* NULL: token ids only */
     struct sf_ring *to_workers;         /* steps, and at the end one with stop set for every group;
                                            envelopes as in proto/wire.h */
     struct sf_ring *from_workers;       /* results and reports */
+};
+struct sf_task_sizes {                  /* of launches that are joined */
+    int32_t seqs_max;                   /* sequences open at once, of all stacks */
+    int64_t *pool_bytes;                /* [launches][ranks] */
 };
 struct sf_lesson {                      /* what is learnt while the workers run; all ranks alike */
     struct sf_stack stack;              /* one entry: the method, which has a calib, and options */
@@ -35,6 +39,12 @@ struct sf_task_ops {                    /* on rank 0 only but for lesson; launch
     sf_status (*prepare)(void *arg, int32_t *launches_out);
     /* Each launch is opened once and looked at before the first one loads weights. */
     sf_status (*check)(void *arg, int32_t number, const struct sf_launch *);
+    /* NULL: launches run one after another.  Otherwise all of them are open at once, and one worker
+     * a rank runs them together: that of the first, with the caches of the others beside its own.
+     * Decides whether they are alike enough, and the sizes; `coordinate` is then called once, for
+     * launch 0. */
+    sf_status (*join)(void *arg, const struct sf_launch *launch, int32_t launches,
+                      struct sf_task_sizes *sizes_out);
     /* Both NULL where nothing is learnt.  Collective, before weights are loaded; the lesson starts
      * zeroed and its stack is the caller's to free. */
     sf_status (*lesson)(void *arg, const struct sf_launch *, struct sf_lesson *out);

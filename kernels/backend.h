@@ -23,6 +23,19 @@ static inline struct sf_attend_job sf_columns_view(const struct sf_columns_job *
     };
 }
 
+/* The slots of a lane that lie in one layout: its own (part -1) or those of a part. */
+static inline struct sf_lane_part sf_lane_part_of(const struct sf_layout *layout,
+                                                  const struct sf_lane_job *lane, int32_t part)
+{
+    if (part >= 0) return lane->part[part];
+    return (struct sf_lane_part){ layout, lane->pages, lane->slots };
+}
+/* How many of them the row sees, from the first on. */
+static inline int32_t sf_lane_part_seen(const struct sf_lane_job *lane, int32_t part, int32_t row)
+{
+    return part >= 0 ? lane->part[part].slots : lane->slots - lane->rows + row + 1;
+}
+
 extern const struct sf_backend sf_backend_ref, sf_backend_cpu;
 
 SF_C_END

@@ -38,6 +38,13 @@ struct sf_mat_shape {
 };
 
 /* ---- attention over the lanes of one layer -------------------------------------------------- */
+/* Slots of a lane that lie in pages of another layout (its k_dim and v_dim are the job's): they come
+ * behind the lane's own in every sum, and each row sees all of them, but for holes and the window. */
+struct sf_lane_part {
+    const struct sf_layout *layout;     /* host */
+    const int32_t *pages;               /* host */
+    int32_t slots;                      /* physical */
+};
 struct sf_lane_job {                    /* host; the rows of one sequence against one lane */
     const int32_t *pages;               /* host, [pages of the lane] page numbers in the pool */
     /* physical slots (holes count), this call's rows included */
@@ -45,6 +52,7 @@ struct sf_lane_job {                    /* host; the rows of one sequence agains
     int32_t row_first, rows;            /* rows of q and out; row r sees the first
                                            slots - rows + r + 1 physical slots of the lane */
     int32_t q_first, q_heads;           /* query heads (of this rank) that read the lane */
+    const struct sf_lane_part *part; int32_t parts; /* host; usually none */
 };
 struct sf_attend_job {
     struct sf_layout layout;
@@ -102,7 +110,8 @@ struct sf_columns_job {
     enum sf_row_fold fold;
     enum sf_head_fold head_fold;
     float decay;                        /* of a row, SF_ROWS_DECAY */
-    float *mass;                        /* [pages of the pool][page_slots], never negative */
+    float *mass;                        /* [pages of the pool][mass_slots], never negative */
+    int32_t mass_slots;                 /* at least the page_slots of every layout; 0: layout's */
 };
 /* New slots of one lane from rows of k and v; `slot_first` is physical, pages are there already. */
 struct sf_append_lane {
@@ -123,6 +132,28 @@ struct sf_append_job {
 };
 struct sf_slot_list {                   /* host; physical slots of one lane */
     const int32_t *pages, *slot; int32_t n;
+};
+
+/* ---- low rank --------------------------------------------------------------------------------
+ * x [rows][cols] ~ a [rows][rank] b [rank][cols], with a b near the best product of that rank
+ * (Eckart and Young).  EXACT is the best.  RANDOM is within some percent of it where the spectrum
+ * falls: a randomised range finder (Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm
+ * 4.4), made orthonormal by shifted Cholesky QR (Fukaya et al., SIAM J. Sci. Comput. 42 (2020)).
+ * GRAM takes the eigenvectors of x^T x, where singular values below 3e-4 of the greatest drown.
+ * The singular values are split evenly over a and b; RANDOM without oversampling scales an
+ * orthonormal basis by sqrt(rows) instead.  In every row of b the first of the greatest entries is
+ * positive.  A rank above that of x is filled up with zeros or with directions that add nothing. */
+enum sf_factor_how { SF_FACTOR_EXACT, SF_FACTOR_RANDOM, SF_FACTOR_GRAM };
+struct sf_factor_job {
+    int32_t rows, cols, rank;           /* >= 1 */
+    enum sf_factor_how how;
+    int32_t power_iterations, oversample; /* RANDOM */
+    uint64_t seed;                      /* RANDOM */
+    const float *x;
+    size_t x_stride;
+    float *a, *b;                       /* not x */
+    size_t a_stride, b_stride;
+    void *scratch;                      /* factor_bytes of this job, aligned to 64 */
 };
 
 struct sf_kernels {
@@ -193,6 +224,13 @@ struct sf_kernels {
                     float *bias_host, int32_t *pos_host);
     void (*attend)(struct sf_device *, const struct sf_attend_job *);
     void (*columns)(struct sf_device *, const struct sf_columns_job *);
+
+    /* ---- low rank ---- */
+    /* Bytes of scratch; looks at rows, cols, rank, how and oversample alone. */
+    size_t (*factor_bytes)(const struct sf_factor_job *);
+    /* SF_INVALID if x holds what is not finite, SF_INTERNAL if the library does not converge; a and
+     * b are then not to be used. */
+    sf_status (*factor)(struct sf_device *, const struct sf_factor_job *);
 };
 
 SF_C_END

@@ -1,10 +1,10 @@
 /* kvshard/apply.c: edits that have passed their checks become moves of bytes.
  *
- * A mix is applied in place.  With live slots a b c d e and the answer [a] [(b+c)/2] [d]:
+ * A mix with live slots a b c d e and the answer [a] [(b+c)/2] [d]:
  *
  *   1. read b and c decoded, sum them in f32 in the order of src        -> row
- *   2. arrange: new slot 0 <- a, 1 <- nothing, 2 <- d                   bytes move
- *   3. append the row as slot 1 with its pos and bias                   re-encoded
+ *   2. place: new slot 0 is a, 1 the place of b, 2 is d; c, e go        place.c
+ *   3. write the row as slot 1 with its pos and bias                    re-encoded
  *
  * Counting for receipts: a slot that no new slot is made of is evicted; one that went into a sum is
  * merged, unless the new slot stands at its position (it is the centre) or the mix says
@@ -78,7 +78,7 @@ struct mix_work {
     float *sum_k, *sum_v;               /* host [rows][k_dim], [rows][v_dim] */
     int32_t *pos; float *bias;          /* [rows] of the sums */
     unsigned char *aux;                 /* [slots][aux_bytes of the pool] of the new slots */
-    float *mass[2];                     /* [slots] of the new slots; NULL: not watched */
+    float *mass[2], *seen[2];           /* [slots] of the new slots; NULL: not watched, no mean */
     int64_t evicted, merged;
 };
 
@@ -99,7 +99,11 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
         memset(work->aux, 0, slots * (size_t)aux_bytes);
     }
     for (int w = 0; w < 2; w++)
-        if (lane->mass[w]) SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->mass[w]));
+        if (lane->mass[w]) {
+            SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->mass[w]));
+            if (answer->method->entry->plan.watch[w].fold == SF_FOLD_MEAN)
+                SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->seen[w]));
+        }
     int32_t method_aux = answer->method->entry->plan.aux_bytes;
     work->rows = 0;
     for (int32_t i = 0; i < mix->slots; i++) {
@@ -112,9 +116,14 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
             work->bias[work->rows] = mix->bias[i];
             work->row_slot[work->rows++] = i;
         }
-        for (int w = 0; w < 2; w++)
-            if (work->mass[w])
-                work->mass[w][i] = mix->mass[w] ? mix->mass[w][i] : lane->mass[w][first];
+        for (int w = 0; w < 2; w++) {
+            if (!work->mass[w]) continue;
+            size_t at = sf_lane_mirror(&store->pool, view->lane, view->slot[first]);
+            work->mass[w][i] = mix->mass[w] ? mix->mass[w][i] : store->pool.mass[w][at];
+            if (!work->seen[w]) continue; /* a new slot goes on as its first source would */
+            work->seen[w][i] = store->pool.seen[w][at];
+            if (mix->mass[w]) work->mass[w][i] *= work->seen[w][i];
+        }
         if (method_aux) {
             const unsigned char *from = mix->aux
                 ? (const unsigned char *)mix->aux + (size_t)i * (size_t)method_aux
@@ -193,7 +202,8 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
 
 /* Writes the sums as slots of the lane, whose bytes are in their new places. */
 static void mix_write_sums(struct sf_answer *answer, const struct sf_view *view,
-                           const struct mix_work *work, float *dev, struct sf_append_lane *lanes)
+                           const struct mix_work *work, const int32_t *slot, float *dev,
+                           struct sf_append_lane *lanes)
 {
     struct sf_store *store = answer->store;
     const struct sf_kernels *k = store->device->k;
@@ -205,8 +215,8 @@ static void mix_write_sums(struct sf_answer *answer, const struct sf_view *view,
     k->upload(store->device, dev_v, work->sum_v, rows * v_dim * sizeof(float));
     for (int32_t r = 0; r < work->rows; r++)
         lanes[r] = (struct sf_append_lane){ .pages = view->lane->page,
-                                            .slot_first = work->row_slot[r], .row_first = r,
-                                            .rows = 1, .head = 0 };
+                                            .slot_first = slot[work->row_slot[r]],
+                                            .row_first = r, .rows = 1, .head = 0 };
     struct sf_append_job job = { .layout = *layout, .pool = store->pool.base,
                                  .page_bytes = store->pool.page_bytes, .k = dev, .v = dev_v,
                                  .k_stride = k_dim, .v_stride = v_dim, .pos = work->pos,
@@ -234,21 +244,29 @@ static sf_status apply_mix(struct sf_answer *answer, const struct sf_lane *lane,
     }
     struct sf_lane_ctx ctx = sf_store_ctx(store, answer->layer);
     struct sf_kv_lane before = *view->lane;
-    SF_TRY(sf_lane_arrange(&ctx, view->lane, work.source, mix->slots));
+    int32_t *slot;
+    int moved;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)lane->slots + 1, sizeof *slot, &slot));
+    SF_TRY(sf_lane_place(&ctx, view->lane, view->slot, work.source, mix->slots, slot, &moved));
+    int notes = pool->aux || pool->mass[0];     /* what a mix may change of a copy */
     for (int32_t i = 0; i < mix->slots; i++) {
-        size_t at = sf_lane_mirror(pool, view->lane, i);
+        if (!moved && !notes && work.source[i] >= 0) continue;
+        size_t at = sf_lane_mirror(pool, view->lane, slot[i]);
         sf_mirror_begin(pool, at, mix->pos[i]);
         pool->bias[at] = mix->bias[i];
-        for (int w = 0; w < 2; w++)
+        for (int w = 0; w < 2; w++) {
             if (work.mass[w]) pool->mass[w][at] = work.mass[w][i];
+            if (work.seen[w]) pool->seen[w][at] = work.seen[w][i];
+        }
         if (pool->aux)
             memcpy(pool->aux + at * (size_t)pool->aux_bytes,
                    work.aux + (size_t)i * (size_t)pool->aux_bytes, (size_t)pool->aux_bytes);
     }
-    if (work.rows > 0) mix_write_sums(answer, view, &work, dev, lanes);
+    if (work.rows > 0) mix_write_sums(answer, view, &work, slot, dev, lanes);
+    sf_status status = moved ? SF_OK : sf_lane_compact(&ctx, view->lane);
     sf_store_book(store, view->seq, answer->layer, view->lane_index, &before);
     count_dropped(store, answer->layer, view->seq, view->lane_index, work.evicted, work.merged);
-    return SF_OK;
+    return status;
 }
 
 /* ---- all or none ---------------------------------------------------------------------------- */

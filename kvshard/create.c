@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "kvshard/store_impl.h"
+#include "kvshard/copies.h"
 
 static sf_status check_spec(const struct sf_store_spec *spec)
 {
@@ -103,8 +103,10 @@ static sf_status create_pool(struct sf_store *store, const struct sf_store_spec 
         const struct sf_plan *plan = &store->method[m].entry->plan;
         if (plan->whens) pages.mirror = 1;
         if (plan->aux_bytes > pages.aux_bytes) pages.aux_bytes = plan->aux_bytes;
-        for (int32_t w = 0; w < 2; w++)
+        for (int32_t w = 0; w < 2; w++) {
             if (sf_is_watched(plan, w) && pages.masses <= w) pages.masses = w + 1;
+            if (plan->watch[w].fold == SF_FOLD_MEAN) pages.means[w] = 1;
+        }
     }
     return sf_pages_create(&pages, &store->pool);
 }
@@ -127,6 +129,8 @@ static sf_status create_step(struct sf_store *store)
     SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->rows, "rows of a round", &block));
     store->rows = block;
     if (!store->pool.mass[0] && !store->tap.rows) return SF_OK;
+    SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->rows_end, "ends of rows", &block));
+    store->rows_end = block;
     SF_TRY(sf_alloc(jobs * sizeof *store->watched, "lanes that are watched", &block));
     store->watched = block;
     for (int32_t i = 0; i < store->layers; i++) {
@@ -139,7 +143,7 @@ static sf_status create_step(struct sf_store *store)
                                                       sizeof *store->lse, "sums of attention",
                                    &block));
     store->lse = block;
-    return SF_OK;
+    return sf_copies_create(store);
 }
 
 static sf_status create(struct sf_store *store, const struct sf_store_spec *spec)
@@ -163,6 +167,7 @@ sf_status sf_store_create(const struct sf_store_spec *spec, struct sf_store **ou
     struct sf_store *store = block;
     store->device = spec->device;
     store->setup = *spec->setup;
+    store->tensor = spec->tensor;
     store->layer_first = spec->layer_first;
     store->page_slots = spec->page_slots;
     store->seqs_max = spec->seqs_max;
@@ -183,8 +188,10 @@ void sf_store_destroy(struct sf_store *store)
 {
     if (!store) return;
     SF_ASSERT(store->seqs == 0);
+    sf_copies_destroy(store);
     if (store->lse) store->device->k->free(store->device, store->lse);
     sf_free(store->watched);
+    sf_free(store->rows_end);
     sf_free(store->rows);
     sf_free(store->done);
     sf_free(store->row_pos);

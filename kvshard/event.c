@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kvshard/store_impl.h"
+#include "kvshard/copies.h"
 
 /* ---- what is due ---------------------------------------------------------------------------- */
 static int wants(const struct sf_store_method *method, enum sf_when when)
@@ -131,7 +131,7 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
         if (aux_bytes)
             memcpy(aux + s * aux_bytes, pool->aux + at * (size_t)pool->aux_bytes, aux_bytes);
         for (int w = 0; w < 2; w++)
-            if (mass[w]) mass[w][s] = pool->mass[w][at];
+            if (mass[w]) mass[w][s] = sf_watch_shown(pool, &answer->method->entry->plan, w, at);
     }
     *shown = (struct sf_lane){
         .layer = store->layer_first + answer->layer, .head = view->lane_index,
@@ -170,6 +170,9 @@ static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, i
             view->lane = sf_store_lane_of(store, seq, answer->layer, l);
             view->lane_index = l;
             view->tokens = seq->tokens[answer->layer];
+            for (int w = 0; w < 2; w++)
+                if (store->method[method].entry->plan.watch[w].flags & SF_WATCH_STORED)
+                    SF_TRY(sf_kept_score(store, seq, answer->layer, l, w));
             view->due = (uint8_t)lane_is_due(&store->method[method], view->lane, when);
             SF_TRY(show_lane(answer, &answer->shown[answer->views++], view));
         }
@@ -187,8 +190,9 @@ static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, i
 /* What the hook has written into aux and mass goes back to the slots. */
 static void keep_notes(const struct sf_answer *answer)
 {
-    const struct sf_page_pool *pool = &answer->store->pool;
-    size_t bytes = (size_t)answer->method->entry->plan.aux_bytes;
+    struct sf_page_pool *pool = &answer->store->pool;
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    size_t bytes = (size_t)plan->aux_bytes;
     for (int32_t i = 0; i < answer->views; i++) {
         const struct sf_lane *shown = &answer->shown[i];
         const struct sf_view *view = &answer->view[i];
@@ -199,7 +203,7 @@ static void keep_notes(const struct sf_answer *answer)
                 memcpy(pool->aux + at * (size_t)pool->aux_bytes,
                        (const unsigned char *)shown->aux + (size_t)s * bytes, bytes);
             for (int w = 0; w < 2; w++)
-                if (shown->mass[w]) pool->mass[w][at] = shown->mass[w][s];
+                if (shown->mass[w]) sf_watch_keep(pool, plan, w, at, shown->mass[w][s]);
         }
     }
 }
@@ -278,7 +282,8 @@ static sf_status call_hook(struct sf_answer *answer, int32_t method, enum sf_whe
     SF_TRY(sf_answer_apply(answer));
     for (int32_t i = 0; i < answer->views; i++)
         if (answer->view[i].due)
-            sf_watches_reset(answer->store, &m->entry->plan, answer->view[i].lane);
+            sf_watches_reset(answer->store, &m->entry->plan, answer->view[i].seq, answer->layer,
+                             answer->view[i].lane_index);
     return SF_OK;
 }
 
@@ -297,6 +302,7 @@ static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_
     if (!due) return SF_OK;
     struct sf_answer answer = { .store = store, .method = m, .layer = layer };
     SF_TRY(show(&answer, step, method, when));
+    SF_TRY(sf_copies_agree(&answer));
     return call_hook(&answer, method, when);
 }
 

@@ -114,6 +114,20 @@ static sf_status unshare_first(const struct sf_lane_ctx *ctx, struct sf_kv_lane 
     return unshare(ctx, lane, index, n);
 }
 
+sf_status sf_lane_own(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, const int32_t *slot,
+                      int32_t n)
+{
+    int32_t *index, pages = 0, last = -1;
+    SF_TRY(sf_scratch_items(ctx->mem, (size_t)n + 1, sizeof *index, &index));
+    for (int32_t i = 0; i < n; i++) {
+        int32_t page = slot[i] / ctx->pool->page_slots;
+        SF_ASSERT(slot[i] >= 0 && slot[i] < lane->slots && page >= last);
+        if (page > last && is_shared(ctx->pool, lane, page)) index[pages++] = page;
+        last = page;
+    }
+    return unshare(ctx, lane, index, pages);
+}
+
 /* Before n slots are marked as holes: a shared page that keeps some of its slots is copied, one
  * that loses them all is given back unmarked (PAGE_GONE in its place).  Leaves the slots that are
  * still to be marked, and counts the pages that went; on failure the lane is as before. */
@@ -171,7 +185,7 @@ static void release_dead_pages(struct sf_page_pool *pool, struct sf_kv_lane *lan
     if (lane->scanned > lane->slots) lane->scanned = lane->slots;
 }
 
-static sf_status compact_if_due(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane)
+sf_status sf_lane_compact(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane)
 {
     int32_t page_slots = ctx->pool->page_slots;
     if (lane->slots <= sf_lane_slots_bound(lane->live, page_slots)) return SF_OK;
@@ -189,7 +203,7 @@ static sf_status compact_if_due(const struct sf_lane_ctx *ctx, struct sf_kv_lane
     return sf_lane_arrange(ctx, lane, source, lane->live);
 }
 
-sf_status sf_lane_drop(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t *slot,
+sf_status sf_lane_mark(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t *slot,
                        int32_t n)
 {
     struct sf_page_pool *pool = ctx->pool;
@@ -217,7 +231,14 @@ sf_status sf_lane_drop(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, i
     if (dead > 0 || lane->live == 0 ||
         pool->pos[sf_lane_mirror(pool, lane, lane->slots - 1)] < 0)
         release_dead_pages(pool, lane);
-    return compact_if_due(ctx, lane);
+    return SF_OK;
+}
+
+sf_status sf_lane_drop(const struct sf_lane_ctx *ctx, struct sf_kv_lane *lane, int32_t *slot,
+                       int32_t n)
+{
+    SF_TRY(sf_lane_mark(ctx, lane, slot, n));
+    return sf_lane_compact(ctx, lane);
 }
 
 /* ---- arranging ------------------------------------------------------------------------------ */

@@ -59,14 +59,25 @@ sf_status sf_lane_extend(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_
                          int32_t rows);
 /* Physical slots of the live ones, in order; room for lane->live. */
 void      sf_lane_live(const struct sf_page_pool *, const struct sf_kv_lane *, int32_t *slot_out);
-/* Makes holes of n live slots (physical, ascending; the array is used up), gives back dead pages
- * and compacts where that is due. */
+/* Nobody else holds the pages of n slots (physical, ascending) any more, so they can be written. */
+sf_status sf_lane_own(const struct sf_lane_ctx *, struct sf_kv_lane *, const int32_t *slot,
+                      int32_t n);
+/* Makes holes of n live slots (physical, ascending; the array is used up) and gives back dead
+ * pages; then sf_lane_compact, where that is due. */
+sf_status sf_lane_mark(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t *slot, int32_t n);
+sf_status sf_lane_compact(const struct sf_lane_ctx *, struct sf_kv_lane *);
+/* Both. */
 sf_status sf_lane_drop(const struct sf_lane_ctx *, struct sf_kv_lane *, int32_t *slot, int32_t n);
 /* New slot i takes the bytes of physical slot source[i], or nothing where that is -1 (the caller
  * writes it); i < n <= lane->live, any order, a source may be copied twice.  All n slots are live
  * afterwards, there are no holes, and the mirror is the caller's to fill. */
 sf_status sf_lane_arrange(const struct sf_lane_ctx *, struct sf_kv_lane *, const int32_t *source,
                           int32_t n);
+/* As sf_lane_arrange, but without moving bytes where the order of the copies allows it (place.c);
+ * `live`: the physical slots of the live ones.  slot_out[i]: where new slot i is now; moved_out: 0
+ * where the mirror of the copies is as it was.  sf_lane_compact is due when all is written. */
+sf_status sf_lane_place(const struct sf_lane_ctx *, struct sf_kv_lane *, const int32_t *live,
+                        const int32_t *source, int32_t n, int32_t *slot_out, int *moved_out);
 void      sf_lane_free(struct sf_page_pool *, struct sf_kv_lane *);
 
 SF_C_END

@@ -17,7 +17,7 @@ static size_t mirror_slots(const struct sf_page_pool *pool)
     return ((size_t)pool->pages + 1) * (size_t)pool->page_slots;
 }
 
-static sf_status mirror_create(struct sf_page_pool *pool, int32_t masses)
+static sf_status mirror_create(struct sf_page_pool *pool, const struct sf_page_spec *spec)
 {
     size_t slots = mirror_slots(pool);
     void *block;
@@ -29,9 +29,12 @@ static sf_status mirror_create(struct sf_page_pool *pool, int32_t masses)
         SF_TRY(sf_map(slots * (size_t)pool->aux_bytes, 0, "method bytes of slots", &block));
         pool->aux = block;
     }
-    for (int32_t w = 0; w < masses; w++) {
+    for (int32_t w = 0; w < spec->masses; w++) {
         SF_TRY(sf_map(slots * sizeof(float), 0, "attention mass of slots", &block));
         pool->mass[w] = block;
+        if (!spec->means[w]) continue;
+        SF_TRY(sf_map(slots * sizeof(float), 0, "rows that saw the slots", &block));
+        pool->seen[w] = block;
     }
     return SF_OK;
 }
@@ -47,7 +50,7 @@ static sf_status pool_create(const struct sf_page_spec *spec, struct sf_page_poo
     pool->holders = block;
     SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "live slots of pages", &block));
     pool->live = block;
-    if (spec->mirror) SF_TRY(mirror_create(pool, spec->masses));
+    if (spec->mirror) SF_TRY(mirror_create(pool, spec));
     for (int32_t i = 0; i < pool->pages; i++) pool->free_page[i] = pool->pages - 1 - i;
     return SF_OK;
 }
@@ -78,8 +81,10 @@ sf_status sf_pages_create(const struct sf_page_spec *spec, struct sf_page_pool *
 void sf_pages_destroy(struct sf_page_pool *pool)
 {
     size_t slots = mirror_slots(pool);
-    for (int w = 0; w < 2; w++)
+    for (int w = 0; w < 2; w++) {
+        if (pool->seen[w]) sf_unmap(pool->seen[w], slots * sizeof(float));
         if (pool->mass[w]) sf_unmap(pool->mass[w], slots * sizeof(float));
+    }
     if (pool->aux) sf_unmap(pool->aux, slots * (size_t)pool->aux_bytes);
     if (pool->bias) sf_unmap(pool->bias, slots * sizeof(float));
     if (pool->pos) sf_unmap(pool->pos, slots * sizeof(int32_t));
@@ -122,9 +127,12 @@ void sf_mirror_move(struct sf_page_pool *pool, size_t to, size_t from, size_t n)
     memmove(pool->pos + to, pool->pos + from, n * sizeof *pool->pos);
     memmove(pool->bias + to, pool->bias + from, n * sizeof *pool->bias);
     if (pool->aux) memmove(pool->aux + to * aux_bytes, pool->aux + from * aux_bytes, n * aux_bytes);
-    for (int w = 0; w < 2; w++)
+    for (int w = 0; w < 2; w++) {
         if (pool->mass[w])
             memmove(pool->mass[w] + to, pool->mass[w] + from, n * sizeof *pool->mass[w]);
+        if (pool->seen[w])
+            memmove(pool->seen[w] + to, pool->seen[w] + from, n * sizeof *pool->seen[w]);
+    }
 }
 
 void sf_mirror_begin(struct sf_page_pool *pool, size_t at, int32_t pos)
@@ -133,8 +141,10 @@ void sf_mirror_begin(struct sf_page_pool *pool, size_t at, int32_t pos)
     pool->pos[at] = pos;
     pool->bias[at] = 0.0f;
     if (pool->aux) memset(pool->aux + at * aux_bytes, 0, aux_bytes);
-    for (int w = 0; w < 2; w++)
+    for (int w = 0; w < 2; w++) {
         if (pool->mass[w]) pool->mass[w][at] = 0.0f;
+        if (pool->seen[w]) pool->seen[w][at] = 0.0f;
+    }
 }
 
 void sf_page_give(struct sf_page_pool *pool, int32_t page)

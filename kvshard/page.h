@@ -5,8 +5,9 @@
  *   bias  | page_slots f32 each |                               host
  *   aux   | page_slots x aux_bytes each |                       host, the methods' bytes
  *   mass  | page_slots f32 each |  once or twice                host, what attention gave the slot
+ *   seen  | page_slots f32 each |  where mass is a mean         host, rows that saw the slot
  *
- * The mirror costs 8 + aux_bytes + 4 or 8 host bytes a slot, and only exists where a method edits.
+ * The mirror costs 8 + aux_bytes + 4 to 16 host bytes a slot, and only exists where a method edits.
  * It belongs to the page, so it moves and is freed with it. */
 #ifndef SHEAF_KVSHARD_PAGE_H
 #define SHEAF_KVSHARD_PAGE_H
@@ -29,13 +30,14 @@ struct sf_page_pool {
     unsigned char *aux;                 /* NULL if aux_bytes is 0 */
     int32_t aux_bytes;
     float *mass[2];                     /* NULL if no method watches so much */
+    float *seen[2];                     /* rows behind a mass that is a mean; else NULL */
 };
 struct sf_page_spec {
     struct sf_device *device;
     size_t page_bytes;
     int64_t pool_bytes;                 /* rounded down to pages */
     int32_t page_slots, aux_bytes, masses;
-    uint8_t mirror, populate;
+    uint8_t mirror, populate, means[2]; /* means: of this mass a mean over rows is asked */
 };
 
 sf_status sf_pages_create(const struct sf_page_spec *, struct sf_page_pool *pool_out);

@@ -90,9 +90,11 @@ enum sf_prefix { SF_PREFIX_NONE, SF_PREFIX_KV, SF_PREFIX_KV_AND_MASS };
 
 /* ---- 3. statistics that attention keeps ----------------------------------------------------- */
 enum sf_fold { SF_FOLD_NONE, SF_FOLD_SUM, SF_FOLD_MEAN, SF_FOLD_MAX, SF_FOLD_DECAY,
-               SF_FOLD_BELOW_MEAN };      /* counts rows whose weight is < 1 / visible slots */
+               SF_FOLD_BELOW_MEAN };      /* counts rows whose weight is < 1 / visible slots; */
+                                          /* MEAN: over the rows that counted and saw the slot */
 enum sf_watch_flag { SF_WATCH_RESET = 1,  /* zeroed after every compress() */
-                     SF_WATCH_STORED = 2 }; /* made at the event, kept queries over all slots */
+                     SF_WATCH_STORED = 2 }; /* made at the event: kept queries over the slots up */
+                                            /* to their positions, those of the prompt at its end */
 struct sf_watch {                         /* head fold first, then rows; result in lane->mass */
     uint8_t fold, head_fold, flags;       /* over rows; over the group's query heads */
     int32_t prompt_rows, decode_rows;     /* last ones before an event; 0 = all, -1 = none; */

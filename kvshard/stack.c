@@ -3,11 +3,11 @@
  * that nothing is ever left out in silence. */
 #include "kvshard/stack.h"
 
-#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kvshard/methods.h"
+#include "kvshard/stack_impl.h"
 #include "model/desc.h"
 
 sf_status sf_stack_add_method(struct sf_stack *stack, const struct sf_method *method,
@@ -59,42 +59,6 @@ void sf_stack_free(struct sf_stack *stack)
     *stack = (struct sf_stack){ 0 };
 }
 
-/* ---- layers: "0-11,20" ---------------------------------------------------------------------- */
-static int read_number(const char **text, int32_t limit, int32_t *out)
-{
-    if (!isdigit((unsigned char)**text)) return 0;
-    int64_t value = 0;
-    for (; isdigit((unsigned char)**text) && value <= limit; (*text)++)
-        value = value * 10 + (**text - '0');
-    if (value >= limit) return 0;
-    *out = (int32_t)value;
-    return 1;
-}
-
-static sf_status read_layers(struct sf_stack_entry *entry, int32_t layers)
-{
-    const char *text = entry->layers_text;
-    entry->layers = malloc((size_t)layers);
-    if (entry->layers == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", layers);
-    memset(entry->layers, *text == '\0', (size_t)layers);
-    while (*text != '\0') {
-        int32_t first, last;
-        int good = read_number(&text, layers, &first);
-        last = first;
-        if (good && *text == '-') {
-            text++;
-            good = read_number(&text, layers, &last) && last >= first;
-        }
-        if (!good || (*text != ',' && *text != '\0') || (*text == ',' && text[1] == '\0'))
-            return SF_FAIL(SF_INVALID, "layers of method %s are '%s'; allowed: numbers and ranges"
-                           " from 0 to %d, such as \"0-%d\" or \"0,%d\"", entry->method->name,
-                           entry->layers_text, layers - 1, layers - 1, layers - 1);
-        memset(entry->layers + first, 1, (size_t)(last - first + 1));
-        if (*text == ',') text++;
-    }
-    return SF_OK;
-}
-
 /* ---- what the store can do ------------------------------------------------------------------ */
 static sf_status lacks(const struct sf_stack_entry *entry, const char *what)
 {
@@ -137,8 +101,6 @@ static sf_status check_edits(const struct sf_stack_entry *entry)
 static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf_watch *watch)
 {
     if (watch->fold == SF_FOLD_NONE) return SF_OK;
-    if (watch->flags & SF_WATCH_STORED) return lacks(entry, "queries kept for later statistics");
-    if (watch->fold == SF_FOLD_MEAN) return lacks(entry, "means over rows");
     if (watch->head_fold != SF_FOLD_SUM && watch->head_fold != SF_FOLD_MEAN &&
         watch->head_fold != SF_FOLD_MAX)
         return SF_FAIL(SF_INVALID, "method %s folds query heads by neither sum, mean nor maximum",
@@ -146,6 +108,10 @@ static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf
     if (watch->prompt_rows < -1 || watch->decode_rows < -1)
         return SF_FAIL(SF_INVALID, "method %s watches %d rows of the prompt and %d of the answer",
                        entry->method->name, watch->prompt_rows, watch->decode_rows);
+    if (watch->flags & SF_WATCH_STORED && (watch->prompt_rows == 0 || watch->decode_rows == 0))
+        return SF_FAIL(SF_INVALID, "method %s keeps queries, but of how many rows of the %s it does"
+                       " not say", entry->method->name,
+                       watch->prompt_rows == 0 ? "prompt" : "answer");
     if (entry->plan.prefix != SF_PREFIX_NONE)
         return lacks(entry, "shared prompts whose slots have attention mass");
     return SF_OK;
@@ -241,37 +207,10 @@ static sf_status check_footprints(const struct sf_stack_entry *entry, const stru
 }
 
 /* ---- one entry ------------------------------------------------------------------------------ */
-static sf_status make_shape(struct sf_stack_entry *entry, const struct sf_setup *setup)
+static sf_status check_groups(const struct sf_stack_entry *entry, const struct sf_setup *setup)
 {
-    struct sf_shape *shape = &entry->shape;
-    size_t layers = (size_t)setup->layers, lanes = (size_t)setup->lanes;
-    shape->layer_group = malloc(layers * sizeof *shape->layer_group);
-    shape->head_class = calloc(lanes, 1);
-    shape->acts_on = calloc(lanes, 1);
-    if (shape->layer_group == NULL || shape->head_class == NULL || shape->acts_on == NULL)
-        return SF_FAIL(SF_NO_MEMORY, "no memory for the shape of method %s", entry->method->name);
-    for (size_t l = 0; l < layers; l++) {
-        shape->layer_group[l] = -1;
-        memset(shape->acts_on + setup->layer[l].lane_first, entry->layers[l],
-               (size_t)setup->layer[l].groups);
-    }
-    if (entry->method->policy->shape != NULL)
-        SF_TRY(entry->method->policy->shape(setup, shape));
-    for (size_t l = 0; l < layers; l++)
-        if (shape->layer_group[l] >= 0) return lacks(entry, "layer groups");
-    return SF_OK;
-}
-
-/* With more tensor ranks than KV heads, a head's queries are on several of them. */
-static sf_status check_copies(const struct sf_stack_entry *entry, const struct sf_setup *setup)
-{
-    if (entry->plan.watch[0].fold == SF_FOLD_NONE && entry->plan.watch[1].fold == SF_FOLD_NONE)
-        return SF_OK;
     for (int32_t l = 0; l < setup->layers; l++)
-        for (int32_t h = 0; h < setup->layer[l].groups; h++)
-            if (setup->layer[l].groups < setup->tp_size &&
-                entry->shape.acts_on[setup->layer[l].lane_first + h])
-                return lacks(entry, "attention statistics of heads that several ranks hold");
+        if (entry->shape.layer_group[l] >= 0) return lacks(entry, "layer groups");
     return SF_OK;
 }
 
@@ -279,18 +218,11 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
 {
     struct sf_setup setup = *common;
     setup.cfg = entry->cfg;
-    setup.shape = NULL;
-    free_checked(entry);
-    if (entry->method->policy == NULL)
-        return SF_FAIL(SF_INVALID, "method %s converts models; it does not stand in "
-                       "kv_cache.methods", entry->method->name);
-    SF_TRY(read_layers(entry, setup.layers));
-    SF_TRY(make_shape(entry, &setup));
     setup.shape = &entry->shape;
+    SF_TRY(check_groups(entry, &setup));
     memset(&entry->plan, 0, sizeof entry->plan);
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
     SF_TRY(check_plan(entry, setup.tp_size));
-    SF_TRY(check_copies(entry, &setup));
     SF_TRY(check_sense(entry));
     return check_footprints(entry, &setup);
 }
@@ -298,17 +230,14 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
 sf_status sf_stack_check(struct sf_stack *stack, const struct sf_setup *setup)
 {
     for (int32_t i = 0; i < stack->entries; i++) {
-        struct sf_stack_entry *entry = &stack->entry[i];
-        SF_TRY(check_entry(entry, setup));
-        for (int32_t before = 0; before < i; before++)
-            for (int32_t lane = 0; lane < setup->lanes; lane++)
-                if (entry->shape.acts_on[lane] && stack->entry[before].shape.acts_on[lane])
-                    return SF_FAIL(SF_UNSUPPORTED,
-                                   "methods %s and %s act on the same heads; give them different "
-                                   "`layers:`", stack->entry[before].method->name,
-                                   entry->method->name);
+        free_checked(&stack->entry[i]);
+        if (stack->entry[i].method->policy == NULL)
+            return SF_FAIL(SF_INVALID, "method %s converts models; it does not stand in "
+                           "kv_cache.methods", stack->entry[i].method->name);
     }
-    return SF_OK;
+    SF_TRY(sf_stack_lanes(stack, setup));
+    for (int32_t i = 0; i < stack->entries; i++) SF_TRY(check_entry(&stack->entry[i], setup));
+    return sf_stack_disjoint(stack, setup);
 }
 
 int32_t sf_stack_entry_of(const struct sf_stack *stack, const struct sf_setup *setup, int32_t layer,

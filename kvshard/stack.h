@@ -11,6 +11,7 @@ struct sf_stack_entry {
     const struct sf_method *method;
     void *cfg;                          /* [method->cfg_bytes] options, parsed; the stack's */
     char layers_text[256];              /* "0-11,20"; "" = all */
+    int32_t on;                         /* enum sf_head_class; SF_HEAD_ANY = all */
     /* filled by sf_stack_check, owned by the stack: */
     uint8_t *layers;                    /* [layers of the model] 1: acts there, by layers_text */
     struct sf_shape shape;              /* shape.acts_on [lanes]: on which lanes it really acts */
@@ -18,8 +19,9 @@ struct sf_stack_entry {
 };
 struct sf_stack { struct sf_stack_entry *entry; int32_t entries; };
 
-/* Adds an entry with its options at their defaults; *entry_out is for layers_text and sf_opt_set on
- * its cfg, and is valid until the next entry is added.  SF_INVALID for a name that is not there. */
+/* Adds an entry with its options at their defaults; *entry_out is for layers_text, `on` and
+ * sf_opt_set on its cfg, and is valid until the next entry is added.  SF_INVALID for a name that is
+ * not there. */
 sf_status sf_stack_add(struct sf_stack *, const char *method, struct sf_stack_entry **entry_out);
 /* The same for a method that need not be in the registry. */
 sf_status sf_stack_add_method(struct sf_stack *, const struct sf_method *method,

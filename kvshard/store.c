@@ -138,7 +138,8 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
         .lane = store->job, .lanes = lanes, .lse = store->lse, .lse_stride = store->lse_stride };
     store->device->k->kv_append(store->device, &append);
     store->device->k->attend(store->device, &attend);
-    if (store->lse) sf_watches_run(store, layer, step, &attend);
+    if (store->lse && store->methods > 0)
+        SF_TRY(sf_watches_run(store, layer, step, &attend));
     if (store->tap.rows) SF_TRY(show_rows(store, layer, step));
     start = sf_now_ns();
     sf_status status = sf_events_after(store, layer, step);
@@ -164,6 +165,7 @@ sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const stru
 /* ---- sequences ------------------------------------------------------------------------------ */
 static void seq_free(struct sf_seq *seq)
 {
+    sf_kept_close(seq);
     sf_free(seq->block);
     sf_free(seq->page_tables);
     sf_free(seq->lane);
@@ -225,6 +227,7 @@ sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, in
     seq->tokens_max = tokens_max;
     sf_status status = seq_alloc(store, tokens_max, seq);
     if (status == SF_OK) status = seq_budgets(store, seq);
+    if (status == SF_OK) status = sf_kept_open(store, seq);
     if (status != SF_OK) {
         seq_free(seq);
         return status;
@@ -234,8 +237,8 @@ sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, in
     return SF_OK;
 }
 
-static void write_receipt(const struct sf_store *store, const struct sf_seq *seq,
-                          struct sf_receipt *receipt)
+void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
+                    struct sf_receipt *receipt)
 {
     *receipt = (struct sf_receipt){ .slots_evicted = seq->evicted, .slots_merged = seq->merged,
                                     .edits = seq->edits, .tokens = seq->tokens[0],
@@ -256,7 +259,7 @@ static void write_receipt(const struct sf_store *store, const struct sf_seq *seq
 void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt *receipt_out)
 {
     SF_ASSERT(store->seqs > 0);
-    if (receipt_out) write_receipt(store, seq, receipt_out);
+    if (receipt_out) sf_seq_receipt(store, seq, receipt_out);
     for (int32_t layer = 0; layer < store->layers; layer++)
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++) {
             struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l), before = *lane;

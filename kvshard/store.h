@@ -23,11 +23,12 @@ struct sf_store;
 struct sf_seq;
 struct sf_stack;                        /* kvshard/stack.h */
 struct sf_setup;                        /* kvshard/policy.h */
+struct sf_comm;                         /* comm/comm.h */
 
 struct sf_store_lane {                  /* one KV head here */
     int32_t head_global;                /* number in the model */
     int32_t q_first, q_heads;           /* its query heads, numbered on this rank */
-    int32_t replica, replicas;
+    int32_t replica, replicas;          /* of copies, placed as model/share.h says */
 };
 struct sf_store_layer {
     int32_t k_dim, v_dim, window;
@@ -53,6 +54,7 @@ struct sf_store_spec {
     struct sf_device *device;
     const struct sf_stack *stack;       /* outlives the store */
     const struct sf_setup *setup;       /* the model as methods see it, rank filled in; outlives */
+    struct sf_comm *tensor;             /* its tensor group; NULL for a rank alone */
     int32_t layer_first, layers;        /* of this rank */
     const struct sf_store_layer *layer; /* [layers] copied */
     enum sf_dtype dtype;                /* of the raw tier */
@@ -87,6 +89,8 @@ sf_status sf_seq_share(struct sf_store *, struct sf_seq *, const struct sf_seq_s
 /* The block's pages lose a holder; its number is free again.  A sequence that was still to fill it
  * does not any more. */
 sf_status sf_block_drop(struct sf_store *, int32_t block);
+/* What was done so far, while it goes on. */
+void      sf_seq_receipt(const struct sf_store *, const struct sf_seq *, struct sf_receipt *out);
 /* Frees its pages; receipt may be NULL. */
 void      sf_seq_close(struct sf_store *, struct sf_seq *, struct sf_receipt *receipt_out);
 

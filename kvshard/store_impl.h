@@ -1,7 +1,8 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
- * step), block.c (shared beginnings), watch.c (attention's statistics), event.c (which hooks fall
- * due, views), edit.c (answers, checks), apply.c (carrying out) and service.c (what a hook may
- * call).  Nobody else includes it but its tests. */
+ * step), block.c (shared beginnings), watch.c (attention's statistics), copies.c (those of lanes
+ * that several ranks hold), event.c (which hooks fall due, views), edit.c (answers, checks),
+ * apply.c (carrying out) and service.c (what a hook may call).  Nobody else includes it but its
+ * tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
@@ -25,20 +26,34 @@ struct sf_layer_state {
     int32_t *method;                    /* [lanes] the method that acts there; -1: none */
     int64_t *slot_bytes;                /* [lanes] that a stored slot counts for */
 };
+struct sf_kept {                        /* queries of one lane and watch (kept.c) */
+    float *q; int32_t *pos;             /* host [most][heads][k_dim], [most]: a ring */
+    int32_t most, rows, next, heads;    /* next: where the next row goes */
+};
 struct sf_seq {
     int64_t id;
     int32_t prompt, tokens_max;
     int32_t *tokens;                    /* [layers] that have been appended */
     struct sf_kv_lane *lane;            /* [lanes of all layers] */
     int32_t *page_tables;               /* of all lanes, one after the other */
+    struct sf_kept *kept; int32_t kepts; /* [2 x lanes of all layers], or none */
     int32_t *block, blocks;             /* of the prefix cache, that its prompt begins with */
     int64_t pages, pages_peak;          /* of lanes that count (replica 0) */
     int64_t evicted, merged;
     int32_t edits;
 };
+struct sf_copies_row { int32_t row, pos; }; /* of a call; its position */
+/* Of the copies of a lane (copies.c), for the rows of a round that are watched. */
+struct sf_copies {
+    float *q, *lse;                     /* device [rows][group][k_dim], [rows][group]; NULL: none */
+    float *sent, *came, *all;           /* host: of this rank, of another one, as on the device */
+    int32_t *row_pos;                   /* [rows] */
+    struct sf_copies_row *row;          /* [rows] */
+};
 struct sf_store {
     struct sf_device *device;
     struct sf_setup setup;
+    struct sf_comm *tensor;
     int32_t layer_first, layers, lanes; /* lanes of one sequence here */
     int32_t page_slots, seqs_max, rows_max, seqs;
     struct sf_layer_state *layer;
@@ -58,7 +73,9 @@ struct sf_store {
     float *lse;                         /* device [rows_max][lse_stride] */
     size_t lse_stride;                  /* most query heads of a layer here */
     int32_t *row_pos;                   /* [rows_max] */
+    struct sf_copies copies;
     int32_t *done, *rows;               /* [seqs_max] rows before and in this round */
+    int32_t *rows_end;                  /* [seqs_max] where watch.c finds a round's last row */
 };
 
 static inline struct sf_kv_lane *sf_store_lane_of(const struct sf_store *store,
@@ -97,10 +114,48 @@ static inline int sf_is_watched(const struct sf_plan *plan, int w)
     return plan->watch[w].fold != SF_FOLD_NONE;
 }
 /* After the round's attention, whose job this was. */
-void sf_watches_run(struct sf_store *, int32_t layer, const struct sf_kv_step *,
-                    const struct sf_attend_job *);
-/* The masses that start anew after compress(). */
-void sf_watches_reset(struct sf_store *, const struct sf_plan *, const struct sf_kv_lane *);
+sf_status sf_watches_run(struct sf_store *, int32_t layer, const struct sf_kv_step *,
+                         const struct sf_attend_job *);
+/* The masses that start anew after compress(), and the rows that no longer count. */
+void sf_watches_reset(struct sf_store *, const struct sf_plan *, const struct sf_seq *,
+                      int32_t layer, int32_t lane);
+/* The backend's second pass for the lanes, rows and sums of attention of this job. */
+struct sf_columns_job sf_watch_columns(const struct sf_store *, const struct sf_attend_job *,
+                                       const struct sf_watch *, int w);
+/* SF_FOLD_MEAN: each slot has been seen by more rows, those of the job. */
+void sf_watch_count(struct sf_store *, const struct sf_columns_job *, int w);
+/* What a method is shown of a slot, and what it has changed it to.  Of SF_FOLD_MEAN the mirror has
+ * the sum and the rows. */
+static inline float sf_watch_shown(const struct sf_page_pool *pool, const struct sf_plan *plan,
+                                   int w, size_t at)
+{
+    if (plan->watch[w].fold != SF_FOLD_MEAN) return pool->mass[w][at];
+    return pool->seen[w][at] > 0 ? pool->mass[w][at] / pool->seen[w][at] : 0;
+}
+static inline void sf_watch_keep(struct sf_page_pool *pool, const struct sf_plan *plan, int w,
+                                 size_t at, float mass)
+{
+    float shown = sf_watch_shown(pool, plan, w, at);
+    if (plan->watch[w].fold != SF_FOLD_MEAN) pool->mass[w][at] = mass;
+    else if (mass < shown || mass > shown) pool->mass[w][at] = mass * pool->seen[w][at];
+}
+static inline void sf_watch_zero(struct sf_page_pool *pool, int w, size_t at)
+{
+    pool->mass[w][at] = 0.0f;
+    if (pool->seen[w]) pool->seen[w][at] = 0.0f;
+}
+
+/* ---- kept.c --------------------------------------------------------------------------------- */
+sf_status sf_kept_open(const struct sf_store *, struct sf_seq *);
+void      sf_kept_close(struct sf_seq *);
+/* A row that counts: its queries [heads][k_dim], on the device. */
+void      sf_kept_add(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane, int w,
+                      const float *q, int32_t pos);
+/* Makes the lane's masses from the rows that are kept. */
+sf_status sf_kept_score(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane,
+                        int w);
+void      sf_kept_reset(const struct sf_store *, const struct sf_seq *, int32_t layer,
+                        int32_t lane, int w);
 
 /* ---- edit.c --------------------------------------------------------------------------------- */
 struct sf_view {                        /* what stands behind one lane that a hook sees */

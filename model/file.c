@@ -1,42 +1,21 @@
 /* model/file.c: mapping a weight file, and looking things up in what its reader found. */
 #include "model/file.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <sys/mman.h>
+#include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
+
+#include "base/files.h"
 
 static sf_status map_file(struct sf_file *file)
 {
-    int fd = open(file->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return SF_FAIL(SF_IO, "%s: %s", file->path, strerror(errno));
     struct stat info;
-    sf_status status = SF_OK;
-    if (fstat(fd, &info) != 0) {
-        status = SF_FAIL(SF_IO, "%s: %s", file->path, strerror(errno));
-    } else if (S_ISDIR(info.st_mode)) {
-        status = SF_FAIL(SF_UNSUPPORTED, "%s: is a directory: weights in safetensors are not read"
-                         " yet, so it can be planned and inspected, not run; a GGUF file can be",
-                         file->path);
-    } else if (!S_ISREG(info.st_mode)) {
-        status = SF_FAIL(SF_IO, "%s: not a regular file (a model is one .gguf file)", file->path);
-    } else if (info.st_size < 4) {
-        status = SF_FAIL(SF_FORMAT, "%s: %lld bytes are too few for a model", file->path,
-                         (long long)info.st_size);
-    } else {
-        void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (map == MAP_FAILED) {
-            status = SF_FAIL(SF_IO, "%s: cannot be mapped: %s", file->path, strerror(errno));
-        } else {
-            file->map = map;
-            file->map_bytes = (size_t)info.st_size;
-        }
-    }
-    close(fd);
-    return status;
+    if (stat(file->path, &info) == 0 && S_ISDIR(info.st_mode))
+        return SF_FAIL(SF_UNSUPPORTED, "%s: is a directory: weights in safetensors are not read"
+                       " yet, so it can be planned and inspected, not run; a GGUF file can be",
+                       file->path);
+    return sf_file_map(file->path, "a model", 4, &file->map, &file->map_bytes);
 }
 
 /* A safetensors file begins with the length of its header and a brace. */
@@ -74,7 +53,7 @@ void sf_file_close(struct sf_file *file)
     free(file->tensor);
     free(file->by_name);
     free(file->meta);
-    if (file->map != NULL) munmap((void *)(uintptr_t)file->map, file->map_bytes);
+    sf_file_unmap(file->map, file->map_bytes);
     free(file->path);
     free(file);
 }

@@ -1,16 +1,12 @@
 /* model/safetensors.c: reading safetensors files, of which nothing is believed. */
 #include "model/safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "base/files.h"
 #include "base/json.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "files are read as little-endian words");
@@ -244,39 +240,15 @@ static sf_status read_header(struct sf_st_file *file)
 
 /* ---- the file -------------------------------------------------------------------------------- */
 
-static sf_status map_file(struct sf_st_file *file)
-{
-    int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);   /* a pipe: no waiting for it */
-    if (fd < 0) return SF_FAIL(SF_IO, "%s: %s", file->path, strerror(errno));
-    struct stat info;
-    sf_status status = SF_OK;
-    if (fstat(fd, &info) != 0) {
-        status = SF_FAIL(SF_IO, "%s: %s", file->path, strerror(errno));
-    } else if (!S_ISREG(info.st_mode)) {
-        status = SF_FAIL(SF_IO, "%s: not a regular file", file->path);
-    } else if (info.st_size < LENGTH_BYTES + 2) {
-        status = SF_FAIL(SF_FORMAT, "%s: %lld bytes are too few for a safetensors file",
-                         file->path, (long long)info.st_size);
-    } else {
-        void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (map == MAP_FAILED) {
-            status = SF_FAIL(SF_IO, "%s: cannot be mapped: %s", file->path, strerror(errno));
-        } else {
-            file->map = map;
-            file->map_bytes = (size_t)info.st_size;
-        }
-    }
-    close(fd);
-    return status;
-}
-
 sf_status sf_st_open(const char *path, struct sf_st_file **file_out)
 {
     struct sf_st_file *file = calloc(1, sizeof *file);
     if (file == NULL) return SF_FAIL(SF_NO_MEMORY, "%s: no memory to open it", path);
     file->path = strdup(path);
     sf_status status = file->path == NULL ? SF_FAIL(SF_NO_MEMORY, "%s: no memory to open it", path)
-                                          : map_file(file);
+                                          : sf_file_map(path, "a safetensors file",
+                                                        LENGTH_BYTES + 2, &file->map,
+                                                        &file->map_bytes);
     if (status == SF_OK) status = read_header(file);
     if (status != SF_OK) {
         sf_st_close(file);
@@ -292,7 +264,7 @@ void sf_st_close(struct sf_st_file *file)
     free(file->by_name);
     free(file->tensor);
     sf_json_free(file->header);
-    if (file->map != NULL) munmap((void *)(uintptr_t)file->map, file->map_bytes);
+    sf_file_unmap(file->map, file->map_bytes);
     free(file->path);
     free(file);
 }

@@ -164,7 +164,7 @@ static void deal_replicas(struct deal *deal, const struct sf_layer_desc *layer)
     for (int32_t head = 0; head < layer->kv_heads; head++) {
         int32_t replicas = each + (head < more), q_next = head * group;
         for (int32_t i = 0; i < replicas; i++, place++) {
-            int32_t q_count = group / replicas + (i < group % replicas);
+            int32_t q_count = sf_share_copy_q_heads(group, replicas, i);
             int32_t rank = (place + turn) % deal->ranks;
             deal->part[rank] =
                 (struct part){ .kv_part = head, .kv_count = 1, .q_first = q_next,

@@ -44,6 +44,14 @@ struct sf_share {
     int32_t vocab_first, vocab_count;   /* rows of the output head; 0 unless last_stage */
 };
 
+/* Copies of a KV head lie on consecutive tensor ranks, round the end: copy i of a head of which
+ * rank r has copy c is on rank (r - c + i) mod tp_size.  Its query heads are consecutive too, in
+ * the order of the copies; how many copy `replica` computes: */
+static inline int32_t sf_share_copy_q_heads(int32_t group, int32_t replicas, int32_t replica)
+{
+    return group / replicas + (replica < group % replicas);
+}
+
 /* Collective knowledge: any rank can compute any rank's share.  SF_INVALID when tp_size exceeds the
  * query heads of a layer.  Arrays are owned by the share. */
 sf_status sf_share_make(const struct sf_model_desc *, const struct sf_placing *, int32_t tp_size,

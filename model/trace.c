@@ -52,7 +52,7 @@ static sf_status read_real(const struct sf_st_file *file, const char *key, const
     return SF_OK;
 }
 
-/* inv_freq[i] = theta^(-2 i / k_dim), of all elements of a head. */
+/* All elements of a head turn, pair (i, i + k_dim / 2) by theta^(-2 i / k_dim) a position. */
 static sf_status make_rope(struct sf_trace *trace)
 {
     const struct sf_st_file *file = trace->file;
@@ -75,12 +75,8 @@ static sf_status make_rope(struct sf_trace *trace)
     if (dim % 2 != 0)
         return SF_FAIL(SF_FORMAT, "%s: RoPE turns pairs, and heads have %d elements; rope_theta "
                        "\"0\" means no RoPE", sf_st_path(file), dim);
-    float *inv_freq = malloc((size_t)dim / 2 * sizeof *inv_freq);
-    if (inv_freq == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for RoPE");
-    for (int32_t i = 0; i < dim / 2; i++)
-        inv_freq[i] = (float)pow(theta, -2.0 * i / dim);
-    trace->desc.rope_inv_freq = inv_freq;
     trace->desc.rope_dim = dim;
+    trace->rope_theta = theta;
     return SF_OK;
 }
 
@@ -282,7 +278,6 @@ sf_status sf_trace_open(const char *path, struct sf_trace *out)
 void sf_trace_close(struct sf_trace *trace)
 {
     free((void *)(uintptr_t)trace->desc.layer);
-    free((void *)(uintptr_t)trace->desc.rope_inv_freq);
     free((void *)(uintptr_t)trace->layer);
     sf_st_close(trace->file);
     *trace = (struct sf_trace){ 0 };

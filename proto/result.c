@@ -15,7 +15,7 @@ static const struct sf_column
                         SF_COLUMN(Sf__Result, sample_token, struct sf_wire_sample, token)},
     score_columns[] = {SCORE(score_seq, seq), SCORE(score_pos, pos), SCORE(score_token, token),
                        SCORE(score_logprob, logprob), SCORE(score_rank, rank),
-                       SCORE(score_tops, tops)},
+                       SCORE(score_kl, kl), SCORE(score_tops, tops)},
     top_columns[] = {SF_COLUMN(Sf__Result, top_token, struct sf_wire_top, token),
                      SF_COLUMN(Sf__Result, top_logprob, struct sf_wire_top, logprob)};
 
@@ -40,6 +40,9 @@ static sf_status score_check(unsigned long long step, const struct sf_wire_score
         return SF_FAIL(SF_FORMAT, "result of step %llu: sequence %llu has token %d at %d with log "
                        "probability %g, rank %d", step, seq, score->token, score->pos,
                        (double)score->logprob, score->rank);
+    if (!isfinite(score->kl) || score->kl < 0)
+        return SF_FAIL(SF_FORMAT, "result of step %llu: sequence %llu has a divergence of %g at "
+                       "%d", step, seq, (double)score->kl, score->pos);
     if (score->tops < 0 || score->tops > SF_WIRE_TOPS_MAX)
         return SF_FAIL(SF_FORMAT, "result of step %llu: sequence %llu has %d likeliest tokens; at "
                        "most %d are allowed", step, seq, score->tops, SF_WIRE_TOPS_MAX);

@@ -14,6 +14,7 @@
 #define OPEN(field, member) SF_COLUMN(Sf__Step, field, struct sf_wire_open, member)
 #define ITEM(field, member) SF_COLUMN(Sf__Step, field, struct sf_wire_item, member)
 static const struct sf_column
+    ask_columns[] = {SF_COLUMN_VALUE(Sf__Step, ask, uint64_t)},
     close_columns[] = {SF_COLUMN_VALUE(Sf__Step, close, uint64_t)},
     drop_columns[] = {SF_COLUMN_VALUE(Sf__Step, drop, int32_t)},
     token_columns[] = {SF_COLUMN_VALUE(Sf__Step, token, int32_t)},
@@ -27,7 +28,7 @@ static const struct sf_column
         OPEN(open_rng_stream, sampling.rng_stream),
         SF_COLUMN_BYTE(Sf__Step, open_scores, struct sf_wire_open, sampling.scores),
         OPEN(open_tops, sampling.tops), OPEN(open_biases, sampling.biases),
-        OPEN(open_blocks, blocks)},
+        OPEN(open_blocks, blocks), OPEN(open_stack, stack), OPEN(open_against, against)},
     bias_columns[] = {SF_COLUMN(Sf__Step, bias_token, struct sf_wire_bias, token),
                       SF_COLUMN(Sf__Step, bias_value, struct sf_wire_bias, value)},
     block_columns[] = {SF_COLUMN_VALUE(Sf__Step, block, int32_t)},
@@ -43,6 +44,7 @@ static const struct sf_list list[] = {
     SF_LIST("biases", bias_columns, struct sf_wire_bias, LIST_OPEN, struct sf_wire_open,
             sampling.bias, sampling.biases),
     SF_LIST("blocks", block_columns, int32_t, LIST_OPEN, struct sf_wire_open, block, blocks),
+    SF_LIST("asked sequences", ask_columns, uint64_t, -1, struct sf_wire_step, ask, asks),
     SF_LIST("closed sequences", close_columns, uint64_t, -1, struct sf_wire_step, close, closes),
     SF_LIST("dropped blocks", drop_columns, int32_t, -1, struct sf_wire_step, drop, drops),
     SF_LIST("items", item_columns, struct sf_wire_item, -1, struct sf_wire_step, item, items),
@@ -88,6 +90,9 @@ static sf_status open_check(const struct sf_wire_open *open, int32_t tokens)
         (open->reused_first < 0 || open->reused_first >= tokens || open->reused == 0))
         return SF_FAIL(SF_FORMAT, "step opens sequence %llu with the tokens of %d reused blocks "
                        "from token %d of %d", seq, open->reused, open->reused_first, tokens);
+    if (open->stack < 0 || open->against == seq)
+        return SF_FAIL(SF_FORMAT, "step opens sequence %llu in stack %d, compared with %llu", seq,
+                       open->stack, (unsigned long long)open->against);
     SF_TRY(sf_columns_count_check("blocks", open->blocks));
     for (int32_t i = 0; i < open->blocks; i++)
         if (open->block[i] < 0)
@@ -107,7 +112,7 @@ static sf_status item_check(const struct sf_wire_item *item, int32_t tokens)
                                       item->token_first > tokens - item->rows)
         return SF_FAIL(SF_FORMAT, "step item of sequence %llu: %d rows from token %d of %d", seq,
                        item->rows, item->token_first, tokens);
-    if (item->logits > (SF_LOGITS_SAMPLE | SF_LOGITS_ROWS) || item->next < -1)
+    if (item->logits > (SF_LOGITS_SAMPLE | SF_LOGITS_ROWS | SF_LOGITS_LAST) || item->next < -1)
         return SF_FAIL(SF_FORMAT, "step item of sequence %llu asks for logits %d, next token %d",
                        seq, item->logits, item->next);
     return SF_OK;
@@ -128,6 +133,7 @@ static sf_status step_check(const struct sf_wire_step *step)
     if (step->batch < 0 || step->batch > SF_WIRE_BATCH_MAX || step->stop > 1 || step->measure > 1)
         return SF_FAIL(SF_FORMAT, "step %llu of micro-batch %d with stop %d, measure %d",
                        (unsigned long long)step->id, step->batch, step->stop, step->measure);
+    SF_TRY(sf_columns_count_check("asked sequences", step->asks));
     SF_TRY(sf_columns_count_check("closed sequences", step->closes));
     SF_TRY(sf_columns_count_check("dropped blocks", step->drops));
     SF_TRY(sf_columns_count_check("opened sequences", step->opens));

@@ -51,17 +51,22 @@ struct sf_wire_open {                   /* a sequence enters */
     int32_t reused, blocks; int32_t *block;
     int32_t reused_first;               /* ids of the reused tokens: token[reused_first ..), where
                                            its sampling looks at them; -1 otherwise */
+    int32_t stack;                      /* whose cache holds it: 0, or one of those beside it */
+    /* 0: none.  A sequence whose scored rows are compared with its own: they come earlier in the
+     * same step, at the same positions (worker/compare.h). */
+    uint64_t against;
 };
 enum { SF_LOGITS_NONE = 0,              /* bits of an item */
        SF_LOGITS_SAMPLE = 1,            /* the last row: choose a token */
-       SF_LOGITS_ROWS = 2 };            /* every row: score the token that follows it */
+       SF_LOGITS_ROWS = 2,              /* every row: score the token that follows it */
+       SF_LOGITS_LAST = 4 };            /* the last row alone: score the token that follows it */
 struct sf_wire_item {                   /* rows of one sequence */
     uint64_t seq;
     int32_t pos, rows;                  /* positions pos .. pos + rows - 1 */
     int32_t token_first;                /* its ids: token[token_first .. + rows); -1: one row, whose
                                            id is the sequence's last sample */
-    int32_t next;                       /* with SF_LOGITS_ROWS: the token after the last row; -1:
-                                           not known, that row is not scored */
+    int32_t next;                       /* with SF_LOGITS_ROWS or _LAST: the token after the last
+                                           row; -1: not known, that row is not scored */
     uint8_t logits;                     /* SF_LOGITS_* */
 };
 struct sf_wire_step {
@@ -69,6 +74,7 @@ struct sf_wire_step {
     int32_t batch;                      /* micro-batch */
     uint8_t stop;                       /* the run is over: nothing else is read */
     uint8_t measure;                    /* every rank answers with a report that has a load */
+    uint64_t *ask; int32_t asks;        /* sequences whose receipts so far are told, before all */
     uint64_t *close; int32_t closes;    /* sequences that leave, before drops and opens */
     int32_t *drop; int32_t drops;       /* blocks that leave the prefix cache, before the opens */
     struct sf_wire_open *open; int32_t opens;
@@ -84,6 +90,7 @@ struct sf_wire_score {
     int32_t pos, token;                 /* of the token scored: prompt or answer */
     float logprob;
     int32_t rank;                       /* 1: no token is likelier */
+    float kl;                           /* nat, against the row it is compared with; else 0 */
     int32_t tops; struct sf_wire_top *top;      /* likeliest first, ties to the lower token */
 };
 struct sf_wire_result {

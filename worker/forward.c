@@ -106,9 +106,7 @@ static sf_status attend(struct sf_worker *w, int32_t local, const struct layer_s
 {
     size_t stride = (size_t)s->qkv_cols;
     float *keys = w->qkv + (size_t)s->q_heads * (size_t)s->k_dim;
-    struct sf_kv_step step = {.item = rows->item,
-                              .items = rows->items,
-                              .q = w->qkv,
+    struct sf_kv_step step = {.q = w->qkv,
                               .k = keys,
                               .v = keys + (size_t)s->kv_heads * (size_t)s->k_dim,
                               .q_stride = stride,
@@ -119,7 +117,11 @@ static sf_status attend(struct sf_worker *w, int32_t local, const struct layer_s
                               .out_head_stride = (size_t)w->ws.o_slice,
                               .out_dtype = w->spec.dtype};
     sf_phase(w, SF_PHASE_ATTENTION);
-    SF_TRY(sf_store_layer(w->store, local, &step));
+    for (int32_t stack = 0; stack <= w->spec.besides; stack++) {
+        step.item = rows->item + w->kv_first[stack];
+        step.items = w->kv_first[stack + 1] - w->kv_first[stack];
+        SF_TRY(sf_store_layer(w->stores[stack], local, &step));
+    }
     sf_phase(w, SF_PHASE_GEMM);
     return SF_OK;
 }

@@ -44,6 +44,7 @@ static struct wants collect(struct sf_worker *w, const struct sf_wire_step *step
         if (sample && seq->needs_row) wants.whole = 1;
         if (sample && seq->sampling.scores) want_scores(&wants, seq, 1);
         if (item->logits & SF_LOGITS_ROWS) want_scores(&wants, seq, item->rows);
+        else if (item->logits & SF_LOGITS_LAST) want_scores(&wants, seq, 1);
         row += item->rows;
     }
     return wants;
@@ -139,6 +140,20 @@ static sf_status add_score(struct sf_worker *w, const struct sf_worker_seq *seq,
     return SF_OK;
 }
 
+/* What its cache has done to the row, on top of its score: rows of the first stack are kept for
+ * those that come to be compared with them. */
+static sf_status compare(struct sf_worker *w, const struct sf_worker_seq *seq, int32_t pos,
+                         const float *logits, struct sf_wire_score *score)
+{
+    double kl = 0.0;
+    if (w->spec.besides > 0 && seq->stack == 0)
+        return sf_kept_rows_add(&w->kept, seq->id, pos, logits, w->desc->vocab);
+    if (seq->against == 0) return SF_OK;
+    SF_TRY(sf_kept_rows_kl(&w->kept, seq->against, pos, logits, &kl));
+    score->kl = (float)kl;
+    return SF_OK;
+}
+
 /* The token of the item's last row.  Biases and penalties change the row, which a score still has
  * to be taken from: then a copy is chosen from, else the row itself. */
 static int32_t choose(struct sf_worker *w, const struct sf_wire_item *item,
@@ -171,7 +186,11 @@ static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step
     if (w->spec.tap.row != NULL && logits != NULL)
         w->spec.tap.row(w->spec.tap.arg, item->seq, pos, logits, w->desc->vocab);
     if (item->logits & SF_LOGITS_ROWS) next = last ? item->next : w->row_token[at + 1];
-    if (next >= 0 && sf_worker_samples(w)) SF_TRY(add_score(w, seq, pos, next, logits, result));
+    else if (item->logits & SF_LOGITS_LAST && last) next = item->next;
+    if (next >= 0 && sf_worker_samples(w)) {
+        SF_TRY(add_score(w, seq, pos, next, logits, result));
+        SF_TRY(compare(w, seq, pos, logits, &w->score[result->scores - 1]));
+    }
     if (!(item->logits & SF_LOGITS_SAMPLE) || !last) return SF_OK;
     int32_t token = isfinite(w->best[row].value) ? w->best[row].index : -1;
     if (token >= 0 && seq->needs_row) {

@@ -13,10 +13,10 @@ struct sf_lab {
     struct sf_seq *seq;
     int32_t rows_max;                   /* of a call */
     /* one call: host and device [rows_max][cols of a layer], q k v of the heads here side by side;
-     * attention outputs on the device and on the host, in spec.dtype */
-    float *staged, *qkv, *rope;
+     * attention outputs on the device and on the host, in spec.dtype; rotation tables in both
+     * places, as k->rope takes them */
+    float *staged, *qkv, *turns, *rope;
     void *attended, *fetched;
-    int32_t *row_pos;
     float **out;                        /* [layers] [rows][q heads here][v_dim] */
     struct sf_trace_lane *lane;         /* [lanes here] at the end */
     struct sf_receipt receipt;

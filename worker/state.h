@@ -1,12 +1,13 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * head.c (logits), sample.c (the choice of a token), score.c (log probabilities), pipe.c (between
- * stages), report.c and hub.c (to the coordinator), load.c. */
+ * head.c (logits), sample.c (the choice of a token), score.c (log probabilities), compare.c (rows
+ * of two caches), pipe.c (between stages), report.c and hub.c (to the coordinator), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
 #include "kvshard/store.h"
+#include "worker/compare.h"
 #include "worker/load.h"
 #include "worker/sample.h"
 #include "worker/worker.h"
@@ -19,6 +20,8 @@ struct sf_worker_seq {                  /* one open sequence */
     uint64_t id;
     struct sf_seq *cache;               /* NULL: this place in the table is free */
     int32_t prompt, tokens_max;
+    int32_t stack;                      /* whose store has the cache */
+    uint64_t against;                   /* a sequence that its scored rows are compared with; 0 */
     int32_t next_token;                 /* its last sample, to be fed; -1: not known yet */
     uint8_t needs_row;                  /* its choice looks at all logits; equal on all ranks */
     struct sf_wire_sampling sampling;   /* its biases are owned, and only where it samples */
@@ -43,7 +46,8 @@ struct sf_worker {
     struct sf_device *device;
     struct sf_load_spec load_spec;
     struct sf_weights_packed weights;
-    struct sf_store *store;
+    struct sf_store *store;             /* of the first stack */
+    struct sf_store **stores;           /* [besides + 1] of all stacks, that one first */
     struct sf_reduce *reduce;
     struct sf_hub *hub;                 /* world rank 0 only */
     struct sf_seq_table seqs;
@@ -64,7 +68,8 @@ struct sf_worker {
     void *normed, *attention, *activation;
     /* host arrays of a step, rows_pad and seqs_max long */
     int32_t *row_pos, *row_token;
-    struct sf_kv_item *kv_item;
+    struct sf_kv_item *kv_item;         /* by stack: those of stack s from kv_first[s] on */
+    int32_t *kv_first;                  /* [besides + 2] */
     int32_t *head_row, *head_item;      /* rows that want logits, and their items */
     int32_t *vocab_first;               /* [tensor ranks + 1] rows of the output head by rank */
     float *best_value;                  /* [head_rows] */
@@ -77,6 +82,7 @@ struct sf_worker {
     struct sf_wire_score *score; size_t score_room;
     struct sf_wire_top *top; size_t top_room;
     float *changed_row; size_t changed_room;
+    struct sf_kept_rows kept;           /* where caches are compared: of the first stack */
     /* [tensor ranks] one leaf a rank: puts column blocks together */
     struct sf_leaf *block_leaf;
     struct sf_request *sending;         /* the activations of the step before; NULL: none */
@@ -107,7 +113,7 @@ sf_status sf_worker_step(struct sf_worker *, const struct sf_wire_step *);
 /* ---- forward.c: rows of the step through the layers of this rank ---- */
 struct sf_rows {
     int32_t rows;                       /* row_pos, residual */
-    const struct sf_kv_item *item; int32_t items;
+    const struct sf_kv_item *item;      /* by stack: w->kv_first */
 };
 sf_status sf_forward_layers(struct sf_worker *, const struct sf_rows *);
 

@@ -10,6 +10,34 @@
 #include "base/clock.h"
 #include "worker/state.h"
 
+static struct sf_wire_receipt receipt_of(const struct sf_worker_seq *seq,
+                                         const struct sf_receipt *done)
+{
+    return (struct sf_wire_receipt){.seq = seq->id,
+                                    .bytes_exact = done->bytes_exact,
+                                    .bytes_stored = done->bytes_stored,
+                                    .bytes_peak = done->bytes_peak,
+                                    .slots_evicted = done->slots_evicted,
+                                    .slots_merged = done->slots_merged,
+                                    .slots_requantised = done->slots_requantised};
+}
+
+/* What is asked for, of sequences that go on. */
+static sf_status look_at_sequences(struct sf_worker *w, const struct sf_wire_step *step,
+                                   struct sf_wire_receipt *receipt)
+{
+    for (int32_t i = 0; i < step->asks; i++) {
+        const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, step->ask[i]);
+        if (seq == NULL)
+            return SF_FAIL(SF_INTERNAL, "step %llu asks for sequence %llu, which is not open",
+                           (unsigned long long)step->id, (unsigned long long)step->ask[i]);
+        struct sf_receipt so_far;
+        sf_seq_receipt(w->stores[seq->stack], seq->cache, &so_far);
+        receipt[i] = receipt_of(seq, &so_far);
+    }
+    return SF_OK;
+}
+
 static sf_status close_sequences(struct sf_worker *w, const struct sf_wire_step *step,
                                  struct sf_wire_receipt *receipt)
 {
@@ -19,14 +47,8 @@ static sf_status close_sequences(struct sf_worker *w, const struct sf_wire_step 
             return SF_FAIL(SF_INTERNAL, "step %llu closes sequence %llu, which is not open",
                            (unsigned long long)step->id, (unsigned long long)step->close[i]);
         struct sf_receipt done;
-        sf_seq_close(w->store, seq->cache, &done);
-        receipt[i] = (struct sf_wire_receipt){.seq = seq->id,
-                                              .bytes_exact = done.bytes_exact,
-                                              .bytes_stored = done.bytes_stored,
-                                              .bytes_peak = done.bytes_peak,
-                                              .slots_evicted = done.slots_evicted,
-                                              .slots_merged = done.slots_merged,
-                                              .slots_requantised = done.slots_requantised};
+        sf_seq_close(w->stores[seq->stack], seq->cache, &done);
+        receipt[i] = receipt_of(seq, &done);
         sf_seq_table_remove(&w->seqs, seq);
     }
     return SF_OK;
@@ -69,7 +91,7 @@ static sf_status share_blocks(struct sf_worker *w, const struct sf_wire_step *st
 {
     struct sf_seq_share share = {.block = open->block, .blocks = open->blocks,
                                  .reused = open->reused};
-    SF_TRY(sf_seq_share(w->store, seq->cache, &share));
+    SF_TRY(sf_seq_share(w->stores[seq->stack], seq->cache, &share));
     int32_t tokens = open->reused * w->spec.page_slots;         /* less than the prompt */
     if (seq->history == NULL || tokens == 0) return SF_OK;
     if (open->reused_first < 0 || open->reused_first > step->tokens - tokens)
@@ -91,11 +113,17 @@ static sf_status open_sequences(struct sf_worker *w, const struct sf_wire_step *
     for (int32_t i = 0; i < step->opens; i++) {
         const struct sf_wire_open *open = &step->open[i];
         struct sf_worker_seq *seq;
+        if (open->stack > w->spec.besides)
+            return SF_FAIL(SF_INTERNAL, "step %llu opens sequence %llu in stack %d of %d",
+                           (unsigned long long)step->id, (unsigned long long)open->seq,
+                           open->stack, w->spec.besides + 1);
         SF_TRY(sf_seq_table_add(&w->seqs, open->seq, &seq));
+        seq->stack = open->stack;
+        seq->against = open->against;
         seq->prompt = open->prompt;
         seq->tokens_max = open->tokens_max;
-        SF_TRY(sf_seq_open(w->store, (int64_t)open->seq, open->prompt, open->tokens_max,
-                           &seq->cache));
+        SF_TRY(sf_seq_open(w->stores[seq->stack], (int64_t)open->seq, open->prompt,
+                           open->tokens_max, &seq->cache));
         SF_TRY(keep_choice(w, &open->sampling, seq));
         if (open->blocks > 0) SF_TRY(share_blocks(w, step, open, seq));
     }
@@ -132,6 +160,24 @@ static sf_status check_item(const struct sf_worker *w, const struct sf_wire_step
     return SF_OK;
 }
 
+/* The rows' cache items, stack by stack; within one in the order of the step. */
+static void sort_items(struct sf_worker *w, const struct sf_wire_step *step)
+{
+    int32_t n = 0;
+    for (int32_t s = 0; s <= w->spec.besides; s++) {
+        w->kv_first[s] = n;
+        for (int32_t i = 0, row = 0; i < step->items; row += step->item[i++].rows) {
+            const struct sf_wire_item *item = &step->item[i];
+            const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
+            if (seq->stack == s)
+                w->kv_item[n++] = (struct sf_kv_item){.seq = seq->cache, .row_first = row,
+                                                      .rows = item->rows, .pos_first = item->pos};
+        }
+    }
+    w->kv_first[w->spec.besides + 1] = n;
+    SF_ASSERT(n == step->items);
+}
+
 /* Positions, token ids and cache items of the step's rows. */
 static sf_status lay_out_rows(struct sf_worker *w, const struct sf_wire_step *step,
                               struct sf_rows *rows_out)
@@ -155,11 +201,10 @@ static sf_status lay_out_rows(struct sf_worker *w, const struct sf_wire_step *st
             w->row_token[rows + r] = item->token_first < 0 ? -1 :
                     step->token[item->token_first + r];
         }
-        w->kv_item[i] = (struct sf_kv_item){
-            .seq = seq->cache, .row_first = rows, .rows = item->rows, .pos_first = item->pos};
         rows += item->rows;
     }
-    *rows_out = (struct sf_rows){.rows = rows, .item = w->kv_item, .items = step->items};
+    sort_items(w, step);
+    *rows_out = (struct sf_rows){.rows = rows, .item = w->kv_item};
     return SF_OK;
 }
 
@@ -220,12 +265,15 @@ sf_status sf_worker_step(struct sf_worker *w, const struct sf_wire_step *step)
     int64_t start = sf_now_ns();
     struct sf_wire_receipt *receipt = NULL;
     if (step->measure) return sf_report_load(w, step->id);
-    if (step->closes > 0) {
-        receipt = calloc((size_t)step->closes, sizeof *receipt);
-        if (receipt == NULL)
-            return SF_FAIL(SF_NO_MEMORY, "no memory for %d receipts", step->closes);
+    int32_t receipts = step->closes > step->asks ? step->closes : step->asks;
+    if (receipts > 0) {
+        receipt = calloc((size_t)receipts, sizeof *receipt);
+        if (receipt == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d receipts", receipts);
     }
-    sf_status status = close_sequences(w, step, receipt);
+    sf_status status = look_at_sequences(w, step, receipt);
+    if (status == SF_OK && step->asks > 0)
+        status = sf_report_receipts(w, step->id, receipt, step->asks);
+    if (status == SF_OK) status = close_sequences(w, step, receipt);
     if (status == SF_OK && step->closes > 0)
         status = sf_report_receipts(w, step->id, receipt, step->closes);
     free(receipt);

@@ -48,6 +48,9 @@ static sf_status take_buffers(struct sf_worker *w)
     SF_TRY(take_host(rows, sizeof *w->head_row, "head rows", &w->head_row));
     SF_TRY(take_host(rows, sizeof *w->head_item, "head items", &w->head_item));
     SF_TRY(take_host(seqs, sizeof *w->kv_item, "cache items", &w->kv_item));
+    SF_TRY(take_host((size_t)w->spec.besides + 2, sizeof *w->kv_first, "cache items by stack",
+                     &w->kv_first));
+    SF_TRY(take_host((size_t)w->spec.besides + 1, sizeof *w->stores, "caches", &w->stores));
     SF_TRY(take_host(seqs, sizeof *w->sample, "samples", &w->sample));
     SF_TRY(take_host(head, sizeof *w->best_value, "best logits", &w->best_value));
     SF_TRY(take_host(head, sizeof *w->best_index, "best tokens", &w->best_index));
@@ -63,9 +66,9 @@ static void free_buffers(struct sf_worker *w)
 {
     void *on_device[] = {w->residual, w->normed, w->qkv, w->attention, w->gate_up, w->activation,
                          w->rope, w->transfer, w->head_rows_in, w->logits, w->logits_all};
-    void *on_host[] = {w->row_pos, w->row_token, w->head_row, w->head_item, w->kv_item, w->sample,
-                       w->best_value, w->best_index, w->best, w->best_all, w->vocab_first,
-                       w->block_leaf};
+    void *on_host[] = {w->row_pos, w->row_token, w->head_row, w->head_item, w->kv_item,
+                       w->kv_first, w->sample, w->best_value, w->best_index, w->best, w->best_all,
+                       w->vocab_first, w->block_leaf};
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         w->device->k->free(w->device, on_device[i]);
     for (size_t i = 0; i < sizeof on_host / sizeof on_host[0]; i++) sf_free(on_host[i]);
@@ -105,6 +108,7 @@ static sf_status open_store(struct sf_worker *w)
     struct sf_store_spec spec = {.device = w->device,
                                  .stack = w->spec.stack,
                                  .setup = w->spec.setup,
+                                 .tensor = w->spec.tensor,
                                  .layer_first = share->layer_first,
                                  .layers = share->layer_count,
                                  .layer = layer,
@@ -116,6 +120,13 @@ static sf_status open_store(struct sf_worker *w)
                                  .rows_max = w->ws.rows_max,
                                  .tap = w->spec.rows_tap};
     status = sf_store_create(&spec, &w->store);
+    w->stores[0] = w->store;
+    for (int32_t s = 0; status == SF_OK && s < w->spec.besides; s++) {
+        spec.stack = w->spec.beside[s].stack;
+        spec.setup = w->spec.beside[s].setup;
+        spec.pool_bytes = w->spec.beside[s].pool_bytes;
+        status = sf_store_create(&spec, &w->stores[s + 1]);
+    }
 done:
     free(lane);
     free(layer);
@@ -205,7 +216,9 @@ void sf_worker_close(struct sf_worker *w)
     sf_hub_destroy(w->hub);
     if (w->reduce != NULL) sf_reduce_destroy(w->reduce);
     for (int32_t i = 0; w->store != NULL && i < w->seqs.places; i++)
-        if (w->seqs.place[i].cache != NULL) sf_seq_close(w->store, w->seqs.place[i].cache, NULL);
+        if (w->seqs.place[i].cache != NULL)
+            sf_seq_close(w->stores[w->seqs.place[i].stack], w->seqs.place[i].cache,
+                         NULL);
     sf_seq_table_destroy(&w->seqs);
     sf_sampler_destroy(w->sampler);
     sf_box_free(&w->step_box);
@@ -216,7 +229,10 @@ void sf_worker_close(struct sf_worker *w)
     free(w->top);
     free(w->changed_row);
     sf_buffer_free(&w->signal_packed);
-    if (w->store != NULL) sf_store_destroy(w->store);
+    sf_kept_rows_free(&w->kept);
+    for (int32_t s = 0; w->stores != NULL && s <= w->spec.besides; s++)
+        if (w->stores[s] != NULL) sf_store_destroy(w->stores[s]);
+    sf_free(w->stores);
     if (w->device != NULL) {
         free_buffers(w);
         sf_weights_unload(&w->load_spec, &w->weights);

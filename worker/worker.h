@@ -30,6 +30,13 @@ struct sf_logits_tap {
     void (*row)(void *arg, uint64_t seq, int32_t pos, const float *logits, int32_t vocab);
     void *arg;
 };
+/* A stack of methods with a cache of its own beside the first: for sequences that name it (open's
+ * stack, which counts these from 1).  Weights, buffers and the sizes below are shared. */
+struct sf_worker_stack {
+    const struct sf_stack *stack;
+    const struct sf_setup *setup;       /* with this rank's heads */
+    int64_t pool_bytes;
+};
 struct sf_worker_spec {
     const struct sf_model *model;       /* all pointers outlive the worker */
     const struct sf_share *share;
@@ -44,6 +51,7 @@ struct sf_worker_spec {
     int fixed;                          /* run.deterministic */
     int32_t page_slots, seqs_max, threads;
     int64_t pool_bytes;
+    const struct sf_worker_stack *beside; int32_t besides;      /* outlive the worker; 0 in a run */
     uint8_t populate, exchange;         /* exchange: reduce by messages even on one node (tests) */
     const char *device;                 /* "cpu" or "ref" */
     enum sf_isa isa_max;

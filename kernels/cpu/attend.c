@@ -9,10 +9,12 @@
  * cut into several units; they leave the state of every split in the scratch, and a second pass
  * merges those.  A tile in one piece merges its splits as it goes.  Both merge the same states in
  * the same order, so the bits are the same whatever the threads, the tiles and the cut
- * (attend.inc tells why a split's state depends on the vector alone). */
+ * (attend.inc tells why a split's state depends on the vector alone).  Parts of a lane in other
+ * layouts are further splits behind its own. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
+#include "kernels/backend.h"
 #include "kernels/cpu/tile.h"
 
 /* ---- one tile ----------------------------------------------------------------------------------
@@ -74,6 +76,26 @@ static void work_begin(const struct sf_cpu_isa *isa, const struct sf_attend_job 
     sf_tile_gather(isa, job, tile, &work->gathered);
 }
 
+static int32_t splits_of(int32_t slots)
+{
+    return slots <= 0 ? 0 : (slots + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
+}
+
+/* The part of the lane that split number *split of the tile is in, and its number there. */
+static int32_t part_of_split(const struct sf_tile *tile, int32_t *split)
+{
+    const struct sf_lane_job *lane = tile->lane;
+    int32_t row = sf_tile_row(tile, tile->vectors - 1);
+    int32_t part = -1, own = splits_of(sf_lane_part_seen(lane, -1, row));
+    while (*split >= own) {
+        *split -= own;
+        part++;
+        SF_ASSERT(part < lane->parts);
+        own = splits_of(lane->part[part].slots);
+    }
+    return part;
+}
+
 static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
                       const struct sf_tile *tile, struct work *work, int32_t split,
                       struct sf_partial into)
@@ -81,7 +103,8 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
     struct sf_split s;
     s.logits = work->logits;
     s.partial = into;
-    sf_tile_blocks(job, tile, &work->gathered, split * SF_SPLIT_SLOTS,
+    int32_t part = tile->lane->parts > 0 ? part_of_split(tile, &split) : -1;
+    sf_tile_blocks(job, tile, part, &work->gathered, split * SF_SPLIT_SLOTS,
                    (split + 1) * SF_SPLIT_SLOTS, &s);
     isa->split(&s);
 }
@@ -157,9 +180,9 @@ static void tiles_take(struct sf_attention *attention, const struct sf_attend_jo
             continue;
         }
         struct sf_tile *tile = &attention->tile[attention->tiles++];
-        *tile = (struct sf_tile){ at, *vector, left < most ? left : most, 0, NULL };
-        int32_t seen = at->slots - at->rows + sf_tile_row(tile, tile->vectors - 1) + 1;
-        tile->splits = seen <= 0 ? 0 : (seen + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
+        *tile = (struct sf_tile){ at, *vector, left < most ? left : most, 0, -1, NULL };
+        tile->splits = splits_of(sf_lane_part_seen(at, -1, sf_tile_row(tile, tile->vectors - 1)));
+        for (int32_t p = 0; p < at->parts; p++) tile->splits += splits_of(at->part[p].slots);
         *vector += tile->vectors;
     }
 }

@@ -1,8 +1,8 @@
 /* kernels/cpu/columns.c: cuts column sums of attention weights into pieces for the threads; the
  * arithmetic is attend.inc (logits) and columns.inc.
  *
- *   tile     in the list: all rows of a lane in this pass; in a unit: as many vectors of them as
- *            are gathered at a time
+ *   tile     in the list: all rows of a lane in this pass, once for each layout of its slots; in a
+ *            unit: as many vectors of them as are gathered at a time
  *   unit     a range of slots of a lane, alone in changing their mass: it goes over the rows in
  *            order, tile by tile, while the keys of its slots stay in the cache
  *
@@ -68,7 +68,9 @@ static void tile_run(const struct columns *c, const struct sf_tile *tile, const 
 {
     const struct sf_columns_job *job = c->job;
     const struct sf_lane_job *lane = tile->lane;
-    int32_t page_slots = job->layout.page_slots;
+    struct sf_lane_part from = sf_lane_part_of(&job->layout, lane, tile->part);
+    int32_t page_slots = from.layout->page_slots;
+    size_t mass_slots = (size_t)(job->mass_slots ? job->mass_slots : job->layout.page_slots);
     struct sf_split s;
     struct sf_columns columns = {
         .fold = job->fold, .head_fold = job->head_fold, .decay = job->decay,
@@ -77,14 +79,13 @@ static void tile_run(const struct columns *c, const struct sf_tile *tile, const 
     };
     sf_tile_gather(c->isa, &c->view, tile, &work->gathered);
     if (job->fold == SF_ROWS_DECAY) work->gathered.pos_least = INT32_MIN;
-    sf_tile_blocks(&c->view, tile, &work->gathered, first, end, &s);
+    sf_tile_blocks(&c->view, tile, tile->part, &work->gathered, first, end, &s);
     if (s.blocks == 0) return;
     lse_gather(job, tile, work->lse);
     s.logits = work->logits;
     for (int32_t b = 0; b < s.blocks; b++) {
         int32_t slot = first + s.first[b];
-        columns.mass[b] = job->mass +
-                          (size_t)lane->pages[slot / page_slots] * (size_t)page_slots +
+        columns.mass[b] = job->mass + (size_t)from.pages[slot / page_slots] * mass_slots +
                           slot % page_slots;
     }
     c->isa->columns(&s, &columns);
@@ -94,7 +95,7 @@ static void tile_run(const struct columns *c, const struct sf_tile *tile, const 
 static int32_t row_from(const struct sf_tile *tile, int32_t slot)
 {
     int32_t row = slot - (tile->lane->slots - tile->lane->rows), least = sf_tile_row(tile, 0);
-    return row > least ? row : least;
+    return tile->part < 0 && row > least ? row : least;
 }
 
 static void unit_run(const struct columns *c, const struct sf_tile *all,
@@ -129,21 +130,25 @@ static void unit_run(const struct columns *c, const struct sf_tile *all,
 static float mean_of(const struct columns *c, const struct sf_lane_job *lane, int32_t row)
 {
     const struct sf_columns_job *job = c->job;
-    const struct sf_layout *layout = &job->layout;
-    int32_t seen = lane->slots - lane->rows + row + 1, live = 0, heads = 0;
+    int32_t live = 0, heads = 0;
     size_t global = (size_t)(lane->row_first + row);
     int64_t least = job->window != 0 ? (int64_t)job->row_pos[global] - job->window + 1 : INT32_MIN;
     for (int32_t h = 0; h < lane->q_heads; h++)
         heads += job->lse[global * job->lse_stride + (size_t)(lane->q_first + h)] > -INFINITY;
     if (heads == 0) return 0;
-    for (int32_t first = 0; first < seen; first += layout->page_slots) {
-        const unsigned char *page =
-            job->pool + (size_t)lane->pages[first / layout->page_slots] * job->page_bytes;
-        live += c->isa->live(
-            seen - first < layout->page_slots ? seen - first : layout->page_slots,
-            (const float *)(const void *)(page + sf_layout_bias_offset(layout)),
-            (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout)),
-            least < INT32_MIN ? INT32_MIN : (int32_t)least);
+    for (int32_t p = -1; p < lane->parts; p++) {
+        struct sf_lane_part from = sf_lane_part_of(&job->layout, lane, p);
+        const struct sf_layout *layout = from.layout;
+        int32_t seen = sf_lane_part_seen(lane, p, row);
+        for (int32_t first = 0; first < seen; first += layout->page_slots) {
+            const unsigned char *page =
+                job->pool + (size_t)from.pages[first / layout->page_slots] * job->page_bytes;
+            live += c->isa->live(
+                seen - first < layout->page_slots ? seen - first : layout->page_slots,
+                (const float *)(const void *)(page + sf_layout_bias_offset(layout)),
+                (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout)),
+                least < INT32_MIN ? INT32_MIN : (int32_t)least);
+        }
     }
     return live > 0 ? 1 / (float)live : 0;
 }
@@ -168,13 +173,13 @@ static void means_fill(const struct columns *c, int thread, int threads)
 
 static int32_t tile_seen(const struct sf_tile *tile)
 {
-    const struct sf_lane_job *lane = tile->lane;
-    int32_t seen = lane->slots - lane->rows + sf_tile_row(tile, tile->vectors - 1) + 1;
+    int32_t seen = sf_lane_part_seen(tile->lane, tile->part, sf_tile_row(tile, tile->vectors - 1));
     return seen > 0 ? seen : 0;
 }
 
-/* Takes rows from row *row of lane *lane on until the lists or the means are full. */
-static void tiles_take(const struct columns *c, int32_t *lane, int32_t *row)
+/* Takes rows from row *row of lane *lane, for the slots of *part, on until the lists or the means
+ * are full. */
+static void tiles_take(const struct columns *c, int32_t *lane, int32_t *part, int32_t *row)
 {
     struct sf_attention *attention = c->attention;
     int64_t room = (int64_t)attention->threads * SF_KEPT_FLOATS;
@@ -184,13 +189,13 @@ static void tiles_take(const struct columns *c, int32_t *lane, int32_t *row)
         const struct sf_lane_job *at = &c->job->lane[*lane];
         int32_t left = at->q_heads > 0 ? at->rows - *row : 0;
         if (left <= 0) {
-            *lane += 1;
+            if (++*part >= at->parts) *part = -1, *lane += 1;
             *row = 0;
             continue;
         }
         int32_t rows = left < room ? left : (int32_t)room;
         struct sf_tile *tile = &attention->tile[attention->tiles++];
-        *tile = (struct sf_tile){ at, *row * at->q_heads, rows * at->q_heads, 0, means };
+        *tile = (struct sf_tile){ at, *row * at->q_heads, rows * at->q_heads, 0, *part, means };
         means += rows;
         room -= rows;
         *row += rows;
@@ -256,9 +261,9 @@ void sf_cpu_columns(struct sf_device *device, const struct sf_columns_job *job)
                          sf_cpu_of(device)->attention, tile_vectors(&job->layout) };
     SF_ASSERT(job->layout.page_slots % SF_BLOCK_SLOTS == 0);
     SF_ASSERT(job->layout.dtype != SF_BF16 || job->layout.k_dim % 2 == 0);
-    int32_t lane = 0, row = 0;
+    int32_t lane = 0, part = -1, row = 0;
     for (;;) {
-        tiles_take(&c, &lane, &row);
+        tiles_take(&c, &lane, &part, &row);
         if (c.attention->tiles == 0) return;
         units_cut(c.attention);
         sf_units_order(c.attention);

@@ -76,6 +76,8 @@ static void tables_fill(void)
         sf_cpu_cache_fill(k);
         k->attend = sf_cpu_attend;
         k->columns = sf_cpu_columns;
+        k->factor_bytes = sf_cpu_factor_bytes;
+        k->factor = sf_cpu_factor;
     }
 }
 

@@ -26,6 +26,8 @@ void sf_cpu_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
 void sf_cpu_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
 void sf_cpu_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_cpu_columns(struct sf_device *, const struct sf_columns_job *);
+size_t sf_cpu_factor_bytes(const struct sf_factor_job *);
+sf_status sf_cpu_factor(struct sf_device *, const struct sf_factor_job *);
 
 sf_status sf_cpu_attention_create(int32_t threads, struct sf_attention **out);
 void      sf_cpu_attention_destroy(struct sf_attention *);

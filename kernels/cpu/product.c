@@ -73,6 +73,16 @@ void sf_product_run(struct sf_products *products, const struct sf_product *produ
     SF_ASSERT(status == dnnl_success);
 }
 
+void sf_product_plain(int turned, int32_t rows, int32_t cols, int32_t k, const float *x,
+                      size_t x_stride, const float *y, size_t y_stride, float *out,
+                      size_t out_stride)
+{
+    dnnl_status_t status = dnnl_sgemm(turned ? 'T' : 'N', 'N', rows, cols, k, 1, x,
+                                      (dnnl_dim_t)x_stride, y, (dnnl_dim_t)y_stride, 0, out,
+                                      (dnnl_dim_t)out_stride);
+    SF_ASSERT(status == dnnl_success);
+}
+
 struct sf_product_scratch sf_products_scratch(struct sf_products *products, int32_t thread)
 {
     unsigned char *base = products->scratch + (size_t)thread * THREAD_BYTES;

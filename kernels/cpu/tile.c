@@ -2,6 +2,7 @@
  * units, and holds the scratch of attention. */
 #include <math.h>
 #include "base/memory.h"
+#include "kernels/backend.h"
 #include "kernels/cpu/tile.h"
 
 enum { BUCKETS = 64 };                  /* of cost, for the order */
@@ -38,11 +39,13 @@ static int block_lives(const float *bias, const int32_t *pos, int32_t slots, int
     return 0;
 }
 
-void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile,
+void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile, int32_t part,
                     struct sf_gathered *gathered, int32_t first, int32_t end,
                     struct sf_split *split)
 {
-    const struct sf_layout *layout = &job->layout;
+    struct sf_lane_part from = sf_lane_part_of(&job->layout, tile->lane, part);
+    const struct sf_layout *layout = from.layout;
+    int32_t seen = part < 0 ? gathered->seen_most : from.slots;
     size_t width = sf_dtype_bytes(layout->dtype), v_offset = sf_layout_v_offset(layout);
     size_t bias_offset = sf_layout_bias_offset(layout), pos_offset = sf_layout_pos_offset(layout);
     split->dtype = layout->dtype;
@@ -53,13 +56,14 @@ void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile,
     split->end = gathered->end;
     split->pos_min = job->window != 0 ? gathered->pos_min : NULL;
     split->blocks = 0;
-    for (int32_t j = 0; j < tile->vectors; j++) gathered->end[j] = gathered->seen[j] - first;
-    if (end > gathered->seen_most) end = gathered->seen_most;
+    for (int32_t j = 0; j < tile->vectors; j++)
+        gathered->end[j] = (part < 0 ? gathered->seen[j] : from.slots) - first;
+    if (end > seen) end = seen;
     for (int32_t at = first; at < end; at += SF_BLOCK_SLOTS) {
         int32_t inside = at % layout->page_slots, b = split->blocks;
         int32_t slots = end - at < SF_BLOCK_SLOTS ? end - at : SF_BLOCK_SLOTS;
         const unsigned char *page =
-            job->pool + (size_t)tile->lane->pages[at / layout->page_slots] * job->page_bytes;
+            job->pool + (size_t)from.pages[at / layout->page_slots] * job->page_bytes;
         split->bias[b] = (const float *)(const void *)(page + bias_offset) + inside;
         split->pos[b] = (const int32_t *)(const void *)(page + pos_offset) + inside;
         if (!block_lives(split->bias[b], split->pos[b], slots, job->window != 0,

@@ -23,7 +23,9 @@ enum {
 struct sf_tile {
     const struct sf_lane_job *lane;
     int32_t vector, vectors;            /* first of the lane, count */
-    int32_t splits;                     /* of the lane up to the last slot that is seen */
+    int32_t splits;                     /* of the lane up to the last slot that is seen, and of
+                                           its parts behind them */
+    int32_t part;                       /* columns: whose slots, -1: the lane's own */
     float *kept;                        /* attend: states of a cut tile, or NULL; columns: a mean
                                            for each row */
 };
@@ -62,10 +64,11 @@ static inline int32_t sf_tile_head(const struct sf_tile *tile, int32_t j)
 /* Scales the tile's queries into gathered->q, which the caller has set. */
 void sf_tile_gather(const struct sf_cpu_isa *, const struct sf_attend_job *, const struct sf_tile *,
                     struct sf_gathered *);
-/* Fills all of *split_out but logits and partial: the blocks of the lane's slots first .. end - 1
- * (at most SF_SPLIT_SLOTS, from a block's begin on) in which the tile sees something. */
-void sf_tile_blocks(const struct sf_attend_job *, const struct sf_tile *, struct sf_gathered *,
-                    int32_t first, int32_t end, struct sf_split *split_out);
+/* Fills all of *split_out but logits and partial: the blocks of slots first .. end - 1 of the lane
+ * (part -1) or of a part of it (at most SF_SPLIT_SLOTS, from a block's begin on) in which the tile
+ * sees something. */
+void sf_tile_blocks(const struct sf_attend_job *, const struct sf_tile *, int32_t part,
+                    struct sf_gathered *, int32_t first, int32_t end, struct sf_split *split_out);
 /* Sorts the pass's units by cost. */
 void sf_units_order(struct sf_attention *);
 

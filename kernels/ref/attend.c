@@ -1,11 +1,13 @@
 /* kernels/ref/attend.c: attention over paged lanes, defined.
  *
  *   l_s = scale * (q . k_s) + bias_s      for the slots s that the row sees, else nothing
+ *   (those of the lane's parts behind its own, each read in its layout)
  *   M   = max_s l_s,  Z = sum_s e^(l_s - M),  out = sum_s e^(l_s - M) v_s / Z,  lse = M + ln Z
  *
  * A row that sees no live slot gives out = 0 and lse = -inf.  The logits are computed again for
  * every pass over the slots, so that no scratch is needed; f64 throughout. */
 #include <math.h>
+#include "kernels/backend.h"
 #include "kernels/ref/ref.h"
 
 enum { CHUNK = 64 };                    /* value elements accumulated at a time */
@@ -20,6 +22,17 @@ static struct view view_of(const struct sf_attend_job *job, const struct sf_lane
 {
     size_t page = (size_t)lane->pages[slot / job->layout.page_slots];
     return (struct view){ job->pool + page * job->page_bytes, slot % job->layout.page_slots };
+}
+
+struct sf_ref_part sf_ref_part_of(const struct sf_attend_job *job, const struct sf_lane_job *lane,
+                                  int32_t part, int32_t row)
+{
+    struct sf_lane_part from = sf_lane_part_of(&job->layout, lane, part);
+    struct sf_ref_part one = { *job, *lane, sf_lane_part_seen(lane, part, row) };
+    one.job.layout = *from.layout;
+    one.lane.pages = from.pages;
+    one.lane.slots = from.slots;
+    return one;
 }
 
 double sf_ref_logit(const struct sf_attend_job *job, const struct sf_lane_job *lane, int32_t slot,
@@ -39,41 +52,51 @@ double sf_ref_logit(const struct sf_attend_job *job, const struct sf_lane_job *l
     return (double)job->scale * dot + (double)bias[at.slot];
 }
 
-/* out_e for CHUNK elements e from `first` on. */
-static void weigh_values(const struct sf_attend_job *job, const struct sf_lane_job *lane,
-                         int32_t seen, const float *q, int32_t row_pos, double max, double sum,
-                         int32_t first, size_t out)
+/* value_e += sum_s e^(l_s - M) v_s over one part, for `count` elements e from `first` on. */
+static void weigh_values(const struct sf_ref_part *one, const float *q, int32_t row_pos,
+                         double max, int32_t first, int32_t count, double *value)
 {
-    const struct sf_layout *layout = &job->layout;
+    const struct sf_layout *layout = &one->job.layout;
     size_t v_offset = sf_layout_v_offset(layout) / sf_dtype_bytes(layout->dtype);
-    int32_t count = layout->v_dim - first < CHUNK ? layout->v_dim - first : CHUNK;
-    double value[CHUNK] = { 0 };
-    for (int32_t s = 0; sum > 0 && s < seen; s++) {
-        struct view at = view_of(job, lane, s);
-        double weight = exp(sf_ref_logit(job, lane, s, q, row_pos) - max);
+    for (int32_t s = 0; s < one->seen; s++) {
+        struct view at = view_of(&one->job, &one->lane, s);
+        double weight = exp(sf_ref_logit(&one->job, &one->lane, s, q, row_pos) - max);
         size_t i = v_offset + (size_t)at.slot * (size_t)layout->v_dim + (size_t)first;
         for (int32_t e = 0; weight > 0 && e < count; e++)
             value[e] += weight * (double)sf_ref_get(layout->dtype, at.page, i + (size_t)e);
     }
-    for (int32_t e = 0; e < count; e++)
-        sf_ref_set(job->out_dtype, job->out, out + (size_t)(first + e),
-                   sum > 0 ? value[e] / sum : 0);
 }
 
-static void attend_one(const struct sf_attend_job *job, const struct sf_lane_job *lane,
-                       int32_t seen, int32_t row, int32_t head)
+static void attend_one(const struct sf_attend_job *job, const struct sf_lane_job *lane, int32_t r,
+                       int32_t h)
 {
     const struct sf_layout *layout = &job->layout;
+    int32_t row = lane->row_first + r, head = lane->q_first + h;
     const float *q = job->q + (size_t)row * job->q_stride + (size_t)head * (size_t)layout->k_dim;
     size_t out = (size_t)row * job->out_stride + (size_t)head * job->out_head_stride;
     int32_t row_pos = job->window != 0 ? job->row_pos[row] : 0;
     double max = -INFINITY, sum = 0;
-    for (int32_t s = 0; s < seen; s++)
-        max = fmax(max, sf_ref_logit(job, lane, s, q, row_pos));
-    for (int32_t s = 0; max > -INFINITY && s < seen; s++)
-        sum += exp(sf_ref_logit(job, lane, s, q, row_pos) - max);
-    for (int32_t first = 0; first < layout->v_dim; first += CHUNK)
-        weigh_values(job, lane, seen, q, row_pos, max, sum, first, out);
+    for (int32_t p = -1; p < lane->parts; p++) {
+        struct sf_ref_part one = sf_ref_part_of(job, lane, p, r);
+        for (int32_t s = 0; s < one.seen; s++)
+            max = fmax(max, sf_ref_logit(&one.job, &one.lane, s, q, row_pos));
+    }
+    for (int32_t p = -1; max > -INFINITY && p < lane->parts; p++) {
+        struct sf_ref_part one = sf_ref_part_of(job, lane, p, r);
+        for (int32_t s = 0; s < one.seen; s++)
+            sum += exp(sf_ref_logit(&one.job, &one.lane, s, q, row_pos) - max);
+    }
+    for (int32_t first = 0; first < layout->v_dim; first += CHUNK) {
+        double value[CHUNK] = { 0 };
+        int32_t count = layout->v_dim - first < CHUNK ? layout->v_dim - first : CHUNK;
+        for (int32_t p = -1; sum > 0 && p < lane->parts; p++) {
+            struct sf_ref_part one = sf_ref_part_of(job, lane, p, r);
+            weigh_values(&one, q, row_pos, max, first, count, value);
+        }
+        for (int32_t e = 0; e < count; e++)
+            sf_ref_set(job->out_dtype, job->out, out + (size_t)(first + e),
+                       sum > 0 ? value[e] / sum : 0);
+    }
     if (job->lse)
         job->lse[(size_t)row * job->lse_stride + (size_t)head] =
             sum > 0 ? (float)(max + log(sum)) : -INFINITY;
@@ -86,7 +109,6 @@ void sf_ref_attend(struct sf_device *device, const struct sf_attend_job *job)
         const struct sf_lane_job *lane = &job->lane[i];
         for (int32_t r = 0; r < lane->rows; r++)
             for (int32_t h = 0; h < lane->q_heads; h++)
-                attend_one(job, lane, lane->slots - lane->rows + r + 1, lane->row_first + r,
-                           lane->q_first + h);
+                attend_one(job, lane, r, h);
     }
 }

@@ -5,19 +5,27 @@
 #include "kernels/backend.h"
 #include "kernels/ref/ref.h"
 
-/* One row of a lane as all its slots meet it. */
+/* One row of a lane as the slots of one part of it meet it. */
 struct row {
     const struct sf_columns_job *job;
     const struct sf_lane_job *lane;
-    struct sf_attend_job as_seen, as_there; /* with the window, without */
+    struct sf_ref_part as_seen, as_there;   /* with the window, without */
     const float *q, *lse;               /* of the lane's first query head */
-    int32_t seen, pos;
-    double mean;                        /* 1 / slots that the row sees */
+    int32_t number, pos;
+    double mean;                        /* 1 / slots that the row sees, of all parts */
 };
 
-static int sees(const struct row *row, const struct sf_attend_job *as, int32_t slot)
+static void row_turn_to(struct row *row, int32_t part)
 {
-    return sf_ref_logit(as, row->lane, slot, row->q, row->pos) > -INFINITY;
+    struct sf_attend_job view = sf_columns_view(row->job);
+    row->as_seen = sf_ref_part_of(&view, row->lane, part, row->number);
+    row->as_there = row->as_seen;
+    row->as_there.job.window = 0;
+}
+
+static int sees(const struct row *row, const struct sf_ref_part *as, int32_t slot)
+{
+    return sf_ref_logit(&as->job, &as->lane, slot, row->q, row->pos) > -INFINITY;
 }
 
 /* w_s */
@@ -26,7 +34,7 @@ static double weight_of(const struct row *row, int32_t slot)
     double folded = 0;
     for (int32_t h = 0; h < row->lane->q_heads; h++) {
         const float *q = row->q + (size_t)h * (size_t)row->job->layout.k_dim;
-        double logit = sf_ref_logit(&row->as_seen, row->lane, slot, q, row->pos);
+        double logit = sf_ref_logit(&row->as_seen.job, &row->as_seen.lane, slot, q, row->pos);
         double w = row->lse[h] == -INFINITY ? 0 : exp(logit - (double)row->lse[h]);
         folded = row->job->head_fold == SF_HEADS_MAX ? fmax(folded, w) : folded + w;
     }
@@ -53,24 +61,30 @@ static void slot_change(const struct row *row, int32_t slot, float *mass)
 
 static void row_run(struct row *row)
 {
-    int32_t page_slots = row->job->layout.page_slots, n = 0, live = 0;
+    const struct sf_columns_job *job = row->job;
+    int32_t mass_slots = job->mass_slots ? job->mass_slots : job->layout.page_slots;
+    int32_t n = 0, live = 0;
     for (int32_t h = 0; h < row->lane->q_heads; h++) live += row->lse[h] > -INFINITY;
-    if (live == 0 && row->job->fold != SF_ROWS_DECAY) return;
-    for (int32_t s = 0; row->job->fold == SF_ROWS_BELOW_MEAN && s < row->seen; s++)
-        n += sees(row, &row->as_seen, s);
+    if (live == 0 && job->fold != SF_ROWS_DECAY) return;
+    for (int32_t p = -1; job->fold == SF_ROWS_BELOW_MEAN && p < row->lane->parts; p++) {
+        row_turn_to(row, p);
+        for (int32_t s = 0; s < row->as_seen.seen; s++) n += sees(row, &row->as_seen, s);
+    }
     row->mean = n > 0 ? 1.0 / n : 0;
-    for (int32_t s = 0; s < row->seen; s++) {
-        size_t page = (size_t)row->lane->pages[s / page_slots];
-        slot_change(row, s, row->job->mass + page * (size_t)page_slots + s % page_slots);
+    for (int32_t p = -1; p < row->lane->parts; p++) {
+        row_turn_to(row, p);
+        int32_t page_slots = row->as_seen.job.layout.page_slots;
+        for (int32_t s = 0; s < row->as_seen.seen; s++) {
+            size_t page = (size_t)row->as_seen.lane.pages[s / page_slots];
+            slot_change(row, s, job->mass + page * (size_t)mass_slots + s % page_slots);
+        }
     }
 }
 
 void sf_ref_columns(struct sf_device *device, const struct sf_columns_job *job)
 {
     (void)device;
-    struct row row = { .job = job, .as_seen = sf_columns_view(job),
-                       .as_there = sf_columns_view(job) };
-    row.as_there.window = 0;
+    struct row row = { .job = job };
     for (int32_t i = 0; i < job->lanes; i++) {
         const struct sf_lane_job *lane = &job->lane[i];
         row.lane = lane;
@@ -79,7 +93,7 @@ void sf_ref_columns(struct sf_device *device, const struct sf_columns_job *job)
             row.q = job->q + at * job->q_stride + head * (size_t)job->layout.k_dim;
             row.lse = job->lse + at * job->lse_stride + head;
             row.pos = job->window != 0 ? job->row_pos[at] : 0;
-            row.seen = lane->slots - lane->rows + r + 1;
+            row.number = r;
             row_run(&row);
         }
     }

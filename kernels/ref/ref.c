@@ -42,6 +42,8 @@ static void table_fill(void)
     sf_ref_cache_fill(&table);
     table.attend = sf_ref_attend;
     table.columns = sf_ref_columns;
+    table.factor_bytes = sf_ref_factor_bytes;
+    table.factor = sf_ref_factor;
 }
 
 static sf_status ref_open(const struct sf_device_spec *spec, struct sf_device *device)

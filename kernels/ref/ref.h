@@ -9,6 +9,17 @@ void sf_ref_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
 void sf_ref_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
 void sf_ref_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_ref_columns(struct sf_device *, const struct sf_columns_job *);
+size_t sf_ref_factor_bytes(const struct sf_factor_job *);
+sf_status sf_ref_factor(struct sf_device *, const struct sf_factor_job *);
+
+/* The slots of one part of a lane (-1: its own), as an ordinary lane of an ordinary job. */
+struct sf_ref_part {
+    struct sf_attend_job job;
+    struct sf_lane_job lane;
+    int32_t seen;                       /* slots that the row sees, from the first on */
+};
+struct sf_ref_part sf_ref_part_of(const struct sf_attend_job *, const struct sf_lane_job *,
+                                  int32_t part, int32_t row);
 
 /* The logit of a slot, or -inf where it is a hole or outside the window of a row at `row_pos`. */
 double sf_ref_logit(const struct sf_attend_job *, const struct sf_lane_job *, int32_t slot,

@@ -129,8 +129,7 @@ static sf_status razor_shape(const struct sf_setup *setup, struct sf_shape *shap
     for (int32_t l = 0; l < setup->layers; l++)
         for (int32_t h = 0; h < setup->layer[l].groups; h++) {
             int32_t lane = setup->layer[l].lane_first + h;
-            if (!shape->acts_on[lane]) continue;
-            shape->head_class[lane] = SF_HEAD_OTHER;
+            shape->head_class[lane] = SF_HEAD_OTHER;    /* also where `layers:` leaves it out */
             if (setup->layer[l].window != 0) shape->acts_on[lane] = 0;
         }
     for (int32_t i = 0; i < cfg->heads.count; i++) {

@@ -2,9 +2,9 @@
 
 The reference below shares nothing with the runtime: it draws the block with its own Philox, runs
 the model of tests/data/tiny in f64 over lists, row by row, and reads both scores of every query
-head off the whole matrix of attention.  Shown: the scores of the profile are those, on one rank, with
-heads that two ranks hold (each sees its query heads of them), with stages and with groups; layers
-with a sliding window have none and are never chosen.
+head off the whole matrix of attention.  Shown: the scores of the profile are those, on one rank,
+with heads that two ranks hold (each sees its query heads of them), with stages and with groups;
+layers with a sliding window have none and are never chosen.
 """
 import json
 import math

@@ -3,9 +3,12 @@
 Traces differ in query heads for each KV head (1:1, 3:1, 8:1), head sizes, lengths, RoPE, chunks and
 length of the answer.  For each method and trace: outputs of every row, and the slots that are left,
 agree to 1e-4 of the largest value; positions are equal, biases to rounding; stored bytes are those
-predicted and those of the reference, exact bytes and counts too.  Some run on two and three ranks,
-one with a KV head that both hold.  A lane in which the reference itself decided by less than 1e-5
-is looked at up to that row only; such traces are counted.  Needs numpy.
+predicted and those of the reference, exact bytes and counts too.  Some run on two and three ranks;
+where several hold a KV head, the result is that of one rank, bit for bit.
+
+A lane that differs is excused only where the reference itself decided something by less than 1e-5
+relative, and only from that row on; everything before it must agree, and at most 1 % of the traces
+(one, where there are fewer than a hundred) may need it.  Needs numpy.
 """
 import json
 import os
@@ -19,11 +22,18 @@ BOUND = 1e-4
 # (seed, prompt, decode, layers, q heads, KV heads, d, theta, chunk, ranks)
 SHORT = [(1, 1, 60, 1, 3, 3, 32, 1e4, 0, 1), (2, 90, 70, 2, 6, 2, 32, 1e4, 16, 2),
          (3, 300, 120, 1, 8, 1, 64, 0.0, 37, 1), (4, 260, 300, 1, 6, 2, 64, 5e5, 0, 1)]
+# The ninth has angles that f32 cannot hold to 1e-4.
 NORMAL = [(5, 1200, 300, 1, 3, 3, 128, 1e4, 256, 3), (6, 2000, 100, 2, 6, 2, 64, 0.0, 0, 1),
-          (7, 700, 150, 1, 8, 1, 32, 1e4, 100, 2), (8, 33, 300, 3, 9, 3, 32, 1e4, 5, 3)]
+          (7, 700, 150, 1, 8, 1, 32, 1e4, 100, 2), (8, 33, 300, 3, 9, 3, 32, 1e4, 5, 3),
+          (9, 4900, 10, 1, 1, 1, 32, 1e4, 0, 1), (10, 400, 120, 1, 9, 1, 32, 1e4, 50, 3),
+          (11, 150, 90, 3, 6, 2, 32, 1e4, 0, 3)]
+# Long ones, on several ranks too, and many short ones.
 LONG = [(20 + i, 5000 if i % 4 == 0 else 150 * i + 1, 300, 1 + i % 2, heads[0], heads[1],
-         (32, 64, 128)[i % 3], (1e4, 0.0)[i % 2], (0, 64, 333)[i % 3], 1)
+         (32, 64, 128)[i % 3], (1e4, 0.0)[i % 2], (0, 64, 333)[i % 3], (1, 1, 1, 2, 3, 2)[i % 6])
         for i, heads in enumerate([(2, 2), (6, 2), (8, 1)] * 6)]
+LONG += [(100 + i, 1 + 37 * i % 400, 20 + i % 5 * 20, 1 + i % 2, heads[0], heads[1],
+          (32, 64, 128)[i // 3 % 3], (1e4, 0.0, 5e5)[i // 2 % 3], (0, 16, 61)[i % 3], 1)
+         for i, heads in enumerate([(3, 3), (6, 2), (8, 1), (2, 2)] * 25)]
 
 
 def methods_of(case):
@@ -80,32 +90,32 @@ class Compared:
         first = getattr(self.wanted.method, "first_tight", None)
         return first(layer, head) if first else None
 
-    def outputs(self, group):
-        for layer, out in enumerate(self.wanted.out):
-            mine = self.mine[f"layers.{layer}.out"]
-            bad = []
-            for head in range(out.shape[1]):
-                rows = self.tight(layer, head // group)
-                if not near(self.np, mine[:rows, head], out[:rows, head]):
-                    bad.append(head)
-            self.tally.check(f"{self.what}: layer {layer}: query heads that differ", bad, [])
+    def same_rows(self, layer, head, group, rows=None):
+        mine, wanted = self.mine[f"layers.{layer}.out"], self.wanted.out[layer]
+        return all(near(self.np, mine[:rows, q_head], wanted[:rows, q_head])
+                   for q_head in range(head * group, (head + 1) * group))
 
-    def lanes(self):
+    def same_slots(self, layer, head):
+        mine, wanted = f"lanes.{layer}.{head}.", self.wanted.lanes[layer][head]
+        return (self.np.array_equal(self.mine[mine + "pos"], wanted["pos"]) and
+                all(near(self.np, self.mine[mine + key], self.np.asarray(wanted[key]))
+                    for key in ("bias", "k", "v")))
+
+    def lanes(self, group):
         """Whether any lane was excused."""
         excused = False
         for layer, lanes in enumerate(self.wanted.lanes):
-            for head, lane in enumerate(lanes):
-                if self.tight(layer, head) is not None:
+            for head in range(len(lanes)):
+                rows, slots = self.same_rows(layer, head, group), self.same_slots(layer, head)
+                tight, what = self.tight(layer, head), f"{self.what}: lane {layer}.{head}"
+                if tight is not None and not (rows and slots):
                     excused = True
+                    self.tally.check(f"{what}: outputs before token {tight}",
+                                     self.same_rows(layer, head, group, tight), True)
                     continue
-                mine = {key: self.mine[f"lanes.{layer}.{head}.{key}"]
-                        for key in ("pos", "bias", "k", "v")}
-                what = f"{self.what}: lane {layer}.{head}"
-                self.tally.check(f"{what}: positions", mine["pos"].tolist(),
-                                 self.np.asarray(lane["pos"]).astype(int).tolist())
-                same = all(near(self.np, mine[key], self.np.asarray(lane[key]))
-                           for key in ("bias", "k", "v"))
-                self.tally.check(f"{what}: slots", same, True)
+                self.tally.check(f"{what}: outputs", rows, True)
+                self.tally.true(f"{what}: slots", slots, "positions {} for {}".format(
+                    self.mine[f"lanes.{layer}.{head}.pos"].tolist(), lanes[head]["pos"].tolist()))
         return excused
 
     def stats(self, mine):
@@ -134,22 +144,32 @@ def compare(tally, case, counts):
         what = f"trace {seed}, {name}{' ' + str(i) if i > 1 else ''}"
         wanted = references[name].run(trace, options)
         output = folder.file(f"out{i}.safetensors")
-        # Statistics of a head that several ranks hold are not served yet.
-        used = 1 if name == "ems" and kv_heads < ranks else ranks
-        done = job.sheaf(used, ["lab", folder.file(f"lab{i}.yaml", config(name, options, used)),
-                                "--trace", given, "--output", output])
+        done = job.sheaf(ranks, ["lab", folder.file(f"lab{i}.yaml", config(name, options, ranks)),
+                                 "--trace", given, "--output", output])
         if not tally.check(f"{what}: exit code", done.code, 0):
             print(done.stderr[-1500:])
             continue
+        if ranks > kv_heads:
+            alone(tally, what, folder, (name, options, given), output)
         mine, meta = attention.read_safetensors(output)
         compared = Compared(tally, attention.np, what, mine, wanted, 4 if name == "ems" else 0)
-        compared.outputs(q_heads // kv_heads)
         counts["traces"] += 1
-        if compared.lanes():
-            counts["excused"] += 1
+        if compared.lanes(q_heads // kv_heads):
+            counts["excused"].append(what)
         else:
             compared.stats(json.loads(meta["stats"]))
     folder.remove()
+
+
+def alone(tally, what, folder, made_of, output):
+    """Copies of a lane decide as one rank does, so the files are equal."""
+    name, options, given = made_of
+    other = folder.file("alone.safetensors")
+    done = job.sheaf(1, ["lab", folder.file("alone.yaml", config(name, options, 1)),
+                         "--trace", given, "--output", other])
+    tally.check(f"{what}, one rank: exit code", done.code, 0)
+    with open(output, "rb") as mine, open(other, "rb") as theirs:
+        tally.true(f"{what}: the bits of one rank", mine.read() == theirs.read())
 
 
 def main():
@@ -162,11 +182,13 @@ def main():
         sys.stdout.flush()
         os.execv(python, [python, *sys.argv])
     cases = SHORT + (NORMAL if job.LEVEL != "quick" else []) + (LONG if job.LEVEL == "long" else [])
-    counts = {"traces": 0, "excused": 0}
+    counts = {"traces": 0, "excused": []}
     for case in cases:
         compare(tally, case, counts)
-    print(f"  figure: {counts['traces']} traces, {counts['excused']} with a decision of the "
-          "reference by less than 1e-5")
+    print(f"  figure: {counts['traces']} traces, {len(counts['excused'])} that differ after a "
+          f"decision by less than 1e-5 {counts['excused'] or ''}")
+    tally.true("traces that are excused", len(counts["excused"]) <= max(1, counts["traces"] // 100),
+               str(counts["excused"]))
     tally.end()
 
 

@@ -9,7 +9,8 @@ and some longer than what a head keeps.  Shown: every record's stored bytes and 
 those of the definition, from its tokens alone, and the plan foretells the sum; texts are equal in
 every layout, alone, in a batch and with shared prompts, whichever rank the planner gives a head
 to; the head set of a profile does what the same set written inline does; a profile of another
-model is refused, one that does not say its model is a warning.
+model is refused, one that does not say its model is a warning; another method takes the retrieval
+heads by `on:`.
 """
 # not with --quick
 import hashlib
@@ -193,6 +194,33 @@ def profiles(tally, given):
     folder.remove()
 
 
+def classes(tally, given):
+    """`on:` takes the heads that razor_attention tells: each method keeps what it keeps alone."""
+    keep = 12
+    kept = f"{{name: window, num_sink_tokens: 2, recent_tokens: {keep - 2}, on: retrieval}}"
+    text = razor(", on: other").replace("methods: [", f"methods: [{kept}, ")
+    first = job.run(1, job.config("f32", extra=text), given)
+    tally.check("classes: exit code", first.code, 0)
+    lanes = LAYERS * HEADS - len(RETRIEVAL)
+    for name, answer in sorted(first.answers.items()):
+        body = answer["response"]["body"]
+        fed = body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"] - 1
+        dropped = dropped_of(body["usage"]["prompt_tokens"], fed)
+        slots = lanes * (fed - dropped + (dropped > 0)) + len(RETRIEVAL) * min(fed, keep)
+        tally.check(f"classes, {name}: stored bytes", body["sheaf"]["kv_bytes_stored"],
+                    slots * SLOT)
+    if job.has_ranks():
+        done = job.run(6, job.config("f32", 3, 2, extra=text), given)
+        tally.check("classes, tensor 3 x pipeline 2: texts", done.tokens() == first.tokens(), True)
+        tally.check("classes, tensor 3 x pipeline 2: receipts", receipts(done) == receipts(first),
+                    True)
+    done = job.run(1, job.config("f32", extra=f"kv_cache: {{methods: [{kept}]}}\n"), given)
+    tally.check("no classes: exit code", done.code, 2)
+    tally.check("no classes: one line", len(done.error_lines()), 1)
+    tally.true("no classes: words", "no method of the stack tells retrieval heads" in done.stderr,
+               done.stderr)
+
+
 def ems(more=""):
     return (f"kv_cache: {{methods: [{{name: ems, budget_tokens: {BUDGET}, window_size: {RECENT}, "
             f"recompress_interval: {INTERVAL}, similarity_threshold: 0.3{more}}}]}}\n")
@@ -237,7 +265,7 @@ def ems_layouts(tally, given):
         1, job.config("f32", extra=ems().replace("0.3", "1")), given).tokens())
     alone = job.run(1, job.config("f32", seqs=1, extra=ems()), given)
     tally.check("ems, alone: texts", alone.tokens(), tokens)
-    for tensor, pipeline in [(3, 1), (1, 2)] if job.has_ranks() else []:
+    for tensor, pipeline in [(3, 1), (1, 2), (4, 1)] if job.has_ranks() else []:
         what = f"ems, tensor {tensor} x pipeline {pipeline}"
         done = job.run(tensor * pipeline, job.config("f32", tensor, pipeline, extra=ems()), given)
         tally.check(f"{what}: texts", done.tokens() == tokens, True)
@@ -274,6 +302,7 @@ def main():
     predicted(tally)
     placed(tally, some)
     profiles(tally, some)
+    classes(tally, some)
     ems_layouts(tally, given)
     ems_predicted(tally)
     ems_refused(tally, some)

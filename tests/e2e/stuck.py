@@ -1,7 +1,7 @@
 """A lost or stuck rank ends the job in time, by name.
 
 Shown, for each rank of tensor 2 x pipeline 2 in turn: stopped in mid-run (SIGSTOP), the job ends
-within run.rank_timeout_s with a line that names the rank; and a rank that is killed ends it at once.
+within run.rank_timeout_s with a line that names the rank; a rank that is killed ends it at once.
 What the launcher needs to end the others comes on top; machines under load differ in that, so it is
 bounded loosely.  Every answer in the output so far is a whole line.
 """

@@ -84,7 +84,8 @@ static int32_t jobs_split(const struct problem *p, int reversed, struct sf_lane_
             for (int32_t h = 0; h < p->lane[i].q_heads; h++) {
                 const struct sf_lane_job *lane = &p->lane[i];
                 jobs[n++] = (struct sf_lane_job){ lane->pages, lane->slots - lane->rows + r + 1,
-                                                  lane->row_first + r, 1, lane->q_first + h, 1 };
+                                                  lane->row_first + r, 1, lane->q_first + h, 1,
+                                                  NULL, 0 };
             }
     for (int32_t i = 0; reversed && i < n / 2; i++) {
         struct sf_lane_job job = jobs[i];

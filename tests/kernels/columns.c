@@ -393,7 +393,7 @@ static void test_many_lanes(void)
     float *standard = malloc(bytes);
     struct sf_lane_job *jobs = malloc(LANES * sizeof *jobs);
     for (int32_t i = 0; i < LANES; i++)
-        jobs[i] = (struct sf_lane_job){ s.p.pages + i, 1 + i % 16, 0, 1, 0, 1 };
+        jobs[i] = (struct sf_lane_job){ s.p.pages + i, 1 + i % 16, 0, 1, 0, 1, NULL, 0 };
     for (int i = 0; i < count; i++)
         for (int f = 0; f < FOLDS; f += 2) {
             memcpy(s.found, s.start, bytes);
@@ -481,7 +481,8 @@ static void test_cost(void)
         int32_t lanes = cases[c].rows[0] == LANES ? LANES : 1;
         lane[0] = s.p.lane[0];
         for (int32_t i = 0; lanes > 1 && i < lanes; i++)
-            lane[i] = (struct sf_lane_job){ s.p.pages + i * (SLOTS / PAGE), SLOTS, i, 1, 0, 3 };
+            lane[i] = (struct sf_lane_job){ s.p.pages + i * (SLOTS / PAGE), SLOTS, i, 1, 0, 3, NULL,
+                                            0 };
         for (int i = count - 3; i < count - 1; i++) cost_print(&variants[i], &s, lane, lanes);
         sums_free(&s);
     }

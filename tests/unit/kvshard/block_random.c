@@ -395,7 +395,7 @@ static struct rig_spec spec_of(const char *device, enum sf_dtype dtype, int32_t 
     spec.dtype = dtype;
     spec.page_slots = page_slots;
     spec.method = method;
-    spec.pages = 9600 / page_slots;
+    spec.pages = 10880 / page_slots;
     return spec;
 }
 

@@ -104,9 +104,10 @@ static struct sf_plan *legal(void)
                       "method plain needs " words ", which this version does not have");           \
     } while (0)
 
+static const struct sf_watch summed = { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_SUM };
+
 static void test_asks(void)
 {
-    const struct sf_watch summed = { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_SUM };
     legal();
     SF_CHECK_OK(check_one(&plain, 1));
     SF_CHECK_OK(check_one(&plain, 4));
@@ -134,15 +135,11 @@ static void test_asks(void)
     LACKS(plan->tier[0].codec = "quant", "tiers beside the raw one");
     LACKS(plan->tier[0].k_place = SF_ON_HOST, "a host tier");
     LACKS(plan->tier[0].v_place = SF_ON_HOST, "a host tier");
-    LACKS(plan->watch[0].fold = SF_FOLD_MEAN, "means over rows");
-    LACKS((plan->watch[1] = summed, plan->watch[1].flags = SF_WATCH_STORED),
-          "queries kept for later statistics");
     LACKS((plan->watch[0] = summed, plan->prefix = SF_PREFIX_KV),
           "shared prompts whose slots have attention mass");
     legal()->watch[0] = summed;
     SF_CHECK_OK(check_one(&plain, 1));
-    CHECK_REFUSED(check_one(&plain, 4), SF_UNSUPPORTED,
-                  "attention statistics of heads that several ranks hold");
+    SF_CHECK_OK(check_one(&plain, 4));
     LACKS(plan->draft.lookahead = -1, "a draft model");
     LACKS(plan->draft.window = 8, "a draft model");
     LACKS(plan->v_top.slots = 1, "reading only the best values");
@@ -178,6 +175,12 @@ static void test_sense(void)
     SENSELESS(plain, plan->whens |= 1u << SF_AT_INTERVAL, "asks for an interval of 0 tokens");
     SENSELESS(plain, plan->whens |= 1u << SF_AT_PREFILL_CHUNK, "not for its chunk_tokens");
     SENSELESS(plain, plan->whens = 0, "asks for no event, so it would never act");
+    SENSELESS(plain, (plan->watch[1] = summed, plan->watch[1].flags = SF_WATCH_STORED,
+                      plan->watch[1].decode_rows = 5),
+              "keeps queries, but of how many rows of the prompt it does not say");
+    SENSELESS(plain, (plan->watch[1] = summed, plan->watch[1].flags = SF_WATCH_STORED,
+                      plan->watch[1].prompt_rows = 5),
+              "keeps queries, but of how many rows of the answer it does not say");
     SENSELESS(plain, plan->edits = 0, "asks for events but declares no edit");
     SENSELESS(by_default, plan->whens |= 1u << SF_AT_INTERVAL; plan->every_tokens = 1,
               "has no compress()");
@@ -267,10 +270,88 @@ static void test_layers(void)
     SF_CHECK(of[0] == 0 && of[1] == 0 && of[2] == 1);
     SF_CHECK_OK(check_layers("2,0", "1-1", of));
     SF_CHECK(of[0] == 0 && of[1] == 1 && of[2] == 0);
+    SF_CHECK_OK(check_layers("2, 0", NULL, of));
+    SF_CHECK(of[0] == 0 && of[1] == -1 && of[2] == 0);
     CHECK_REFUSED(check_layers("0-1", "1-2", of), SF_UNSUPPORTED,
                   "methods window and window act on the same heads");
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         CHECK_REFUSED(check_layers(bad[i], NULL, of), SF_INVALID, "numbers and ranges from 0 to 2");
+}
+
+/* ---- `on:` ----------------------------------------------------------------------------------- */
+/* Head 1 of every layer retrieves, as the first says; the second says the same of head 0. */
+static sf_status tells(const struct sf_setup *setup, struct sf_shape *shape, int32_t retrieval)
+{
+    for (int32_t l = 0; l < setup->layers; l++)
+        for (int32_t h = 0; h < HEADS; h++)
+            shape->head_class[setup->layer[l].lane_first + h] =
+                h == retrieval ? SF_HEAD_RETRIEVAL : SF_HEAD_OTHER;
+    return SF_OK;
+}
+static sf_status tells_1(const struct sf_setup *setup, struct sf_shape *shape)
+{
+    return tells(setup, shape, 1);
+}
+static sf_status tells_0(const struct sf_setup *setup, struct sf_shape *shape)
+{
+    return tells(setup, shape, 0);
+}
+static const struct sf_policy_ops ops_tells_1 = { .plan = plain_plan, .shape = tells_1,
+                                                  .footprint = plain_footprint,
+                                                  .compress = nothing },
+    ops_tells_0 = { .plan = plain_plan, .footprint = plain_footprint, .compress = nothing,
+                    .shape = tells_0 };
+static const struct sf_method teller = { .name = "teller", .policy = &ops_tells_1 },
+                              denier = { .name = "denier", .policy = &ops_tells_0 };
+
+struct on_entry { const struct sf_method *method; int32_t on; const char *layers; };
+
+/* of[head]: the entry that acts on the head in layer 1. */
+static sf_status check_on(const struct on_entry *given, int32_t entries, int32_t of[HEADS])
+{
+    struct sf_setup setup;
+    struct sf_stack stack = { 0 };
+    SF_TRY(setup_make(1, &setup));
+    legal();
+    for (int32_t i = 0; i < entries; i++) {
+        struct sf_stack_entry *entry;
+        SF_TRY(sf_stack_add_method(&stack, given[i].method, &entry));
+        entry->on = given[i].on;
+        snprintf(entry->layers_text, sizeof entry->layers_text, "%s", given[i].layers);
+    }
+    sf_status status = sf_stack_check(&stack, &setup);
+    for (int32_t h = 0; h < HEADS && status == SF_OK; h++) {
+        of[h] = sf_stack_entry_of(&stack, &setup, 1, h);
+        for (int32_t i = 0; i < entries; i++)       /* what one tells, all see */
+            SF_CHECK_INT(stack.entry[i].shape.head_class[setup.layer[1].lane_first + h],
+                         stack.entry[0].shape.head_class[setup.layer[1].lane_first + h]);
+    }
+    sf_stack_free(&stack);
+    sf_setup_free(&setup);
+    return status;
+}
+
+static void test_on(void)
+{
+    enum { ALL = SF_HEAD_ANY, RETRIEVAL = SF_HEAD_RETRIEVAL, OTHER = SF_HEAD_OTHER };
+    int32_t of[HEADS];
+    struct on_entry apart[] = { { &teller, OTHER, "" }, { &plain, RETRIEVAL, "" } };
+    SF_CHECK_OK(check_on(apart, 2, of));
+    SF_CHECK(of[0] == 0 && of[1] == 1);
+    struct on_entry swapped[] = { { &plain, RETRIEVAL, "" }, { &teller, OTHER, "" } };
+    SF_CHECK_OK(check_on(swapped, 2, of));              /* the order decides nothing here */
+    SF_CHECK(of[0] == 1 && of[1] == 0);
+    struct on_entry elsewhere[] = { { &teller, OTHER, "0" }, { &plain, RETRIEVAL, "1" } };
+    SF_CHECK_OK(check_on(elsewhere, 2, of));            /* told of layers where it does not act */
+    SF_CHECK(of[0] == -1 && of[1] == 1);
+    struct on_entry both[] = { { &teller, OTHER, "" }, { &plain, OTHER, "" } };
+    CHECK_REFUSED(check_on(both, 2, of), SF_UNSUPPORTED, "give them different `layers:` or `on:`");
+    struct on_entry untold[] = { { &plain, RETRIEVAL, "" } };
+    CHECK_REFUSED(check_on(untold, 1, of), SF_INVALID, "method plain stands on retrieval heads, but"
+                  " no method of the stack tells");
+    struct on_entry deny[] = { { &teller, ALL, "0" }, { &denier, ALL, "1" } };
+    CHECK_REFUSED(check_on(deny, 2, of), SF_INVALID, "methods teller and denier disagree on whether"
+                  " KV head 0 of layer 0 is a retrieval head");
 }
 
 static void test_setup(void)
@@ -294,6 +375,7 @@ static const struct sf_test tests[] = {
     { "the registry", test_registry },
     { "none beside window", test_none },
     { "layers and heads", test_layers },
+    { "classes of heads", test_on },
     { "the model as methods see it", test_setup },
     { NULL, NULL }
 };

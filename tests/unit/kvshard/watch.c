@@ -116,9 +116,9 @@ static void run_store(const char *device, int32_t piece, int32_t decode)
 }
 
 /* ---- the definition ------------------------------------------------------------------------- */
-struct plain { int32_t slots, pos[SLOTS]; double mass[2][SLOTS]; };
+struct plain { int32_t slots, pos[SLOTS]; double mass[2][SLOTS], seen[2][SLOTS]; };
 
-/* The weights that query head `g` of the row at `pos` gives to the slots. */
+/* The weights that query head `g` of the row at `pos` gives to the slots up to it. */
 static void weigh(const struct rig_spec *spec, const struct plain *lane, int32_t layer, int32_t l,
                   int32_t g, int32_t pos, double *weight)
 {
@@ -129,6 +129,7 @@ static void weigh(const struct rig_spec *spec, const struct plain *lane, int32_t
             weight[s] += (double)rig_value(RIG_Q, 0, layer, l * spec->group + g, pos, e) *
                          (double)rig_value(RIG_K, 0, layer, l, lane->pos[s], e);
         weight[s] /= sqrt(spec->k_dim);
+        if (lane->pos[s] > pos) weight[s] = -INFINITY;
         most = fmax(most, weight[s]);
     }
     for (int32_t s = 0; s < lane->slots; s++) sum += weight[s] = exp(weight[s] - most);
@@ -136,17 +137,21 @@ static void weigh(const struct rig_spec *spec, const struct plain *lane, int32_t
 }
 
 static void fold_row(const struct sf_watch *w, int32_t group, double weight[][SLOTS],
-                     const struct plain *lane, double *mass)
+                     const struct plain *lane, int32_t pos, double *mass, double *seen)
 {
+    int32_t visible = 0;
+    for (int32_t s = 0; s < lane->slots; s++) visible += lane->pos[s] <= pos;
     for (int32_t s = 0; s < lane->slots; s++) {
         double x = 0;
+        if (lane->pos[s] > pos) continue;
+        seen[s]++;
         for (int32_t g = 0; g < group; g++)
             x = w->head_fold == SF_FOLD_MAX ? fmax(x, weight[g][s]) : x + weight[g][s];
         if (w->head_fold == SF_FOLD_MEAN) x /= group;
-        if (w->fold == SF_FOLD_SUM) mass[s] += x;
+        if (w->fold == SF_FOLD_SUM || w->fold == SF_FOLD_MEAN) mass[s] += x;
         else if (w->fold == SF_FOLD_MAX) mass[s] = fmax(mass[s], x);
         else if (w->fold == SF_FOLD_DECAY) mass[s] = mass[s] * (double)w->decay + x;
-        else mass[s] += x < 1.0 / lane->slots;
+        else mass[s] += x < 1.0 / visible;
     }
 }
 
@@ -156,6 +161,22 @@ static int counts(const struct sf_watch *w, int32_t pos, int32_t live)
     int32_t wanted = pos < PROMPT ? w->prompt_rows : w->decode_rows;
     int32_t ahead = pos < PROMPT ? PROMPT - 1 - pos : TRIGGER > live ? TRIGGER - live : 0;
     return wanted == 0 || (wanted > 0 && ahead < wanted);
+}
+
+/* A watch that is made at the event: the rows that count, over what the lane has by then. */
+static void score_stored(const struct rig_spec *spec, struct plain *lane, int32_t layer, int32_t l,
+                         int w, int32_t tokens, int32_t event_before)
+{
+    static double weight[4][SLOTS];
+    int32_t wanted = tokens > PROMPT ? watch[w].decode_rows : watch[w].prompt_rows;
+    memset(lane->mass[w], 0, sizeof lane->mass[w]);
+    memset(lane->seen[w], 0, sizeof lane->seen[w]);
+    for (int32_t pos = tokens > PROMPT ? PROMPT : 0; pos < tokens; pos++) {
+        if (pos < tokens - wanted) continue;
+        if (watch[w].flags & SF_WATCH_RESET && pos < event_before) continue;
+        for (int32_t g = 0; g < spec->group; g++) weigh(spec, lane, layer, l, g, pos, weight[g]);
+        fold_row(&watch[w], spec->group, weight, lane, pos, lane->mass[w], lane->seen[w]);
+    }
 }
 
 static const struct event *find(int32_t layer, int32_t lane, int32_t tokens)
@@ -174,9 +195,11 @@ static void check_event(const struct plain *lane, const struct event *event)
     for (int32_t s = 0; s < lane->slots; s++) {
         SF_CHECK_INT(event->pos[s], lane->pos[s]);
         for (int w = 0; w < 2; w++)
-            if (watch[w].fold != SF_FOLD_NONE)
-                SF_CHECK_NEAR(event->mass[w][s], lane->mass[w][s],
-                              1e-5 * (1 + fabs(lane->mass[w][s])));
+            if (watch[w].fold != SF_FOLD_NONE) {
+                double mass = lane->mass[w][s];
+                if (watch[w].fold == SF_FOLD_MEAN && lane->seen[w][s] > 0) mass /= lane->seen[w][s];
+                SF_CHECK_NEAR(event->mass[w][s], mass, 1e-5 * (1 + fabs(mass)));
+            }
     }
 }
 
@@ -186,8 +209,10 @@ static void cut(struct plain *lane)
     for (int32_t s = 0; s < lane->slots; s++) {
         if (!stays(s, lane->slots)) continue;
         lane->pos[n] = lane->pos[s];
-        for (int w = 0; w < 2; w++)
+        for (int w = 0; w < 2; w++) {
             lane->mass[w][n] = watch[w].flags & SF_WATCH_RESET ? 0 : lane->mass[w][s];
+            lane->seen[w][n] = watch[w].flags & SF_WATCH_RESET ? 0 : lane->seen[w][s];
+        }
         n++;
     }
     lane->slots = n;
@@ -198,16 +223,20 @@ static int32_t check_lane_log(const struct rig_spec *spec, int32_t layer, int32_
 {
     static double weight[4][SLOTS];
     struct plain lane = { 0 };
-    int32_t fired = 0;
+    int32_t fired = 0, before = 0;
     for (int32_t pos = 0; pos < TOKENS; pos++) {
-        for (int w = 0; w < 2; w++) lane.mass[w][lane.slots] = 0;
+        for (int w = 0; w < 2; w++) lane.mass[w][lane.slots] = lane.seen[w][lane.slots] = 0;
         lane.pos[lane.slots++] = pos;
         for (int32_t g = 0; g < spec->group; g++)
             weigh(spec, &lane, layer, l, g, pos, weight[g]);
         for (int w = 0; w < 2; w++)
             if (watch[w].fold != SF_FOLD_NONE && counts(&watch[w], pos, lane.slots))
-                fold_row(&watch[w], spec->group, weight, &lane, lane.mass[w]);
+                fold_row(&watch[w], spec->group, weight, &lane, pos, lane.mass[w], lane.seen[w]);
         if (pos != PROMPT - 1 && (pos < PROMPT || lane.slots < TRIGGER)) continue;
+        for (int w = 0; w < 2; w++)
+            if (watch[w].flags & SF_WATCH_STORED)
+                score_stored(spec, &lane, layer, l, w, pos + 1, before);
+        before = pos + 1;
         check_event(&lane, find(layer, l, pos + 1));
         cut(&lane);
         fired++;
@@ -271,6 +300,29 @@ static void counts_below_mean(void)
     check_watches();
 }
 
+static void means(void)
+{
+    watch[0] = (struct sf_watch){ .fold = SF_FOLD_MEAN, .head_fold = SF_FOLD_MEAN };
+    watch[1] = (struct sf_watch){ .fold = SF_FOLD_MEAN, .head_fold = SF_FOLD_MAX,
+                                  .prompt_rows = 7, .decode_rows = 5, .flags = SF_WATCH_RESET };
+    check_watches();
+}
+
+/* Scored at the event, by more rows than have come since the last one, or by those alone. */
+static void stored(void)
+{
+    watch[0] = (struct sf_watch){ .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_MEAN, .prompt_rows = 40,
+                                  .decode_rows = 45, .flags = SF_WATCH_STORED };
+    watch[1] = (struct sf_watch){ .fold = SF_FOLD_MEAN, .head_fold = SF_FOLD_SUM, .prompt_rows = 1,
+                                  .decode_rows = 50, .flags = SF_WATCH_STORED | SF_WATCH_RESET };
+    check_watches();
+    watch[0] = (struct sf_watch){ .fold = SF_FOLD_MAX, .head_fold = SF_FOLD_MAX, .prompt_rows = 70,
+                                  .decode_rows = 33, .flags = SF_WATCH_STORED };
+    watch[1] = (struct sf_watch){ .fold = SF_FOLD_BELOW_MEAN, .head_fold = SF_FOLD_MEAN,
+                                  .prompt_rows = -1, .decode_rows = 8, .flags = SF_WATCH_STORED };
+    check_watches();
+}
+
 /* Nothing is watched: no second pass, no memory for it. */
 static void nothing(void)
 {
@@ -285,6 +337,8 @@ static const struct sf_test tests[] = {
     { "maxima of the last rows", maxima },
     { "decaying sums", decays },
     { "rows below the mean", counts_below_mean },
+    { "means over the rows that saw a slot", means },
+    { "queries that are kept for the event", stored },
     { "no watch", nothing },
     { NULL, NULL }
 };

@@ -158,8 +158,6 @@ static void refuses_bad_values(void)
           " which is not built yet; allowed: 'false'" },
         { V "convert: {method: sub_moe}\n", "job.yaml:2:19: error: convert.method is 'sub_moe',"
           " which is not built yet; allowed: 'kv_heads'" },
-        { V "kv_cache:\n  methods: [{name: window, on: other}]\n", "job.yaml:3:32: error:"
-          " kv_cache.methods.0.on is 'other', which is not built yet; allowed: 'all'" },
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) check_bad(&table[i]);
 }
@@ -246,7 +244,7 @@ static const char whole[] =
     "    - name: window\n"
     "      window_size: 32       # an alias\n"
     "      layers: [0, 2, 5]\n"
-    "    - {name: window, recent_tokens: 7, on: all}\n"
+    "    - {name: window, recent_tokens: 7, on: retrieval}\n"
     "scheduler: {max_num_seqs: 8, enable_prefix_caching: false}\n"
     "sampling: {temperature: 0.7, seed: -3}\n"
     "run: {deterministic: true, rank_timeout_s: 2.5}\n"
@@ -287,6 +285,8 @@ static void check_whole(const struct sf_config *cfg)
     SF_CHECK_STR(cfg->kv.stack.entry[0].method->name, "window");
     SF_CHECK_STR(cfg->kv.stack.entry[0].layers_text, "0, 2, 5");
     SF_CHECK_STR(option(&cfg->kv.stack.entry[0], "recent_tokens"), "32");
+    SF_CHECK_INT(cfg->kv.stack.entry[0].on, SF_HEAD_ANY);
+    SF_CHECK_INT(cfg->kv.stack.entry[1].on, SF_HEAD_RETRIEVAL);
     SF_CHECK_STR(option(&cfg->kv.stack.entry[1], "recent_tokens"), "7");
     SF_CHECK_STR(option(&cfg->kv.stack.entry[1], "num_sink_tokens"), "4");
 }

@@ -34,6 +34,7 @@ static void steps_not_sent(void)
     REFUSED(step.batch, -1);
     REFUSED(step.stop, 2);
     REFUSED(step.measure, 2);
+    REFUSED(step.asks, -1);
     REFUSED(step.closes, -1);
     REFUSED(step.drops, -1);
     REFUSED(drop, -1);
@@ -47,6 +48,8 @@ static void steps_not_sent(void)
     REFUSED(block[1], -1);
     REFUSED(open.reused_first, -2);
     REFUSED(open.reused_first, 3);
+    REFUSED(open.stack, -1);
+    REFUSED(open.against, 1);           /* with itself */
     REFUSED(open.sampling.temperature, -1);
     REFUSED(open.sampling.temperature, NAN);
     REFUSED(open.sampling.temperature, INFINITY);
@@ -70,7 +73,7 @@ static void steps_not_sent(void)
     REFUSED(item.token_first, 1);
     REFUSED(item.token_first, -1);
     REFUSED(item.token_first, -2);
-    REFUSED(item.logits, 4);
+    REFUSED(item.logits, 8);
     REFUSED(item.next, -2);
     REFUSED(token[1], -1);
 #undef REFUSED
@@ -94,6 +97,9 @@ static void results_not_sent(void)
     REFUSED(score.logprob, NAN);
     REFUSED(score.logprob, -INFINITY);
     REFUSED(score.rank, 0);
+    REFUSED(score.kl, -1e-6f);
+    REFUSED(score.kl, NAN);
+    REFUSED(score.kl, INFINITY);
     REFUSED(score.tops, -1);
     REFUSED(score.tops, 65);
     REFUSED(top.token, -1);
@@ -238,12 +244,13 @@ static void steps_not_taken(void)
         {21, REAL, 1, 1}, {22, REAL, 1, 1}, {23, REAL, 1, 0}, {24, REAL, 1, 0}, {25, REAL, 1, 0},
         {26, REAL, 1, 1}, {27, VARINT, 1, 0}, {28, FIXED, 1, 5}, {29, FIXED, 1, 5},
         {30, VARINT, 1, 1}, {31, VARINT, 1, 64}, {32, VARINT, 1, 2}, {33, VARINT, 1, 2},
-        {34, VARINT, 2, 1}, {35, SHORT_REAL, 2, 1}, {36, VARINT, 2, 3}};
+        {34, VARINT, 2, 1}, {35, SHORT_REAL, 2, 1}, {36, VARINT, 2, 3},
+        {37, VARINT, 1, 2}, {38, VARINT, 1, 5}, {39, VARINT, 2, 1}};
     static const struct field bad[] = {
         {2, PLAIN, 1, -1}, {6, VARINT, 2, -1}, {7, VARINT, 3, -1}, {7, VARINT, 2, 11}, /* rows */
         {9, VARINT, 1, -1}, {9, VARINT, 2, 0}, {10, VARINT, 1, 0}, {10, VARINT, 1, 4},
         {11, ZIGZAG, 1, -1}, {11, ZIGZAG, 1, 1}, {12, ZIGZAG, 1, -2}, {12, ZIGZAG, 0, 0},
-        {13, VARINT, 1, 4}, {13, VARINT, 1, 256}, {16, VARINT, 2, 1}, {17, VARINT, 1, 0},
+        {13, VARINT, 1, 8}, {13, VARINT, 1, 256}, {16, VARINT, 2, 1}, {17, VARINT, 1, 0},
         {17, VARINT, 1, 1}, {18, VARINT, 1, 3}, {19, VARINT, 1, -1}, {19, VARINT, 1, 3},
         {19, VARINT, 1, 0}, {20, ZIGZAG, 1, -2}, {20, ZIGZAG, 1, 3}, {20, ZIGZAG, 0, 0},
         {21, REAL, 1, -1}, {22, REAL, 1, 2}, {23, REAL, 1, -1}, {24, REAL, 1, INFINITY},
@@ -251,7 +258,8 @@ static void steps_not_taken(void)
         {30, VARINT, 1, 257}, {31, VARINT, 1, 65}, {31, VARINT, 1, -1}, {32, VARINT, 1, 1},
         {32, VARINT, 1, 3}, {32, VARINT, 1, -1}, {33, VARINT, 1, 1}, {33, VARINT, 1, 3},
         {33, VARINT, 1, -1}, {34, VARINT, 2, -1}, {34, VARINT, 1, 1}, {35, SHORT_REAL, 2, INFINITY},
-        {36, VARINT, 2, -1}, {36, VARINT, 1, 3}, {36, VARINT, 3, 3}, {99, PLAIN, 1, 1}};
+        {36, VARINT, 2, -1}, {36, VARINT, 1, 3}, {36, VARINT, 3, 3}, {37, VARINT, 1, -1}, {37, VARINT, 2, 2},
+        {38, VARINT, 1, 1}, {38, VARINT, 0, 0}, {99, PLAIN, 1, 1}};
     check_fields(take_step, good, sizeof good / sizeof good[0], bad, sizeof bad / sizeof bad[0]);
     struct sf_wire_step step;
     SF_MUST(sf_wire_unpack_step(NULL, 0, &box, &step));         /* proto3: all zero is no bytes */
@@ -264,13 +272,15 @@ static void results_not_taken(void)
     static const struct field good[] = {
         {1, PLAIN, 1, 7}, {2, PLAIN, 1, 1}, {3, VARINT, 2, 1}, {4, VARINT, 2, 9},
         {5, VARINT, 1, 1}, {6, VARINT, 1, 4}, {7, VARINT, 1, 9}, {8, SHORT_REAL, 1, -1},
-        {9, VARINT, 1, 1}, {10, VARINT, 1, 2}, {11, VARINT, 2, 9}, {12, SHORT_REAL, 2, -1}};
+        {9, VARINT, 1, 1}, {10, VARINT, 1, 2}, {11, VARINT, 2, 9}, {12, SHORT_REAL, 2, -1},
+        {13, SHORT_REAL, 1, 0.5}};
     static const struct field bad[] = {
         {2, PLAIN, 1, -1}, {4, VARINT, 2, -1}, {4, VARINT, 1, 9}, {6, VARINT, 1, -1},
         {7, VARINT, 1, -1}, {7, VARINT, 0, 0}, {8, SHORT_REAL, 1, 1}, {8, SHORT_REAL, 1, NAN},
         {8, SHORT_REAL, 1, -INFINITY}, {9, VARINT, 1, 0}, {10, VARINT, 1, 1}, {10, VARINT, 1, 3},
         {10, VARINT, 1, -1}, {11, VARINT, 2, -1}, {11, VARINT, 3, 9}, {12, SHORT_REAL, 2, 1},
-        {12, SHORT_REAL, 2, -INFINITY}, {99, PLAIN, 1, 1}};
+        {12, SHORT_REAL, 2, -INFINITY}, {13, SHORT_REAL, 1, -1}, {13, SHORT_REAL, 1, NAN},
+        {13, SHORT_REAL, 0, 0}, {99, PLAIN, 1, 1}};
     check_fields(take_result, good, sizeof good / sizeof good[0], bad, sizeof bad / sizeof bad[0]);
     sf_box_free(&box);
 }

@@ -67,7 +67,8 @@ static struct sf_wire_open random_open(int32_t tokens)
 {
     struct sf_wire_open open = {.seq = random_u64(), .prompt = 10 + random_below(1 << 20),
                                 .sampling = random_sampling(), .reused_first = -1,
-                                .blocks = random_below(2) * random_below(10)};
+                                .blocks = random_below(2) * random_below(10),
+                                .stack = random_below(33), .against = random_u64()};
     open.tokens_max = open.prompt + random_below(1 << 20);
     open.block = list(open.blocks, sizeof *open.block);
     for (int32_t i = 0; i < open.blocks; i++) open.block[i] = random_below(INT32_MAX);
@@ -80,14 +81,17 @@ static struct sf_wire_step random_step(void)
 {
     struct sf_wire_step step = {.id = random_u64(), .batch = random_below(100),
                                 .stop = (uint8_t)random_below(2),
-                                .measure = (uint8_t)random_below(2), .closes = random_below(40),
+                                .measure = (uint8_t)random_below(2), .asks = random_below(40),
+                                .closes = random_below(40),
                                 .drops = random_below(40), .opens = random_below(40),
                                 .items = random_below(40), .tokens = random_below(400)};
+    step.ask = list(step.asks, sizeof *step.ask);
     step.close = list(step.closes, sizeof *step.close);
     step.drop = list(step.drops, sizeof *step.drop);
     step.open = list(step.opens, sizeof *step.open);
     step.item = list(step.items, sizeof *step.item);
     step.token = list(step.tokens, sizeof *step.token);
+    for (int32_t i = 0; i < step.asks; i++) step.ask[i] = random_u64();
     for (int32_t i = 0; i < step.closes; i++) step.close[i] = random_u64();
     for (int32_t i = 0; i < step.drops; i++) step.drop[i] = random_below(INT32_MAX);
     for (int32_t i = 0; i < step.tokens; i++) step.token[i] = random_below(INT32_MAX);
@@ -96,7 +100,7 @@ static struct sf_wire_step random_step(void)
         struct sf_wire_item *item = &step.item[i];
         *item = (struct sf_wire_item){.seq = random_u64(), .pos = random_below(1 << 24), .rows = 1,
                                       .token_first = -1, .next = random_below(1 << 20) - 1,
-                                      .logits = (uint8_t)random_below(4)};
+                                      .logits = (uint8_t)random_below(8)};
         if (step.tokens > 0 && random_below(2) == 0) {
             item->token_first = random_below(step.tokens);
             item->rows = 1 + random_below(step.tokens - item->token_first);
@@ -122,6 +126,7 @@ static struct sf_wire_result random_result(void)
                                         .token = random_below(INT32_MAX),
                                         .logprob = random_logprob(),
                                         .rank = 1 + random_below(1 << 20),
+                                        .kl = (float)random_below(1 << 20) / 4096.0f,
                                         .tops = random_below(2) * random_below(65)};
         score->top = list(score->tops, sizeof *score->top);
         for (int32_t t = 0; t < score->tops; t++)
@@ -168,7 +173,8 @@ static int same_open(const struct sf_wire_open *x, const struct sf_wire_open *y)
 {
     const struct sf_wire_sampling *a = &x->sampling, *b = &y->sampling;
     if (x->seq != y->seq || x->prompt != y->prompt || x->tokens_max != y->tokens_max ||
-        x->reused != y->reused || x->reused_first != y->reused_first || x->blocks != y->blocks)
+        x->reused != y->reused || x->reused_first != y->reused_first || x->blocks != y->blocks ||
+        x->stack != y->stack || x->against != y->against)
         return 0;
     if (a->temperature != b->temperature || a->top_p != b->top_p || a->min_p != b->min_p ||
         a->presence != b->presence || a->frequency != b->frequency ||
@@ -186,9 +192,11 @@ static int same_open(const struct sf_wire_open *x, const struct sf_wire_open *y)
 static int same_step(const struct sf_wire_step *a, const struct sf_wire_step *b)
 {
     if (a->id != b->id || a->batch != b->batch || a->stop != b->stop || a->measure != b->measure ||
-        a->closes != b->closes || a->drops != b->drops || a->opens != b->opens ||
-        a->items != b->items || a->tokens != b->tokens)
+        a->asks != b->asks || a->closes != b->closes || a->drops != b->drops ||
+        a->opens != b->opens || a->items != b->items || a->tokens != b->tokens)
         return 0;
+    for (int32_t i = 0; i < a->asks; i++)
+        if (a->ask[i] != b->ask[i]) return 0;
     for (int32_t i = 0; i < a->closes; i++)
         if (a->close[i] != b->close[i]) return 0;
     for (int32_t i = 0; i < a->drops; i++)
@@ -217,7 +225,8 @@ static int same_result(const struct sf_wire_result *a, const struct sf_wire_resu
     for (int32_t i = 0; i < a->scores; i++) {
         const struct sf_wire_score *x = &a->score[i], *y = &b->score[i];
         if (x->seq != y->seq || x->pos != y->pos || x->token != y->token ||
-            x->logprob != y->logprob || x->rank != y->rank || x->tops != y->tops)
+            x->logprob != y->logprob || x->rank != y->rank || x->kl != y->kl ||
+            x->tops != y->tops)
             return 0;
         for (int32_t t = 0; t < x->tops; t++)
             if (x->top[t].token != y->top[t].token || x->top[t].logprob != y->top[t].logprob)
