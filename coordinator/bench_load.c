@@ -9,13 +9,6 @@
 #include "base/rng.h"
 #include "coordinator/bench_impl.h"
 
-static int is_ordinary(const struct sf_tokenizer *tokenizer, int32_t id)
-{
-    size_t bytes;
-    sf_tokenizer_bytes(tokenizer, id, 0, &bytes);       /* none: a control token, or no token */
-    return bytes > 0 && !sf_tokenizer_is_eos(tokenizer, id);
-}
-
 sf_status bench_load_make(const struct sf_bench *bench, const struct sf_desk *desk,
                           struct bench_load *out)
 {
@@ -23,7 +16,7 @@ sf_status bench_load_make(const struct sf_bench *bench, const struct sf_desk *de
     int32_t *ordinary = malloc((size_t)vocab * sizeof *ordinary), count = 0;
     if (ordinary == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d token ids", vocab);
     for (int32_t id = 0; id < vocab && desk->tokenizer != NULL; id++)
-        if (is_ordinary(desk->tokenizer, id)) ordinary[count++] = id;
+        if (sf_tokenizer_is_ordinary(desk->tokenizer, id)) ordinary[count++] = id;
     if (count == 0)
         for (; count < vocab; count++) ordinary[count] = count;
     *out = (struct bench_load){.seed = desk->launch->config.sampling.seed,

@@ -1,11 +1,15 @@
-/* coordinator/commands.c: what the small subcommands share: words for a wrong command line. */
+/* coordinator/commands.c: what subcommands share: words for a wrong command line. */
 #include "coordinator/commands.h"
 
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include "base/files.h"
 #include "base/log.h"
 
 enum { WORDS_BYTES = 2048 };
@@ -77,4 +81,32 @@ int sf_read_operand(int argc, char **argv, const char *help, const char *name,
     if (name == NULL || *operand_out != NULL) return 1;
     *exit_out = sf_usage_error(argv[0], "%s is missing", name);
     return 0;
+}
+
+static int are_same(const char *a, const char *b)
+{
+    struct stat first, second;
+    return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev &&
+           first.st_ino == second.st_ino;
+}
+
+sf_status sf_check_output(const char *path, const char *const *read, int32_t count)
+{
+    struct stat info;
+    char *fresh;
+    int file;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return SF_FAIL(SF_IO, "%s: exists and is no regular file", path);
+    SF_TRY(sf_file_name(path, ".new", &fresh));
+    sf_status status = SF_OK;
+    for (int32_t i = 0; i < count && status == SF_OK; i++)
+        if (are_same(path, read[i]) || are_same(fresh, read[i]))
+            status = SF_FAIL(SF_INVALID, "--output %s would take the place of %s", path, read[i]);
+    free(fresh);
+    SF_TRY(status);
+    SF_TRY(sf_file_begin(path, &fresh, &file));
+    close(file);
+    unlink(fresh);
+    free(fresh);
+    return SF_OK;
 }

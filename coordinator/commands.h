@@ -34,6 +34,9 @@ int sf_usage_error(const char *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)))
 #endif
     ;
+/* --output of a file that is written beside the old one and renamed: whether both can be, and that
+ * neither takes the place of one that is read. */
+sf_status sf_check_output(const char *path, const char *const *read, int32_t count);
 /* What getopt_long(..., ":...") refused, in words until the next call: letter is ':' or '?'. */
 const char *sf_option_words(int letter, char **argv);
 /* The words of the last error on stderr; returns the exit code of `status`. */

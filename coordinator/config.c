@@ -22,6 +22,9 @@
 struct reader { yaml_parser_t parser; const struct sf_where *from; };
 /* Names of overrides live as long as the tree whose positions point to them. */
 struct labels { char **name; size_t count, capacity; };
+/* From a file: the environment has a say, and the files that it names are looked for; bare: all
+ * but profiles. */
+enum origin { FROM_MEMORY, FROM_FILE, FROM_FILE_BARE };
 
 static sf_status read_file(const char *path, char **text_out, size_t *bytes_out);
 static sf_status apply_profiles(const struct sf_node *root, struct sf_config *cfg);
@@ -29,28 +32,40 @@ static sf_status apply_environment(struct sf_node *root, struct labels *);
 static sf_status apply_sets(struct sf_node *root, const struct sf_config_sets *, struct labels *);
 static sf_status find_model(const struct sf_node *root, struct sf_config *cfg);
 static sf_status interpret(const char *name, const char *text, size_t bytes,
-                           const struct sf_config_sets *, int from_file, struct sf_config *out);
+                           const struct sf_config_sets *, enum origin, struct sf_config *out);
 static sf_status read_root(struct reader *, struct sf_node **root_out);
 static sf_status read_value(struct reader *, const yaml_event_t *, int depth,
                             struct sf_node **out);
 static sf_status read_map(struct reader *, int depth, struct sf_node *map);
 static sf_status read_list(struct reader *, int depth, struct sf_node *list);
 
-sf_status sf_config_load(const char *path, const struct sf_config_sets *sets,
-                         struct sf_config *out)
+static sf_status load(const char *path, const struct sf_config_sets *sets, enum origin origin,
+                      struct sf_config *out)
 {
     char *text = NULL;
     size_t bytes = 0;
     SF_TRY(read_file(path, &text, &bytes));
-    sf_status status = interpret(path, text, bytes, sets, 1, out);
+    sf_status status = interpret(path, text, bytes, sets, origin, out);
     free(text);
     return status;
+}
+
+sf_status sf_config_load(const char *path, const struct sf_config_sets *sets,
+                         struct sf_config *out)
+{
+    return load(path, sets, FROM_FILE, out);
+}
+
+sf_status sf_config_load_bare(const char *path, const struct sf_config_sets *sets,
+                              struct sf_config *out)
+{
+    return load(path, sets, FROM_FILE_BARE, out);
 }
 
 sf_status sf_config_parse(const char *name, const char *text, size_t bytes,
                           const struct sf_config_sets *sets, struct sf_config *out)
 {
-    return interpret(name, text, bytes, sets, 0, out);
+    return interpret(name, text, bytes, sets, FROM_MEMORY, out);
 }
 
 void sf_config_free(struct sf_config *cfg)
@@ -58,9 +73,9 @@ void sf_config_free(struct sf_config *cfg)
     sf_stack_free(&cfg->kv.stack);
 }
 
-/* from_file: the environment has a say, and the files that it names are looked for. */
 static sf_status interpret(const char *name, const char *text, size_t bytes,
-                           const struct sf_config_sets *sets, int from_file, struct sf_config *out)
+                           const struct sf_config_sets *sets, enum origin origin,
+                           struct sf_config *out)
 {
     struct sf_where from = { .origin = SF_FROM_FILE, .name = name, .line = 1, .column = 1 };
     struct labels labels = { 0 };
@@ -76,15 +91,15 @@ static sf_status interpret(const char *name, const char *text, size_t bytes,
     }
     if (status == SF_OK && root->kind != SF_NODE_MAP)
         status = sf_tree_fail(SF_INVALID, &root->at, "a configuration is a mapping of sections");
-    if (status == SF_OK && from_file) status = apply_environment(root, &labels);
+    if (status == SF_OK && origin != FROM_MEMORY) status = apply_environment(root, &labels);
     if (status == SF_OK) status = apply_sets(root, sets, &labels);
-    if (status == SF_OK && from_file) status = sf_tree_expand(root);
+    if (status == SF_OK && origin != FROM_MEMORY) status = sf_tree_expand(root);
     if (status == SF_OK) {
         snprintf(cfg->file, sizeof cfg->file, "%s", name);
         status = sf_tree_apply(root, cfg);
     }
-    if (status == SF_OK && from_file) status = apply_profiles(root, cfg);
-    if (status == SF_OK && from_file) status = find_model(root, cfg);
+    if (status == SF_OK && origin == FROM_FILE) status = apply_profiles(root, cfg);
+    if (status == SF_OK && origin != FROM_MEMORY) status = find_model(root, cfg);
 
     if (status == SF_OK) *out = *cfg;
     else if (cfg != NULL) sf_config_free(cfg);
@@ -249,19 +264,11 @@ static sf_status find_model(const struct sf_node *root, struct sf_config *cfg)
 static sf_status apply_profile(const struct sf_node *map, const char *config, char *path,
                                struct sf_stack_entry *entry)
 {
-    struct sf_where from = { .origin = SF_FROM_FILE, .name = path, .line = 1, .column = 1 };
     struct sf_node *profile = NULL;
-    struct stat info;
-    char *text;
-    size_t bytes;
     if (path[0] == '\0') return SF_OK;
     SF_TRY(find_file(map, "profile", config, path));
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
-        return SF_FAIL(SF_IO, "%s: error: is no regular file", path);
-    SF_TRY(read_file(path, &text, &bytes));
-    sf_status status = sf_tree_read(&from, text, bytes, &profile);
-    free(text);
-    if (status == SF_OK) status = sf_tree_profile(profile, map, entry);
+    SF_TRY(sf_tree_read_file(path, &profile));
+    sf_status status = sf_tree_profile(profile, map, entry);
     sf_tree_free(profile);
     return status;
 }
@@ -303,6 +310,20 @@ sf_status sf_tree_read(const struct sf_where *from, const char *text, size_t byt
     yaml_parser_set_input_string(&reader.parser, (const unsigned char *)text, bytes);
     sf_status status = read_root(&reader, root_out);
     yaml_parser_delete(&reader.parser);
+    return status;
+}
+
+sf_status sf_tree_read_file(const char *path, struct sf_node **root_out)
+{
+    struct sf_where from = { .origin = SF_FROM_FILE, .name = path, .line = 1, .column = 1 };
+    struct stat info;
+    char *text;
+    size_t bytes;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return SF_FAIL(SF_IO, "%s: error: is no regular file", path);
+    SF_TRY(read_file(path, &text, &bytes));
+    sf_status status = sf_tree_read(&from, text, bytes, root_out);
+    free(text);
     return status;
 }
 

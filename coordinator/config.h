@@ -51,6 +51,9 @@ struct sf_config_sets { const char *const *set; int32_t sets; }; /* "a.b=c" from
 /* Reads and checks.  On refusal the words are complete lines such as
  * "job.yaml:7:3: error: unknown key 'max_sequences'; did you mean 'max_num_seqs'?". */
 sf_status sf_config_load(const char *path, const struct sf_config_sets *, struct sf_config *out);
+/* The same, but files that `profile:` names are not looked for: one may still have to be made. */
+sf_status sf_config_load_bare(const char *path, const struct sf_config_sets *,
+                              struct sf_config *out);
 /* The same from memory, without environment: workers read the resolved text of rank 0. */
 sf_status sf_config_parse(const char *name, const char *text, size_t bytes,
                           const struct sf_config_sets *, struct sf_config *out);

@@ -274,6 +274,26 @@ static sf_status apply_entry(const struct sf_node *map, int32_t index, struct sf
     return SF_OK;
 }
 
+/* A choice that the entry states (at item) must be the one that the profile was made by. */
+static sf_status check_choice(const struct sf_opt *row, const struct sf_node_item *item,
+                              const struct sf_node *made, const struct sf_stack_entry *entry)
+{
+    char mine[256], theirs[256];
+    if (sf_calib_kind_of(entry->method, row->key) != SF_CALIB_CHOICE) return SF_OK;
+    void *cfg = malloc(entry->method->cfg_bytes);
+    if (cfg == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a profile");
+    memcpy(cfg, entry->cfg, entry->method->cfg_bytes);
+    sf_opt_get(row, cfg, mine, sizeof mine);
+    sf_status status = apply_value(row, "", made, cfg);
+    sf_opt_get(row, cfg, theirs, sizeof theirs);
+    free(cfg);
+    if (status == SF_OK && strcmp(mine, theirs) != 0)
+        return sf_tree_fail(SF_INVALID, &item->at, "%s is %s, but %s was made with %s; `sheaf"
+                            " calibrate --from` chooses anew", row->key, mine, made->at.name,
+                            theirs);
+    return status;
+}
+
 sf_status sf_tree_profile(const struct sf_node *profile, const struct sf_node *map,
                           struct sf_stack_entry *entry)
 {
@@ -284,8 +304,14 @@ sf_status sf_tree_profile(const struct sf_node *profile, const struct sf_node *m
         const struct sf_node_item *item = &profile->item[i];
         const struct sf_opt *row = sf_opt_find(entry->method->opts, item->key);
         int given = row == NULL || strcmp(row->key, "profile") == 0;
-        for (size_t k = 0; k < map->items && !given; k++)
+        if (map == NULL && !given) {
+            enum sf_calib_kind kind = sf_calib_kind_of(entry->method, row->key);
+            given = kind != SF_CALIB_RESULT && kind != SF_CALIB_RUN;
+        }
+        for (size_t k = 0; map != NULL && k < map->items && !given; k++) {
             given = sf_opt_find(entry->method->opts, map->item[k].key) == row;
+            if (given) SF_TRY(check_choice(row, &map->item[k], item->value, entry));
+        }
         if (!given) SF_TRY(apply_value(row, "", item->value, entry->cfg));
     }
     return SF_OK;

@@ -10,7 +10,6 @@
 
 static void write_table(FILE *, const struct sf_opt *table, const void *cfg, int indent);
 static void write_methods(FILE *, const struct sf_stack *);
-static void write_text(FILE *, const char *text);
 static void write_doc_table(FILE *, const struct sf_opt *table);
 static void write_doc_row(FILE *, const struct sf_opt *row);
 
@@ -49,7 +48,7 @@ static void write_table(FILE *out, const struct sf_opt *table, const void *cfg, 
         sf_opt_get(row, cfg, value, sizeof value);
         fprintf(out, "%*s%s: ", indent, "", row->key);
         if (row->type == SF_OPT_INTS || row->type == SF_OPT_PAIRS) fprintf(out, "%s", value);
-        else write_text(out, value);
+        else sf_config_write_text(out, value);
         fputc('\n', out);
     }
 }
@@ -73,7 +72,7 @@ static void write_methods(FILE *out, const struct sf_stack *stack)
 
 /* As it stands where YAML cannot take it for anything else, in double quotes otherwise.  Inside
  * quotes, characters that a YAML reader refuses or folds are written by number. */
-static void write_text(FILE *out, const char *text)
+void sf_config_write_text(FILE *out, const char *text)
 {
     const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./+-";
     if (text[0] != '\0' && text[0] != '-' && text[strspn(text, plain)] == '\0') {

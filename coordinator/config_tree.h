@@ -11,11 +11,12 @@
 #define SHEAF_COORDINATOR_CONFIG_TREE_H
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include "base/status.h"
 #include "coordinator/config.h"
 SF_C_BEGIN
 
-enum { SF_TREE_BYTES_MAX = 1 << 20, SF_TREE_DEPTH_MAX = 16, SF_TREE_ITEMS_MAX = 4096 };
+enum { SF_TREE_BYTES_MAX = 1 << 20, SF_TREE_DEPTH_MAX = 16, SF_TREE_ITEMS_MAX = 1 << 14 };
 enum sf_node_kind { SF_NODE_TEXT, SF_NODE_MAP, SF_NODE_LIST };
 enum sf_node_origin { SF_FROM_FILE, SF_FROM_ENV, SF_FROM_SET };    /* the later wins */
 
@@ -38,6 +39,7 @@ struct sf_node_item { char *key; struct sf_where at; struct sf_node *value; }; /
  * `from` as a whole; from->name outlives the tree.  An empty text is an empty TEXT node. */
 sf_status sf_tree_read(const struct sf_where *from, const char *text, size_t bytes,
                        struct sf_node **root_out);
+sf_status sf_tree_read_file(const char *path, struct sf_node **root_out); /* path outlives it */
 
 /* Takes `value` in every case; key is NULL in a LIST. */
 sf_status sf_tree_add(struct sf_node *parent, const char *key, const struct sf_where *at,
@@ -65,10 +67,15 @@ sf_status sf_tree_fail(sf_status code, const struct sf_where *at, const char *fo
 /* ---- config_apply.c ---- */
 /* The tree's values into a config that holds the defaults. */
 sf_status sf_tree_apply(const struct sf_node *root, struct sf_config *cfg);
-/* What a profile says of the method's options, but for those that the entry itself (`map`) gives.
- * Its other keys are notes of whoever made it. */
+/* What a profile says of the method's options, but for those that the entry itself (`map`) gives;
+ * where both say how heads were chosen they must agree.  Its other keys are notes of whoever made
+ * it.  map NULL: only what a calibration has found, and how it was run. */
 sf_status sf_tree_profile(const struct sf_node *profile, const struct sf_node *map,
                           struct sf_stack_entry *);
+
+/* ---- config_text.c ---- */
+/* A text as YAML takes it back, in quotes where it has to be. */
+void sf_config_write_text(FILE *, const char *text);
 
 /* ---- config_tables.c: the sections of the file, in its order, closed by a NULL name ---- */
 struct sf_section { const char *name; const struct sf_opt *table; const char *help; };

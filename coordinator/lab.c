@@ -4,10 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "base/files.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "coordinator/launch.h"
@@ -18,37 +15,6 @@
 enum { SILENT_MS = 24 * 3600 * 1000 };
 
 /* ---- before ---------------------------------------------------------------------------------- */
-
-static int are_same(const char *a, const char *b)
-{
-    struct stat first, second;
-    return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev &&
-           first.st_ino == second.st_ino;
-}
-
-/* The result is written beside the old one and renamed; whether both can be is known now, and that
- * neither takes the place of what is read. */
-static sf_status check_output(const struct sf_lab_args *args)
-{
-    const char *path = args->output, *const read[] = {args->trace, args->config};
-    struct stat info;
-    char *fresh;
-    int file;
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
-        return SF_FAIL(SF_IO, "%s: exists and is no regular file", path);
-    SF_TRY(sf_file_name(path, ".new", &fresh));
-    sf_status status = SF_OK;
-    for (int i = 0; i < 2 && status == SF_OK; i++)
-        if (are_same(path, read[i]) || are_same(fresh, read[i]))
-            status = SF_FAIL(SF_INVALID, "--output %s would take the place of %s", path, read[i]);
-    free(fresh);
-    SF_TRY(status);
-    SF_TRY(sf_file_begin(path, &fresh, &file));
-    close(file);
-    unlink(fresh);
-    free(fresh);
-    return SF_OK;
-}
 
 static sf_status read_config(struct sf_comm *world, const struct sf_lab_args *args,
                              struct sf_lab_launch *lab)
@@ -146,7 +112,8 @@ static sf_status plan(struct sf_comm *world, const struct sf_lab_args *args,
                          sf_comm_rank(world), 0, lab->trace.desc.layers, &lab->share));
     SF_TRY(make_setup(lab));
     SF_TRY(predict(lab));
-    return sf_comm_rank(world) == 0 ? check_output(args) : SF_OK;
+    const char *const read[] = {args->trace, args->config};
+    return sf_comm_rank(world) == 0 ? sf_check_output(args->output, read, 2) : SF_OK;
 }
 
 static sf_status open_all(struct sf_comm *world, const struct sf_lab_args *args,

@@ -155,9 +155,11 @@ static sf_status check_profiles(struct sf_launch *launch)
 }
 
 /* Rank 0: whether a resume goes on with the job that was begun. */
-static sf_status check_job(struct sf_launch *launch, const struct sf_run_files *files)
+static sf_status check_job(struct sf_launch *launch, const struct sf_launch_spec *spec)
 {
-    if (files->input != NULL) SF_TRY(sf_model_sha256(launch->model, launch->model_sha256));
+    const struct sf_run_files *files = &spec->files;
+    if (files->input != NULL || spec->digest)
+        SF_TRY(sf_model_sha256(launch->model, launch->model_sha256));
     SF_TRY(check_profiles(launch));
     if (files->input == NULL || !files->resume) return SF_OK;
     return sf_run_check_same(files, &launch->config, launch->model_sha256);
@@ -171,7 +173,7 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
     SF_TRY(sf_launch_look_around(world, &launch->cluster));
     sf_status status = make_plan(launch);
     sf_comm_set_timeout(world, DIGEST_MS);
-    if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, &spec->files);
+    if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, spec);
     SF_TRY(sf_launch_agree(world, status));
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
     const struct sf_plan_rank *me = launch->me;

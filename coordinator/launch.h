@@ -19,6 +19,7 @@ struct sf_launch_spec {
     struct sf_config_sets sets;
     struct sf_run_files files;          /* checked on rank 0 before anything is loaded; input
                                            NULL: a launch without records */
+    uint8_t digest;                     /* model_sha256 is asked for */
 };
 struct sf_launch {
     struct sf_comm *world, *tensor;     /* world is the caller's */
@@ -31,8 +32,8 @@ struct sf_launch {
     struct sf_rank rank;
     int32_t *heads;                     /* [layers here] behind rank.heads */
     int64_t records;                    /* of the input; rank 0 only */
-    char model_sha256[65];              /* rank 0 only, where records or a
-                                           profile ask for it; else empty */
+    char model_sha256[65];              /* rank 0 only, where records, a profile
+                                           or the spec ask for it; else empty */
 };
 
 /* Collective over world. On failure everything is freed. */

@@ -1,11 +1,11 @@
 /* coordinator/main.c: the command line, and the one place where coordinator and worker meet.
  *
- * A task (task.h: `sheaf run`, `sheaf bench`) makes a world of ranks (mpirun or srun: processes; a
- * build without MPI: threads of this process; otherwise one rank), and on every rank, for each of
- * its launches: launch (common plan) -> worker open -> worker run.  On rank 0 the coordinator runs
- * beside it in a thread of its own, joined to the worker by two rings.  `sheaf eval` is a task
- * whose launches, alike but for their stacks, share one worker a rank.  `sheaf lab` has a world
- * too, but no model, no steps and no coordinator beside the worker. */
+ * A task (task.h: `sheaf run`, `bench`, `calibrate`) makes a world of ranks (mpirun or srun:
+ * processes; a build without MPI: threads of this process; otherwise one rank), and on every rank,
+ * for each of its launches: launch (common plan) -> worker open -> worker run.  On rank 0 the
+ * coordinator runs beside it in a thread of its own, joined to the worker by two rings.  `sheaf
+ * eval` is a task whose launches, alike but for their stacks, share one worker a rank.  `sheaf
+ * lab` has a world too, but no model, no steps and no coordinator beside the worker. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -18,11 +18,13 @@
 #include "base/signals.h"
 #include "comm/comm.h"
 #include "coordinator/bench.h"
+#include "coordinator/calibrate.h"
 #include "coordinator/commands.h"
 #include "coordinator/eval.h"
 #include "coordinator/lab.h"
 #include "coordinator/launch.h"
 #include "coordinator/task.h"
+#include "worker/calibrate.h"
 #include "worker/lab.h"
 #include "worker/worker.h"
 
@@ -129,6 +131,53 @@ static sf_status run_rank0(struct coordinator *c, struct sf_worker *worker, int 
     return status;
 }
 
+/* ---- what is learnt meanwhile ---- */
+
+struct lesson {                         /* of a task that learns nothing: all empty */
+    struct sf_lesson told;
+    struct sf_setup setup;              /* the launch's, with the method's options */
+    struct sf_calib *calib;
+};
+
+static sf_status open_lesson(const struct sf_launch *launch, const struct sf_task *task,
+                             struct lesson *lesson)
+{
+    if (task->ops->lesson == NULL) return SF_OK;
+    SF_TRY(task->ops->lesson(task->arg, launch, &lesson->told));
+    const struct sf_stack_entry *entry = &lesson->told.stack.entry[0];
+    lesson->setup = launch->setup;
+    lesson->setup.cfg = entry->cfg;
+    const struct sf_calib_spec spec = {.method = entry->method, .setup = &lesson->setup,
+                                       .taps = lesson->told.plan.taps,
+                                       .desc = sf_model_desc(launch->model),
+                                       .share = &launch->me->share, .world = launch->world,
+                                       .sequence_of = sf_calibrate_sequence};
+    sf_status status = sf_calib_can(entry->method, &lesson->told.plan);
+    if (status == SF_OK) status = sf_calib_open(&spec, &lesson->calib);
+    return sf_launch_agree(launch->world, status);
+}
+
+/* The parts of all ranks come together; rank 0 keeps the whole. */
+static sf_status end_lesson(const struct sf_launch *launch, const struct sf_task *task,
+                            struct lesson *lesson, int exit_code)
+{
+    struct sf_profile profile = {0};
+    if (lesson->calib == NULL) return SF_OK;
+    SF_TRY(sf_calib_reduce(lesson->calib));
+    if (sf_comm_rank(launch->world) != 0 || exit_code != 0) return SF_OK;
+    sf_status status = sf_calib_write(lesson->calib, lesson->told.stack.entry[0].cfg,
+                                      lesson->told.plan.tokens, &profile);
+    if (status == SF_OK) status = task->ops->learnt(task->arg, launch, &lesson->told, &profile);
+    sf_profile_free(&profile);
+    return status;
+}
+
+static void close_lesson(struct lesson *lesson)
+{
+    sf_calib_close(lesson->calib);
+    sf_stack_free(&lesson->told.stack);
+}
+
 /* Everything after the launch; *started_out: other ranks may be waiting for this one by now.
  * joined: NULL, or what the launch is the first of. */
 static sf_status run_worker(struct sf_launch *launch, const struct joined *joined,
@@ -137,6 +186,7 @@ static sf_status run_worker(struct sf_launch *launch, const struct joined *joine
 {
     struct sf_comm *world = launch->world;
     int rank = sf_comm_rank(world);
+    struct lesson lesson = {0};
     struct sf_ring *to = NULL, *from = NULL;
     struct sf_worker *worker = NULL;
     sf_status status = SF_OK;
@@ -145,6 +195,9 @@ static sf_status run_worker(struct sf_launch *launch, const struct joined *joine
         if (status == SF_OK) status = sf_ring_create(RING_PLACES, &from);
     }
     struct sf_worker_spec spec = worker_spec(launch, to, from);
+    status = sf_launch_agree(world, status);
+    if (status == SF_OK) status = open_lesson(launch, task, &lesson);
+    if (lesson.calib != NULL) spec.rows_tap = sf_calib_tap(lesson.calib);
     if (joined != NULL) join_spec(joined, &spec);
     if (status == SF_OK) status = sf_worker_open(&spec, &worker);
     status = sf_launch_agree(world, status);
@@ -154,8 +207,10 @@ static sf_status run_worker(struct sf_launch *launch, const struct joined *joine
                                          .from_workers = from}};
         *started_out = 1;
         status = rank == 0 ? run_rank0(&c, worker, exit_code_out) : sf_worker_run(worker);
+        if (status == SF_OK) status = end_lesson(launch, task, &lesson, *exit_code_out);
     }
     sf_worker_close(worker);
+    close_lesson(&lesson);
     sf_ring_destroy(to);
     sf_ring_destroy(from);
     return status;
@@ -517,6 +572,30 @@ static int cmd_eval(int argc, char **argv)
     return exit_code;
 }
 
+static int choose_rank(struct sf_comm *world, const void *arg)
+{
+    struct sf_calibrate *calibrate = *(struct sf_calibrate *const *)arg;
+    return sf_comm_rank(world) == 0 ? sf_calibrate_again(calibrate) : 0;
+}
+
+/* A signal simply ends it: half of a calibration is worth nothing. */
+static int cmd_calibrate(int argc, char **argv)
+{
+    struct sf_calibrate calibrate = {.common = {.sets = {.set = calibrate.set}}}, *arg = &calibrate;
+    char words[256];
+    int read = sf_calibrate_args(argc, argv, &calibrate, words, sizeof words);
+    if (read <= 0) return read == 0 ? 0 : refuse_usage("calibrate", words);
+    const struct sf_task task = {&sf_calibrate_task, &calibrate, &calibrate.common};
+    struct ranks ranks = {task_rank, &task, calibrate.common.config, &calibrate.common.sets};
+    if (calibrate.from != NULL) {
+        ranks.run = choose_rank;
+        ranks.arg = &arg;
+    }
+    int exit_code = run_world(&ranks);
+    sf_calibrate_free(&calibrate);
+    return exit_code;
+}
+
 /* A signal simply ends it: nothing of a trace is worth saving. */
 static int cmd_lab(int argc, char **argv)
 {
@@ -535,6 +614,7 @@ static const struct command {
     {"run", "answer a file of records", cmd_run},
     {"bench", "how fast stacks of methods are, on made-up prompts", cmd_bench},
     {"eval", "how good stacks of methods are, against the exact cache", cmd_eval},
+    {"calibrate", "what a method learns of a model beforehand: its profile", cmd_calibrate},
     {"lab", "one method on recorded queries, keys and values", cmd_lab},
     {"plan", "what a layout holds, costs and fits; loads no weights", sf_cmd_plan},
     {"merge", "outputs of array jobs into one", sf_cmd_merge},

@@ -1,13 +1,16 @@
 /* coordinator/task.h: a subcommand that needs ranks with weights: what it launches, one launch
  * after another in one world, and what the coordinator does with each.  main.c makes the world and
- * opens the workers; `run` has one launch, `bench` one for each stack of methods, and `eval` joins
- * these. */
+ * opens the workers; `run` and `calibrate` have one launch, `bench` one for each stack of methods,
+ * and `eval` joins these. */
 #ifndef SHEAF_COORDINATOR_TASK_H
 #define SHEAF_COORDINATOR_TASK_H
 #include <stdint.h>
 #include "base/ring.h"
 #include "base/status.h"
 #include "coordinator/launch.h"
+#include "kvshard/policy.h"
+#include "kvshard/profile.h"
+#include "kvshard/stack.h"
 #include "model/tokenizer.h"
 SF_C_BEGIN
 
@@ -22,7 +25,11 @@ struct sf_task_sizes {                  /* of launches that are joined */
     int32_t seqs_max;                   /* sequences open at once, of all stacks */
     int64_t *pool_bytes;                /* [launches][ranks] */
 };
-struct sf_task_ops {                    /* all of them on rank 0 only; launches count from 0 */
+struct sf_lesson {                      /* what is learnt while the workers run; all ranks alike */
+    struct sf_stack stack;              /* one entry: the method, which has a calib, and options */
+    struct sf_calib_plan plan;
+};
+struct sf_task_ops {                    /* on rank 0 only but for lesson; launches count from 0 */
     /* The launch; lives until the next one is asked for. */
     const struct sf_launch_spec *(*launch)(void *arg, int32_t number);
     /* In a thread of its own beside the worker.  Tells the workers to stop in every case.  An exit
@@ -38,6 +45,12 @@ struct sf_task_ops {                    /* all of them on rank 0 only; launches 
      * launch 0. */
     sf_status (*join)(void *arg, const struct sf_launch *launch, int32_t launches,
                       struct sf_task_sizes *sizes_out);
+    /* Both NULL where nothing is learnt.  Collective, before weights are loaded; the lesson starts
+     * zeroed and its stack is the caller's to free. */
+    sf_status (*lesson)(void *arg, const struct sf_launch *, struct sf_lesson *out);
+    /* After the workers have run, with exit code 0. */
+    sf_status (*learnt)(void *arg, const struct sf_launch *, struct sf_lesson *,
+                        struct sf_profile *);
 };
 struct sf_task {
     const struct sf_task_ops *ops;

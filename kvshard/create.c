@@ -163,7 +163,7 @@ static sf_status create_step(struct sf_store *store)
     store->done = block;
     SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->rows, "rows of a round", &block));
     store->rows = block;
-    if (!store->pool.mass[0]) return SF_OK;
+    if (!store->pool.mass[0] && !store->tap.rows) return SF_OK;
     SF_TRY(sf_alloc((size_t)store->seqs_max * sizeof *store->rows_end, "ends of rows", &block));
     store->rows_end = block;
     SF_TRY(sf_alloc(jobs * sizeof *store->watched, "lanes that are watched", &block));
@@ -207,6 +207,7 @@ sf_status sf_store_create(const struct sf_store_spec *spec, struct sf_store **ou
     store->page_slots = spec->page_slots;
     store->seqs_max = spec->seqs_max;
     store->rows_max = spec->rows_max;
+    store->tap = spec->tap;
     sf_scratch_init(&store->host, NULL);
     sf_scratch_init(&store->dev, spec->device);
     sf_status status = create(store, spec);

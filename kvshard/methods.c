@@ -24,3 +24,11 @@ const char *sf_method_nearest(const char *name)
     for (size_t i = 0; i < METHODS; i++) names[i] = sf_methods[i]->name;
     return sf_nearest_name(name, names, METHODS);
 }
+
+enum sf_calib_kind sf_calib_kind_of(const struct sf_method *method, const char *key)
+{
+    if (method->calib == NULL || method->calib->opts == NULL) return SF_CALIB_NONE;
+    for (const struct sf_calib_opt *opt = method->calib->opts; opt->key != NULL; opt++)
+        if (strcmp(opt->key, key) == 0) return opt->kind;
+    return SF_CALIB_NONE;
+}

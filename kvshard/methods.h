@@ -9,6 +9,8 @@ SF_C_BEGIN
 const struct sf_method *sf_method_find(const char *name);
 /* The nearest name of a method that exists, or NULL. */
 const char *sf_method_nearest(const char *name);
+/* What calibration has to do with an option of the method. */
+enum sf_calib_kind sf_calib_kind_of(const struct sf_method *method, const char *key);
 
 SF_C_END
 #endif

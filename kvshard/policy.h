@@ -19,7 +19,7 @@ SF_C_BEGIN
 struct sf_opt; struct sf_comm; struct sf_device; struct sf_kernels; struct sf_store;
 struct sf_answer;
 struct sf_model_desc; struct sf_weights; struct sf_weights_out; struct sf_profile;
-struct sf_profile_out; struct sf_shape; struct sf_plan;
+struct sf_shape; struct sf_plan;
 
 /* ---- 1. identities and geometry ------------------------------------------------------------- */
 struct sf_layer {                         /* of the whole model; head counts may differ by layer */
@@ -221,26 +221,53 @@ struct sf_policy_ops {
 };  /* compress NULL: a lane over its trigger keeps the slots_keep best by score, or, with score
        NULL, the newest; sinks and tail are kept first and count */
 
-/* ---- 7. calibration and recipes ------------------------------------------------------------- */
+/* ---- 7. calibration and recipes -------------------------------------------------------------
+ * `sheaf calibrate` runs made-up sequences through the exact model and shows what attention sees to
+ * the method: chunk of rows by chunk, layer by layer, each KV head on the rank that holds it.  All
+ * calls are host work, off line.  plan() and input() run on rank 0; choose() needs no model. */
 enum sf_tap { SF_TAP_ATTN_IN, SF_TAP_Q, SF_TAP_K_PRE_ROPE, SF_TAP_K, SF_TAP_V, SF_TAP_ROW_LSE,
               SF_TAP_ATTN_OUT, SF_TAP_FFN_IN, SF_TAP_ROUTED, SF_TAP_EXPERT_OUT, SF_TAPS };
 struct sf_calib_plan {
     uint32_t taps;                        /* 1u << enum sf_tap */
-    int32_t passes, sequences, tokens;    /* tokens per sequence */
-    int64_t state_bytes;                  /* per layer, upper bound */
+    int32_t passes, sequences, tokens;    /* tokens per sequence, at most setup->tokens_max */
 };
-struct sf_taps {                          /* one layer of one whole sequence, this rank's heads */
-    int32_t pass, sequence, layer, rows, heads; const int32_t *head_global;
-    const struct sf_buf *tap[SF_TAPS];    /* [rows][...] f32; headless ones on tp_rank 0 only */
+struct sf_calib_vocab { const int32_t *ordinary; int32_t count; }; /* ids of text, ascending */
+struct sf_taps {                          /* one KV head, some rows of a sequence; valid in feed */
+    int32_t pass, sequence, layer, head_global;
+    int32_t q_first, q_heads;             /* query heads of the model seen here; where the head has
+                                             copies in the tensor group each rank sees its part */
+    int32_t tokens, row_first, rows;      /* of the whole sequence; rows row_first and on are new */
+    int32_t k_dim, v_dim;
+    float scale;                          /* softmax: e^(scale * q.k - lse) is the weight */
+    const float *q; size_t q_stride;      /* [rows], head j at j * k_dim; RoPE done; host, as all */
+    const float *lse; size_t lse_stride;  /* [rows], head j at j */
+    const float *k, *v;                   /* [row_first + rows][dim] as the cache holds them; v
+                                             NULL where it was not asked for */
 };
+struct sf_calib_ranks {                   /* over all ranks, in their order: the same on each */
+    sf_status (*sum)(const struct sf_calib_ranks *, double *value, size_t n);
+};
+/* Options of the method that stand in a profile; of the run and of the choice only calibrate reads
+ * them.  RESULT: found out; RUN: what was run; CHOICE: how the result is chosen from the rows. */
+enum sf_calib_kind { SF_CALIB_NONE, SF_CALIB_RESULT, SF_CALIB_RUN, SF_CALIB_CHOICE };
+struct sf_calib_opt { const char *key; enum sf_calib_kind kind; };
 struct sf_calib_ops {                     /* env->self holds what is learnt */
-    sf_status (*plan)(const struct sf_setup *, struct sf_calib_plan *);
-    sf_status (*input)(const struct sf_setup *, int32_t sequence, int32_t *token); /* NULL: text */
+    const char *about;                    /* comment at the head of the profile: "# ...\n" */
+    const struct sf_calib_opt *opts;      /* closed by a NULL key, as columns by NULL: */
+    const char *const *columns;           /* lists of numbers in a row of the profile */
+    /* required; plan() asks for what cfg says, or as much of it as fits */
+    sf_status (*plan)(const struct sf_setup *, const struct sf_calib_vocab *,
+                      struct sf_calib_plan *);
+    sf_status (*input)(const struct sf_setup *, const struct sf_calib_vocab *, int32_t sequence,
+                       int32_t tokens, int32_t *token_out);
     sf_status (*open)(struct sf_env *);
     void      (*close)(struct sf_env *);
     sf_status (*feed)(const struct sf_env *, const struct sf_taps *);
-    sf_status (*reduce)(const struct sf_env *, struct sf_comm *, int32_t pass); /* ends a pass */
-    sf_status (*write)(const struct sf_env *, struct sf_profile_out *); /* on rank 0 */
+    sf_status (*reduce)(const struct sf_env *, const struct sf_calib_ranks *); /* after a pass */
+    /* On rank 0: rows and notes of the profile, and what of cfg the run has settled. */
+    sf_status (*write)(const struct sf_env *, void *cfg, int32_t tokens, struct sf_profile *);
+    /* What the profile's rows, rounded as they are written, and cfg come to: sets it in cfg. */
+    sf_status (*choose)(void *cfg, const struct sf_profile *);
 };
 struct sf_recipe_ops {                    /* offline; env->self: what calibration has learnt */
     sf_status (*shape)(const struct sf_env *, struct sf_model_desc *); /* self NULL: upper bound */

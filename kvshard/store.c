@@ -116,6 +116,24 @@ static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struc
     return SF_OK;
 }
 
+/* The rows of the round, sequence by sequence, to who looks on. */
+static sf_status show_rows(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    for (int32_t i = 0; i < step->items; i++) {
+        const struct sf_seq *seq = step->item[i].seq;
+        size_t first = (size_t)(step->item[i].row_first + store->done[i]);
+        if (store->rows[i] == 0) continue;
+        const struct sf_store_rows rows = {
+            .store = store, .device = store->device, .seq = seq, .seq_id = seq->id,
+            .layer_local = layer, .prompt = seq->prompt, .rows = store->rows[i],
+            .pos_first = seq->tokens[layer] - store->rows[i],
+            .q = step->q + first * step->q_stride, .q_stride = step->q_stride,
+            .lse = store->lse + first * store->lse_stride, .lse_stride = store->lse_stride };
+        SF_TRY(store->tap.rows(store->tap.arg, &rows));
+    }
+    return SF_OK;
+}
+
 static sf_status run_round(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
 {
     const struct sf_layer_state *state = &store->layer[layer];
@@ -137,7 +155,9 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
         .lane = store->job, .lanes = lanes, .lse = store->lse, .lse_stride = store->lse_stride };
     store->device->k->kv_append(store->device, &append);
     store->device->k->attend(store->device, &attend);
-    if (store->lse) SF_TRY(sf_watches_run(store, layer, step, &attend));
+    if (store->lse && store->methods > 0)
+        SF_TRY(sf_watches_run(store, layer, step, &attend));
+    if (store->tap.rows) SF_TRY(show_rows(store, layer, step));
     start = sf_now_ns();
     sf_status status = sf_events_after(store, layer, step);
     store->edit_seconds += sf_seconds_since(start);

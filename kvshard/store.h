@@ -35,6 +35,21 @@ struct sf_store_layer {
     float scale;                        /* of the softmax */
     const struct sf_store_lane *lane; int32_t lanes;
 };
+/* Rows of one sequence that one layer has appended and attended, with what attention has left. */
+struct sf_store_rows {
+    struct sf_store *store;
+    struct sf_device *device;
+    const struct sf_seq *seq;
+    int64_t seq_id;
+    int32_t layer_local, prompt, pos_first, rows;
+    const float *q, *lse;               /* device, [rows][stride] each: query heads of this rank */
+    size_t q_stride, lse_stride;
+};
+/* Sees them before any event; for calibration.  rows NULL: nobody looks. */
+struct sf_store_tap {
+    sf_status (*rows)(void *arg, const struct sf_store_rows *);
+    void *arg;
+};
 struct sf_store_spec {
     struct sf_device *device;
     const struct sf_stack *stack;       /* outlives the store */
@@ -47,6 +62,7 @@ struct sf_store_spec {
     int64_t pool_bytes;                 /* rounded down to pages */
     uint8_t populate;                   /* touch the pool now, so that it cannot fail later */
     int32_t seqs_max, rows_max;         /* most sequences open; most rows of one step */
+    struct sf_store_tap tap;
 };
 
 /* What was done to one sequence's cache on this rank; lanes that are replicas > 0 do not count. */

@@ -69,11 +69,12 @@ struct sf_store {
     double edit_seconds, watch_seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
+    struct sf_store_tap tap;
     /* of one step; sized at creation */
     struct sf_append_lane *append;      /* [seqs_max x most lanes of a layer] */
     struct sf_lane_job *job;
     struct sf_lane_part *part;          /* [jobs][SF_TIERS - 1]; NULL if no method has tiers */
-    struct sf_lane_job *watched;        /* NULL, as lse, if no method watches attention */
+    struct sf_lane_job *watched;        /* NULL, as lse, if nobody watches attention */
     float *lse;                         /* device [rows_max][lse_stride] */
     size_t lse_stride;                  /* most query heads of a layer here */
     int32_t *row_pos;                   /* [rows_max] */

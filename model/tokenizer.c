@@ -379,6 +379,13 @@ int sf_tokenizer_is_eos(const struct sf_tokenizer *tok, int32_t id)
     return 0;
 }
 
+int sf_tokenizer_is_ordinary(const struct sf_tokenizer *tok, int32_t id)
+{
+    size_t bytes;
+    sf_tokenizer_bytes(tok, id, 0, &bytes);
+    return bytes > 0 && !sf_tokenizer_is_eos(tok, id);
+}
+
 int32_t sf_tokenizer_special(const struct sf_tokenizer *tok, const char *text, size_t bytes)
 {
     if (bytes == 0) return -1;

@@ -27,6 +27,8 @@ sf_status sf_tokenizer_encode(const struct sf_tokenizer *, const char *text, siz
 const char *sf_tokenizer_bytes(const struct sf_tokenizer *, int32_t id, int special,
                                size_t *bytes_out);
 int sf_tokenizer_is_eos(const struct sf_tokenizer *, int32_t id);
+/* Stands for text: no control token, none that ends an answer, none of no bytes. */
+int sf_tokenizer_is_ordinary(const struct sf_tokenizer *, int32_t id);
 
 /* ---- streaming-safe text: whole characters come out, the rest waits ---- */
 struct sf_utf8_stream { unsigned char held[4]; int32_t count; };

@@ -117,7 +117,8 @@ static sf_status open_store(struct sf_worker *w)
                                  .pool_bytes = w->spec.pool_bytes,
                                  .populate = w->spec.populate,
                                  .seqs_max = w->spec.seqs_max,
-                                 .rows_max = w->ws.rows_max};
+                                 .rows_max = w->ws.rows_max,
+                                 .tap = w->spec.rows_tap};
     status = sf_store_create(&spec, &w->store);
     w->stores[0] = w->store;
     for (int32_t s = 0; status == SF_OK && s < w->spec.besides; s++) {

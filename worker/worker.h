@@ -15,6 +15,7 @@
 #include "comm/comm.h"
 #include "kernels/device.h"
 #include "kvshard/stack.h"
+#include "kvshard/store.h"
 #include "model/share.h"
 #include "model/weights.h"
 #include "model/workspace.h"
@@ -58,6 +59,7 @@ struct sf_worker_spec {
     struct sf_ring *to_workers, *from_workers;
     int32_t groups;                     /* data-parallel groups of the job, on world rank 0 */
     struct sf_logits_tap tap;
+    struct sf_store_tap rows_tap;       /* sees what attention sees; rows NULL: nobody does */
 };
 
 /* Loads and packs this rank's weights, takes all memory.  Collective over world. */

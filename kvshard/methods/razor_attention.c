@@ -12,31 +12,50 @@
  *            rolling also whenever fold_tokens more lie before the last L: they are folded in,
  *                k^ <- (N_d k^ + sum of their keys) / (N_d + fold_tokens)
  *            A lane that dropped nothing yet does so as soon as D has min_dropped_tokens
- * Crosses    nothing in a run; the head set is the model's, made once by calibration
+ * Heads      by calibration, once a model: a block of R random tokens, four times over, through
+ *            the exact model; with P the attention of a query head and i a row of a later copy,
+ *                echo(i)      = sum over c of P[i, i - cR]        the same token before
+ *                induction(i) = sum over c of P[i, i - cR + 1]    what came after it
+ *            a head's score is the mean over i, a KV head's the largest of its query heads; the
+ *            induction_head_ratio and echo_head_ratio best of all KV heads are the set
+ * Crosses    nothing in a run; calibration gathers two numbers of each query head
  * State      none: N_d follows from the numbers of tokens.  The compensation slot is kept in f32,
  *            whatever kv_cache.dtype is, so that folding does not round it: one page of tier 1 a
  *            lane
  * Ratio      15 % retrieval heads, 32,768 tokens, window_divisor 5: 0.15 + 0.85 / 5 = 0.32
  * Differs    the paper is silent about long answers (rolling is ours) and about how few tokens are
- *            not worth it; layers with a window of their own stay exact */
+ *            not worth it; layers with a window of their own stay exact.  Calibration draws tokens
+ *            without repetition: one that stands twice in the block has two befores */
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "base/log.h"
 #include "base/opt.h"
+#include "base/rng.h"
 #include "kvshard/codec.h"
 #include "kvshard/policy.h"
+#include "kvshard/profile.h"
+#include "model/desc.h"
 
 enum { ROLLING, FREEZE };
 enum { MEAN_TIER = 1 };                 /* of the compensation slot */
+enum { GROUP_MAX, PROMOTE };
 struct razor_cfg {
     char profile[SF_OPT_TEXT_MAX], model_sha256[SF_OPT_TEXT_MAX];
     struct sf_opt_pairs heads;          /* layer, KV head */
     int32_t num_sink_tokens, min_window_tokens, window_divisor, min_dropped_tokens, fold_tokens;
     int32_t decode_update;
     uint8_t compensation;
+    /* of calibration */
+    double induction_ratio, echo_ratio;
+    int32_t gqa_rule, block_tokens;
+    int64_t seed;
 };
 
 static const char *const updates[] = { "rolling", "freeze", NULL };
+static const char *const gqa_rules[] = { "group_max", "promote", NULL };
 #define AT(field) .offset = offsetof(struct razor_cfg, field), .built = 1
 static const struct sf_opt razor_opts[] = {
     { .key = "profile", .type = SF_OPT_STRING, AT(profile), .fallback = "",
@@ -61,6 +80,21 @@ static const struct sf_opt razor_opts[] = {
       .choices = updates, .help = "whether the window moves on while the answer grows" },
     { .key = "fold_tokens", .type = SF_OPT_INT32, AT(fold_tokens), .fallback = "16", .min = 1,
       .max = 1 << 20, .unit = "tokens", .help = "so many leave a rolling window at once" },
+    /* read by calibrate alone: */
+    { .key = "induction_head_ratio", .type = SF_OPT_FLOAT, AT(induction_ratio),
+      .fallback = "0.14", .min = 0, .max = 1,
+      .help = "calibrate: this part of all heads is kept for what came after a token before" },
+    { .key = "echo_head_ratio", .type = SF_OPT_FLOAT, AT(echo_ratio), .fallback = "0.01",
+      .min = 0, .max = 1, .help = "calibrate: and this part for the same token before" },
+    { .key = "gqa_rule", .type = SF_OPT_ENUM, AT(gqa_rule), .fallback = "group_max",
+      .choices = gqa_rules,
+      .help = "calibrate: the ratios count KV heads, by their best query head, or query heads, of"
+              " which each promotes its KV head" },
+    { .key = "calibration_block_tokens", .type = SF_OPT_INT32, AT(block_tokens),
+      .fallback = "2500", .min = 2, .max = 1 << 22, .unit = "tokens",
+      .help = "calibrate: random tokens, fed four times over; fewer where the model holds fewer" },
+    { .key = "calibration_seed", .type = SF_OPT_INT64, AT(seed), .fallback = "0",
+      .help = "calibrate: draws them" },
     { .key = NULL }
 };
 
@@ -227,7 +261,238 @@ static const struct sf_policy_ops razor_policy = {
     .plan = razor_plan, .footprint = razor_footprint, .shape = razor_shape,
     .compress = razor_compress };
 
+/* ---- calibration: which heads --------------------------------------------------------------- */
+enum { COPIES = 4, BLOCK_MIN = 2, INDUCTION = 0, ECHO = 1, COLUMNS = 2 };
+
+/* Scores of this rank's query heads, then of all. */
+struct learnt {
+    double *score;                      /* [query heads of the model][COLUMNS] */
+    int32_t *q_before;                  /* [layers + 1] query heads of earlier layers */
+};
+
+static int32_t bos_rows(const struct sf_setup *setup) { return setup->model->bos >= 0; }
+/* R of a sequence */
+static int32_t block_of(const struct sf_setup *setup, int32_t tokens)
+{
+    return (tokens - bos_rows(setup)) / COPIES;
+}
+
+static sf_status razor_calib_plan(const struct sf_setup *setup, const struct sf_calib_vocab *vocab,
+                                  struct sf_calib_plan *plan)
+{
+    const struct razor_cfg *cfg = setup->cfg;
+    int32_t block = cfg->block_tokens, most = block_of(setup, setup->tokens_max);
+    if (most < block) block = most;
+    if (vocab->count < block) block = vocab->count;
+    if (block < BLOCK_MIN)
+        return SF_FAIL(SF_INVALID, "method razor_attention needs a block of %d tokens or more %d"
+                       " times over, and the model holds %d tokens of a vocabulary of %d",
+                       BLOCK_MIN, COPIES, setup->tokens_max, vocab->count);
+    if (block < cfg->block_tokens)
+        sf_log(SF_LOG_INFO, "razor_attention: a block of %d tokens, not of %d: the model holds %d"
+               " tokens of a vocabulary of %d", block, cfg->block_tokens, setup->tokens_max,
+               vocab->count);
+    plan->taps = 1u << SF_TAP_Q | 1u << SF_TAP_K | 1u << SF_TAP_ROW_LSE;
+    plan->passes = plan->sequences = 1;
+    plan->tokens = bos_rows(setup) + COPIES * block;
+    return SF_OK;
+}
+
+/* [bos] block block block block; a block: the first R of the ordinary ids, shuffled. */
+static sf_status razor_input(const struct sf_setup *setup, const struct sf_calib_vocab *vocab,
+                             int32_t sequence, int32_t tokens, int32_t *token_out)
+{
+    const struct razor_cfg *cfg = setup->cfg;
+    int32_t block = block_of(setup, tokens), bos = bos_rows(setup);
+    size_t bytes = (size_t)vocab->count * sizeof(int32_t);
+    int32_t *deck = malloc(bytes);
+    if (deck == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d token ids", vocab->count);
+    memcpy(deck, vocab->ordinary, bytes);
+    if (bos) token_out[0] = setup->model->bos;
+    for (int32_t i = 0; i < block; i++) {
+        double u = sf_rng_uniform((uint64_t)cfg->seed, (uint64_t)sequence, (uint64_t)i);
+        int32_t j = i + (int32_t)(u * (vocab->count - i)), drawn = deck[j];
+        deck[j] = deck[i];
+        deck[i] = drawn;
+        for (int32_t c = 0; c < COPIES; c++) token_out[bos + c * block + i] = drawn;
+    }
+    free(deck);
+    return SF_OK;
+}
+
+static void razor_close(struct sf_env *env)
+{
+    struct learnt *learnt = env->self;
+    if (learnt == NULL) return;
+    free(learnt->score);
+    free(learnt->q_before);
+    free(learnt);
+    env->self = NULL;
+}
+
+static sf_status razor_open(struct sf_env *env)
+{
+    const struct sf_setup *setup = env->setup;
+    struct learnt *learnt = env->self = calloc(1, sizeof *learnt);
+    if (learnt == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for scores");
+    learnt->q_before = calloc((size_t)setup->layers + 1, sizeof *learnt->q_before);
+    if (learnt->q_before != NULL) {
+        for (int32_t l = 0; l < setup->layers; l++)
+            learnt->q_before[l + 1] = learnt->q_before[l] + setup->layer[l].q_heads;
+        learnt->score = calloc((size_t)learnt->q_before[setup->layers] * COLUMNS,
+                               sizeof *learnt->score);
+    }
+    if (learnt->score != NULL) return SF_OK;
+    razor_close(env);
+    return SF_FAIL(SF_NO_MEMORY, "no memory for the scores of %d layers", setup->layers);
+}
+
+static double dot(const float *a, const float *b, int32_t n)
+{
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
+    return sum;
+}
+
+/* Six weights of a row at most: no row of P is ever there. */
+static sf_status razor_feed(const struct sf_env *env, const struct sf_taps *taps)
+{
+    const struct learnt *learnt = env->self;
+    int32_t bos = bos_rows(env->setup), block = block_of(env->setup, taps->tokens);
+    double rows = (double)(COPIES - 1) * block;
+    size_t dim = (size_t)taps->k_dim;
+    if (env->setup->layer[taps->layer].window != 0) return SF_OK;
+    for (int32_t h = 0; h < taps->q_heads; h++) {
+        double echo = 0, induction = 0;
+        for (int32_t r = 0; r < taps->rows; r++) {
+            int32_t i = taps->row_first + r - bos;
+            const float *q = taps->q + (size_t)r * taps->q_stride + (size_t)h * dim;
+            double lse = (double)taps->lse[(size_t)r * taps->lse_stride + (size_t)h];
+            for (int32_t at = i - block; at >= 0; at -= block) {
+                const float *k = taps->k + (size_t)(bos + at) * dim;
+                echo += exp((double)taps->scale * dot(q, k, taps->k_dim) - lse);
+                induction += exp((double)taps->scale * dot(q, k + dim, taps->k_dim) - lse);
+            }
+        }
+        double *score = learnt->score +
+                        (size_t)(learnt->q_before[taps->layer] + taps->q_first + h) * COLUMNS;
+        score[INDUCTION] += induction / rows;
+        score[ECHO] += echo / rows;
+    }
+    return SF_OK;
+}
+
+static sf_status razor_reduce(const struct sf_env *env, const struct sf_calib_ranks *ranks)
+{
+    const struct learnt *learnt = env->self;
+    return ranks->sum(ranks, learnt->score,
+                      (size_t)learnt->q_before[env->setup->layers] * COLUMNS);
+}
+
+static sf_status razor_write(const struct sf_env *env, void *config, int32_t tokens,
+                             struct sf_profile *profile)
+{
+    const struct sf_setup *setup = env->setup;
+    const struct learnt *learnt = env->self;
+    struct razor_cfg *cfg = config;
+    cfg->block_tokens = block_of(setup, tokens);
+    sf_profile_note_int(profile, "copies", COPIES);
+    sf_profile_note_int(profile, "tokens", tokens);
+    for (int32_t l = 0; l < setup->layers; l++) {
+        const struct sf_layer *layer = &setup->layer[l];
+        int32_t group = layer->q_heads / layer->groups;
+        for (int32_t head = 0; head < layer->groups && layer->window == 0; head++) {
+            struct sf_profile_row *row;
+            SF_TRY(sf_profile_add(profile, l, head, COLUMNS, group, &row));
+            for (int32_t h = 0; h < group; h++)
+                for (int32_t c = 0; c < COLUMNS; c++)
+                    row->value[c * group + h] =
+                        learnt->score[(size_t)(learnt->q_before[l] + head * group + h) * COLUMNS +
+                                      (size_t)c];
+        }
+    }
+    return SF_OK;
+}
+
+/* ---- the choice ----------------------------------------------------------------------------- */
+/* The k best of a column, each a KV head (by its best query head) or a query head: marks rows. */
+static sf_status mark_best(const struct sf_profile *profile, int32_t column, double ratio,
+                           int by_query_head, uint8_t *marked)
+{
+    int32_t n = 0, heads = 0;
+    for (int32_t i = 0; i < profile->rows; i++) heads += profile->row[i].q_heads;
+    float *score = calloc((size_t)heads + 1, sizeof *score);
+    int32_t *row = calloc((size_t)heads + 1, sizeof *row);
+    int32_t *best = calloc((size_t)heads + 1, sizeof *best);
+    sf_status status = SF_OK;
+    if (score == NULL || row == NULL || best == NULL) {
+        status = SF_FAIL(SF_NO_MEMORY, "no memory to rank %d heads", heads);
+        goto done;
+    }
+    for (int32_t i = 0; i < profile->rows; i++) {
+        const double *value = profile->row[i].value + column * profile->row[i].q_heads;
+        for (int32_t h = 0; h < profile->row[i].q_heads; h++) {
+            if (h == 0 || by_query_head) row[n++] = i;
+            if (row[n - 1] == i && (h == 0 || by_query_head || (float)value[h] > score[n - 1]))
+                score[n - 1] = (float)value[h];
+        }
+    }
+    int32_t k = (int32_t)(ratio * n + 0.5);
+    if (k == 0 && ratio > 0)
+        sf_log(SF_LOG_WARN, "razor_attention: %g of %d heads is none of them", ratio, n);
+    k = sf_top_k(score, n, k, best);
+    for (int32_t i = 0; i < k; i++) marked[row[best[i]]] = 1;
+done:
+    free(score);
+    free(row);
+    free(best);
+    return status;
+}
+
+static sf_status razor_choose(void *config, const struct sf_profile *profile)
+{
+    struct razor_cfg *cfg = config;
+    int promote = cfg->gqa_rule == PROMOTE;
+    uint8_t *marked = calloc((size_t)profile->rows + 1, 1);
+    if (marked == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory to rank %d heads", profile->rows);
+    sf_status status = mark_best(profile, INDUCTION, cfg->induction_ratio, promote, marked);
+    if (status == SF_OK) status = mark_best(profile, ECHO, cfg->echo_ratio, promote, marked);
+    cfg->heads.count = 0;
+    for (int32_t i = 0; i < profile->rows && status == SF_OK; i++) {
+        if (!marked[i]) continue;
+        if (cfg->heads.count == SF_OPT_PAIRS_MAX) {
+            status = SF_FAIL(SF_INVALID, "razor_attention: more than %d retrieval heads",
+                             SF_OPT_PAIRS_MAX);
+            break;
+        }
+        int32_t *pair = cfg->heads.value[cfg->heads.count++];
+        pair[0] = profile->row[i].layer;
+        pair[1] = profile->row[i].head;
+    }
+    free(marked);
+    return status;
+}
+
+static const char *const columns[] = { "induction", "echo", NULL };
+static const struct sf_calib_opt calib_opts[] = {
+    { "retrieval_heads", SF_CALIB_RESULT }, { "model_sha256", SF_CALIB_RESULT },
+    { "induction_head_ratio", SF_CALIB_CHOICE }, { "echo_head_ratio", SF_CALIB_CHOICE },
+    { "gqa_rule", SF_CALIB_CHOICE }, { "calibration_block_tokens", SF_CALIB_RUN },
+    { "calibration_seed", SF_CALIB_RUN }, { NULL, SF_CALIB_NONE }
+};
+static const struct sf_calib_ops razor_calib = {
+    .about = "# Retrieval heads keep every token, all other heads a window.  retrieval_heads is\n"
+             "# what a run reads: take lines out or add some as you like.  The scores are what it\n"
+             "# was chosen from, for each query head of a KV head: the mean attention that tokens\n"
+             "# of a repeated random block give to the same token of earlier copies (echo) and to\n"
+             "# the one after it (induction).  sheaf calibrate --from chooses from them anew.\n",
+    .opts = calib_opts,
+    .columns = columns, .plan = razor_calib_plan, .input = razor_input, .open = razor_open,
+    .close = razor_close, .feed = razor_feed, .reduce = razor_reduce, .write = razor_write,
+    .choose = razor_choose };
+
 extern const struct sf_method sf_method_razor_attention;
 const struct sf_method sf_method_razor_attention = {
     .name = "razor_attention", .paper = "Tang et al., RazorAttention (arXiv 2407.15891)",
-    .opts = razor_opts, .cfg_bytes = sizeof(struct razor_cfg), .policy = &razor_policy };
+    .opts = razor_opts, .cfg_bytes = sizeof(struct razor_cfg), .policy = &razor_policy,
+    .calib = &razor_calib };

@@ -21,7 +21,8 @@ RANK_KEYS = {"rank", "node", "stage", "tp_rank", "dp_rank", "layers", "kv_heads"
 PLAN_KEYS = {"fits", "reason", "ranks", "groups", "comm", "capacity", "kv_ratio", "kv_bound"}
 COMM_KEYS = {"tp_bytes_per_token", "pp_bytes_per_token", "cross_node_bytes_per_token",
              "per_method"}
-COMMANDS = ["run", "bench", "eval", "lab", "plan", "merge", "inspect", "methods", "doctor"]
+COMMANDS = ["run", "bench", "eval", "calibrate", "lab", "plan", "merge", "inspect", "methods",
+            "doctor"]
 
 
 def says(tally, what, arguments, code, stdout=(), error=(), env=None):

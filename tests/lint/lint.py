@@ -18,8 +18,9 @@ LOWER = {"base": "", "proto": "base", "kernels": "base", "comm": "base proto ker
 ALSO = {  # folder or file: single headers that it sees beside its own folder and those of LOWER
     "coordinator/": "comm/comm.h comm/reduce.h kernels/device.h "
                     "kvshard/policy.h kvshard/methods.h kvshard/stack.h "
-                    "kvshard/account.h",
-    "coordinator/main.c": "worker/worker.h worker/lab.h kvshard/convert.h"}
+                    "kvshard/account.h kvshard/profile.h",
+    "coordinator/main.c": "worker/worker.h worker/lab.h worker/calibrate.h "
+                          "kvshard/convert.h"}
 METHODS_SEE = ("base/", "kvshard/policy.h", "kvshard/codec.h", "kvshard/profile.h",
                "kernels/kernels.h", "model/desc.h", "model/weights.h")
 BACKENDS = ("kernels/ref/", "kernels/cpu/", "kernels/cuda/")

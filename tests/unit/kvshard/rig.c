@@ -83,7 +83,7 @@ static sf_status open_store(struct rig *rig)
         .device = rig->device, .stack = &rig->stack, .setup = &rig->setup, .layers = spec->layers,
         .layer = layer, .dtype = spec->dtype, .page_slots = spec->page_slots,
         .pool_bytes = spec->pages * (int64_t)sf_layout_page_bytes(&layout), .seqs_max = RIG_SEQS,
-        .rows_max = RIG_ROWS };
+        .rows_max = RIG_ROWS, .tap = spec->tap };
     return sf_store_create(&store, &rig->store);
 }
 

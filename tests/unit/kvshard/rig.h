@@ -32,6 +32,7 @@ struct rig_spec {
     float scale;                        /* 0: k_dim^-0.5 */
     /* Whose numbers the row of a position has, so that sequences can begin alike; NULL: its own. */
     int32_t (*source)(int32_t number, int32_t pos);
+    struct sf_store_tap tap;
 };
 struct rig {
     struct rig_spec spec;

@@ -214,11 +214,12 @@ static sf_status lococo_compress(const struct sf_env *env, enum sf_when when,
 static sf_status feed(const struct sf_env *env, const struct sf_taps *taps)
 {
     (void)env;
-    return taps->tap[SF_TAP_Q] ? SF_OK : SF_FAIL(SF_INVALID, "no queries");
+    return taps->q ? SF_OK : SF_FAIL(SF_INVALID, "no queries");
 }
-static sf_status calib_plan(const struct sf_setup *setup, struct sf_calib_plan *plan)
+static sf_status calib_plan(const struct sf_setup *setup, const struct sf_calib_vocab *vocab,
+                            struct sf_calib_plan *plan)
 {
-    (void)setup;
+    (void)setup, (void)vocab;
     plan->taps = 1u << SF_TAP_Q | 1u << SF_TAP_K | 1u << SF_TAP_V | 1u << SF_TAP_EXPERT_OUT;
     plan->passes = 2;
     return SF_OK;
