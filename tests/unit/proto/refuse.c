@@ -258,8 +258,8 @@ static void steps_not_taken(void)
         {30, VARINT, 1, 257}, {31, VARINT, 1, 65}, {31, VARINT, 1, -1}, {32, VARINT, 1, 1},
         {32, VARINT, 1, 3}, {32, VARINT, 1, -1}, {33, VARINT, 1, 1}, {33, VARINT, 1, 3},
         {33, VARINT, 1, -1}, {34, VARINT, 2, -1}, {34, VARINT, 1, 1}, {35, SHORT_REAL, 2, INFINITY},
-        {36, VARINT, 2, -1}, {36, VARINT, 1, 3}, {36, VARINT, 3, 3}, {37, VARINT, 1, -1}, {37, VARINT, 2, 2},
-        {38, VARINT, 1, 1}, {38, VARINT, 0, 0}, {99, PLAIN, 1, 1}};
+        {36, VARINT, 2, -1}, {36, VARINT, 1, 3}, {36, VARINT, 3, 3}, {37, VARINT, 1, -1},
+        {37, VARINT, 2, 2}, {38, VARINT, 1, 1}, {38, VARINT, 0, 0}, {99, PLAIN, 1, 1}};
     check_fields(take_step, good, sizeof good / sizeof good[0], bad, sizeof bad / sizeof bad[0]);
     struct sf_wire_step step;
     SF_MUST(sf_wire_unpack_step(NULL, 0, &box, &step));         /* proto3: all zero is no bytes */
