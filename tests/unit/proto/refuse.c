@@ -73,7 +73,7 @@ static void steps_not_sent(void)
     REFUSED(item.token_first, 1);
     REFUSED(item.token_first, -1);
     REFUSED(item.token_first, -2);
-    REFUSED(item.logits, 8);
+    REFUSED(item.logits, 16);
     REFUSED(item.next, -2);
     REFUSED(token[1], -1);
 #undef REFUSED
@@ -250,7 +250,7 @@ static void steps_not_taken(void)
         {2, PLAIN, 1, -1}, {6, VARINT, 2, -1}, {7, VARINT, 3, -1}, {7, VARINT, 2, 11}, /* rows */
         {9, VARINT, 1, -1}, {9, VARINT, 2, 0}, {10, VARINT, 1, 0}, {10, VARINT, 1, 4},
         {11, ZIGZAG, 1, -1}, {11, ZIGZAG, 1, 1}, {12, ZIGZAG, 1, -2}, {12, ZIGZAG, 0, 0},
-        {13, VARINT, 1, 8}, {13, VARINT, 1, 256}, {16, VARINT, 2, 1}, {17, VARINT, 1, 0},
+        {13, VARINT, 1, 16}, {13, VARINT, 1, 256}, {16, VARINT, 2, 1}, {17, VARINT, 1, 0},
         {17, VARINT, 1, 1}, {18, VARINT, 1, 3}, {19, VARINT, 1, -1}, {19, VARINT, 1, 3},
         {19, VARINT, 1, 0}, {20, ZIGZAG, 1, -2}, {20, ZIGZAG, 1, 3}, {20, ZIGZAG, 0, 0},
         {21, REAL, 1, -1}, {22, REAL, 1, 2}, {23, REAL, 1, -1}, {24, REAL, 1, INFINITY},
