@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/files.h"
@@ -16,92 +15,21 @@
 enum { WARM_INPUT = 64, WARM_OUTPUT = 4 };
 
 /* ---- before the start ------------------------------------------------------------------------ */
-/* What is known of a configuration before anything is launched. */
-static sf_status look_into(const struct sf_bench *bench, const char *file,
-                           struct bench_stack *stack, struct stat *model_out)
+/* Sequences at once, and what is laid over the configuration beside what the command line says.  No
+ * prompts begin alike, so shared beginnings would only take pages. */
+static void set_stack(struct sf_bench *bench, int32_t number)
 {
-    struct sf_config config;
-    SF_TRY(sf_config_load(file, &bench->common.sets, &config));
-    sf_status status = SF_OK;
-    if (config.model.path[0] == '\0')
-        status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", file);
-    else if (stat(config.model.path, model_out) != 0)
-        status = SF_FAIL(SF_IO, "%s: error: model.path '%s': %s", file, config.model.path,
-                         strerror(errno));
-    else if (config.kv.stack.entries > BENCH_METHODS)
-        status = SF_FAIL(SF_UNSUPPORTED, "%s: error: more than %d methods in one stack", file,
-                         BENCH_METHODS);
-    *stack = (struct bench_stack){.launch = {.config = file}, .seqs_count = 1,
-                                  .seqs = {config.scheduler.max_num_seqs}};
-    for (int32_t i = 0; status == SF_OK && i < config.kv.stack.entries; i++)
-        stack->method[stack->methods++] = config.kv.stack.entry[i].method->name;
-    sf_config_free(&config);
-    if (bench->seqs_count == 0) return status;
-    memcpy(stack->seqs, bench->seqs, sizeof stack->seqs);
-    stack->seqs_count = bench->seqs_count;
-    return status;
-}
-
-/* Stacks in the order of the command line; all of one model. */
-static sf_status look_at_all(struct sf_bench *bench)
-{
-    struct stat first, model;
-    for (int32_t i = 0; i < bench->configs; i++) {
-        SF_TRY(look_into(bench, bench->config[i], &bench->stack[bench->stacks++], &model));
-        if (i == 0) first = model;
-        if (model.st_dev != first.st_dev || model.st_ino != first.st_ino)
-            return SF_FAIL(SF_INVALID, "%s and %s have different models; a bench is of one",
-                           bench->config[0], bench->config[i]);
-    }
-    return SF_OK;
-}
-
-/* The exact cache comes first: one that is there, or the first stack without its methods. */
-static void put_exact_first(struct sf_bench *bench)
-{
-    int32_t at = 0;
-    while (at < bench->stacks && bench->stack[at].methods > 0) at++;
-    if (at == bench->stacks) {
-        if (bench->no_exact) return;
-        at = bench->stacks++;
-        bench->stack[at] = bench->stack[0];
-        bench->stack[at].methods = 0;
-    }
-    struct bench_stack exact = bench->stack[at];
-    memmove(&bench->stack[1], &bench->stack[0], (size_t)at * sizeof exact);
-    bench->stack[0] = exact;
-}
-
-/* "window", "ems+gear"; a second one of the same methods is "window#2". */
-static void name_stack(struct sf_bench *bench, int32_t number)
-{
+    struct sf_stack_launch *launched = &bench->list.stack[number];
     struct bench_stack *stack = &bench->stack[number];
-    char name[BENCH_LABEL - 8] = "exact";
-    size_t used = 0;
-    for (int32_t i = 0; i < stack->methods && used < sizeof name; i++)
-        used += (size_t)snprintf(name + used, sizeof name - used, "%s%s", i > 0 ? "+" : "",
-                                 stack->method[i]);
-    snprintf(stack->label, sizeof stack->label, "%s", name);
-    for (int32_t i = 0, same = 2; i < number; i++) {
-        if (strcmp(bench->stack[i].label, stack->label) != 0) continue;
-        snprintf(stack->label, sizeof stack->label, "%s#%d", name, same++);
-        i = -1;
-    }
-}
-
-/* Laid over the configuration beside what the command line says.  No prompts begin alike, so
- * shared beginnings would only take pages. */
-static void set_stack(const struct sf_bench *bench, struct bench_stack *stack)
-{
-    int32_t sets = bench->common.sets.sets, most = 0;
+    int32_t most = 0;
+    stack->seqs[0] = launched->max_num_seqs;
+    stack->seqs_count = bench->seqs_count > 0 ? bench->seqs_count : 1;
+    if (bench->seqs_count > 0) memcpy(stack->seqs, bench->seqs, sizeof stack->seqs);
     for (int32_t i = 0; i < stack->seqs_count; i++)
         if (stack->seqs[i] > most) most = stack->seqs[i];
     snprintf(stack->seqs_set, sizeof stack->seqs_set, "scheduler.max_num_seqs=%d", most);
-    memcpy(stack->set, bench->set, sizeof bench->set);
-    stack->set[sets++] = "scheduler.enable_prefix_caching=false";
-    stack->set[sets++] = stack->seqs_set;
-    if (stack->methods == 0) stack->set[sets++] = "kv_cache.methods=[]";
-    stack->launch.sets = (struct sf_config_sets){stack->set, sets};
+    sf_stack_add_set(launched, "scheduler.enable_prefix_caching=false");
+    sf_stack_add_set(launched, stack->seqs_set);
 }
 
 /* What stands against it is better known now than after hours. */
@@ -121,16 +49,15 @@ static sf_status prepare(void *arg, int32_t *launches_out)
 {
     struct sf_bench *bench = arg;
     int32_t most = 0;
-    bench->stack = calloc((size_t)bench->configs + 1, sizeof *bench->stack);
-    if (bench->stack == NULL)
-        return SF_FAIL(SF_NO_MEMORY, "no memory for %d stacks", bench->configs + 1);
     SF_TRY(check_json(bench->json));
-    SF_TRY(look_at_all(bench));
-    put_exact_first(bench);
-    for (int32_t s = 0; s < bench->stacks; s++) {
-        struct bench_stack *stack = &bench->stack[s];
-        name_stack(bench, s);
-        set_stack(bench, stack);
+    SF_TRY(sf_stack_list_make(bench->config, bench->configs, &bench->common.sets, bench->no_exact,
+                              &bench->list));
+    bench->stack = calloc((size_t)bench->list.stacks, sizeof *bench->stack);
+    if (bench->stack == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %d stacks", bench->list.stacks);
+    for (int32_t s = 0; s < bench->list.stacks; s++) {
+        const struct bench_stack *stack = &bench->stack[s];
+        set_stack(bench, s);
         bench->runs_all += stack->seqs_count;
         for (int32_t i = 0; i < stack->seqs_count; i++)
             if (stack->seqs[i] > most) most = stack->seqs[i];
@@ -139,15 +66,15 @@ static sf_status prepare(void *arg, int32_t *launches_out)
     bench->run = calloc((size_t)bench->runs_all, sizeof *bench->run);
     if (bench->run == NULL)
         return SF_FAIL(SF_NO_MEMORY, "no memory for the figures of %d runs", bench->runs_all);
-    *launches_out = bench->stacks;
+    *launches_out = bench->list.stacks;
     return SF_OK;
 }
 
 static const struct sf_launch_spec *launch(void *arg, int32_t number)
 {
     const struct sf_bench *bench = arg;
-    SF_ASSERT(number >= 0 && number < bench->stacks);
-    return &bench->stack[number].launch;
+    SF_ASSERT(number >= 0 && number < bench->list.stacks);
+    return &bench->list.stack[number].launch;
 }
 
 static sf_status check(void *arg, int32_t number, const struct sf_launch *launch)
@@ -157,8 +84,9 @@ static sf_status check(void *arg, int32_t number, const struct sf_launch *launch
     int64_t longest = (int64_t)bench->input.hi + bench->output.hi;
     if (longest > launch->plan.tokens_max)
         return SF_FAIL(SF_INVALID, "%s: error: --input-len %d and --output-len %d make %lld tokens,"
-                       " and scheduler.max_model_len is %d", stack->launch.config, bench->input.hi,
-                       bench->output.hi, (long long)longest, launch->plan.tokens_max);
+                       " and scheduler.max_model_len is %d",
+                       bench->list.stack[number].launch.config, bench->input.hi, bench->output.hi,
+                       (long long)longest, launch->plan.tokens_max);
     return sf_config_text(&launch->config, &stack->config);
 }
 
@@ -193,7 +121,7 @@ static sf_status run_all(struct sf_bench *bench, int32_t number, struct bench_pl
     for (int32_t i = 0; i < stack->seqs_count && !*stopped_out; i++) {
         struct bench_run *run = &bench->run[bench->runs];
         sf_log(SF_LOG_INFO, "run %d of %d: %s, %d sequences at once", bench->runs + 1,
-               bench->runs_all, stack->label, stack->seqs[i]);
+               bench->runs_all, bench->list.stack[number].label, stack->seqs[i]);
         SF_TRY(bench_run(place, load, stack->seqs[i], 0, run, stopped_out));
         if (*stopped_out) break;
         run->stack = number;
@@ -249,7 +177,7 @@ static sf_status coordinate(void *arg, int32_t number, const struct sf_desk *des
         sf_log(SF_LOG_ERROR, "stopped by a signal after %d of %d runs", bench->runs,
                bench->runs_all);
     *exit_code_out = stopped;
-    return stopped || number == bench->stacks - 1 ? report(bench, desk->launch) : SF_OK;
+    return stopped || number == bench->list.stacks - 1 ? report(bench, desk->launch) : SF_OK;
 }
 
 const struct sf_task_ops sf_bench_task = {.launch = launch, .coordinate = coordinate,
@@ -257,8 +185,10 @@ const struct sf_task_ops sf_bench_task = {.launch = launch, .coordinate = coordi
 
 void sf_bench_free(struct sf_bench *bench)
 {
-    for (int32_t i = 0; i < bench->stacks; i++) free(bench->stack[i].config);
+    for (int32_t i = 0; bench->stack != NULL && i < bench->list.stacks; i++)
+        free(bench->stack[i].config);
     for (int32_t i = 0; i < bench->runs; i++) bench_run_free(&bench->run[i]);
     free(bench->stack);
+    free(bench->list.stack);
     free(bench->run);
 }

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include "base/status.h"
 #include "coordinator/commands.h"
+#include "coordinator/stacks.h"
 #include "coordinator/stats.h"
 #include "coordinator/task.h"
 SF_C_BEGIN
@@ -31,7 +32,8 @@ struct sf_bench {
     int32_t seqs[SF_BENCH_SEQS], seqs_count;    /* --max-num-seqs; none: the configuration's */
     uint8_t no_exact;
     /* made on rank 0, freed by sf_bench_free: */
-    struct bench_stack *stack; int32_t stacks;
+    struct sf_stack_list list;
+    struct bench_stack *stack;          /* [list.stacks] */
     struct bench_run *run; int32_t runs, runs_all;      /* finished; to be done */
 };
 

@@ -10,14 +10,9 @@
 #include "coordinator/engine.h"
 SF_C_BEGIN
 
-enum { BENCH_LABEL = 64, BENCH_OWN_SETS = 3, BENCH_METHODS = 32 };
 struct bench_stack {
-    struct sf_launch_spec launch;       /* its sets are the ones below */
-    const char *set[SF_SETS_MAX + BENCH_OWN_SETS];
-    char seqs_set[64];                  /* one of them: the most sequences at once */
-    char label[BENCH_LABEL];            /* "exact", "window", "window#2"; no two are equal */
+    char seqs_set[64];                  /* laid over it: the most sequences at once */
     int32_t seqs[SF_BENCH_SEQS], seqs_count;
-    const char *method[BENCH_METHODS]; int32_t methods;     /* names; none: the exact cache */
     char *config;                       /* resolved, as it was launched; once it was checked */
 };
 

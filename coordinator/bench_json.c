@@ -61,14 +61,14 @@ static struct sf_json *configs_of(const struct sf_bench *bench)
 {
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
-    for (int32_t i = 0; i < bench->stacks; i++)
-        sf_json_put(&status, o, bench->stack[i].label,
+    for (int32_t i = 0; i < bench->list.stacks; i++)
+        sf_json_put(&status, o, bench->list.stack[i].label,
                     sf_json_new_words(bench->stack[i].config));
     return built(status, o);
 }
 
 /* ---- one run --------------------------------------------------------------------------------- */
-static struct sf_json *methods_of(const struct bench_stack *stack)
+static struct sf_json *methods_of(const struct sf_stack_launch *stack)
 {
     struct sf_json *list = sf_json_new(SF_JSON_ARRAY);
     sf_status status = SF_OK;
@@ -161,7 +161,7 @@ static struct sf_json *peaks_of(const struct bench_run *run)
 
 static struct sf_json *run_json(const struct sf_bench *bench, const struct bench_run *run)
 {
-    const struct bench_stack *stack = &bench->stack[run->stack];
+    const struct sf_stack_launch *stack = &bench->list.stack[run->stack];
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
     sf_json_put(&status, o, "methods", methods_of(stack));

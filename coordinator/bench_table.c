@@ -11,7 +11,7 @@ static const double MIB = 1024.0 * 1024.0;
 /* The exact cache with as many sequences at once, if that has been run; may be the run itself. */
 static const struct bench_run *exact_of(const struct sf_bench *bench, const struct bench_run *run)
 {
-    if (bench->stack[0].methods > 0) return NULL;
+    if (bench->list.stack[0].methods > 0) return NULL;
     for (const struct bench_run *r = bench->run; r <= run; r++)
         if (r->stack == 0 && r->seqs_max == run->seqs_max) return r;
     return NULL;
@@ -95,8 +95,8 @@ enum { COLUMNS = sizeof columns / sizeof columns[0] };
 static int label_width(const struct sf_bench *bench)
 {
     size_t width = strlen("stack");
-    for (int32_t i = 0; i < bench->stacks; i++)
-        if (strlen(bench->stack[i].label) > width) width = strlen(bench->stack[i].label);
+    for (int32_t i = 0; i < bench->list.stacks; i++)
+        if (strlen(bench->list.stack[i].label) > width) width = strlen(bench->list.stack[i].label);
     return (int)width;
 }
 
@@ -113,9 +113,10 @@ void bench_print_head(const struct sf_bench *bench)
     print_range(" of ", bench->input);
     print_range(" tokens, answers of ", bench->output);
     printf("\n");
-    for (int32_t i = 0; i < bench->stacks; i++)
-        printf("  %-*s  %s%s\n", width, bench->stack[i].label, bench->stack[i].launch.config,
-               bench->stack[i].methods == 0 ? ", no methods" : "");
+    for (int32_t i = 0; i < bench->list.stacks; i++)
+        printf("  %-*s  %s%s\n", width, bench->list.stack[i].label,
+               bench->list.stack[i].launch.config,
+               bench->list.stack[i].methods == 0 ? ", no methods" : "");
     printf("\n%-*s %5s", width, "stack", "seqs");
     for (size_t c = 0; c < COLUMNS; c++) printf(" %*s", columns[c].width, columns[c].first);
     printf("\n%-*s %5s", width, "", "");
@@ -126,7 +127,7 @@ void bench_print_head(const struct sf_bench *bench)
 
 void bench_print_run(const struct sf_bench *bench, const struct bench_run *run)
 {
-    printf("%-*s %5d", label_width(bench), bench->stack[run->stack].label, run->seqs_max);
+    printf("%-*s %5d", label_width(bench), bench->list.stack[run->stack].label, run->seqs_max);
     for (size_t c = 0; c < COLUMNS; c++) {
         double value = columns[c].value(bench, run);
         if (isfinite(value)) printf(" %*.*f", columns[c].width, columns[c].digits, value);
@@ -144,7 +145,7 @@ void bench_print_foms(const struct sf_bench *bench)
             const struct bench_run *run = &bench->run[i];
             double value = columns[c].value(bench, run);
             if (!isfinite(value)) continue;
-            printf("FOM %s.%d.%s: %.6g\n", bench->stack[run->stack].label, run->seqs_max,
+            printf("FOM %s.%d.%s: %.6g\n", bench->list.stack[run->stack].label, run->seqs_max,
                    columns[c].key, value);
         }
 }

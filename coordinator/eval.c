@@ -2,11 +2,10 @@
  * (eval.h). */
 #include "coordinator/eval.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/files.h"
@@ -15,13 +14,40 @@
 #include "coordinator/eval_impl.h"
 
 /* ---- before the start ------------------------------------------------------------------------ */
+static int is_stdout(const char *path) { return path != NULL && strcmp(path, "-") == 0; }
+
+static int are_same(const struct stat *there, const char *path)
+{
+    struct stat info;
+    return path != NULL && stat(path, &info) == 0 && info.st_dev == there->st_dev &&
+           info.st_ino == there->st_ino;
+}
+
+/* The file takes the place of what is there: of nothing that is read, and of no device. */
+static sf_status check_place(const struct sf_eval *eval)
+{
+    const char *taken = NULL;
+    struct stat there;
+    if (stat(eval->json, &there) != 0) return SF_OK;
+    if (!S_ISREG(there.st_mode))
+        return SF_FAIL(SF_INVALID, "%s exists and is no regular file", eval->json);
+    if (are_same(&there, eval->filler)) taken = eval->filler;
+    for (int32_t i = 0; i < eval->texts; i++)
+        if (are_same(&there, eval->text[i])) taken = eval->text[i];
+    for (int32_t i = 0; i < eval->configs; i++)
+        if (are_same(&there, eval->config[i])) taken = eval->config[i];
+    if (taken == NULL) return SF_OK;
+    return SF_FAIL(SF_INVALID, "%s would take the place of %s", eval->json, taken);
+}
+
 /* What stands against it is better known now than after hours. */
-static sf_status check_json(const char *path)
+static sf_status check_json(const struct sf_eval *eval)
 {
     char *name;
     int file;
-    if (path == NULL || strcmp(path, "-") == 0) return SF_OK;
-    SF_TRY(sf_file_begin(path, &name, &file));
+    if (eval->json == NULL || is_stdout(eval->json)) return SF_OK;
+    SF_TRY(check_place(eval));
+    SF_TRY(sf_file_begin(eval->json, &name, &file));
     close(file);
     unlink(name);
     free(name);
@@ -31,7 +57,7 @@ static sf_status check_json(const char *path)
 static sf_status prepare(void *arg, int32_t *launches_out)
 {
     struct sf_eval *eval = arg;
-    if (check_json(eval->json) != SF_OK)
+    if (check_json(eval) != SF_OK)
         return SF_FAIL(SF_INVALID, "--json cannot be written: %s", sf_error_text());
     SF_TRY(sf_stack_list_make(eval->config, eval->configs, &eval->common.sets, 0, &eval->list));
     for (int32_t s = 0; s < eval->list.stacks; s++) {
@@ -166,8 +192,6 @@ static sf_status join(void *arg, const struct sf_launch *launch, int32_t launche
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
-static int is_stdout(const char *path) { return path != NULL && strcmp(path, "-") == 0; }
-
 static sf_status write_json(const struct sf_eval *eval, const struct sf_launch *launch,
                             const struct eval_quality *quality)
 {

@@ -8,7 +8,7 @@
 #include "coordinator/eval.h"
 #include "coordinator/stats.h"
 
-enum { TOKENS_MAX = 1 << 27, SEQUENCES_MAX = 1000000, TRIALS_MAX = 10000, DEFAULT_TRIALS = 5 };
+enum { TOKENS_MAX = 1 << 27, SEQUENCES_MAX = 100000, TRIALS_MAX = 10000, DEFAULT_TRIALS = 5 };
 
 static const char eval_help[] =
     "usage: sheaf eval CONFIG... --text FILE [--text FILE ...] [--len N] [--count M]\n"

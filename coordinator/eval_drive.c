@@ -7,6 +7,9 @@
  *                     the same rows of tokens for each; exact first, since the others are compared
  *                     with its rows
  *
+ * Stacks that leave a prompt alone until it has ended see the rows of the exact cache: these are
+ * computed once and put into all their caches (SF_ROWS_BEFORE).
+ *
  * Rows behind the prompt count as decode rows however many come at once: the cache cuts them where
  * a method acts, so what a method sees and what comes out is as if they came one by one.  A place
  * belongs to a micro-batch, each of which has one step under way; what comes back fills the sums of
@@ -32,6 +35,8 @@ struct drive {
     struct sf_eval *eval;
     const struct sf_desk *desk;
     int32_t stacks, ranks, places, batches, rows_max;
+    int32_t *order;                     /* [stacks] the first `sharing` see a prompt alike */
+    int32_t sharing;
     struct place *place;
     struct flight *flight;              /* [batches] */
     int32_t *likeliest;                 /* [longest case] by row: what the exact cache finds */
@@ -83,13 +88,22 @@ static void add_rows(struct drive *d, struct place *place, int32_t rows)
                      : end == c->prompt ? SF_LOGITS_LAST : SF_LOGITS_NONE;
     memcpy(step->token + first, c->token + place->fed, (size_t)rows * sizeof *step->token);
     step->tokens += rows;
-    for (int32_t s = 0; s < d->stacks; s++)
+    for (int32_t i = 0; i < d->stacks; i++) {
+        uint8_t same = i > 0 && i < d->sharing && place->fed < c->prompt ? SF_ROWS_BEFORE : 0;
         step->item[step->items++] =
-            (struct sf_wire_item){.seq = name_of(place->number, s), .pos = place->fed,
-                                  .rows = rows, .token_first = first, .logits = logits,
+            (struct sf_wire_item){.seq = name_of(place->number, d->order[i]), .pos = place->fed,
+                                  .rows = rows, .token_first = first, .logits = logits | same,
                                   .next = logits == SF_LOGITS_NONE ? -1 : c->token[end]};
+    }
     place->fed = end;
     place->done = end == c->tokens - 1; /* the last token is only predicted */
+}
+
+/* Rows that are computed for each row of the place's next chunk. */
+static int32_t copies_of(const struct drive *d, const struct place *place)
+{
+    int in_prompt = place->fed < d->eval->cases[place->number].prompt;
+    return in_prompt ? d->stacks - d->sharing + 1 : d->stacks;
 }
 
 /* Rows of the place's next chunk, at most `room` of all stacks together. */
@@ -97,10 +111,11 @@ static int32_t chunk_of(const struct drive *d, const struct place *place, int32_
 {
     const struct eval_case *c = &d->eval->cases[place->number];
     int in_prompt = place->fed < c->prompt;
+    room /= copies_of(d, place);
     int32_t left = (in_prompt ? c->prompt : c->tokens - 1) - place->fed;
     int32_t most = in_prompt ? PROMPT_CHUNK : EVAL_CHUNK;
     if (left > most) left = most;
-    return left < room / d->stacks ? left : room / d->stacks;
+    return left < room ? left : room;
 }
 
 static void ask(struct drive *d, struct place *place)
@@ -135,10 +150,10 @@ static int build(struct drive *d, int32_t batch)
         if (room < d->stacks) continue;
         if (place->number < 0 && d->next_case < d->eval->case_count) add_open(d, place);
         if (place->number < 0) continue;
-        int32_t rows = chunk_of(d, place, room);
+        int32_t rows = chunk_of(d, place, room), copies = copies_of(d, place);
         SF_ASSERT(rows >= 1);
         add_rows(d, place, rows);
-        room -= rows * d->stacks;
+        room -= rows * copies;
     }
     return step->closes > 0 || step->items > 0;
 }
@@ -275,6 +290,32 @@ static sf_status take(size_t count, size_t bytes, void *array_out)
     return SF_OK;
 }
 
+/* Whether a prompt's rows are those of the exact cache up to its end: nothing is picked, encoded or
+ * edited before all of them have attended to all that came before. */
+static int is_exact_before(const struct sf_stack *stack)
+{
+    for (int32_t i = 0; i < stack->entries; i++) {
+        const struct sf_plan *plan = &stack->entry[i].plan;
+        const struct sf_policy_ops *policy = stack->entry[i].method->policy;
+        if (policy->admit != NULL || policy->select != NULL || plan->v_top.slots > 0 ||
+            plan->draft.lookahead != 0 || plan->tiers > 1 ||
+            plan->whens & (1u << SF_AT_PREFILL_CHUNK | 1u << SF_AT_PRESSURE))
+            return 0;
+    }
+    return 1;
+}
+
+/* The exact cache comes first, then those that see a prompt as it does. */
+static void set_order(struct drive *d)
+{
+    for (int same = 1, n = 0; same >= 0; same--)
+        for (int32_t s = 0; s < d->stacks; s++) {
+            if ((s == 0 || is_exact_before(&d->desk->launch[s].config.kv.stack)) != same) continue;
+            d->order[n++] = s;
+            d->sharing += same;
+        }
+}
+
 static sf_status make(struct drive *d)
 {
     const struct sf_eval *eval = d->eval;
@@ -293,6 +334,8 @@ static sf_status make(struct drive *d)
         d->scores_all += (int64_t)eval_scored(c) * d->stacks;
     }
     d->receipts_missing = 2 * (int64_t)cases * d->stacks * d->ranks;
+    SF_TRY(take(stacks, sizeof *d->order, &d->order));
+    set_order(d);
     SF_TRY(take((size_t)d->places, sizeof *d->place, &d->place));
     SF_TRY(take((size_t)d->batches, sizeof *d->flight, &d->flight));
     SF_TRY(take((size_t)longest, sizeof *d->likeliest, &d->likeliest));
@@ -308,6 +351,7 @@ static sf_status make(struct drive *d)
 
 static void destroy(struct drive *d)
 {
+    free(d->order);
     free(d->place);
     free(d->flight);
     free(d->likeliest);

@@ -274,9 +274,12 @@ static sf_status share_sizes(struct sf_comm *world, const struct sf_task *task,
     joined->sizes.pool_bytes = calloc(pools, sizeof *joined->sizes.pool_bytes);
     if (joined->sizes.pool_bytes == NULL)
         status = SF_FAIL(SF_NO_MEMORY, "no memory for the sizes of %d stacks", joined->launches);
-    else if (sf_comm_rank(world) == 0)
+    sf_comm_set_timeout(world, WRITE_TIMEOUT_MS);   /* the others wait while rank 0 reads texts */
+    if (status == SF_OK && sf_comm_rank(world) == 0)
         status = task->ops->join(task->arg, joined->launch, joined->launches, &joined->sizes);
     SF_TRY(sf_launch_agree(world, status));
+    double timeout_s = joined->launch->config.run.rank_timeout_s;
+    sf_comm_set_timeout(world, (int64_t)(timeout_s * 1000.0));
     SF_TRY(sf_comm_bcast(world, 0, &joined->sizes.seqs_max, sizeof joined->sizes.seqs_max));
     return sf_comm_bcast(world, 0, joined->sizes.pool_bytes,
                          pools * sizeof *joined->sizes.pool_bytes);
@@ -306,7 +309,10 @@ static int run_joined(struct sf_comm *world, const struct sf_task *task, int32_t
     sf_status status = open_joined(world, task, &joined);
     if (status == SF_OK)
         status = run_worker(joined.launch, &joined, task, 0, &exit_code, &started);
-    if (status == SF_OK) status = sf_comm_bcast(world, 0, &exit_code, sizeof exit_code);
+    if (status == SF_OK) {
+        sf_comm_set_timeout(world, WRITE_TIMEOUT_MS);   /* ... and while it works out figures */
+        status = sf_comm_bcast(world, 0, &exit_code, sizeof exit_code);
+    }
     if (status != SF_OK) {
         give_up(world, status, started);
         exit_code = started ? 1 : sf_status_exit_code(status);

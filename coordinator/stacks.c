@@ -93,8 +93,10 @@ sf_status sf_stack_list_make(const char *const *config, int32_t configs,
     for (int32_t s = 0; s < list.stacks; s++) {
         struct sf_stack_launch *stack = &list.stack[s];
         name_stack(&list, s);
-        memcpy(stack->set, sets->set, (size_t)sets->sets * sizeof *stack->set);
-        stack->launch.sets = (struct sf_config_sets){stack->set, sets->sets};
+        if (sets->sets > 0)
+            memcpy(stack->set, sets->set, (size_t)sets->sets * sizeof *stack->set);
+        stack->launch.sets = *sets;
+        stack->launch.sets.set = stack->set;
         if (stack->methods == 0) sf_stack_add_set(stack, "kv_cache.methods=[]");
     }
     *out = list;

@@ -37,6 +37,7 @@ static const struct sf_column
         ITEM(item_token_first, token_first), ITEM(item_next, next),
         SF_COLUMN_BYTE(Sf__Step, item_logits, struct sf_wire_item, logits)};
 
+enum { SF_LOGITS_ALL = SF_LOGITS_SAMPLE | SF_LOGITS_ROWS | SF_LOGITS_LAST | SF_ROWS_BEFORE };
 enum { LIST_OPEN };                     /* its place below: it owns lists */
 static const struct sf_list list[] = {
     [LIST_OPEN] = SF_LIST("opened sequences", open_columns, struct sf_wire_open, -1,
@@ -112,7 +113,7 @@ static sf_status item_check(const struct sf_wire_item *item, int32_t tokens)
                                       item->token_first > tokens - item->rows)
         return SF_FAIL(SF_FORMAT, "step item of sequence %llu: %d rows from token %d of %d", seq,
                        item->rows, item->token_first, tokens);
-    if (item->logits > (SF_LOGITS_SAMPLE | SF_LOGITS_ROWS | SF_LOGITS_LAST) || item->next < -1)
+    if (item->logits > SF_LOGITS_ALL || item->next < -1)
         return SF_FAIL(SF_FORMAT, "step item of sequence %llu asks for logits %d, next token %d",
                        seq, item->logits, item->next);
     return SF_OK;

@@ -59,7 +59,10 @@ struct sf_wire_open {                   /* a sequence enters */
 enum { SF_LOGITS_NONE = 0,              /* bits of an item */
        SF_LOGITS_SAMPLE = 1,            /* the last row: choose a token */
        SF_LOGITS_ROWS = 2,              /* every row: score the token that follows it */
-       SF_LOGITS_LAST = 4 };            /* the last row alone: score the token that follows it */
+       SF_LOGITS_LAST = 4,              /* the last row alone: score the token that follows it */
+       SF_ROWS_BEFORE = 8 };            /* its rows are those of the item before it, of another
+                                           stack that sees the same: computed once, put into and
+                                           attended in both caches */
 struct sf_wire_item {                   /* rows of one sequence */
     uint64_t seq;
     int32_t pos, rows;                  /* positions pos .. pos + rows - 1 */
@@ -67,7 +70,7 @@ struct sf_wire_item {                   /* rows of one sequence */
                                            id is the sequence's last sample */
     int32_t next;                       /* with SF_LOGITS_ROWS or _LAST: the token after the last
                                            row; -1: not known, that row is not scored */
-    uint8_t logits;                     /* SF_LOGITS_* */
+    uint8_t logits;                     /* these bits */
 };
 struct sf_wire_step {
     uint64_t id;                        /* rises by one within a data-parallel group */

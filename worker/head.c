@@ -30,12 +30,12 @@ static void want_scores(struct wants *wants, const struct sf_worker_seq *seq, in
 static struct wants collect(struct sf_worker *w, const struct sf_wire_step *step)
 {
     struct wants wants = {.rows = 0};
-    int32_t row = 0;
     for (int32_t i = 0; i < step->items; i++) {
         const struct sf_wire_item *item = &step->item[i];
         int32_t first = item->logits & SF_LOGITS_ROWS ? 0 : item->rows - 1;
-        for (int32_t r = first; r < item->rows && item->logits != SF_LOGITS_NONE; r++) {
-            w->head_row[wants.rows] = row + r;
+        int any = item->logits & (SF_LOGITS_SAMPLE | SF_LOGITS_ROWS | SF_LOGITS_LAST);
+        for (int32_t r = first; r < item->rows && any; r++) {
+            w->head_row[wants.rows] = w->item_row[i] + r;
             w->head_item[wants.rows] = i;
             wants.rows++;
         }
@@ -45,7 +45,6 @@ static struct wants collect(struct sf_worker *w, const struct sf_wire_step *step
         if (sample && seq->sampling.scores) want_scores(&wants, seq, 1);
         if (item->logits & SF_LOGITS_ROWS) want_scores(&wants, seq, item->rows);
         else if (item->logits & SF_LOGITS_LAST) want_scores(&wants, seq, 1);
-        row += item->rows;
     }
     return wants;
 }

@@ -70,6 +70,7 @@ struct sf_worker {
     int32_t *row_pos, *row_token;
     struct sf_kv_item *kv_item;         /* by stack: those of stack s from kv_first[s] on */
     int32_t *kv_first;                  /* [besides + 2] */
+    int32_t *item_row;                  /* [seqs_max] first row of each item */
     int32_t *head_row, *head_item;      /* rows that want logits, and their items */
     int32_t *vocab_first;               /* [tensor ranks + 1] rows of the output head by rank */
     float *best_value;                  /* [head_rows] */

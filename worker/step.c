@@ -160,17 +160,31 @@ static sf_status check_item(const struct sf_worker *w, const struct sf_wire_step
     return SF_OK;
 }
 
+/* An item whose rows are those of the one before it: another stack's, and the same ones. */
+static sf_status check_before(const struct sf_worker *w, const struct sf_wire_step *step, int32_t i)
+{
+    const struct sf_wire_item *item = &step->item[i], *before = i > 0 ? item - 1 : NULL;
+    if (before == NULL || before->pos != item->pos || before->rows != item->rows ||
+        item->token_first < 0 || before->token_first != item->token_first ||
+        sf_seq_table_find(&w->seqs, before->seq)->stack ==
+            sf_seq_table_find(&w->seqs, item->seq)->stack)
+        return SF_FAIL(SF_INTERNAL, "sequence %llu shares rows that are not there",
+                       (unsigned long long)item->seq);
+    return SF_OK;
+}
+
 /* The rows' cache items, stack by stack; within one in the order of the step. */
 static void sort_items(struct sf_worker *w, const struct sf_wire_step *step)
 {
     int32_t n = 0;
     for (int32_t s = 0; s <= w->spec.besides; s++) {
         w->kv_first[s] = n;
-        for (int32_t i = 0, row = 0; i < step->items; row += step->item[i++].rows) {
+        for (int32_t i = 0; i < step->items; i++) {
             const struct sf_wire_item *item = &step->item[i];
             const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
             if (seq->stack == s)
-                w->kv_item[n++] = (struct sf_kv_item){.seq = seq->cache, .row_first = row,
+                w->kv_item[n++] = (struct sf_kv_item){.seq = seq->cache,
+                                                      .row_first = w->item_row[i],
                                                       .rows = item->rows, .pos_first = item->pos};
         }
     }
@@ -190,6 +204,12 @@ static sf_status lay_out_rows(struct sf_worker *w, const struct sf_wire_step *st
         const struct sf_wire_item *item = &step->item[i];
         struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
         SF_TRY(check_item(w, step, item, seq));
+        w->item_row[i] = rows;
+        if (item->logits & SF_ROWS_BEFORE) {
+            SF_TRY(check_before(w, step, i));
+            w->item_row[i] = w->item_row[i - 1];
+            continue;
+        }
         if (item->rows > w->ws.rows_max - rows)
             return SF_FAIL(SF_INTERNAL, "step %llu has more than %d rows",
                            (unsigned long long)step->id, w->ws.rows_max);
@@ -213,10 +233,10 @@ static sf_status embed(struct sf_worker *w, const struct sf_wire_step *step)
 {
     SF_TRY(sf_pipe_tokens(w, step));
     const struct sf_weight *table = sf_model_weight(w->spec.model, SF_W_EMBED, -1);
-    int32_t row = 0;
     for (int32_t i = 0; i < step->items; i++) {
-        for (int32_t r = 0; r < step->item[i].rows; r++, row++) {
-            int32_t token = w->row_token[row];
+        if (step->item[i].logits & SF_ROWS_BEFORE) continue;
+        for (int32_t r = 0; r < step->item[i].rows; r++) {
+            int32_t row = w->item_row[i] + r, token = w->row_token[row];
             if (token < 0) {
                 struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, step->item[i].seq);
                 token = seq->next_token;

@@ -48,6 +48,7 @@ static sf_status take_buffers(struct sf_worker *w)
     SF_TRY(take_host(rows, sizeof *w->head_row, "head rows", &w->head_row));
     SF_TRY(take_host(rows, sizeof *w->head_item, "head items", &w->head_item));
     SF_TRY(take_host(seqs, sizeof *w->kv_item, "cache items", &w->kv_item));
+    SF_TRY(take_host(seqs, sizeof *w->item_row, "rows of items", &w->item_row));
     SF_TRY(take_host((size_t)w->spec.besides + 2, sizeof *w->kv_first, "cache items by stack",
                      &w->kv_first));
     SF_TRY(take_host((size_t)w->spec.besides + 1, sizeof *w->stores, "caches", &w->stores));
@@ -67,8 +68,8 @@ static void free_buffers(struct sf_worker *w)
     void *on_device[] = {w->residual, w->normed, w->qkv, w->attention, w->gate_up, w->activation,
                          w->rope, w->transfer, w->head_rows_in, w->logits, w->logits_all};
     void *on_host[] = {w->row_pos, w->row_token, w->head_row, w->head_item, w->kv_item,
-                       w->kv_first, w->sample, w->best_value, w->best_index, w->best, w->best_all,
-                       w->vocab_first, w->block_leaf};
+                       w->kv_first, w->item_row, w->sample, w->best_value, w->best_index, w->best,
+                       w->best_all, w->vocab_first, w->block_leaf};
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         w->device->k->free(w->device, on_device[i]);
     for (size_t i = 0; i < sizeof on_host / sizeof on_host[0]; i++) sf_free(on_host[i]);

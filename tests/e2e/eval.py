@@ -290,6 +290,8 @@ def refusals(tally):
         ([good, half, "--text", text], [good, half, "model.dtype"]),
         ([good, other, "--text", text], [good, other, "different models"]),
         ([good, "--text", text, "--json", folder.file("no/folder.json")], ["no/folder.json"]),
+        ([good, "--text", text, "--json", text], [text, "would take the place"]),
+        ([good, "--text", text, "--json", "/dev/full"], ["/dev/full", "no regular file"]),
         ([good, "--text", text, "--set", "scheduler.max_num_sqs=3"], ["'max_num_seqs'"]),
     ]
     if job.LEVEL == "quick":

@@ -1,7 +1,7 @@
 /* tests/unit/eval/figures.c: sums to figures and their intervals.
  *
- * uniform: a model that finds every token of V equally likely has perplexity V.  intervals: of units
- * that are all alike they are points; of many random ones they are as wide as the normal
+ * uniform: a model that finds every token of V equally likely has perplexity V.  intervals: of
+ * units that are all alike they are points; of many random ones they are as wide as the normal
  * distribution says; the same seed gives the same ones.  paired: what two stacks differ by in every
  * unit alike is known exactly, however far apart the units are.  units: sequences from 8 on, blocks
  * below.  recall: Wilson's interval by hand; hits are cases with every token right. */
@@ -16,7 +16,7 @@ enum { UNITS = 400, TOKENS = 50 };
 
 static struct eval_unit made[UNITS];
 
-/* Each unit has TOKENS tokens of a mean nll of `middle` +- width / 2; the other stack loses `gap`. */
+/* Units of TOKENS tokens, mean nll `middle` +- width / 2; the other stack loses `gap`. */
 static void make(double middle, double width, double gap)
 {
     for (int32_t u = 0; u < UNITS; u++) {

@@ -73,7 +73,7 @@ static void steps_not_sent(void)
     REFUSED(item.token_first, 1);
     REFUSED(item.token_first, -1);
     REFUSED(item.token_first, -2);
-    REFUSED(item.logits, 8);
+    REFUSED(item.logits, 16);
     REFUSED(item.next, -2);
     REFUSED(token[1], -1);
 #undef REFUSED
@@ -250,7 +250,7 @@ static void steps_not_taken(void)
         {2, PLAIN, 1, -1}, {6, VARINT, 2, -1}, {7, VARINT, 3, -1}, {7, VARINT, 2, 11}, /* rows */
         {9, VARINT, 1, -1}, {9, VARINT, 2, 0}, {10, VARINT, 1, 0}, {10, VARINT, 1, 4},
         {11, ZIGZAG, 1, -1}, {11, ZIGZAG, 1, 1}, {12, ZIGZAG, 1, -2}, {12, ZIGZAG, 0, 0},
-        {13, VARINT, 1, 8}, {13, VARINT, 1, 256}, {16, VARINT, 2, 1}, {17, VARINT, 1, 0},
+        {13, VARINT, 1, 16}, {13, VARINT, 1, 256}, {16, VARINT, 2, 1}, {17, VARINT, 1, 0},
         {17, VARINT, 1, 1}, {18, VARINT, 1, 3}, {19, VARINT, 1, -1}, {19, VARINT, 1, 3},
         {19, VARINT, 1, 0}, {20, ZIGZAG, 1, -2}, {20, ZIGZAG, 1, 3}, {20, ZIGZAG, 0, 0},
         {21, REAL, 1, -1}, {22, REAL, 1, 2}, {23, REAL, 1, -1}, {24, REAL, 1, INFINITY},
@@ -258,8 +258,8 @@ static void steps_not_taken(void)
         {30, VARINT, 1, 257}, {31, VARINT, 1, 65}, {31, VARINT, 1, -1}, {32, VARINT, 1, 1},
         {32, VARINT, 1, 3}, {32, VARINT, 1, -1}, {33, VARINT, 1, 1}, {33, VARINT, 1, 3},
         {33, VARINT, 1, -1}, {34, VARINT, 2, -1}, {34, VARINT, 1, 1}, {35, SHORT_REAL, 2, INFINITY},
-        {36, VARINT, 2, -1}, {36, VARINT, 1, 3}, {36, VARINT, 3, 3}, {37, VARINT, 1, -1}, {37, VARINT, 2, 2},
-        {38, VARINT, 1, 1}, {38, VARINT, 0, 0}, {99, PLAIN, 1, 1}};
+        {36, VARINT, 2, -1}, {36, VARINT, 1, 3}, {36, VARINT, 3, 3}, {37, VARINT, 1, -1},
+        {37, VARINT, 2, 2}, {38, VARINT, 1, 1}, {38, VARINT, 0, 0}, {99, PLAIN, 1, 1}};
     check_fields(take_step, good, sizeof good / sizeof good[0], bad, sizeof bad / sizeof bad[0]);
     struct sf_wire_step step;
     SF_MUST(sf_wire_unpack_step(NULL, 0, &box, &step));         /* proto3: all zero is no bytes */

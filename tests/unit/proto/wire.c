@@ -100,7 +100,7 @@ static struct sf_wire_step random_step(void)
         struct sf_wire_item *item = &step.item[i];
         *item = (struct sf_wire_item){.seq = random_u64(), .pos = random_below(1 << 24), .rows = 1,
                                       .token_first = -1, .next = random_below(1 << 20) - 1,
-                                      .logits = (uint8_t)random_below(8)};
+                                      .logits = (uint8_t)random_below(16)};
         if (step.tokens > 0 && random_below(2) == 0) {
             item->token_first = random_below(step.tokens);
             item->rows = 1 + random_below(step.tokens - item->token_first);
