@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "kvshard/copies.h"
+#include "kvshard/watch.h"
 
 /* ---- what is due ---------------------------------------------------------------------------- */
 static int wants(const struct sf_store_method *method, enum sf_when when)

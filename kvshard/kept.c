@@ -11,6 +11,7 @@
 
 #include "base/memory.h"
 #include "kvshard/copies.h"
+#include "kvshard/watch.h"
 
 /* ---- life ------------------------------------------------------------------------------------ */
 static const struct sf_watch *stored_watch(const struct sf_store *store, int32_t layer, int32_t l,
@@ -103,7 +104,7 @@ struct again {
     const struct sf_kv_lane *lane;
     const struct sf_watch *watch;
     int w;
-    float *q, *lse, *out;               /* device [rows][heads][k_dim], [rows][heads], ... [v_dim] */
+    float *q, *lse, *out;               /* device [rows][heads] x k_dim, 1, v_dim */
     int32_t *pos;                       /* [rows] */
 };
 

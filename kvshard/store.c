@@ -10,7 +10,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "kvshard/store_impl.h"
+#include "kvshard/watch.h"
 
 /* ---- one layer of one step ------------------------------------------------------------------ */
 static void check_step(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)

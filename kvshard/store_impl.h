@@ -122,49 +122,6 @@ static inline int sf_is_watched(const struct sf_plan *plan, int w)
 {
     return plan->watch[w].fold != SF_FOLD_NONE;
 }
-/* After the round's attention, whose job this was. */
-sf_status sf_watches_run(struct sf_store *, int32_t layer, const struct sf_kv_step *,
-                         const struct sf_attend_job *);
-/* The masses that start anew after compress(), and the rows that no longer count. */
-void sf_watches_reset(struct sf_store *, const struct sf_plan *, const struct sf_seq *,
-                      int32_t layer, int32_t lane);
-/* The backend's second pass for the lanes, rows and sums of attention of this job. */
-struct sf_columns_job sf_watch_columns(const struct sf_store *, const struct sf_attend_job *,
-                                       const struct sf_watch *, int w);
-/* SF_FOLD_MEAN: each slot has been seen by more rows, those of the job. */
-void sf_watch_count(struct sf_store *, const struct sf_columns_job *, int w);
-/* What a method is shown of a slot, and what it has changed it to.  Of SF_FOLD_MEAN the mirror has
- * the sum and the rows. */
-static inline float sf_watch_shown(const struct sf_page_pool *pool, const struct sf_plan *plan,
-                                   int w, size_t at)
-{
-    if (plan->watch[w].fold != SF_FOLD_MEAN) return pool->mass[w][at];
-    return pool->seen[w][at] > 0 ? pool->mass[w][at] / pool->seen[w][at] : 0;
-}
-static inline void sf_watch_keep(struct sf_page_pool *pool, const struct sf_plan *plan, int w,
-                                 size_t at, float mass)
-{
-    float shown = sf_watch_shown(pool, plan, w, at);
-    if (plan->watch[w].fold != SF_FOLD_MEAN) pool->mass[w][at] = mass;
-    else if (mass < shown || mass > shown) pool->mass[w][at] = mass * pool->seen[w][at];
-}
-static inline void sf_watch_zero(struct sf_page_pool *pool, int w, size_t at)
-{
-    pool->mass[w][at] = 0.0f;
-    if (pool->seen[w]) pool->seen[w][at] = 0.0f;
-}
-
-/* ---- kept.c --------------------------------------------------------------------------------- */
-sf_status sf_kept_open(const struct sf_store *, struct sf_seq *);
-void      sf_kept_close(struct sf_seq *);
-/* A row that counts: its queries [heads][k_dim], on the device. */
-void      sf_kept_add(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane, int w,
-                      const float *q, int32_t pos);
-/* Makes the lane's masses from the rows that are kept. */
-sf_status sf_kept_score(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane,
-                        int w);
-void      sf_kept_reset(const struct sf_store *, const struct sf_seq *, int32_t layer,
-                        int32_t lane, int w);
 
 /* ---- edit.c --------------------------------------------------------------------------------- */
 struct sf_view {                        /* what stands behind one lane that a hook sees */

@@ -11,6 +11,7 @@
  * prompts it cannot be: stack.c holds the two apart. */
 #include "base/clock.h"
 #include "kvshard/copies.h"
+#include "kvshard/watch.h"
 
 /* Rows from the state after a round to the next event of the lane, 0: it is due now. */
 static int32_t rows_to_event(const struct sf_plan *plan, const struct sf_seq *seq,
