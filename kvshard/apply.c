@@ -160,9 +160,10 @@ static sf_status mix_count(struct sf_answer *answer, const struct sf_lane *lane,
     return SF_OK;
 }
 
-/* sum_k[r] = sum over j of k_weight[j] * key of src[j]; read in pieces, in the order of src. */
-static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
-                          struct mix_work *work)
+/* sum_k[r] = sum over j of k_weight[j] * key of src[j]; read in pieces, in the order of src.  With
+ * SF_MIX_ROTATE of the keys before RoPE. */
+static sf_status mix_sums(struct sf_answer *answer, const struct sf_lane *lane,
+                          const struct sf_view *view, struct mix_work *work)
 {
     struct sf_store *store = answer->store;
     const struct sf_kernels *k = store->device->k;
@@ -170,6 +171,7 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
     const struct sf_mix *mix = &view->mix;
     size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
     struct sf_slots all = sf_view_slots(answer->layer, view);
+    int32_t pos[SOURCES_AT_ONCE];
     float *dev, *host;
     size_t floats = SOURCES_AT_ONCE * (k_dim + v_dim);
     SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
@@ -186,6 +188,9 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
             n = end - first < SOURCES_AT_ONCE ? end - first : SOURCES_AT_ONCE;
             float *dev_v = dev + (size_t)n * k_dim, *host_v = host + (size_t)n * k_dim;
             sf_slots_decode(store, &all, mix->src + first, n, dev, dev_v);
+            for (int32_t j = 0; j < n; j++) pos[j] = lane->pos[mix->src[first + j]];
+            if (mix->flags & SF_MIX_ROTATE)
+                SF_TRY(sf_turn(store, answer->layer, dev, pos, n, 1));
             k->download(store->device, host, dev, (size_t)n * (k_dim + v_dim) * sizeof(float));
             for (int32_t j = 0; j < n; j++) {
                 float k_weight = mix->k_weight[first + j], v_weight = mix->v_weight[first + j];
@@ -200,8 +205,8 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_view *view,
 }
 
 /* Writes the sums as slots of the lane, whose bytes are in their new places. */
-static void mix_write_sums(struct sf_store *store, const struct sf_slots *fresh,
-                           const struct mix_work *work, float *dev)
+static sf_status mix_write_sums(struct sf_store *store, const struct sf_slots *fresh,
+                                const struct sf_mix *mix, const struct mix_work *work, float *dev)
 {
     const struct sf_kernels *k = store->device->k;
     const struct sf_layout *layout = &store->layer[fresh->layer].layout;
@@ -210,7 +215,10 @@ static void mix_write_sums(struct sf_store *store, const struct sf_slots *fresh,
     float *dev_v = dev + rows * k_dim;
     k->upload(store->device, dev, work->sum_k, rows * k_dim * sizeof(float));
     k->upload(store->device, dev_v, work->sum_v, rows * v_dim * sizeof(float));
+    if (mix->flags & SF_MIX_ROTATE)
+        SF_TRY(sf_turn(store, fresh->layer, dev, work->pos, work->rows, 0));
     sf_slots_encode(store, fresh, work->row_slot, work->rows, dev, dev_v, work->pos, work->bias);
+    return SF_OK;
 }
 
 /* What the host knows of the new slots; of a copy that has not moved, only what a mix may
@@ -245,7 +253,7 @@ static sf_status mix_run(struct sf_answer *answer, const struct sf_lane *lane,
     if (work->rows > 0) {
         const struct sf_layout *layout = &store->layer[answer->layer].layout;
         size_t floats = (size_t)work->rows * (size_t)(layout->k_dim + layout->v_dim);
-        SF_TRY(mix_sums(answer, view, work));
+        SF_TRY(mix_sums(answer, lane, view, work));
         SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
     }
     struct sf_held before = sf_store_held(store, view->seq, answer->layer, view->lane_index);
@@ -257,8 +265,8 @@ static sf_status mix_run(struct sf_answer *answer, const struct sf_lane *lane,
     fresh.tier = work->tier;
     SF_TRY(sf_tiers_place(store, &old, work->source, work->tier, mix->slots, slot, moved));
     mix_mirror(&store->pool, &fresh, mix, work, moved);
-    if (work->rows > 0) mix_write_sums(store, &fresh, work, dev);
-    sf_status status = sf_tiers_compact(store, &fresh, moved);
+    sf_status status = work->rows > 0 ? mix_write_sums(store, &fresh, mix, work, dev) : SF_OK;
+    if (status == SF_OK) status = sf_tiers_compact(store, &fresh, moved);
     sf_store_book(store, view->seq, answer->layer, view->lane_index, before);
     return status;
 }

@@ -181,8 +181,12 @@ static sf_status check_mix(const struct sf_answer *answer, const struct sf_lane 
                            const struct sf_view *view, const struct sf_mix *mix)
 {
     const char *name = method_name(answer);
-    if (mix->flags & ~SF_MIX_FOLD)
-        return SF_FAIL(SF_UNSUPPORTED, "%s: mix with rotated keys is not built yet", name);
+    if (mix->flags & ~(SF_MIX_FOLD | SF_MIX_ROTATE))
+        return SF_FAIL(SF_INVALID, "%s: mix with flags %d", name, mix->flags);
+    if (mix->flags & SF_MIX_ROTATE &&
+        !(answer->method->entry->plan.edits & SF_EDITS_ROTATE))
+        return SF_FAIL(SF_INVALID, "%s: mix that rotates keys, which its plan does not declare",
+                       name);
     for (int w = 0; w < 2; w++)
         if (mix->mass[w] && !sf_is_watched(&answer->method->entry->plan, w))
             return SF_FAIL(SF_INVALID, "%s: mix with attention mass, but its plan watches none",

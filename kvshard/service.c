@@ -45,8 +45,9 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
     const struct sf_answer *answer = lane->store->answer;
     if (!answer || lane < answer->shown || lane >= answer->shown + answer->views)
         return SF_FAIL(SF_INVALID, "read of a lane that no running hook was shown");
-    if (pre_rope)
-        return SF_FAIL(SF_UNSUPPORTED, "reading keys before RoPE is not built yet");
+    if (pre_rope && !(answer->method->entry->plan.needs & SF_NEED_PRE_ROPE))
+        return SF_FAIL(SF_INVALID, "%s: keys before RoPE, which its plan does not ask for",
+                       answer->method->entry->method->name);
     if (slots.n > 0 && !slots.ids)
         return SF_FAIL(SF_UNSUPPORTED, "reading slots by a list on the device is not built yet");
     struct sf_store *store = answer->store;
@@ -68,7 +69,9 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
     }
     struct sf_slots all = sf_view_slots(answer->layer, view);
     sf_slots_decode(store, &all, ids, n, k ? k->data : NULL, v ? v->data : NULL);
-    return SF_OK;
+    if (!pre_rope || !k) return SF_OK;
+    for (int32_t i = 0; i < n; i++) ids[i] = lane->pos[ids[i]];
+    return sf_turn(store, answer->layer, k->data, ids, n, 1);
 }
 
 sf_status sf_inner_score(const struct sf_env *env, const struct sf_span *span, float *out)

@@ -71,7 +71,6 @@ static sf_status lacks(const struct sf_stack_entry *entry, const char *what)
 static sf_status check_needs(const struct sf_stack_entry *entry)
 {
     static const struct { uint32_t need; const char *what; } needs[] = {
-        { SF_NEED_PRE_ROPE, "keys before rotation" },
         { SF_NEED_TOKENS, "token ids on every stage" },
         { SF_NEED_SENTENCES, "sentence ends" },
         { SF_NEED_Q_MAX, "the largest queries of the prompt" },
@@ -80,7 +79,7 @@ static sf_status check_needs(const struct sf_stack_entry *entry)
         { SF_NEED_SELECT_PREFILL, "picks in the prompt" },
         { SF_NEED_SELECT_DECODE, "picks in decode" },
     };
-    uint32_t unknown = entry->plan.needs;
+    uint32_t unknown = entry->plan.needs & ~(uint32_t)SF_NEED_PRE_ROPE;
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++) {
         if (entry->plan.needs & needs[i].need) return lacks(entry, needs[i].what);
         unknown &= ~needs[i].need;
@@ -92,9 +91,8 @@ static sf_status check_edits(const struct sf_stack_entry *entry)
 {
     uint32_t edits = entry->plan.edits;
     if (edits & SF_EDITS_GROUP) return lacks(entry, "edits of layer groups");
-    if (edits & SF_EDITS_ROTATE) return lacks(entry, "mixes of rotated keys");
     if (edits & SF_EDITS_DENSE) return lacks(entry, "mixes by a dense matrix");
-    if (edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX | SF_EDITS_TIER))
+    if (edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX | SF_EDITS_TIER | SF_EDITS_ROTATE))
         return lacks(entry, "edits of which the store knows nothing");
     return SF_OK;
 }

@@ -1,8 +1,8 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
  * step), block.c (shared beginnings), tier.c (lanes of several tiers), watch.c (attention's
  * statistics), copies.c (those of lanes that several ranks hold), event.c (which hooks fall due,
- * views), edit.c (answers, checks), apply.c (carrying out) and service.c (what a hook may call).
- * Nobody else includes it but its tests. */
+ * views), edit.c (answers, checks), apply.c (carrying out), turn.c (keys before RoPE) and service.c
+ * (what a hook may call).  Nobody else includes it but its tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
@@ -163,6 +163,12 @@ static inline uint8_t sf_mix_tier(const struct sf_lane *lane, const struct sf_mi
 }
 /* Whether new slot i of a mix is an old one, byte for byte. */
 int sf_mix_is_copy(const struct sf_lane *, const struct sf_mix *, int32_t i);
+
+/* ---- turn.c --------------------------------------------------------------------------------- */
+/* Keys on the device, [n][k_dim of the layout], from their positions to 0 (back) or from there on.
+ * Takes scratch. */
+sf_status sf_turn(struct sf_store *, int32_t layer, float *k, const int32_t *pos, int32_t n,
+                  int back);
 
 /* ---- apply.c -------------------------------------------------------------------------------- */
 /* All edits of the answer, or none if one was refused. */

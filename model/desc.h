@@ -21,6 +21,7 @@ struct sf_model_desc {
     int32_t rope_dim;                   /* rotated elements of a head, half-split pairs */
     /* [rope_dim / 2] scaling (llama3, linear) already applied */
     const float *rope_inv_freq;
+    double rope_theta;                  /* of a trace, whose angles are f64 (trace.h); else 0 */
     uint8_t tied;                       /* output head is the embedding */
     uint8_t bias_q, bias_k, bias_v, bias_o, bias_ffn;
     int32_t bos, eos[SF_EOS_MAX], eos_count; /* -1: none; any of eos ends an answer */

@@ -76,7 +76,7 @@ static sf_status make_rope(struct sf_trace *trace)
         return SF_FAIL(SF_FORMAT, "%s: RoPE turns pairs, and heads have %d elements; rope_theta "
                        "\"0\" means no RoPE", sf_st_path(file), dim);
     trace->desc.rope_dim = dim;
-    trace->rope_theta = theta;
+    trace->desc.rope_theta = theta;
     return SF_OK;
 }
 

@@ -24,7 +24,6 @@ struct sf_trace {
     struct sf_model_desc desc;          /* a model of these shapes, without weights */
     int32_t rows, prompt, chunk;        /* chunk: rows fed at once in the prompt, 1 to prompt */
     float scale;                        /* softmax_scale; 0: k_dim^-1/2 of each layer */
-    double rope_theta;                  /* 0: no RoPE */
     const struct sf_trace_layer *layer; /* [desc.layers] */
     /* [rows], in the map, NULL if they are not there; no method of this version asks for them */
     const unsigned char *tokens, *sentence_end, *turn_end;

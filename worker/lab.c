@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "model/rope.h"
 #include "worker/lab_impl.h"
 
 struct layer_shape { int32_t q_heads, kv_heads, k_dim, v_dim; size_t cols, out_cols; };
@@ -220,20 +221,13 @@ static sf_status run_layer(struct sf_lab *lab, int32_t layer, int32_t first, int
     return sf_comm_beat(lab->spec.world, "layer", layer);
 }
 
-/* Angles in f64, as a trace says them.  k->rope_table takes those of a model, products in f32 as
- * checkpoints were trained; at position 5,000 they are off by some 1e-4. */
 static void turn(struct sf_lab *lab, int32_t first, int32_t rows)
 {
-    int32_t half = lab->desc->rope_dim / 2;
-    float *cosine = lab->turns, *sine = lab->turns + half;
-    for (int32_t r = 0; r < rows; r++, cosine += 2 * half, sine += 2 * half)
-        for (int32_t i = 0; i < half; i++) {
-            double angle = (first + r) * pow(lab->spec.trace->rope_theta, -(double)i / half);
-            cosine[i] = (float)cos(angle);
-            sine[i] = (float)sin(angle);
-        }
+    size_t floats = (size_t)lab->desc->rope_dim;
+    for (int32_t r = 0; r < rows; r++)
+        sf_rope_turns(lab->desc, first + r, lab->turns + (size_t)r * floats);
     lab->device->k->upload(lab->device, lab->rope, lab->turns,
-                           (size_t)rows * 2 * (size_t)half * sizeof(float));
+                           (size_t)rows * floats * sizeof(float));
 }
 
 static sf_status run_rows(struct sf_lab *lab, int32_t first, int32_t rows)

@@ -17,6 +17,8 @@
  *                k^ = rho u / |u|,         v^ = sum w_i v_i
  *            which is a mix with the weights rho w_i / (|u| |k_i|) and w_i.  s_glo and the numbers
  *            of tokens m add up; with mass_bias log_count the slot's bias is ln m
+ *            With merge_space pre_rope all k above are those before RoPE, and k^ is turned to the
+ *            position of its centre
  * When       at the end of a prompt longer than B; in decode whenever a lane has grown to B + T
  * Crosses    nothing: no head, layer or rank knows of another
  * State      per slot s_glo and the local mass (the store's), m as uint32
@@ -308,8 +310,8 @@ static sf_status read_rows(struct work *w, const struct sf_lane *lane, const int
 {
     const struct sf_kernels *k = w->env->k;
     SF_ASSERT(n >= 1 && n <= ROWS);
-    SF_TRY(sf_lane_read(lane, (struct sf_list){ .ids = ids, .n = n }, 0, w->dev_k,
-                        with_values ? w->dev_v : NULL));
+    SF_TRY(sf_lane_read(lane, (struct sf_list){ .ids = ids, .n = n },
+                        w->cfg->merge_space == PRE_ROPE, w->dev_k, with_values ? w->dev_v : NULL));
     k->download(w->env->device, w->k, w->dev_k->data,
                 (size_t)n * (size_t)w->k_dim * sizeof(float));
     if (with_values)
@@ -536,7 +538,9 @@ static sf_status compress_lane(struct work *w, const struct sf_lane *lane, int32
     gather(w, lane, cand);
     for (int32_t i = 0; i < w->cfg->budget; i++) describe(w, lane, i);
     SF_TRY(merge_keys(w, lane));
-    const struct sf_mix mix = { .slots = w->cfg->budget, .ptr = w->ptr, .src = w->src,
+    const struct sf_mix mix = { .slots = w->cfg->budget,
+                                .flags = w->cfg->merge_space == PRE_ROPE ? SF_MIX_ROTATE : 0,
+                                .ptr = w->ptr, .src = w->src,
                                 .k_weight = w->k_weight, .v_weight = w->v_weight, .pos = w->pos,
                                 .bias = w->bias, .mass = { lane->mass[0] ? w->mass : NULL, NULL },
                                 .aux = w->aux };

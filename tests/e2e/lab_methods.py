@@ -54,7 +54,7 @@ def methods_of(case):
 
 
 def ems_of(case):
-    """Two of the switches' settings, other ones for each trace."""
+    """Some of the switches' settings, other ones for each trace."""
     seed, prompt = case[0], case[1]
     common = {"budget_tokens": max(40, prompt // 8), "recent_tokens": 12, "num_sink_tokens": 3,
               "recompress_interval": 9}
@@ -62,7 +62,10 @@ def ems_of(case):
                 {"global_norm": "count"}, {"pool_kernel": 5}, {"signed_guard": False},
                 {"tbm_rule": "fixed", "tbm_ratio": 0.7}, {"key_norm": "center"},
                 {"similarity_threshold": 1.0}, {"similarity_threshold": 0.2, "tbm_mass": 0.99}]
-    return [{**common, **settings[(2 * seed + i) % len(settings)]} for i in range(2)]
+    before = {"merge_space": "pre_rope", "similarity_threshold": 0.3,
+              **({"mass_bias": "log_count"} if seed % 4 == 0 else {})}
+    return [{**common, **settings[(2 * seed + i) % len(settings)]} for i in range(2)] + [
+        {**common, **before}]
 
 
 def config(name, options, ranks):

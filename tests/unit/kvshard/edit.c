@@ -261,7 +261,9 @@ static void test_mix_refusals(void)
     mix_fine(); m.tier[1] = 2; m.mix.tier = m.tier;
     REFUSED(SF_INVALID, "new slot 1 of layer 0 head 1 in tier 2, its plan has 0");
     mix_fine(); m.mix.flags = SF_MIX_ROTATE;
-    REFUSED(SF_UNSUPPORTED, "mix with rotated keys");
+    REFUSED(SF_INVALID, "mix that rotates keys, which its plan does not declare");
+    mix_fine(); m.mix.flags = 64;
+    REFUSED(SF_INVALID, "mix with flags 64");
     mix_fine(); m.mix.dense = &dense; m.mix.dense_slots = 1;
     REFUSED(SF_UNSUPPORTED, "mix with a dense matrix");
     mix_fine(); m.mix.aux = mass;

@@ -221,7 +221,7 @@ static sf_status use_services(const struct sf_env *env, enum sf_when when,
     CHECK_REFUSED(sf_lane_read(lane, list, 0, NULL, v), SF_INVALID, "no room for the values of 5");
     list = (struct sf_list){ out_of, NULL, 2 };
     CHECK_REFUSED(sf_lane_read(lane, list, 0, k, NULL), SF_INVALID, "read of slot 20");
-    CHECK_REFUSED(sf_lane_read(lane, list, 1, k, NULL), SF_UNSUPPORTED, "before RoPE");
+    CHECK_REFUSED(sf_lane_read(lane, list, 1, k, NULL), SF_INVALID, "before RoPE, which its plan");
     list.ids = NULL;
     CHECK_REFUSED(sf_lane_read(lane, list, 0, k, NULL), SF_UNSUPPORTED, "list on the device");
     CHECK_REFUSED(sf_lane_read(&copy, list, 0, k, NULL), SF_INVALID, "no running hook was shown");

@@ -5,7 +5,6 @@
 
 #include "base/opt.h"
 #include "base/rng.h"
-#include "model/desc.h"
 
 struct rig_spec rig_usual(void)
 {
@@ -13,6 +12,8 @@ struct rig_spec rig_usual(void)
                               .lanes = 2, .group = 2, .k_dim = 8, .v_dim = 6, .pages = 256,
                               .tokens_max = 256 };
 }
+
+float rig_frequency(int32_t i) { return 0.7f / (float)(i + 1); }
 
 int32_t rig_head(const struct rig_spec *spec, int32_t lane)
 {
@@ -51,7 +52,8 @@ static sf_status open_stack(struct rig *rig)
 {
     const struct rig_spec *spec = &rig->spec;
     struct sf_layer_desc layer[RIG_LAYERS];
-    struct sf_model_desc desc = { .layers = spec->layers, .layer = layer, .rope_dim = spec->k_dim };
+    struct sf_model_desc desc = { .layers = spec->layers, .layer = layer,
+                                  .rope_dim = spec->rope_dim };
     int32_t heads = 0;
     for (int32_t l = 0; l < spec->lanes; l++)
         if (rig_head(spec, l) >= heads) heads = rig_head(spec, l) + 1;
@@ -59,7 +61,11 @@ static sf_status open_stack(struct rig *rig)
         layer[l] = (struct sf_layer_desc){ heads * spec->group, heads, spec->k_dim, spec->v_dim,
                                            spec->window };
     SF_TRY(sf_setup_make(&desc, 1, spec->page_slots, spec->tokens_max, &rig->setup));
-    rig->setup.model = NULL;            /* desc ends here */
+    SF_ASSERT(spec->rope_dim / 2 <= RIG_FREQUENCIES);
+    for (int32_t i = 0; i < spec->rope_dim / 2; i++) rig->inv_freq[i] = rig_frequency(i);
+    rig->model = (struct sf_model_desc){ .rope_dim = spec->rope_dim,
+                                         .rope_inv_freq = rig->inv_freq };
+    rig->setup.model = &rig->model;     /* desc ends here */
     if (spec->method == NULL) return SF_OK;
     SF_TRY(add_method(&rig->stack, spec->method, spec->option, spec->layers_text));
     if (spec->also)

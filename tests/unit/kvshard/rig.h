@@ -10,9 +10,11 @@
 #include "kvshard/policy.h"
 #include "kvshard/stack.h"
 #include "kvshard/store.h"
+#include "model/desc.h"
 #include "tests/check.h"
 
-enum { RIG_LAYERS = 4, RIG_LANES = 8, RIG_ROWS = 512, RIG_SEQS = 16, RIG_OPTIONS = 16 };
+enum { RIG_LAYERS = 4, RIG_LANES = 8, RIG_ROWS = 512, RIG_SEQS = 16, RIG_OPTIONS = 16,
+       RIG_FREQUENCIES = 16 };
 enum rig_what { RIG_Q, RIG_K, RIG_V };
 
 struct rig_spec {
@@ -20,6 +22,7 @@ struct rig_spec {
     enum sf_dtype dtype;
     int32_t page_slots, layers, lanes, group; /* group: query heads of a lane */
     int32_t k_dim, v_dim, window;       /* window: the model's own, tokens; 0 = none */
+    int32_t rope_dim;                   /* the rig's keys count as turned by rig_frequency; 0: no */
     int32_t pages, tokens_max;
     int32_t heads[RIG_LANES];           /* KV head of each lane; all 0: lane l is head l */
     int32_t replica[RIG_LANES];
@@ -38,6 +41,8 @@ struct rig {
     struct rig_spec spec;
     struct sf_device *device;
     struct sf_setup setup;
+    struct sf_model_desc model;         /* rope_dim and rope_inv_freq alone */
+    float inv_freq[RIG_FREQUENCIES];
     struct sf_stack stack;
     struct sf_store *store;
     float *q, *k, *v;
@@ -56,6 +61,8 @@ sf_status rig_feed(struct rig *, struct sf_seq *, int32_t number, int32_t pos_fi
 float     rig_value(enum rig_what, int32_t number, int32_t layer, int32_t head, int32_t pos,
                     int32_t element);
 int32_t   rig_head(const struct rig_spec *, int32_t lane);
+/* Radians a position of pair i. */
+float     rig_frequency(int32_t i);
 const float *rig_out(const struct rig *, int32_t layer, int32_t row, int32_t q_head);
 
 /* ---- what should be there ---- */

@@ -111,7 +111,6 @@ static void test_asks(void)
     legal();
     SF_CHECK_OK(check_one(&plain, 1));
     SF_CHECK_OK(check_one(&plain, 4));
-    LACKS(plan->needs = SF_NEED_PRE_ROPE, "keys before rotation");
     LACKS(plan->needs = SF_NEED_TOKENS, "token ids on every stage");
     LACKS(plan->needs = SF_NEED_SENTENCES, "sentence ends");
     LACKS(plan->needs = SF_NEED_Q_MAX, "the largest queries of the prompt");
@@ -127,7 +126,6 @@ static void test_asks(void)
     LACKS(plan->whens |= 1u << SF_AT_PRESSURE,
           "events at sentence or turn ends or under memory pressure");
     LACKS(plan->edits |= SF_EDITS_GROUP, "edits of layer groups");
-    LACKS(plan->edits |= SF_EDITS_ROTATE, "mixes of rotated keys");
     LACKS(plan->edits |= SF_EDITS_DENSE, "mixes by a dense matrix");
     LACKS(plan->edits |= 1u << 20, "edits of which the store knows nothing");
     LACKS((plan->tiers = 2, plan->tier[1].codec = "quant"), "the codec quant");

@@ -407,7 +407,7 @@ const struct toy_asking toys_asking[] = {
     { &toy_speckv, "method speckv needs rewritten prompts" },
     { &toy_specpc, "method specpc needs rewritten prompts" },
     { &toy_sigma, "method sigma needs reading only the best values" },
-    { &toy_ems, "method ems needs mixes of rotated keys" },
+    { &toy_ems, NULL },
     { &toy_xkv, "method xkv needs layer groups" },
     { &toy_sub_moe, "method sub_moe converts models" },
     { &toy_sentencekv, "method sentencekv needs token ids on every stage" },
