@@ -321,6 +321,8 @@ sf_status sf_answer_apply(struct sf_answer *answer)
         return SF_FAIL(answer->refused, "%s", answer->words);
     for (int32_t i = 0; i < answer->views; i++) {
         struct sf_view *view = &answer->view[i];
+        view->lane->slots_keep = answer->shown[i].slots_keep;
+        view->lane->slots_trigger = answer->shown[i].slots_trigger;
         if (view->to_tier) SF_TRY(apply_tier(answer, &answer->shown[i], view));
         if (view->edit == SF_EDITS_KEEP) SF_TRY(apply_keep(answer, &answer->shown[i], view));
         if (view->edit == SF_EDITS_MIX) SF_TRY(apply_mix(answer, &answer->shown[i], view));

@@ -83,6 +83,35 @@ static sf_status check_codecs(const struct sf_answer *answer, uint32_t fact, con
     return SF_OK;
 }
 
+/* ---- budget --------------------------------------------------------------------------------- */
+static sf_status record_budget(struct sf_answer *answer, const struct sf_lane *lane, int32_t keep,
+                               int32_t trigger)
+{
+    struct sf_view *view;
+    SF_TRY(view_of(answer, lane, &view));
+    const struct sf_store_method *method = answer->method;
+    struct sf_spot spot = { lane->layer, lane->head_global, view->seq->prompt,
+                            view->seq->tokens_max };
+    struct sf_foot foot = { .slots_peak = spot.prompt };
+    SF_TRY(method->entry->method->policy->footprint(&method->setup, &spot, &foot));
+    int32_t most = trigger - 1 < spot.tokens ? trigger - 1 : spot.tokens;
+    if (keep < 1 || trigger < keep || most > foot.slots_hi[0])
+        return SF_FAIL(SF_INVALID, "%s: budget of layer %d head %d: keep %d, trigger %d; its"
+                       " footprint allows up to %d slots", method_name(answer), lane->layer,
+                       lane->head_global, keep, trigger, foot.slots_hi[0]);
+    struct sf_lane *shown = &answer->shown[lane - answer->shown];
+    shown->slots_keep = keep;
+    shown->slots_trigger = trigger;
+    return SF_OK;
+}
+
+sf_status sf_edit_budget(struct sf_answer *answer, const struct sf_lane *lane, int32_t slots_keep,
+                         int32_t slots_trigger)
+{
+    sf_status status = record_budget(answer, lane, slots_keep, slots_trigger);
+    return status == SF_OK ? SF_OK : refuse(answer, status);
+}
+
 /* ---- keep ----------------------------------------------------------------------------------- */
 static sf_status check_keep(const struct sf_answer *answer, const struct sf_lane *lane,
                             const struct sf_view *view, struct sf_list list)

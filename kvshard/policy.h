@@ -188,6 +188,10 @@ struct sf_mix {                           /* the lane anew, in this order: new s
 };
 struct sf_lines { struct sf_list col, diag; }; /* slots; distances row - column in tokens */
 
+/* The lane's budget from here on, before its keep or mix, which is then held to it.  Refused where
+ * the lane could outgrow what footprint() says for the sequence's longest. */
+sf_status sf_edit_budget(struct sf_answer *, const struct sf_lane *, int32_t slots_keep,
+                         int32_t slots_trigger);
 /* Slot numbers are those of the view.  Edits are checked (budget, sinks, tail, codec) and applied
  * all or none: side, tier, group, then one keep (ascending) or mix a lane, whose order stays. */
 sf_status sf_edit_keep (struct sf_answer *, const struct sf_lane *, struct sf_list slots);
@@ -297,6 +301,12 @@ sf_status sf_probe(const struct sf_span *, const struct sf_lane *, struct sf_lis
 /* Deterministic: ties go to the lower index, results ascend; sums over ranks are integers. */
 int32_t   sf_top_k(const float *score, int32_t n, int32_t k, int32_t *index_out);
 int64_t   sf_fixed(double x);             /* 2^-32 units, saturating */
+/* SUM or MAX over the tensor ranks, in place.  Only where all of them call it alike: in events that
+ * follow from tokens (end or chunk of a prompt, interval), and for full lanes while all lanes of the
+ * layer have the same slots.  Of copies of a lane, replica 0 alone adds to a sum. */
 sf_status sf_reduce_i64(const struct sf_env *, int64_t *value, int32_t n, enum sf_fold);
+/* `pool` units in proportion to need >= 0, by largest remainder, ties to the lower index; no need at
+ * all: equal shares.  need[i] * pool fits. */
+void      sf_share_out(const int64_t *need, int32_t n, int64_t pool, int64_t *share_out);
 SF_C_END
 #endif

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "comm/comm.h"
 #include "kvshard/store_impl.h"
 
 /* ---- step memory ---------------------------------------------------------------------------- */
@@ -139,11 +140,59 @@ int64_t sf_fixed(double x)
 
 sf_status sf_reduce_i64(const struct sf_env *env, int64_t *value, int32_t n, enum sf_fold fold)
 {
-    (void)value; (void)fold;
-    if (env->plan->reduce_bytes <= 0)
+    struct sf_store *store = method_of(env)->store;
+    const char *name = method_of(env)->entry->method->name;
+    size_t bytes = (size_t)n * sizeof *value;
+    int64_t *all;
+    if (n < 0 || bytes > (size_t)(env->plan->reduce_bytes > 0 ? env->plan->reduce_bytes : 0))
         return SF_FAIL(SF_INVALID, "%s: a reduction of %d numbers, which its plan does not declare",
-                       method_of(env)->entry->method->name, n);
+                       name, n);
+    if (fold != SF_FOLD_SUM && fold != SF_FOLD_MAX)
+        return SF_FAIL(SF_INVALID, "%s: a reduction that is neither a sum nor a maximum", name);
     if (env->setup->tp_size == 1) return SF_OK; /* a sum or maximum over one rank */
-    return SF_FAIL(SF_UNSUPPORTED, "reducing over %d tensor ranks is not built yet",
-                   env->setup->tp_size);
+    if (!store->tensor)
+        return SF_FAIL(SF_INTERNAL, "%s: a reduction without the tensor ranks", name);
+    size_t ranks = (size_t)sf_comm_size(store->tensor);
+    SF_TRY(sf_scratch_items(&store->host, ranks, bytes, &all));
+    SF_TRY(sf_comm_allgather(store->tensor, value, bytes, all));
+    for (int32_t i = 0; i < n; i++) {
+        value[i] = all[i];
+        for (size_t r = 1; r < ranks; r++) {
+            int64_t other = all[r * (size_t)n + (size_t)i];
+            if (fold == SF_FOLD_SUM) value[i] += other;
+            else if (other > value[i]) value[i] = other;
+        }
+    }
+    return SF_OK;
+}
+
+void sf_share_out(const int64_t *need, int32_t n, int64_t pool, int64_t *share_out)
+{
+    int64_t total = 0, left = pool;
+    SF_ASSERT(n >= 1 && pool >= 0);
+    for (int32_t i = 0; i < n; i++) {
+        SF_ASSERT(need[i] >= 0 && (need[i] == 0 || pool <= INT64_MAX / need[i]));
+        total += need[i];
+    }
+    for (int32_t i = 0; i < n; i++)
+        left -= share_out[i] = total > 0 ? pool * need[i] / total : pool / n;
+    if (total == 0) {
+        for (int32_t i = 0; i < left; i++) share_out[i]++;
+        return;
+    }
+    for (int64_t last = -1, last_index = -1; left > 0; left--) { /* remainders, falling */
+        int64_t best = -1, best_index = -1;
+        for (int32_t i = 0; i < n; i++) {
+            int64_t rest = pool * need[i] % total;
+            int before = last_index < 0 || rest < last || (rest == last && i > last_index);
+            if (before && rest > best) {
+                best = rest;
+                best_index = i;
+            }
+        }
+        SF_ASSERT(best_index >= 0);
+        share_out[best_index]++;
+        last = best;
+        last_index = best_index;
+    }
 }

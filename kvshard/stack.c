@@ -148,7 +148,7 @@ static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf
     return SF_OK;
 }
 
-static sf_status check_plan(const struct sf_stack_entry *entry, int32_t tp_size)
+static sf_status check_plan(const struct sf_stack_entry *entry)
 {
     const struct sf_plan *plan = &entry->plan;
     const struct sf_policy_ops *policy = entry->method->policy;
@@ -164,8 +164,6 @@ static sf_status check_plan(const struct sf_stack_entry *entry, int32_t tp_size)
     if (plan->draft.lookahead != 0 || plan->draft.window != 0)
         return lacks(entry, "a draft model");
     if (plan->v_top.slots != 0) return lacks(entry, "reading only the best values");
-    if (plan->reduce_bytes > 0 && tp_size > 1)
-        return lacks(entry, "reductions over tensor ranks");
     if (plan->span_state_bytes > 0) return lacks(entry, "state per sequence");
     return SF_OK;
 }
@@ -254,7 +252,7 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
     SF_TRY(check_groups(entry, &setup));
     memset(&entry->plan, 0, sizeof entry->plan);
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
-    SF_TRY(check_plan(entry, setup.tp_size));
+    SF_TRY(check_plan(entry));
     SF_TRY(check_sense(entry));
     return check_footprints(entry, &setup);
 }

@@ -1,9 +1,10 @@
 /* kvshard/turn.c: keys that leave their position and come to another one.
  *
- * A key is stored after RoPE, k = R(pos) x.  It is turned back by its own position and on by the new
- * one, each by the very table that the model turned it with, so x comes back to the rounding of two
- * products; one turn by the difference would meet other roundings of the angles, which at position
- * 30,000 are a thousandth.  A merged slot stands at one position, and so is turned back by that. */
+ * A key is stored after RoPE, k = R(pos) x.  It is turned back by its own position and on by the
+ * new one, each by the very table that the model turned it with, so x comes back to the rounding of
+ * two products; one turn by the difference would meet other roundings of the angles, which at
+ * position 30,000 are a thousandth.  A merged slot stands at one position, and so is turned back by
+ * that. */
 #include "kvshard/store_impl.h"
 #include "model/desc.h"
 #include "model/rope.h"

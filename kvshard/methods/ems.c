@@ -20,7 +20,11 @@
  *            With merge_space pre_rope all k above are those before RoPE, and k^ is turned to the
  *            position of its centre
  * When       at the end of a prompt longer than B; in decode whenever a lane has grown to B + T
- * Crosses    nothing: no head, layer or rank knows of another
+ *            head_budget sparsity: at the first event of a layer a head gets B_h in the place of B,
+ *            f = w + max((B - w) / 4, N0 + 1) and of Hkv (B - f) a share in proportion to the fewest
+ *            candidates that hold 90 % of its s; it keeps that for good
+ * Crosses    nothing: no head, layer or rank knows of another; with head_budget sparsity one sum of
+ *            Hkv integers over the tensor ranks a layer and sequence
  * State      per slot s_glo and the local mass (the store's), m as uint32
  * Ratio      B = 256, T = 32 at 32,768 tokens: at most 288 / 32,768 = 0.9 %
  * Differs    the formulas of the paper are not public: the score, the three kinds and the weights
@@ -105,6 +109,22 @@ static int32_t interval_of(const struct ems_cfg *cfg)
     return cfg->interval == SF_OPT_AUTO ? cfg->window : cfg->interval;
 }
 
+/* With head_budget sparsity: the least that a head gets, and the most. */
+static int32_t least_of(const struct ems_cfg *cfg)
+{
+    int32_t quarter = (cfg->budget - cfg->window) / 4, centre = cfg->sinks + 1;
+    if (cfg->head_budget == UNIFORM) return cfg->budget;
+    if (quarter < 1) quarter = 1;
+    return cfg->window + (quarter > centre ? quarter : centre);
+}
+
+static int32_t most_of(const struct ems_cfg *cfg, const struct sf_layer *layer)
+{
+    int32_t least = least_of(cfg);
+    int64_t most = least + (int64_t)layer->groups * (cfg->budget - least);
+    return most < 1 << 30 ? (int32_t)most : 1 << 30;
+}
+
 static int32_t k_dim_of(const struct sf_layer *layer) { return layer->k_per_group * layer->k_dim; }
 static int32_t v_dim_of(const struct sf_layer *layer) { return layer->v_per_group * layer->v_dim; }
 
@@ -119,14 +139,16 @@ static sf_status ems_shape(const struct sf_setup *setup, struct sf_shape *shape)
 /* Upper bound of what struct work takes, for one hook. */
 static int64_t scratch_of(const struct ems_cfg *cfg, const struct sf_setup *setup)
 {
-    int64_t slots = setup->tokens_max, width = 0, k_dim = 0;
-    int64_t centres = (cfg->budget < slots ? cfg->budget : slots) + PANEL;
+    int64_t slots = setup->tokens_max, width = 0, k_dim = 0, most = 0, groups = 0;
     for (int32_t l = 0; l < setup->layers; l++) {
         const struct sf_layer *layer = &setup->layer[l];
         if (k_dim_of(layer) + v_dim_of(layer) > width) width = k_dim_of(layer) + v_dim_of(layer);
         if (k_dim_of(layer) > k_dim) k_dim = k_dim_of(layer);
+        if (most_of(cfg, layer) > most) most = most_of(cfg, layer);
+        if (layer->groups > groups) groups = layer->groups;
     }
-    return (slots + 2) * 80 + (centres + 2 * ROWS) * width * 4 + k_dim * 8 + 4096;
+    int64_t centres = (most < slots ? most : slots) + PANEL;
+    return (slots + 2) * 80 + (centres + 2 * ROWS) * width * 4 + k_dim * 8 + groups * 24 + 4096;
 }
 
 static sf_status ems_plan(const struct sf_setup *setup, struct sf_plan *plan)
@@ -139,9 +161,9 @@ static sf_status ems_plan(const struct sf_setup *setup, struct sf_plan *plan)
     if (cfg->pool_kernel % 2 == 0)
         return SF_FAIL(SF_INVALID, "method ems: pool_kernel %d is even; it must be odd",
                        cfg->pool_kernel);
-    if (cfg->head_budget != UNIFORM)
+    if (cfg->head_budget == PROFILE)
         return SF_FAIL(SF_UNSUPPORTED, "method ems: head_budget %s is not built yet; allowed:"
-                       " uniform", budgets[cfg->head_budget]);
+                       " uniform, sparsity", budgets[cfg->head_budget]);
     plan->whens = 1u << SF_AT_PREFILL_END | 1u << SF_AT_FULL;
     plan->edits = SF_EDITS_MIX;
     if (cfg->merge_space == PRE_ROPE) {
@@ -157,10 +179,15 @@ static sf_status ems_plan(const struct sf_setup *setup, struct sf_plan *plan)
     plan->prefix = SF_PREFIX_NONE;
     plan->aux_bytes = sizeof(uint32_t);
     plan->scratch_bytes = scratch_of(cfg, setup);
+    for (int32_t l = 0; cfg->head_budget == SPARSITY && l < setup->layers; l++) {
+        int64_t bytes = setup->layer[l].groups * (int64_t)sizeof(int64_t);
+        if (bytes > plan->reduce_bytes) plan->reduce_bytes = bytes;
+    }
     return SF_OK;
 }
 
-/* From `base` tokens on a lane rises from budget to budget + interval and falls back. */
+/* From `base` tokens on a lane rises from budget to budget + interval and falls back; to what budget
+ * is for the data to say, with head_budget sparsity. */
 static sf_status ems_footprint(const struct sf_setup *setup, const struct sf_spot *spot,
                                struct sf_foot *foot)
 {
@@ -170,6 +197,11 @@ static sf_status ems_footprint(const struct sf_setup *setup, const struct sf_spo
     if (spot->prompt > cfg->budget || spot->tokens >= full)
         slots = cfg->budget + (spot->tokens - base) % interval_of(cfg);
     foot->slots_lo[0] = foot->slots_hi[0] = slots;
+    if (cfg->head_budget == SPARSITY && (spot->prompt > cfg->budget || spot->tokens >= full)) {
+        int64_t most = (int64_t)most_of(cfg, &setup->layer[spot->layer]) + interval_of(cfg) - 1;
+        foot->slots_lo[0] = least_of(cfg);
+        foot->slots_hi[0] = most < spot->tokens ? (int32_t)most : spot->tokens;
+    }
     foot->slots_peak = spot->prompt;
     if (spot->prompt <= cfg->budget) foot->slots_peak = spot->tokens < full ? spot->tokens : full;
     foot->slots_trigger = full;
@@ -185,6 +217,7 @@ struct work {
     int32_t *order, *spare;             /* [slots] candidates by falling score */
     int32_t *role, *centre, *token;     /* [slots]; centres and slots to be merged, ascending */
     int32_t *class_of, *next;           /* [tokens] class or -1; [centres] end of its sources */
+    int32_t budget;                     /* of the lane at hand */
     int32_t centres, tokens, k_dim, v_dim;
     float *panel_k, *panel_v;           /* centres of length 1: [panel][dim][PANEL], 0 beyond */
     struct sf_buf *dev_k, *dev_v;       /* [ROWS][k_dim], [ROWS][v_dim] */
@@ -198,16 +231,19 @@ struct work {
 static sf_status work_open(struct work *w, const struct sf_env *env, int32_t slots_most)
 {
     int64_t k_dim = 0, v_dim = 0;
-    size_t slots = (size_t)slots_most + 2;
+    size_t slots = (size_t)slots_most + 2, centres = 0;
     *w = (struct work){ .env = env, .cfg = env->setup->cfg };
     for (int32_t l = 0; l < env->setup->layers; l++) {
         if (k_dim_of(&env->setup->layer[l]) > k_dim) k_dim = k_dim_of(&env->setup->layer[l]);
         if (v_dim_of(&env->setup->layer[l]) > v_dim) v_dim = v_dim_of(&env->setup->layer[l]);
+        size_t most = (size_t)most_of(w->cfg, &env->setup->layer[l]);
+        if (most > centres) centres = most;
     }
+    if (centres > (size_t)slots_most) centres = (size_t)slots_most;
+    centres += PANEL;
     int32_t **ints[] = { &w->order, &w->spare, &w->role, &w->centre, &w->token, &w->class_of,
                          &w->next, &w->ptr, &w->src, &w->pos };
     float **floats[] = { &w->k_weight, &w->v_weight, &w->bias, &w->mass };
-    size_t centres = (size_t)(w->cfg->budget < slots_most ? w->cfg->budget : slots_most) + PANEL;
     size_t k_bytes = ROWS * (size_t)k_dim * sizeof(float);
     size_t v_bytes = ROWS * (size_t)v_dim * sizeof(float);
     int missing = 0;
@@ -230,6 +266,11 @@ static sf_status work_open(struct work *w, const struct sf_env *env, int32_t slo
 
 /* ---- 1. the score --------------------------------------------------------------------------- */
 struct range { int32_t first, end; };   /* candidates: neither sinks nor window */
+
+static struct range candidates(const struct ems_cfg *cfg, const struct sf_lane *lane)
+{
+    return (struct range){ cfg->sinks, lane->slots - cfg->window };
+}
 
 static void score(struct work *w, const struct sf_lane *lane, struct range cand, int32_t tokens)
 {
@@ -283,7 +324,7 @@ static void choose(struct work *w, struct range cand)
 {
     enum { IRRELEVANT, TO_MERGE, IMPORTANT };
     const struct ems_cfg *cfg = w->cfg;
-    int32_t all = cand.end - cand.first, centres = cfg->budget - cfg->window - cfg->sinks, n = 0;
+    int32_t all = cand.end - cand.first, centres = w->budget - cfg->window - cfg->sinks, n = 0;
     double total = 0, covered = 0;
     SF_ASSERT(centres >= 1 && centres < all);
     for (int32_t i = 0; i < all; i++) total += w->score[w->order[i]];
@@ -448,7 +489,7 @@ static void gather(struct work *w, const struct sf_lane *lane, struct range cand
         }
     }
     w->ptr[slots] = at;
-    SF_ASSERT(slots == w->cfg->budget && at <= lane->slots);
+    SF_ASSERT(slots == w->budget && at <= lane->slots);
     for (int32_t t = 0; t < w->tokens; t++)
         if (w->class_of[t] >= 0) w->src[w->next[w->class_of[t]]++] = w->token[t];
 }
@@ -501,10 +542,10 @@ static void weigh_keys(struct work *w, int32_t i, double rho)
 static sf_status merge_keys(struct work *w, const struct sf_lane *lane)
 {
     int32_t *ids = w->spare, n = 0, at = 0;
-    for (int32_t i = 0; i < w->cfg->budget; i++)
+    for (int32_t i = 0; i < w->budget; i++)
         for (int32_t j = w->ptr[i]; j < w->ptr[i + 1]; j++)
             if (w->ptr[i + 1] - w->ptr[i] > 1) ids[n++] = w->src[j];
-    for (int32_t i = 0; i < w->cfg->budget; i++) {
+    for (int32_t i = 0; i < w->budget; i++) {
         if (w->ptr[i + 1] - w->ptr[i] == 1) continue;
         double rho = 0;
         memset(w->u, 0, (size_t)w->k_dim * sizeof *w->u);
@@ -528,7 +569,8 @@ static sf_status compress_lane(struct work *w, const struct sf_lane *lane, int32
                                struct sf_answer *answer)
 {
     const struct sf_layer *layer = &w->env->setup->layer[lane->layer];
-    struct range cand = { w->cfg->sinks, lane->slots - w->cfg->window };
+    struct range cand = candidates(w->cfg, lane);
+    w->budget = lane->slots_keep;
     w->k_dim = k_dim_of(layer);
     w->v_dim = v_dim_of(layer);
     score(w, lane, cand, tokens);
@@ -536,9 +578,9 @@ static sf_status compress_lane(struct work *w, const struct sf_lane *lane, int32
     choose(w, cand);
     SF_TRY(search(w, lane));
     gather(w, lane, cand);
-    for (int32_t i = 0; i < w->cfg->budget; i++) describe(w, lane, i);
+    for (int32_t i = 0; i < w->budget; i++) describe(w, lane, i);
     SF_TRY(merge_keys(w, lane));
-    const struct sf_mix mix = { .slots = w->cfg->budget,
+    const struct sf_mix mix = { .slots = w->budget,
                                 .flags = w->cfg->merge_space == PRE_ROPE ? SF_MIX_ROTATE : 0,
                                 .ptr = w->ptr, .src = w->src,
                                 .k_weight = w->k_weight, .v_weight = w->v_weight, .pos = w->pos,
@@ -547,29 +589,82 @@ static sf_status compress_lane(struct work *w, const struct sf_lane *lane, int32
     return sf_edit_mix(answer, lane, &mix);
 }
 
-static int is_due(const struct ems_cfg *cfg, const struct sf_lane *lane, enum sf_when when)
+/* ---- 5. budgets of the heads of a layer ------------------------------------------------------ */
+/* A layer's budgets are set at its first event: the end of a prompt longer than the budget, else
+ * when its lanes are full for the first time, all at once. */
+static int is_first(const struct ems_cfg *cfg, const struct sf_span *span, enum sf_when when)
 {
-    return when == SF_AT_FULL ? lane->slots >= cfg->budget + interval_of(cfg)
-                              : lane->slots > cfg->budget;
+    if (when == SF_AT_PREFILL_END) return span->prompt > cfg->budget;
+    return span->prompt <= cfg->budget && span->tokens == cfg->budget + interval_of(cfg);
+}
+
+/* The fewest candidates, from the highest score down, that hold 90 % of it. */
+static int64_t need_of(struct work *w, const struct sf_lane *lane, int32_t tokens)
+{
+    struct range cand = candidates(w->cfg, lane);
+    double total = 0, covered = 0;
+    int32_t n = 0;
+    score(w, lane, cand, tokens);
+    sort(w, cand);
+    for (int32_t i = 0; i < cand.end - cand.first; i++) total += w->score[w->order[i]];
+    while (n < cand.end - cand.first && covered < 0.9 * total) covered += w->score[w->order[n++]];
+    return n;
+}
+
+/* Every rank counts the needs of its own heads, all sum them, and share out the same. */
+static sf_status set_budgets(struct work *w, enum sf_when when, const struct sf_batch *batch,
+                             struct sf_answer *answer)
+{
+    const struct sf_setup *setup = w->env->setup;
+    int32_t groups = setup->layer[batch->span[0].lane[0].layer].groups, least = least_of(w->cfg);
+    size_t room = (size_t)groups * sizeof(int64_t);
+    int64_t *need = sf_scratch(w->env, room), *share = sf_scratch(w->env, room);
+    if (!need || !share) return SF_FAIL(SF_NO_MEMORY, "ems: no scratch for %d heads", groups);
+    for (int32_t i = 0; i < batch->spans; i++) {
+        const struct sf_span *span = &batch->span[i];
+        if (!is_first(w->cfg, span, when)) continue;
+        memset(need, 0, room);
+        for (int32_t l = 0; l < span->lanes; l++)
+            if (span->lane[l].replica == 0)
+                need[span->lane[l].head_global] = need_of(w, &span->lane[l], span->tokens);
+        SF_TRY(sf_reduce_i64(w->env, need, groups, SF_FOLD_SUM));
+        sf_share_out(need, groups, (int64_t)groups * (w->cfg->budget - least), share);
+        for (int32_t l = 0; l < span->lanes; l++) {
+            int32_t own = least + (int32_t)share[span->lane[l].head_global];
+            SF_TRY(sf_edit_budget(answer, &span->lane[l], own, own + interval_of(w->cfg)));
+        }
+    }
+    return SF_OK;
+}
+
+static int is_due(const struct sf_lane *lane, const struct sf_span *span, enum sf_when when,
+                  const struct ems_cfg *cfg)
+{
+    if (when == SF_AT_FULL && !is_first(cfg, span, when) && lane->slots < lane->slots_trigger)
+        return 0;
+    return lane->slots > lane->slots_keep;
 }
 
 static sf_status ems_compress(const struct sf_env *env, enum sf_when when,
                               const struct sf_batch *batch, struct sf_answer *answer)
 {
     const struct ems_cfg *cfg = env->setup->cfg;
-    int32_t most = 0;
+    int32_t most = 0, first = 0;
     struct work work;
     for (int32_t i = 0; i < batch->spans; i++)
         for (int32_t l = 0; l < batch->span[i].lanes; l++) {
             const struct sf_lane *lane = &batch->span[i].lane[l];
-            if (is_due(cfg, lane, when) && lane->slots > most) most = lane->slots;
+            first |= is_first(cfg, &batch->span[i], when);
+            if (lane->slots > cfg->budget || is_due(lane, &batch->span[i], when, cfg))
+                most = lane->slots > most ? lane->slots : most;
         }
     if (most == 0) return SF_OK;
     SF_TRY(work_open(&work, env, most));
+    if (cfg->head_budget == SPARSITY && first) SF_TRY(set_budgets(&work, when, batch, answer));
     for (int32_t i = 0; i < batch->spans; i++) {
         const struct sf_span *span = &batch->span[i];
         for (int32_t l = 0; l < span->lanes; l++)
-            if (is_due(cfg, &span->lane[l], when))
+            if (is_due(&span->lane[l], span, when, cfg))
                 SF_TRY(compress_lane(&work, &span->lane[l], span->tokens, answer));
     }
     return SF_OK;

@@ -286,8 +286,7 @@ def ems_predicted(tally):
 
 
 def ems_refused(tally, given):
-    for more, word in [(", head_budget: sparsity", "head_budget sparsity"),
-                       (", head_budget: profile", "head_budget profile"),
+    for more, word in [(", head_budget: profile", "head_budget profile"),
                        (", num_sink_tokens: 28", "budget_tokens 40 leaves no slot"),
                        (", pool_kernel: 4", "pool_kernel 4"), (", tbm_rule: most", "tbm_rule")]:
         done = job.run(1, job.config("f32", extra=ems(more)), given)

@@ -26,7 +26,8 @@ Choices where the description leaves one:
   - sparsity: budgets of a layer are set once, at its first event (the prompt's end, if it is longer
     than budget_tokens, else the first full lane), and stay.  need = fewest candidates with 90 % of
     s; floor = w + max(1, (B - w) / 4) but at least w + N0 + 1; no need anywhere: equal shares.  A
-    lane that is not longer than its budget keeps all and fills up to budget + interval.
+    lane that is not longer than its budget keeps all, fills up to budget + interval, and its local
+    mass starts anew all the same.
   - Bytes: payload and 8 a slot; s_glo, acc and m are not in them (stats: slots).
 
 Gaps: `gaps[layer, head]` has the smallest distance of every decision from the other way, by kind:
@@ -95,6 +96,7 @@ class Ems(attention.Method):
         for head in heads:
             lane, budget = lanes[head], self.budgets[layer][head]
             if lane.slots <= budget:
+                lane["acc"][:] = 0
                 continue
             gaps, all_gaps = {}, self.gaps.setdefault((layer, head), {})
             event = compress(lane, budget, tokens, self.o, self.theta, gaps)

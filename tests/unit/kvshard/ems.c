@@ -398,8 +398,6 @@ static void refusals(void)
     spec.option[7].text = "4";
     CHECK_REFUSED(rig_open(&spec, &rig), SF_INVALID, "pool_kernel 4 is even");
     spec = spec_of(&cases[0]);
-    choose(&spec, 14, "head_budget", "sparsity");
-    CHECK_REFUSED(rig_open(&spec, &rig), SF_UNSUPPORTED, "head_budget sparsity is not built yet");
     choose(&spec, 14, "head_budget", "profile");
     CHECK_REFUSED(rig_open(&spec, &rig), SF_UNSUPPORTED, "head_budget profile is not built yet");
     choose(&spec, 14, "head_budget", "uniform");

@@ -5,6 +5,7 @@
 
 #include "base/opt.h"
 #include "base/rng.h"
+#include "comm/comm.h"
 
 struct rig_spec rig_usual(void)
 {
@@ -60,7 +61,8 @@ static sf_status open_stack(struct rig *rig)
     for (int32_t l = 0; l < spec->layers; l++)
         layer[l] = (struct sf_layer_desc){ heads * spec->group, heads, spec->k_dim, spec->v_dim,
                                            spec->window };
-    SF_TRY(sf_setup_make(&desc, 1, spec->page_slots, spec->tokens_max, &rig->setup));
+    SF_TRY(sf_setup_make(&desc, spec->tensor ? sf_comm_size(spec->tensor) : 1, spec->page_slots,
+                         spec->tokens_max, &rig->setup));
     SF_ASSERT(spec->rope_dim / 2 <= RIG_FREQUENCIES);
     for (int32_t i = 0; i < spec->rope_dim / 2; i++) rig->inv_freq[i] = rig_frequency(i);
     rig->model = (struct sf_model_desc){ .rope_dim = spec->rope_dim,
@@ -86,7 +88,8 @@ static sf_status open_store(struct rig *rig)
                                             lane, spec->lanes };
     struct sf_layout layout = { spec->dtype, spec->page_slots, spec->k_dim, spec->v_dim };
     struct sf_store_spec store = {
-        .device = rig->device, .stack = &rig->stack, .setup = &rig->setup, .layers = spec->layers,
+        .device = rig->device, .stack = &rig->stack, .setup = &rig->setup, .tensor = spec->tensor,
+        .layers = spec->layers,
         .layer = layer, .dtype = spec->dtype, .page_slots = spec->page_slots,
         .pool_bytes = spec->pages * (int64_t)sf_layout_page_bytes(&layout), .seqs_max = RIG_SEQS,
         .rows_max = RIG_ROWS, .tap = spec->tap };

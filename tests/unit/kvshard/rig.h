@@ -26,6 +26,7 @@ struct rig_spec {
     int32_t pages, tokens_max;
     int32_t heads[RIG_LANES];           /* KV head of each lane; all 0: lane l is head l */
     int32_t replica[RIG_LANES];
+    struct sf_comm *tensor;             /* NULL: a rank alone */
     const struct sf_method *method;     /* NULL: the exact cache */
     struct rig_option { const char *key, *text; } option[RIG_OPTIONS];
     const char *layers_text;            /* where it acts, as `layers:`; NULL: everywhere */
