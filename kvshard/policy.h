@@ -305,8 +305,8 @@ int64_t   sf_fixed(double x);             /* 2^-32 units, saturating */
  * follow from tokens (end or chunk of a prompt, interval), and for full lanes while all lanes of the
  * layer have the same slots.  Of copies of a lane, replica 0 alone adds to a sum. */
 sf_status sf_reduce_i64(const struct sf_env *, int64_t *value, int32_t n, enum sf_fold);
-/* `pool` units in proportion to need >= 0, by largest remainder, ties to the lower index; no need at
- * all: equal shares.  need[i] * pool fits. */
+/* `pool` units in proportion to need >= 0, by largest remainder, ties to the lower index; no need
+ * at all: equal shares.  need[i] * pool fits. */
 void      sf_share_out(const int64_t *need, int32_t n, int64_t pool, int64_t *share_out);
 SF_C_END
 #endif
