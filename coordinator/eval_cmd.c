@@ -110,7 +110,7 @@ static const char *check(const struct sf_eval *eval, int needle_options)
     if (!eval->needle && needle_options) return "--filler and --needle-... are for --needle";
     if (eval->sequences > 0 && eval->sequences < eval->texts)
         return "--count is less than the texts";
-    if (eval->html != NULL && strcmp(eval->html, "-") == 0) return "--html takes the name of a file";
+    if (eval->html != NULL && strcmp(eval->html, "-") == 0) return "--html takes a file";
     if (eval->html != NULL && eval->json != NULL && strcmp(eval->html, eval->json) == 0)
         return "--html and --json name the same file";
     if (eval->length == 1) return "--len 1 leaves nothing to score";

@@ -9,8 +9,8 @@ SF_C_BEGIN
 
 /* SF_INVALID if the page could not be made here: no gnuplot.  Asked before the evaluation. */
 sf_status sf_eval_html_check(void);
-/* measured: what eval_json wrote, parsed.  What is missing in it is left out of the page or shown as
- * a dash; SF_FORMAT if it is no such object at all.  page_out: malloc'd, UTF-8. */
+/* measured: what eval_json wrote, parsed.  What is missing in it is left out of the page or shown
+ * as a dash; SF_FORMAT if it is no such object at all.  page_out: malloc'd, UTF-8. */
 sf_status sf_eval_html(const struct sf_json *measured, char **page_out, size_t *bytes_out);
 
 SF_C_END

@@ -99,7 +99,8 @@ class Work:
             raise SystemExit(f"quality: error: {' '.join(command)}\n{done.stderr}")
         result = {**about, "configs": configs, "stacks": list(named),
                   "seconds": time.monotonic() - began, "date": datetime.date.today().isoformat(),
-                  "processor": processor(), "cores": os.cpu_count(), "eval": json.loads(contents(measured))}
+                  "processor": processor(), "cores": os.cpu_count(),
+                  "eval": json.loads(contents(measured))}
         with open(path + ".new", "w", encoding="utf-8") as file:
             json.dump(result, file)
         os.replace(path + ".new", path)
