@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "coordinator/bench_impl.h"
-#include "kernels/device.h"
+#include "coordinator/machine_json.h"
 
 static struct sf_json *built(sf_status status, struct sf_json *value)
 {
@@ -26,36 +26,6 @@ static void put_int(sf_status *status, struct sf_json *o, const char *key, int64
 }
 
 /* ---- what it ran on -------------------------------------------------------------------------- */
-static struct sf_json *hosts_of(const struct sf_cluster *cluster)
-{
-    struct sf_json *list = sf_json_new(SF_JSON_ARRAY);
-    sf_status status = SF_OK;
-    for (int32_t r = 0; r < cluster->ranks && status == SF_OK; r++)
-        status = sf_json_append(list, sf_json_new_words(cluster->place[r].host));
-    return built(status, list);
-}
-
-/* Of the node of rank 0; hosts: of each rank. */
-static struct sf_json *machine_of(const struct sf_launch *launch)
-{
-    struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
-    sf_status status = SF_OK;
-    char processor[256];
-    enum sf_isa most = launch->plan.isa_max, isa = most != SF_ISA_AUTO ? most : sf_isa_detect();
-    sf_machine_processor(processor, sizeof processor);
-    int64_t memory = launch->cluster.memory_per_rank;
-    sf_json_put(&status, o, "processor", sf_json_new_words(processor));
-    put_int(&status, o, "cores_per_node", launch->cluster.cores_per_node);
-    put_int(&status, o, "threads_per_rank", launch->plan.threads);
-    sf_json_put(&status, o, "isa", sf_json_new_words(sf_isa_name(isa)));
-    sf_json_put(&status, o, "memory_per_rank_bytes",
-                memory > 0 ? sf_json_new_int(memory) : sf_json_new(SF_JSON_NULL));
-    put_int(&status, o, "ranks", launch->cluster.ranks);
-    put_int(&status, o, "nodes", launch->cluster.nodes);
-    sf_json_put(&status, o, "hosts", hosts_of(&launch->cluster));
-    return built(status, o);
-}
-
 /* Resolved, by the label of the stack. */
 static struct sf_json *configs_of(const struct sf_bench *bench)
 {
@@ -200,7 +170,7 @@ sf_status bench_json(const struct sf_bench *bench, const struct sf_launch *launc
 {
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
-    sf_json_put(&status, o, "machine", machine_of(launch));
+    sf_json_put(&status, o, "machine", sf_machine_json(launch));
     sf_json_put(&status, o, "version", sf_json_new_words(SHEAF_VERSION " (git " SHEAF_GIT ")"));
     sf_json_put(&status, o, "config", configs_of(bench));
     sf_json_put(&status, o, "roof", sf_json_new(SF_JSON_NULL));

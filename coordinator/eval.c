@@ -11,6 +11,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "coordinator/engine.h"
+#include "coordinator/eval_html.h"
 #include "coordinator/eval_impl.h"
 
 /* ---- before the start ------------------------------------------------------------------------ */
@@ -24,30 +25,30 @@ static int are_same(const struct stat *there, const char *path)
 }
 
 /* The file takes the place of what is there: of nothing that is read, and of no device. */
-static sf_status check_place(const struct sf_eval *eval)
+static sf_status check_place(const struct sf_eval *eval, const char *path)
 {
     const char *taken = NULL;
     struct stat there;
-    if (stat(eval->json, &there) != 0) return SF_OK;
+    if (stat(path, &there) != 0) return SF_OK;
     if (!S_ISREG(there.st_mode))
-        return SF_FAIL(SF_INVALID, "%s exists and is no regular file", eval->json);
+        return SF_FAIL(SF_INVALID, "%s exists and is no regular file", path);
     if (are_same(&there, eval->filler)) taken = eval->filler;
     for (int32_t i = 0; i < eval->texts; i++)
         if (are_same(&there, eval->text[i])) taken = eval->text[i];
     for (int32_t i = 0; i < eval->configs; i++)
         if (are_same(&there, eval->config[i])) taken = eval->config[i];
     if (taken == NULL) return SF_OK;
-    return SF_FAIL(SF_INVALID, "%s would take the place of %s", eval->json, taken);
+    return SF_FAIL(SF_INVALID, "%s would take the place of %s", path, taken);
 }
 
 /* What stands against it is better known now than after hours. */
-static sf_status check_json(const struct sf_eval *eval)
+static sf_status check_file(const struct sf_eval *eval, const char *path)
 {
     char *name;
     int file;
-    if (eval->json == NULL || is_stdout(eval->json)) return SF_OK;
-    SF_TRY(check_place(eval));
-    SF_TRY(sf_file_begin(eval->json, &name, &file));
+    if (path == NULL || is_stdout(path)) return SF_OK;
+    SF_TRY(check_place(eval, path));
+    SF_TRY(sf_file_begin(path, &name, &file));
     close(file);
     unlink(name);
     free(name);
@@ -57,8 +58,12 @@ static sf_status check_json(const struct sf_eval *eval)
 static sf_status prepare(void *arg, int32_t *launches_out)
 {
     struct sf_eval *eval = arg;
-    if (check_json(eval) != SF_OK)
+    if (check_file(eval, eval->json) != SF_OK)
         return SF_FAIL(SF_INVALID, "--json cannot be written: %s", sf_error_text());
+    if (check_file(eval, eval->html) != SF_OK)
+        return SF_FAIL(SF_INVALID, "--html cannot be written: %s", sf_error_text());
+    if (eval->html != NULL && sf_eval_html_check() != SF_OK)
+        return SF_FAIL(SF_INVALID, "--html: %s", sf_error_text());
     SF_TRY(sf_stack_list_make(eval->config, eval->configs, &eval->common.sets, 0, &eval->list));
     for (int32_t s = 0; s < eval->list.stacks; s++) {
         sf_stack_add_set(&eval->list.stack[s], "scheduler.enable_prefix_caching=false");
@@ -192,15 +197,30 @@ static sf_status join(void *arg, const struct sf_launch *launch, int32_t launche
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
-static sf_status write_json(const struct sf_eval *eval, const struct sf_launch *launch,
-                            const struct eval_quality *quality)
+static sf_status write_html(const char *path, const char *json, size_t bytes)
+{
+    struct sf_json *measured;
+    char *page = NULL;
+    size_t page_bytes;
+    SF_TRY(sf_json_parse(json, bytes, bytes, &measured));
+    sf_status status = sf_eval_html(measured, &page, &page_bytes);
+    sf_json_free(measured);
+    if (status == SF_OK) status = sf_file_replace(path, page, page_bytes);
+    free(page);
+    return status;
+}
+
+/* The page comes last: without it, what was measured is still there. */
+static sf_status write_files(const struct sf_eval *eval, const struct sf_launch *launch,
+                             const struct eval_quality *quality)
 {
     char *text = NULL;
     size_t bytes;
     SF_TRY(eval_json(eval, launch, quality, &text, &bytes));
     sf_status status = SF_OK;
     if (is_stdout(eval->json)) fwrite(text, 1, bytes, stdout);  /* main looks whether it took it */
-    else status = sf_file_replace(eval->json, text, bytes);
+    else if (eval->json != NULL) status = sf_file_replace(eval->json, text, bytes);
+    if (status == SF_OK && eval->html != NULL) status = write_html(eval->html, text, bytes);
     free(text);
     return status;
 }
@@ -214,7 +234,8 @@ static sf_status report(const struct sf_eval *eval, const struct sf_launch *laun
     for (int32_t s = 0; s < eval->list.stacks && status == SF_OK; s++)
         status = eval_quality_of(eval, s, (uint64_t)launch->config.sampling.seed, &quality[s]);
     if (status == SF_OK && !is_stdout(eval->json)) eval_print(eval, quality);
-    if (status == SF_OK && eval->json != NULL) status = write_json(eval, launch, quality);
+    if (status == SF_OK && (eval->json != NULL || eval->html != NULL))
+        status = write_files(eval, launch, quality);
     free(quality);
     return status;
 }

@@ -26,6 +26,7 @@ struct sf_eval {
     const char *text[SF_EVAL_TEXTS];
     int32_t texts;
     const char *json;                   /* NULL: none; "-": stdout, in place of the table */
+    const char *html;                   /* NULL: none */
     int32_t length, prompt, sequences;  /* --len, --prompt-len, --count; 0: not given */
     uint8_t needle;
     int32_t needle_length[SF_EVAL_NEEDLES], needle_lengths;     /* tokens of a prompt */

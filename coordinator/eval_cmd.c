@@ -12,9 +12,10 @@ enum { TOKENS_MAX = 1 << 27, SEQUENCES_MAX = 100000, TRIALS_MAX = 10000, DEFAULT
 
 static const char eval_help[] =
     "usage: sheaf eval CONFIG... --text FILE [--text FILE ...] [--len N] [--count M]\n"
-    "                   [--prompt-len P] [--json FILE] [--set KEY=VALUE ...]\n"
+    "                   [--prompt-len P] [--json FILE] [--html FILE] [--set KEY=VALUE ...]\n"
     "       sheaf eval CONFIG... --needle --filler FILE [--needle-lengths N,...]\n"
     "                   [--needle-depths D,...] [--needle-trials N] [--json FILE]\n"
+    "                   [--html FILE]\n"
     "\n"
     "Feeds the same tokens to the exact cache and to the stack of methods of each CONFIG, and\n"
     "says how their predictions differ.  All configurations are of one model, one dtype and one\n"
@@ -37,6 +38,7 @@ static const char eval_help[] =
     "  --needle-depths L   where, in percent of the filler; default 0,25,50,75,100\n"
     "  --needle-trials N   facts of each length and depth; default 5\n"
     "  --json FILE         everything that was measured, '-': to stdout in place of the table\n"
+    "  --html FILE         the same as one page with plots, for a browser; needs gnuplot\n"
     "  --set KEY=VALUE     overrides a key of every CONFIG, e.g. --set kv_cache.memory=2GiB\n"
     "  --log-level LEVEL   error, warn, info (default), debug or trace\n"
     "  --log-json          one JSON object a line on stderr\n"
@@ -108,6 +110,9 @@ static const char *check(const struct sf_eval *eval, int needle_options)
     if (!eval->needle && needle_options) return "--filler and --needle-... are for --needle";
     if (eval->sequences > 0 && eval->sequences < eval->texts)
         return "--count is less than the texts";
+    if (eval->html != NULL && strcmp(eval->html, "-") == 0) return "--html takes a file";
+    if (eval->html != NULL && eval->json != NULL && strcmp(eval->html, eval->json) == 0)
+        return "--html and --json name the same file";
     if (eval->length == 1) return "--len 1 leaves nothing to score";
     if (eval->length > 0 && eval->prompt >= eval->length)
         return "--prompt-len leaves nothing of --len to score";
@@ -136,6 +141,7 @@ static const struct option options[] = {
     {"needle-depths", required_argument, NULL, OPT_DEPTHS},
     {"needle-trials", required_argument, NULL, OPT_TRIALS},
     {"json", required_argument, NULL, 'J'},
+    {"html", required_argument, NULL, 'H'},
     {"set", required_argument, NULL, 's'},
     {"log-level", required_argument, NULL, 'l'},
     {"log-json", no_argument, NULL, 'j'},
@@ -176,6 +182,7 @@ int sf_eval_args(int argc, char **argv, struct sf_eval *eval, char *words, size_
         case 'n': eval->needle = 1; break;
         case 'f': eval->filler = optarg; break;
         case 'J': eval->json = optarg; break;
+        case 'H': eval->html = optarg; break;
         case 's':
             if (eval->common.sets.sets == SF_SETS_MAX) wrong = "too many --set";
             else eval->set[eval->common.sets.sets++] = optarg;

@@ -2,7 +2,7 @@
  * interface.md section 9 and what is worth knowing beside them.
  *
  *   text           path, or a list of paths; null without --text     files   {path, tokens} each
- *   tokens         fed to each stack, of the texts                    version, config, method
+ *   tokens         fed to each stack, of the texts          version, machine, config, intervals
  *   exact, runs    one object a stack, alike:
  *     methods stack config_file
  *     kv_fraction kv_bytes_exact kv_bytes_stored   at the end of the prompts; ..._end: of the texts
@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "coordinator/eval_impl.h"
+#include "coordinator/machine_json.h"
 
 static struct sf_json *built(sf_status status, struct sf_json *value)
 {
@@ -267,6 +268,7 @@ sf_status eval_json(const struct sf_eval *eval, const struct sf_launch *launch,
                                                    : sf_json_new(SF_JSON_NULL));
     put_words(&status, o, "model", launch->config.model.path);
     put_words(&status, o, "version", SHEAF_VERSION " (git " SHEAF_GIT ")");
+    sf_json_put(&status, o, "machine", sf_machine_json(launch));
     sf_json_put(&status, o, "config", configs_of(eval, launch));
     sf_json_put(&status, o, "intervals", interval_json(eval, launch->config.sampling.seed));
     put_int(&status, o, "sequences_at_once", eval->at_once);

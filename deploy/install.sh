@@ -14,6 +14,7 @@ packages=(
     libdnnl-dev libopenblas-serial-dev liblapacke-dev
     libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev
     libcunit1-dev
+    gnuplot-nox                             # draws the plots of sheaf eval --html
 )
 
 usage()

@@ -28,7 +28,7 @@ KEYS = {"methods", "stack", "config_file", "kv_fraction", "kv_fraction_end", "kv
         "kv_bytes_stored", "kv_bytes_exact_end", "kv_bytes_stored_end", "tokens", "sequences",
         "needle_recall"}
 FIGURES = ["perplexity", "kl_mean", "top1_agreement", "log_ppl_diff"]
-TOP = {"text", "tokens", "files", "filler", "model", "version", "config", "intervals",
+TOP = {"text", "tokens", "files", "filler", "model", "version", "machine", "config", "intervals",
        "sequences_at_once", "kept_bytes", "duration_s", "exact", "runs"}
 
 

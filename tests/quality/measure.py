@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""tests/quality/measure.py: what compression costs in quality, measured on real texts.
+
+    python3 tests/quality/measure.py                     all of it, then docs/quality.md
+    python3 tests/quality/measure.py --report-only       docs/quality.md from what is there
+
+Every piece of work is one call of `sheaf eval`: one text (or one length of needles) through one
+group of stacks.  Its JSON is kept in the results folder under a name that holds a digest of the
+text and of the configurations, so a command that was interrupted goes on where it was, and changed
+stacks are measured anew.  texts.py says where texts come from, stacks.py how options are found,
+report.py what is told.
+"""
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import report
+import stacks
+import texts
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+MODEL = "models/smollm2-135m-instruct.gguf"
+PROFILE = "configs/profiles/smollm2-135m-instruct.razor_attention.yaml"
+NEEDLE_LENGTHS, RANDOM_TEXTS = [512, 1024], 8
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--sheaf", default=os.path.join(os.environ.get(
+        "SHEAF_BUILD", os.path.join(ROOT, "build/dev")), "sheaf"), help="the program")
+    parser.add_argument("--model", default=os.path.join(ROOT, MODEL))
+    parser.add_argument("--profile", default=os.path.join(ROOT, PROFILE),
+                        help="RazorAttention's heads, as sheaf calibrate writes them")
+    parser.add_argument("--results", default=os.path.join(ROOT, "build/quality"),
+                        help="folder of results; what is there is not measured again")
+    parser.add_argument("--output", default=os.path.join(ROOT, "docs/quality.md"))
+    parser.add_argument("--lengths", default="2000", help="tokens of a text, half of them prompt: "
+                        "a list such as 2000,8000")
+    parser.add_argument("--texts", type=int, default=100, help="at most so many")
+    parser.add_argument("--kinds", default="plain,razor,random,needle",
+                        help="groups of stacks that are measured, a list; all are reported")
+    parser.add_argument("--seconds", type=float, default=0,
+                        help="no piece of work begins after so many; 0: all of it")
+    parser.add_argument("--quick", action="store_true",
+                        help="two texts, 1/4 alone, no random sets, no needles")
+    parser.add_argument("--report-only", action="store_true", help="measure nothing")
+    return parser.parse_args()
+
+
+def digest(*parts):
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def contents(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def processor():
+    for line in contents("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "unknown"
+
+
+class Work:
+    """Pieces of work, each done once; the order is the order of the calls."""
+
+    def __init__(self, options):
+        self.options, self.start, self.left = options, time.monotonic(), 0
+
+    def late(self):
+        limit = self.options.seconds
+        return limit > 0 and time.monotonic() - self.start > limit
+
+    def piece(self, about, named, words, inputs):
+        """about: what it is, for the report; named: {stack: configuration}."""
+        options = self.options
+        configs = digest(*named, *[contents(path) for path in named.values()])
+        key = digest(json.dumps(about, sort_keys=True), configs, *inputs)
+        path = os.path.join(options.results, f"{about['kind']}-{key[:16]}.json")
+        if os.path.exists(path):
+            return
+        if about["kind"] not in options.kinds.split(",") or self.late():
+            self.left += 1
+            return
+        measured = path + ".eval"
+        command = [options.sheaf, "eval", *named.values(), *words, "--json", measured,
+                   "--log-level", "warn"]
+        began = time.monotonic()
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"quality: error: {' '.join(command)}\n{done.stderr}")
+        result = {**about, "configs": configs, "stacks": list(named),
+                  "seconds": time.monotonic() - began, "date": datetime.date.today().isoformat(),
+                  "processor": processor(), "cores": os.cpu_count(),
+                  "eval": json.loads(contents(measured))}
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump(result, file)
+        os.replace(path + ".new", path)
+        os.unlink(measured)
+        print(f"quality: {result['seconds']:6.1f} s  {os.path.basename(path)}  {about['kind']} "
+              f"{about.get('name', about.get('length'))}", flush=True)
+
+
+def write_texts(options):
+    """[(name, path, text)] of the plain texts, written where eval can read them."""
+    found, missing = texts.collect()
+    if missing and not options.quick:
+        raise SystemExit("quality: error: packages with texts are missing; as root: "
+                         f"apt-get install --no-install-recommends {' '.join(missing)}")
+    if not found:
+        raise SystemExit(f"quality: error: none of {', '.join(texts.PACKAGES)} is installed")
+    folder = os.path.join(options.results, "texts")
+    os.makedirs(folder, exist_ok=True)
+    written = []
+    for name, package, text in found[:2 if options.quick else options.texts]:
+        path = os.path.join(folder, name + ".txt")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        written.append({"name": name, "package": package, "path": path, "text": text})
+    return written
+
+
+def groups_of(options, length):
+    """[(kind, {stack: configuration})], of which the last two need a profile."""
+    planner = stacks.Planner(options.sheaf, options.model,
+                             os.path.join(options.results, f"configs-{length}"), length // 2)
+    groups = [("plain", stacks.plain_stacks(planner))]
+    heads = report.heads_of(options.profile)
+    if heads is None:
+        print(f"quality: no {options.profile}: nothing of razor_attention", file=sys.stderr)
+    else:
+        groups += [("razor", stacks.razor_stacks(planner, heads)),
+                   ("random", stacks.random_stacks(planner, heads))]
+    if options.quick:
+        groups = [(kind, {name: path for name, path in named.items() if name.endswith("1/4")})
+                  for kind, named in groups if kind != "random"]
+    return groups
+
+
+def measure_texts(work, sources, length, groups):
+    """In turns of RANDOM_TEXTS texts, so that each kind has been measured on some of them early."""
+    fitting = [source for source in sources if len(source["text"]) >= 5.2 * length]
+    for first in range(0, len(fitting), RANDOM_TEXTS):
+        for kind, named in groups:
+            if kind == "random" and first > 0:
+                continue
+            for source in fitting[first:first + RANDOM_TEXTS]:
+                about = {"kind": kind, "length": length, "name": source["name"],
+                         "package": source["package"]}
+                work.piece(about, named, ["--text", source["path"], "--len", str(length),
+                                          "--prompt-len", str(length // 2)], [source["text"]])
+
+
+def measure_needles(work, sources, options):
+    filler = os.path.join(options.results, "texts", "filler.txt")
+    with open(filler, "w", encoding="utf-8") as file:
+        file.write("".join(source["text"] for source in sources))
+    for length in NEEDLE_LENGTHS:
+        named = {}
+        for _, some in groups_of(options, 2 * length)[:2]:
+            named.update(some)
+        work.piece({"kind": "needle", "length": length}, named,
+                   ["--needle", "--filler", filler, "--needle-lengths", str(length),
+                    "--needle-depths", "0,25,50,75,100", "--needle-trials", "4"],
+                   [contents(filler)])
+
+
+def main():
+    options = arguments()
+    os.makedirs(options.results, exist_ok=True)
+    work = Work(options)
+    if not options.report_only:
+        sources = write_texts(options)
+        lengths = [int(length) for length in options.lengths.split(",")]
+        for length in lengths:
+            measure_texts(work, sources, length, groups_of(options, length))
+        if not options.quick:
+            measure_needles(work, sources, options)
+    page = report.page(options.results, work.left)
+    with open(options.output + ".new", "w", encoding="utf-8") as file:
+        file.write(page)
+    os.replace(options.output + ".new", options.output)
+    print(f"quality: {options.output} is written; {work.left} pieces of work are left")
+
+
+if __name__ == "__main__":
+    main()
