@@ -5,6 +5,7 @@
  *   sf_shared<T>   T * in shared memory, the same
  *   SF_SHARED(T, name, count);         a static array of the block
  *   SF_SHARED_DYNAMIC(T, name);        the array whose bytes the launch names
+ *   SF_UNROLL                          in front of a loop of constant length
  *   SF_LAUNCH(kernel, blocks, threads, shared_bytes, stream, arguments...)
  *
  * Under nvcc both pointers are plain ones.  The emulation sees every x[i], so a kernel uses nothing
@@ -23,6 +24,7 @@ template <class U, class T> __host__ __device__ __forceinline__ U *sf_as(T *p)
 {
     return reinterpret_cast<U *>(p);
 }
+#define SF_UNROLL _Pragma("unroll")
 #define SF_SHARED(type, name, count) __shared__ type name[count]
 #define SF_SHARED_DYNAMIC(type, name)                                                              \
     extern __shared__ float4 sf_dynamic_[];                                                        \
@@ -41,6 +43,7 @@ template <class U, class T, class S> emu::pointer<U, S> sf_as(emu::pointer<T, S>
 {
     return emu::as<U>(p);
 }
+#define SF_UNROLL
 #define SF_SHARED(type, name, count)                                                               \
     static const char name##_key_ = 0;                                                             \
     sf_shared<type> name((type *)emu::shared_static(&name##_key_, (count) * sizeof(type)))
