@@ -1,6 +1,7 @@
 /* kernels/backend.h: what a backend hands to device.c; internal to kernels/. */
 #ifndef SHEAF_KERNELS_BACKEND_H
 #define SHEAF_KERNELS_BACKEND_H
+#include <string.h>
 #include "kernels/device.h"
 SF_C_BEGIN
 
@@ -16,11 +17,19 @@ struct sf_backend {
 /* The job of attend that looks at what a job of columns looks at; it has no outputs. */
 static inline struct sf_attend_job sf_columns_view(const struct sf_columns_job *job)
 {
-    return (struct sf_attend_job){
-        .layout = job->layout, .pool = job->pool, .page_bytes = job->page_bytes, .q = job->q,
-        .q_stride = job->q_stride, .scale = job->scale, .window = job->window,
-        .row_pos = job->row_pos, .lane = job->lane, .lanes = job->lanes
-    };
+    struct sf_attend_job view;
+    memset(&view, 0, sizeof view);
+    view.layout = job->layout;
+    view.pool = job->pool;
+    view.page_bytes = job->page_bytes;
+    view.q = job->q;
+    view.q_stride = job->q_stride;
+    view.scale = job->scale;
+    view.window = job->window;
+    view.row_pos = job->row_pos;
+    view.lane = job->lane;
+    view.lanes = job->lanes;
+    return view;
 }
 
 /* The slots of a lane that lie in one layout: its own (part -1) or those of a part. */
@@ -37,6 +46,12 @@ static inline int32_t sf_lane_part_seen(const struct sf_lane_job *lane, int32_t 
 }
 
 extern const struct sf_backend sf_backend_ref, sf_backend_cpu;
+
+/* The backend of a shared object, libsheaf_NAME.so with '_' for '-', which has it under the name
+ * sf_backend_plugin.  It is searched beside the program, in the folder above, in lib/ there, and
+ * where the system's loader searches.  It stays loaded; what it shares with the program (status,
+ * memory) it finds in the program.  SF_UNSUPPORTED if it is not to be had. */
+sf_status sf_backend_load(const char *name, const struct sf_backend **backend_out);
 
 SF_C_END
 #endif

@@ -1,5 +1,5 @@
 /* kernels/device.c: finds the backend by its name and the best instruction set of this machine.
- * The backends themselves are ref/ and cpu/. */
+ * The backends themselves are ref/ and cpu/, and plugins for the rest (plugin.c). */
 #include <stdio.h>
 #include <string.h>
 #include "base/memory.h"
@@ -20,6 +20,8 @@ static sf_status backend_find(const char *name, const struct sf_backend **backen
             *backend_out = backends[i];
             return SF_OK;
         }
+    if (strcmp(name, "cuda") == 0 || strcmp(name, "cuda-emulated") == 0)
+        return sf_backend_load(name, backend_out);
     return SF_FAIL(SF_UNSUPPORTED, "there is no backend '%s' in this build (cpu, ref)", name);
 }
 

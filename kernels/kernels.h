@@ -160,7 +160,8 @@ struct sf_factor_job {
 struct sf_kernels {
     const char *name;                   /* "ref", "cpu-avx512", ... */
 
-    /* ---- memory, required ---- */
+    /* ---- memory, required ----
+     * On return from upload its source is the caller's again, from download its target is there. */
     sf_status (*alloc)(struct sf_device *, size_t bytes, const char *what, void **out); /* zeroed */
     void (*free)(struct sf_device *, void *block);
     void (*upload)(struct sf_device *, void *device_dst, const void *host_src, size_t bytes);

@@ -110,6 +110,7 @@ static void check_shape(int shape, enum sf_dtype dtype, int fixed)
         char what[96];
         mat_make(device, &p, &mat);
         for (size_t r = 0; r < sizeof row_counts / sizeof *row_counts; r++) {
+            if (variants_spare(shape + (int)r, 3)) continue;
             int32_t rows = row_counts[r], written = fixed ? (rows + 47) / 48 * 48 : rows;
             size_t x_bytes = (size_t)written * p.x_stride * sf_dtype_bytes(dtype);
             unsigned char *x = malloc(x_bytes + 1);
@@ -185,6 +186,7 @@ static void test_fixed(void)
 {
     for (int shape = 0; shape < SHAPES; shape++)
         for (int t = 0; t < 3; t++) {
+            if (variants_spare(shape + t, 3)) continue;
             struct problem p;
             problem_make(&p, shape, dtypes[t], 1);
             float *standard = malloc(144 * p.y_stride * sizeof *standard);
@@ -247,7 +249,8 @@ static int64_t process_bytes(void)
 }
 
 /* mat_bytes is the plain size, columns rounded up to 16 (fixed: the last panel filled up), and the
- * process grows by that much: 24 MiB and a bit, against slack of 2 MiB for huge pages. */
+ * process grows by that much: 24 MiB and a bit, against slack of 2 MiB for huge pages (emulation
+ * keeps more beside it). */
 static void test_bytes(void)
 {
     struct sf_mat_shape shape = { 3000, 128, 1024, 2, SF_F32, 0, 64 };
@@ -259,7 +262,7 @@ static void test_bytes(void)
     SF_CHECK_INT(k->mat_bytes(&shape), 3072LL * 2048 * 2);
     SF_CHECK_INT(ref->k->mat_bytes(&shape), 3000LL * 2048 * 2);
     shape.dtype = SF_F32;
-    for (int i = 0; i < count; i += 3) {
+    for (int i = 0; i < count && !VARIANTS_EMULATED; i += 3) {
         struct sf_device *device = variants[i].device;
         struct sf_mat *mat[3];
         SF_MUST(device->k->mat_create(device, &shape, &mat[0]));

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include "base/rng.h"
 #include "tests/check.h"
+#include "tests/kernels/staged.h"
 
 /* ThreadSanitizer does not see into OpenMP's own barriers and would accuse every loop. */
 #if defined(__SANITIZE_THREAD__)
@@ -20,6 +21,33 @@ static struct sf_device *device_open(const struct sf_device_spec *spec)
     fprintf(stderr, "%s, %s: %s\n", spec->name, sf_isa_name(spec->isa_max), sf_error_text());
     exit(2);
 }
+
+#if defined(SHEAF_EMULATED)
+
+/* CUDA under emulation: the threads of a block from the first to the last, and the other way. */
+int variants_open(struct variant *variants, struct sf_device **ref_out)
+{
+    struct sf_device_spec spec = { .name = "ref", .threads = 1, .rows_max = VARIANT_ROWS_MAX };
+    *ref_out = device_open(&spec);
+    for (int reversed = 0; reversed < 2; reversed++) {
+        struct variant *variant = &variants[reversed];
+        if (staged_open("cuda-emulated", reversed, &variant->device) != SF_OK) {
+            fprintf(stderr, "cuda-emulated: %s\n", sf_error_text());
+            exit(2);
+        }
+        snprintf(variant->text, sizeof variant->text, "%s%s", variant->device->k->name,
+                 reversed ? ", lanes reversed" : "");
+    }
+    return 2;
+}
+
+void variants_close(struct variant *variants, int count, struct sf_device *ref)
+{
+    for (int i = 0; i < count; i++) staged_close(variants[i].device);
+    sf_device_close(ref);
+}
+
+#else
 
 int variants_open(struct variant *variants, struct sf_device **ref_out)
 {
@@ -42,6 +70,15 @@ void variants_close(struct variant *variants, int count, struct sf_device *ref)
 {
     for (int i = 0; i < count; i++) sf_device_close(variants[i].device);
     sf_device_close(ref);
+}
+
+#endif
+
+int variants_spare(int number, int of)
+{
+    const char *level = getenv("SHEAF_TEST_LEVEL");
+    if (!VARIANTS_EMULATED || (level && strcmp(level, "long") == 0)) return 0;
+    return number % of != 0;
 }
 
 void random_fill(float *out, size_t count, float amplitude, uint64_t stream)

@@ -13,9 +13,19 @@ struct variant {
     struct sf_device *device;
 };
 
-/* Opens ref, and cpu for each instruction set up to this machine's, with 1, 2 and 3 threads. */
+/* Opens ref, and cpu for each instruction set up to this machine's, with 1, 2 and 3 threads.
+ * SHEAF_EMULATED: ref, and CUDA under emulation with the threads of a block in either order. */
 int  variants_open(struct variant *variants, struct sf_device **ref_out);
 void variants_close(struct variant *variants, int count, struct sf_device *ref);
+
+/* Whether case `number` is left out: under emulation, which is slow, all but one in `of` are; none
+ * are at SHEAF_TEST_LEVEL=long or on a real backend. */
+int variants_spare(int number, int of);
+#if defined(SHEAF_EMULATED)
+enum { VARIANTS_EMULATED = 1 };
+#else
+enum { VARIANTS_EMULATED = 0 };
+#endif
 
 /* Uniform in [-amplitude, amplitude), a fixed function of stream and place. */
 void random_fill(float *out, size_t count, float amplitude, uint64_t stream);

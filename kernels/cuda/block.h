@@ -1,0 +1,109 @@
+/* kernels/cuda/block.h: sums and maxima over a warp and a block, and elements of every dtype.
+ *
+ * A sum over a warp is the butterfly of 16, 8, 4, 2, 1, so its bits depend on the lanes' values
+ * alone; over a block, the warps' sums are added in their order.  Every thread gets the result. */
+#ifndef SHEAF_KERNELS_CUDA_BLOCK_H
+#define SHEAF_KERNELS_CUDA_BLOCK_H
+#include "base/dtype.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.h"
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
+enum { SF_WARP = 32 };
+
+static __device__ __forceinline__ float sf_warp_sum(float value)
+{
+    for (int bits = SF_WARP / 2; bits > 0; bits /= 2)
+        value += __shfl_xor_sync(SF_FULL_MASK, value, bits);
+    return value;
+}
+
+static __device__ __forceinline__ int32_t sf_warp_count(int32_t value)
+{
+    for (int bits = SF_WARP / 2; bits > 0; bits /= 2)
+        value += __shfl_xor_sync(SF_FULL_MASK, value, bits);
+    return value;
+}
+
+static __device__ __forceinline__ float sf_warp_max(float value)
+{
+    for (int bits = SF_WARP / 2; bits > 0; bits /= 2)
+        value = fmaxf(value, __shfl_xor_sync(SF_FULL_MASK, value, bits));
+    return value;
+}
+
+/* `part`: shared, a float for each warp, free again on return. */
+static __device__ __forceinline__ float sf_block_sum(float value, sf_shared<float> part)
+{
+    float sum = sf_warp_sum(value), total = 0;
+    if (threadIdx.x % SF_WARP == 0) part[threadIdx.x / SF_WARP] = sum;
+    __syncthreads();
+    for (unsigned w = 0; w < blockDim.x / SF_WARP; w++) total += part[w];
+    __syncthreads();
+    return total;
+}
+
+/* ---- elements ------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ float sf_bf16_widen(uint16_t bits)
+{
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+static __device__ __forceinline__ uint16_t sf_bf16_narrow(float value)
+{
+    uint32_t wide;
+    memcpy(&wide, &value, sizeof wide);
+    if ((wide & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((wide >> 16) | 0x40u);
+    return (uint16_t)((wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16);
+}
+
+static __device__ __forceinline__ float sf_f16_widen(uint16_t bits)
+{
+#if defined(__CUDACC__)
+    return __half2float(__ushort_as_half(bits));
+#else
+    return sf_f16_to_f32(bits);
+#endif
+}
+
+static __device__ __forceinline__ uint16_t sf_f16_narrow(float value)
+{
+#if defined(__CUDACC__)
+    return __half_as_ushort(__float2half_rn(value));
+#else
+    return sf_f32_to_f16(value);
+#endif
+}
+
+/* Element i of an array of `dtype`. */
+static __device__ __forceinline__ float sf_get(enum sf_dtype dtype,
+                                               sf_global<const unsigned char> array, size_t i)
+{
+    if (dtype == SF_F32) return sf_as<const float>(array)[i];
+    uint16_t bits = sf_as<const uint16_t>(array)[i];
+    return dtype == SF_BF16 ? sf_bf16_widen(bits) : sf_f16_widen(bits);
+}
+
+static __device__ __forceinline__ void sf_put(enum sf_dtype dtype, sf_global<unsigned char> array,
+                                              size_t i, float value)
+{
+    if (dtype == SF_F32) sf_as<float>(array)[i] = value;
+    else sf_as<uint16_t>(array)[i] = dtype == SF_BF16 ? sf_bf16_narrow(value)
+                                                      : sf_f16_narrow(value);
+}
+
+/* Blocks of `threads` for `count` pieces of work, one a thread. */
+static inline unsigned sf_blocks(size_t count, unsigned threads)
+{
+    size_t blocks = (count + threads - 1) / threads;
+    SF_ASSERT(blocks <= 0x7fffffff);
+    return (unsigned)blocks;
+}
+
+#endif

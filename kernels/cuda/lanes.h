@@ -1,0 +1,135 @@
+/* kernels/cuda/lanes.h: the lanes of a job on the device, and the logits of one slot.
+ *
+ * A vector is one query head of one row; those of a lane are numbered row * q_heads + head.  A tile
+ * is up to SF_VECTORS successive vectors of a lane: they share each key and value that is loaded.
+ *
+ * A logit is one chain of fused products over k_dim in order, then scale and bias, whatever the
+ * tile and whoever asks: attend and columns get the same bits. */
+#ifndef SHEAF_KERNELS_CUDA_LANES_H
+#define SHEAF_KERNELS_CUDA_LANES_H
+#include "kernels/cuda/block.h"
+
+enum {
+    SF_VECTORS = 8,
+    SF_SHARED_FLOATS = 48 * 1024 / 4    /* of a block, without asking the driver for more */
+};
+
+struct sf_cuda_lane {                   /* sf_lane_job with its pages as a place in one array */
+    int32_t pages_first, slots, row_first, rows, q_first, q_heads;
+};
+/* What kernels know of a job, by value. */
+struct sf_cuda_view {
+    struct sf_layout layout;
+    sf_global<const unsigned char> pool;
+    size_t page_bytes;
+    sf_global<const float> q;
+    size_t q_stride;
+    float scale;
+    int32_t window;
+    sf_global<const int32_t> lanes;     /* [][6], sf_cuda_lane */
+    sf_global<const int32_t> pages;
+    sf_global<const int32_t> row_pos;   /* only read if window != 0 */
+};
+
+/* The lanes, pages and positions of a job in one block of the ring, with room for `extra` bytes
+ * behind them; the view of it.  A job that is too long for the ring is refused by an assertion. */
+struct sf_cuda_packed { struct sf_cuda_block block; size_t extra_at; struct sf_cuda_view view; };
+void sf_cuda_pack(struct sf_cuda *, const struct sf_attend_job *, size_t extra,
+                  struct sf_cuda_packed *out);
+
+static __device__ __forceinline__ struct sf_cuda_lane sf_lane_at(const struct sf_cuda_view &view,
+                                                                 int32_t i)
+{
+    sf_global<const int32_t> word = view.lanes + (size_t)i * 6;
+    struct sf_cuda_lane lane = { word[0], word[1], word[2], word[3], word[4], word[5] };
+    return lane;
+}
+
+/* One slot of a lane: its page and its number there. */
+struct sf_cuda_slot { sf_global<const unsigned char> page; int32_t slot; };
+
+static __device__ __forceinline__ struct sf_cuda_slot sf_slot_at(const struct sf_cuda_view &view,
+                                                                 const struct sf_cuda_lane &lane,
+                                                                 int32_t s)
+{
+    int32_t page = view.pages[lane.pages_first + s / view.layout.page_slots];
+    struct sf_cuda_slot at = { view.pool + (size_t)page * view.page_bytes,
+                               s % view.layout.page_slots };
+    return at;
+}
+
+static __device__ __forceinline__ size_t sf_bias_word(const struct sf_layout &layout)
+{
+    size_t width = layout.dtype == SF_F32 ? 4 : 2;
+    return (size_t)layout.page_slots * (size_t)(layout.k_dim + layout.v_dim) * width / 4;
+}
+
+static __device__ __forceinline__ float sf_bias_of(const struct sf_layout &layout,
+                                                   const struct sf_cuda_slot &at)
+{
+    return sf_as<const float>(at.page)[sf_bias_word(layout) + (size_t)at.slot];
+}
+
+static __device__ __forceinline__ int32_t sf_pos_of(const struct sf_layout &layout,
+                                                    const struct sf_cuda_slot &at)
+{
+    size_t word = sf_bias_word(layout) + (size_t)layout.page_slots + (size_t)at.slot;
+    return sf_as<const int32_t>(at.page)[word];
+}
+
+/* Copies the queries of a tile, [vectors][k_dim], to shared memory; the caller waits. */
+static __device__ __forceinline__ void sf_queries_stage(const struct sf_cuda_view &view,
+                                                        const struct sf_cuda_lane &lane,
+                                                        int32_t first, int32_t vectors,
+                                                        sf_shared<float> q)
+{
+    int32_t k_dim = view.layout.k_dim;
+    for (int32_t i = (int32_t)threadIdx.x; i < vectors * k_dim; i += (int32_t)blockDim.x) {
+        int32_t vector = first + i / k_dim, row = lane.row_first + vector / lane.q_heads;
+        int32_t head = lane.q_first + vector % lane.q_heads;
+        q[i] = view.q[(size_t)row * view.q_stride + (size_t)head * (size_t)k_dim +
+                      (size_t)(i % k_dim)];
+    }
+}
+
+/* dot[j] = q_j . k of the slot, j < vectors.  Lanes of a warp hold neighbouring slots, whose
+ * elements lie side by side; each key element is loaded once for all vectors. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void sf_dots(int32_t k_dim, const struct sf_cuda_slot &at,
+                                               sf_shared<const float> q, int32_t vectors,
+                                               float *dot)
+{
+    size_t lane = (size_t)(at.slot % SF_BLOCK_SLOTS);
+    size_t block = (size_t)(at.slot / SF_BLOCK_SLOTS) * SF_BLOCK_SLOTS * (size_t)k_dim;
+    const int per_word = D == SF_BF16 ? 2 : 1;
+    SF_UNROLL
+    for (int j = 0; j < SF_VECTORS; j++) dot[j] = 0;
+    for (int32_t e = 0; e < k_dim; e += per_word) {
+        float k0, k1 = 0;
+        if (D == SF_BF16) {
+            size_t word = block / 2 + (size_t)(e / 2) * SF_BLOCK_SLOTS + lane;
+            uint32_t pair = sf_as<const uint32_t>(at.page)[word];
+            k0 = sf_bf16_widen((uint16_t)pair);
+            k1 = sf_bf16_widen((uint16_t)(pair >> 16));
+        } else {
+            k0 = sf_get(D, at.page, block + (size_t)e * SF_BLOCK_SLOTS + lane);
+        }
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++) {
+            if (j < vectors) dot[j] = fmaf(q[j * k_dim + e], k0, dot[j]);
+            if (j < vectors && D == SF_BF16) dot[j] = fmaf(q[j * k_dim + e + 1], k1, dot[j]);
+        }
+    }
+}
+
+static __device__ __forceinline__ void sf_dots_any(const struct sf_layout &layout,
+                                                   const struct sf_cuda_slot &at,
+                                                   sf_shared<const float> q, int32_t vectors,
+                                                   float *dot)
+{
+    if (layout.dtype == SF_F32) sf_dots<SF_F32>(layout.k_dim, at, q, vectors, dot);
+    else if (layout.dtype == SF_F16) sf_dots<SF_F16>(layout.k_dim, at, q, vectors, dot);
+    else sf_dots<SF_BF16>(layout.k_dim, at, q, vectors, dot);
+}
+
+#endif

@@ -1,0 +1,46 @@
+/* kernels/plugin.c: backends that live in shared objects of their own, so that one program serves
+ * machines with and without their libraries. */
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include "kernels/backend.h"
+
+/* The folder of the program, with '/' at its end; "" if the system does not tell. */
+static void program_folder(char *folder, size_t bytes)
+{
+    ssize_t length = readlink("/proc/self/exe", folder, bytes - 1);
+    folder[length > 0 ? length : 0] = 0;
+    char *slash = strrchr(folder, '/');
+    folder[slash ? slash + 1 - folder : 0] = 0;
+}
+
+static void *object_open(const char *file)
+{
+    static const char *const places[] = { "", "../", "../lib/" };
+    char folder[PATH_MAX], path[PATH_MAX + 64];
+    program_folder(folder, sizeof folder);
+    for (size_t i = 0; folder[0] && i < sizeof places / sizeof *places; i++) {
+        snprintf(path, sizeof path, "%s%s%s", folder, places[i], file);
+        if (access(path, R_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
+    return dlopen(file, RTLD_NOW | RTLD_LOCAL);
+}
+
+sf_status sf_backend_load(const char *name, const struct sf_backend **backend_out)
+{
+    char file[64];
+    snprintf(file, sizeof file, "libsheaf_%s.so", name);
+    for (char *c = file; *c; c++)
+        if (*c == '-') *c = '_';
+    void *object = object_open(file);
+    const struct sf_backend *backend = object ? dlsym(object, "sf_backend_plugin") : NULL;
+    if (!backend) {
+        const char *why = dlerror();
+        return SF_FAIL(SF_UNSUPPORTED, "there is no backend '%s' here: %s", name,
+                       why ? why : "its shared object is empty");
+    }
+    *backend_out = backend;
+    return SF_OK;
+}

@@ -1,0 +1,391 @@
+/* tests/emulation/defects.cpp: the emulation itself.  Each kind of defect is planted in a small
+ * kernel, run in a process of its own, and must be reported by its name; right kernels pass and
+ * compute what they should, with the threads of a block in either order.  Streams run when they
+ * must and no sooner. */
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cuda_runtime.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define SF_CUDA_MUST(call) SF_CHECK_INT((call), cudaSuccess)
+#include "kernels/cuda/launch.h"
+#include "tests/emulation/emulation.h"
+extern "C" {
+#include "tests/check.h"
+}
+
+enum { THREADS = 64 };
+
+static cudaStream_t stream_make(void)
+{
+    cudaStream_t stream;
+    SF_CHECK_INT(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    return stream;
+}
+
+template <class T> static T *device_make(size_t count)
+{
+    void *block = nullptr;
+    SF_CHECK_INT(cudaMalloc(&block, count * sizeof(T)), cudaSuccess);
+    return (T *)block;
+}
+
+/* ---- kernels that are right ----------------------------------------------------------------- */
+
+/* out[b] = sum of the block's 64 values, once by shared memory and once by shuffles. */
+static __global__ void sums(sf_global<const float> x, sf_global<float> out)
+{
+    SF_SHARED(float, tree, THREADS);
+    unsigned t = threadIdx.x;
+    float value = x[blockIdx.x * THREADS + t];
+    tree[t] = value;
+    __syncthreads();
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
+        if (t < half) tree[t] += tree[t + half];
+        __syncthreads();
+    }
+    for (int bits = 16; bits > 0; bits /= 2) value += __shfl_xor_sync(SF_FULL_MASK, value, bits);
+    float other = __shfl_sync(SF_FULL_MASK, value, 31);
+    if (t == 0) out[2 * blockIdx.x] = tree[0];
+    if (t % 32 == 0) tree[t / 32] = other;
+    __syncthreads();
+    if (t == 0) out[2 * blockIdx.x + 1] = tree[0] + tree[1];
+}
+
+/* Counts by atomics, votes, and a warp that works through shared memory on its own. */
+static __global__ void votes(sf_global<int32_t> out)
+{
+    SF_SHARED_DYNAMIC(int32_t, seen);
+    SF_SHARED(int32_t, total, 1);
+    unsigned t = threadIdx.x, lane = t % 32, warp = t / 32;
+    if (t == 0) total[0] = 0;
+    seen[t] = (int32_t)(t * 3);
+    __syncwarp();
+    int32_t neighbour = seen[warp * 32 + (lane + 1) % 32];
+    __syncthreads();
+    atomicAdd(total + 0, neighbour);
+    atomicMax(out + 1, neighbour);
+    unsigned even = __ballot_sync(SF_FULL_MASK, lane % 2 == 0);
+    int any = __any_sync(SF_FULL_MASK, lane == 7), all = __all_sync(SF_FULL_MASK, lane < 31);
+    int32_t up = __shfl_up_sync(SF_FULL_MASK, (int32_t)lane, 1);
+    int32_t down = __shfl_down_sync(SF_FULL_MASK, (int32_t)lane, 2);
+    __syncthreads();
+    if (t != 5) return;
+    out[0] = total[0];
+    out[2] = (int32_t)even;
+    out[3] = any * 2 + all;
+    out[4] = up * 100 + down;
+}
+
+static void test_right_kernels(void)
+{
+    enum { BLOCKS = 3 };
+    float x[BLOCKS * THREADS], found[BLOCKS * 2];
+    int32_t counts[5];
+    for (int i = 0; i < BLOCKS * THREADS; i++) x[i] = (float)(i % 17);
+    for (int reversed = 0; reversed < 2; reversed++) {
+        emu_set_reversed(reversed);
+        cudaStream_t stream = stream_make();
+        float *in = device_make<float>(BLOCKS * THREADS), *out = device_make<float>(BLOCKS * 2);
+        int32_t *ints = device_make<int32_t>(5);
+        cudaMemcpyAsync(in, x, sizeof x, cudaMemcpyHostToDevice, stream);
+        cudaMemsetAsync(ints, 0, sizeof counts, stream);
+        SF_LAUNCH(sums, BLOCKS, THREADS, 0, stream, in, out);
+        SF_LAUNCH(votes, 1, THREADS, THREADS * 4, stream, ints);
+        cudaMemcpyAsync(found, out, sizeof found, cudaMemcpyDeviceToHost, stream);
+        cudaMemcpyAsync(counts, ints, sizeof counts, cudaMemcpyDeviceToHost, stream);
+        SF_CHECK_INT(cudaStreamSynchronize(stream), cudaSuccess);
+        for (int b = 0; b < BLOCKS; b++) {
+            float sum = 0;
+            for (int i = 0; i < THREADS; i++) sum += x[b * THREADS + i];
+            SF_CHECK_NEAR(found[2 * b], sum, 0);
+            SF_CHECK_NEAR(found[2 * b + 1], sum, 0);
+        }
+        SF_CHECK_INT(counts[0], 3 * 63 * 64 / 2);
+        SF_CHECK_INT(counts[1], 3 * 63);
+        SF_CHECK_INT((unsigned)counts[2], 0x55555555u);
+        SF_CHECK_INT(counts[3], 2);
+        SF_CHECK_INT(counts[4], 4 * 100 + 7);
+        cudaFree(in);
+        cudaFree(out);
+        cudaFree(ints);
+        cudaStreamDestroy(stream);
+    }
+    emu_set_reversed(0);
+}
+
+/* ---- planted defects ------------------------------------------------------------------------ */
+
+static __global__ void past_end(sf_global<float> x, int n)
+{
+    if ((int)threadIdx.x <= n) x[threadIdx.x] = 1;
+}
+static __global__ void read_far(sf_global<float> x, size_t at)
+{
+    if (threadIdx.x == 0) x[0] = x[at];
+}
+static __global__ void odd_address(sf_global<unsigned char> x)
+{
+    if (threadIdx.x == 0) sf_as<float>(x + 2)[0] = 1;
+}
+static __global__ void shared_past_end(sf_global<float> x)
+{
+    SF_SHARED(float, a, 32);
+    SF_SHARED(float, b, 32);
+    if (threadIdx.x < 32) {
+        a[threadIdx.x] = 1;
+        b[threadIdx.x] = 1;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) x[0] = b[32];
+}
+static __global__ void shared_unset(sf_global<float> x)
+{
+    SF_SHARED(float, a, THREADS);
+    if (threadIdx.x != 7) a[threadIdx.x] = 1;
+    __syncthreads();
+    if (threadIdx.x == 7) x[0] = a[7];
+}
+static __global__ void no_barrier(sf_global<float> x)
+{
+    SF_SHARED(float, a, THREADS);
+    a[threadIdx.x] = 1;
+    if (threadIdx.x > 0) x[threadIdx.x] = a[threadIdx.x - 1];
+}
+static __global__ void no_second_barrier(sf_global<float> x)
+{
+    SF_SHARED(float, a, THREADS);
+    a[threadIdx.x] = 1;
+    __syncthreads();
+    float next = a[(threadIdx.x + 1) % THREADS];
+    a[threadIdx.x] = next;
+    x[threadIdx.x] = next;
+}
+static __global__ void warp_not_block(sf_global<float> x)
+{
+    SF_SHARED(float, a, THREADS);
+    a[threadIdx.x] = 1;
+    __syncwarp();
+    if (threadIdx.x >= 32) x[threadIdx.x] = a[threadIdx.x - 32];
+}
+static __global__ void global_race(sf_global<float> x)
+{
+    x[threadIdx.x / 2] = (float)threadIdx.x;
+}
+static __global__ void block_race(sf_global<float> x)
+{
+    if (threadIdx.x == 0) x[0] = x[0] + 1;
+}
+static __global__ void part_barrier(sf_global<float> x)
+{
+    if (threadIdx.x < 40) {
+        __syncthreads();
+        x[threadIdx.x] = 1;
+    } else {
+        float late = __shfl_sync(SF_FULL_MASK, 1.0f, 0);
+        x[threadIdx.x] = late;
+    }
+}
+static __global__ void two_barriers(sf_global<float> x)
+{
+    if (threadIdx.x < 32) {
+        __syncthreads();
+        x[0] = 1;
+    } else {
+        __syncthreads();
+    }
+}
+static __global__ void half_warp(sf_global<float> x)
+{
+    if (threadIdx.x % 32 < 16) x[threadIdx.x] = __shfl_xor_sync(SF_FULL_MASK, 1.0f, 1);
+    __syncthreads();
+}
+static __global__ void from_nobody(sf_global<float> x)
+{
+    if (threadIdx.x % 32 >= 16) return;
+    x[threadIdx.x] = __shfl_xor_sync(0xffffu, 1.0f, 16);
+}
+static __global__ void raw_pointer(float *x) { *x = 1; }
+static __global__ void quiet(sf_global<float> x)
+{
+    if (threadIdx.x == 0) x[0] = 1;
+}
+
+static cudaStream_t stream;
+static float *x;                        /* [64] floats of device memory */
+static float host[64];
+
+static void plant_past_end(void) { SF_LAUNCH(past_end, 1, THREADS, 0, stream, x + 4, 60); }
+static void plant_far(void) { SF_LAUNCH(read_far, 1, THREADS, 0, stream, x, (size_t)1 << 28); }
+static void plant_shared_end(void) { SF_LAUNCH(shared_past_end, 1, THREADS, 0, stream, x); }
+static void plant_odd(void)
+{
+    SF_LAUNCH(odd_address, 1, THREADS, 0, stream, (unsigned char *)x);
+}
+static void plant_unset(void) { SF_LAUNCH(shared_unset, 1, THREADS, 0, stream, x); }
+static void plant_no_barrier(void) { SF_LAUNCH(no_barrier, 1, THREADS, 0, stream, x); }
+static void plant_no_second(void) { SF_LAUNCH(no_second_barrier, 1, THREADS, 0, stream, x); }
+static void plant_warp_only(void) { SF_LAUNCH(warp_not_block, 1, THREADS, 0, stream, x); }
+static void plant_global_race(void) { SF_LAUNCH(global_race, 1, THREADS, 0, stream, x); }
+static void plant_block_race(void) { SF_LAUNCH(block_race, 2, THREADS, 0, stream, x); }
+static void plant_part_barrier(void) { SF_LAUNCH(part_barrier, 1, THREADS, 0, stream, x); }
+static void plant_two_barriers(void) { SF_LAUNCH(two_barriers, 1, THREADS, 0, stream, x); }
+static void plant_half_warp(void) { SF_LAUNCH(half_warp, 1, THREADS, 0, stream, x); }
+static void plant_from_nobody(void) { SF_LAUNCH(from_nobody, 1, THREADS, 0, stream, x); }
+static void plant_host_pointer(void) { SF_LAUNCH(quiet, 1, THREADS, 0, stream, host); }
+static void plant_raw_pointer(void) { SF_LAUNCH(raw_pointer, 1, 1, 0, stream, x); }
+static void plant_big_block(void) { SF_LAUNCH(quiet, 1, 2048, 0, stream, x); }
+static void plant_no_blocks(void) { SF_LAUNCH(quiet, 0, 32, 0, stream, x); }
+static void plant_big_shared(void) { SF_LAUNCH(quiet, 1, 32, 64 << 10, stream, x); }
+static void plant_host_reads(void) { host[0] = *(volatile float *)x; }
+static void plant_long_copy(void)
+{
+    cudaMemcpyAsync(host, x + 1, sizeof host, cudaMemcpyDeviceToHost, stream);
+}
+static void plant_wrong_way(void)
+{
+    cudaMemcpyAsync(host, x, sizeof host, cudaMemcpyHostToDevice, stream);
+}
+static void plant_freed(void)
+{
+    float *gone = device_make<float>(64);
+    cudaFree(gone);
+    SF_LAUNCH(quiet, 1, 32, 0, stream, gone);
+}
+static void plant_free_twice(void)
+{
+    float *gone = device_make<float>(64);
+    cudaFree(gone);
+    cudaFree(gone);
+}
+static void plant_leak(void) { device_make<float>(64); }
+static void plant_pinned_leak(void)
+{
+    void *block;
+    cudaHostAlloc(&block, 64, cudaHostAllocDefault);
+}
+static void plant_nothing(void) { SF_LAUNCH(quiet, 1, THREADS, 0, stream, x); }
+
+static const struct { const char *kind; void (*plant)(void); const char *text; } plants[] = {
+    { "out of bounds", plant_past_end, "a write past the end" },
+    { "out of bounds", plant_far, "a read far behind" },
+    { "out of bounds", plant_shared_end, "past the end of the last shared array" },
+    { "out of bounds", plant_long_copy, "a copy that is too long" },
+    { "use after free", plant_freed, "a freed block" },
+    { "misaligned", plant_odd, "a float at an odd place" },
+    { "uninitialised shared", plant_unset, "a place that one thread forgot" },
+    { "race", plant_no_barrier, "no barrier between write and read" },
+    { "race", plant_no_second, "no barrier between read and write" },
+    { "race", plant_warp_only, "__syncwarp where the block has to wait" },
+    { "race", plant_global_race, "two threads write one place" },
+    { "race", plant_block_race, "two blocks change one place" },
+    { "divergent", plant_part_barrier, "a barrier against a shuffle" },
+    { "divergent barrier", plant_two_barriers, "two barriers in two branches" },
+    { "divergent warp", plant_half_warp, "half of the mask comes" },
+    { "divergent warp", plant_from_nobody, "a value of a lane outside the mask" },
+    { "host memory", plant_host_pointer, "a host address in a kernel" },
+    { "device memory", plant_host_reads, "the host reads device memory" },
+    { "device memory", plant_raw_pointer, "a kernel past its accessors" },
+    { "host memory", plant_wrong_way, "a copy the wrong way" },
+    { "bad launch", plant_big_block, "2048 threads" },
+    { "bad launch", plant_no_blocks, "no blocks" },
+    { "bad launch", plant_big_shared, "64 KiB of shared memory" },
+    { "bad call", plant_free_twice, "a block freed twice" },
+    { "leak", plant_leak, "a block that stays" },
+    { "leak", plant_pinned_leak, "a pinned block that stays" },
+    { "", plant_nothing, "nothing planted" }
+};
+
+/* Runs one plant in a process of its own; what it printed to stderr. */
+static void plant_run(void (*plant)(void), char *text, size_t bytes)
+{
+    int ends[2];
+    SF_CHECK_INT(pipe(ends), 0);
+    fflush(nullptr);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit none = { 0, 0 };
+        setrlimit(RLIMIT_CORE, &none);
+        dup2(ends[1], 2);
+        close(ends[0]);
+        stream = stream_make();
+        x = device_make<float>(64);
+        cudaMemsetAsync(x, 0, 64 * sizeof *x, stream);
+        plant();
+        cudaStreamSynchronize(stream);
+        cudaFree(x);
+        cudaStreamDestroy(stream);
+        exit(0);
+    }
+    close(ends[1]);
+    size_t used = 0;
+    for (ssize_t n; used < bytes - 1 && (n = read(ends[0], text + used, bytes - 1 - used)) > 0; )
+        used += (size_t)n;
+    text[used] = 0;
+    close(ends[0]);
+    int status = 0;
+    waitpid(child, &status, 0);
+    SF_CHECK((used == 0) == (WIFEXITED(status) && WEXITSTATUS(status) == 0));
+}
+
+static void test_defects(void)
+{
+    for (const auto &p : plants) {
+        char text[1024], expected[64];
+        plant_run(p.plant, text, sizeof text);
+        snprintf(expected, sizeof expected, "cuda-emulated: %s", p.kind);
+        const char *found = strstr(text, expected);
+        if (p.kind[0] ? !found : text[0] != 0)
+            sf_test_fail(__FILE__, __LINE__, "%s: expected '%s', found '%s'", p.text, p.kind, text);
+        else
+            CU_PASS("as expected");
+    }
+}
+
+/* ---- streams -------------------------------------------------------------------------------- */
+
+static __global__ void increment(sf_global<int32_t> value)
+{
+    if (threadIdx.x == 0) value[0] += 1;
+}
+
+/* Nothing has happened before someone waits, then all up to there has, in order; an event waits for
+ * what is in front of it and no more; a stream that waits for an event pulls the other. */
+static void test_streams(void)
+{
+    cudaStream_t a = stream_make(), b = stream_make();
+    cudaEvent_t event;
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    int32_t *value = device_make<int32_t>(1), source = 5, found = -1, later = -1;
+    int64_t before = emu_launches();
+    cudaMemcpyAsync(value, &source, 4, cudaMemcpyHostToDevice, a);
+    SF_LAUNCH(increment, 1, 32, 0, a, value);
+    cudaMemcpyAsync(&found, value, 4, cudaMemcpyDeviceToHost, a);
+    cudaEventRecord(event, a);
+    SF_LAUNCH(increment, 1, 32, 0, a, value);
+    SF_CHECK_INT(found, -1);
+    SF_CHECK_INT(emu_launches() - before, 0);
+    source = 7;                         /* too early: the copy has not been made */
+    cudaEventSynchronize(event);
+    SF_CHECK_INT(found, 8);
+    SF_CHECK_INT(emu_launches() - before, 1);
+    cudaEventRecord(event, a);
+    cudaStreamWaitEvent(b, event, 0);
+    cudaMemcpyAsync(&later, value, 4, cudaMemcpyDeviceToHost, b);
+    SF_CHECK_INT(later, -1);
+    cudaStreamSynchronize(b);
+    SF_CHECK_INT(later, 9);
+    cudaEventDestroy(event);
+    cudaFree(value);
+    cudaStreamDestroy(a);
+    cudaStreamDestroy(b);
+}
+
+static const struct sf_test tests[] = {
+    { "right kernels", test_right_kernels }, { "defects", test_defects },
+    { "streams", test_streams }, { NULL, NULL }
+};
+
+SF_TEST_MAIN("emulation", tests)

@@ -1,0 +1,43 @@
+/* tests/emulation/internal.h: what the files of the emulation know of each other. */
+#ifndef SHEAF_TESTS_EMULATION_INTERNAL_H
+#define SHEAF_TESTS_EMULATION_INTERNAL_H
+#include <mutex>
+#include "tests/emulation/emulation.h"
+#include "tests/emulation/kernel.h"
+
+namespace emu {
+
+/* Held by every call of the runtime; kernels run inside of one, so several ranks may live in one
+ * process as threads. */
+extern std::recursive_mutex lock;
+extern bool checks, reversed;
+
+[[noreturn]] void defect(const char *kind, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* ", in kernel NAME, block .., thread .." of the running thread, or "". */
+const char *where();
+bool in_kernel();
+
+/* When an access happened, as the order of accesses knows it: `thread` counts through the grid
+ * (block * 1024 + thread), `barrier` the barriers of the block and `warp_sync` the __syncwarp of
+ * the warp so far. */
+struct moment { uint32_t launch, thread, barrier, warp_sync; };
+extern moment now;
+
+/* The last write and the last reads of one place. */
+struct mark {
+    moment write, read;
+    enum readers : uint8_t { ONE, WARP, BLOCK, GRID } readers;
+};
+void mark_read(mark *, const char *space, size_t offset);
+void mark_write(mark *, const char *space, size_t offset);
+void mark_atomic(mark *, const char *space, size_t offset);
+
+/* Where `bytes` bytes of device memory really are; must lie in one allocation. */
+unsigned char *device_range(const void *address, size_t bytes, const char *what);
+bool is_device(const void *address);
+void *device_alloc(size_t bytes);
+void device_free(void *block);
+
+}
+#endif
