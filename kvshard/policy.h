@@ -302,8 +302,8 @@ sf_status sf_probe(const struct sf_span *, const struct sf_lane *, struct sf_lis
 int32_t   sf_top_k(const float *score, int32_t n, int32_t k, int32_t *index_out);
 int64_t   sf_fixed(double x);             /* 2^-32 units, saturating */
 /* SUM or MAX over the tensor ranks, in place.  Only where all of them call it alike: in events that
- * follow from tokens (end or chunk of a prompt, interval), and for full lanes while all lanes of the
- * layer have the same slots.  Of copies of a lane, replica 0 alone adds to a sum. */
+ * follow from tokens (end or chunk of a prompt, interval), and for full lanes while all lanes of
+ * the layer have the same slots.  Of copies of a lane, replica 0 alone adds to a sum. */
 sf_status sf_reduce_i64(const struct sf_env *, int64_t *value, int32_t n, enum sf_fold);
 /* `pool` units in proportion to need >= 0, by largest remainder, ties to the lower index; no need
  * at all: equal shares.  need[i] * pool fits. */

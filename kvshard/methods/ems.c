@@ -20,9 +20,9 @@
  *            With merge_space pre_rope all k above are those before RoPE, and k^ is turned to the
  *            position of its centre
  * When       at the end of a prompt longer than B; in decode whenever a lane has grown to B + T
- *            head_budget sparsity: at the first event of a layer a head gets B_h in the place of B,
- *            f = w + max((B - w) / 4, N0 + 1) and of Hkv (B - f) a share in proportion to the fewest
- *            candidates that hold 90 % of its s; it keeps that for good
+ *            head_budget sparsity: at the first event of a layer a head gets B_h in the place of
+ *            B, f = w + max((B - w) / 4, N0 + 1) and of Hkv (B - f) a share in proportion to the
+ *            fewest candidates that hold 90 % of its s; it keeps that for good
  * Crosses    nothing: no head, layer or rank knows of another; with head_budget sparsity one sum of
  *            Hkv integers over the tensor ranks a layer and sequence
  * State      per slot s_glo and the local mass (the store's), m as uint32
@@ -186,8 +186,8 @@ static sf_status ems_plan(const struct sf_setup *setup, struct sf_plan *plan)
     return SF_OK;
 }
 
-/* From `base` tokens on a lane rises from budget to budget + interval and falls back; to what budget
- * is for the data to say, with head_budget sparsity. */
+/* From `base` tokens on a lane rises from budget to budget + interval and falls back; to what
+ * budget is for the data to say, with head_budget sparsity. */
 static sf_status ems_footprint(const struct sf_setup *setup, const struct sf_spot *spot,
                                struct sf_foot *foot)
 {
