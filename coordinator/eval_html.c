@@ -161,7 +161,7 @@ static void print_head(FILE *out, const struct page *page)
             page_style);
     print_value(out, sf_json_member(of, "model"));
     if (sf_json_count(sequences) > 0) {
-        fprintf(out, "; %zu sequences of text, ", sf_json_count(sequences));
+        fprintf(out, "; sequences of text: %zu, of which ", sf_json_count(sequences));
         print_value(out, sf_json_member(page->exact.of, "tokens"));
         fputs(" tokens scored", out);
     }
