@@ -161,9 +161,8 @@ static void print_head(FILE *out, const struct page *page)
             page_style);
     print_value(out, sf_json_member(of, "model"));
     if (sf_json_count(sequences) > 0) {
-        fprintf(out, "; %zu sequences of text, ", sf_json_count(sequences));
+        fprintf(out, "; sequences of text: %zu; tokens scored: ", sf_json_count(sequences));
         print_value(out, sf_json_member(page->exact.of, "tokens"));
-        fputs(" tokens scored", out);
     }
     fputs(".</p>\n<p class=\"note\">Each stack of methods and the exact cache were fed the same "
           "tokens: a prompt, compressed as in a run, then the text as it stands, token by token. "

@@ -87,7 +87,7 @@ static void print_axes(FILE *out, const struct page_plot *plot, double least, do
             "font 'sans-serif,15' linewidth 1.5 name '%s'\n", plot->id);
     fputs("set logscale x 2\nset samples 2\nset border 3\nset tics nomirror\n"
           "set grid linetype 1 linecolor 'gray' linewidth 0.5\n"
-          "set key outside center bottom horizontal Left reverse\n"
+          "set key outside center bottom horizontal Left reverse height 1\n"
           "set xlabel 'KV bytes stored / exact, at the end of the prompts'\nset xtics (1", out);
     for (int part = 2; part <= 256; part *= 2)
         fprintf(out, ", '1/%d' %.17g", part, 1.0 / part);

@@ -42,7 +42,7 @@ def arguments():
     parser.add_argument("--lengths", default="2000", help="tokens of a text, half of them prompt: "
                         "a list such as 2000,8000")
     parser.add_argument("--texts", type=int, default=100, help="at most so many")
-    parser.add_argument("--kinds", default="plain,razor,random,needle",
+    parser.add_argument("--kinds", default="plain,razor,dropping,random,needle",
                         help="groups of stacks that are measured, a list; all are reported")
     parser.add_argument("--seconds", type=float, default=0,
                         help="no piece of work begins after so many; 0: all of it")
@@ -129,7 +129,7 @@ def write_texts(options):
 
 
 def groups_of(options, length):
-    """[(kind, {stack: configuration})], of which the last two need a profile."""
+    """[(kind, {stack: configuration})], of which all but the first need a profile."""
     planner = stacks.Planner(options.sheaf, options.model,
                              os.path.join(options.results, f"configs-{length}"), length // 2)
     groups = [("plain", stacks.plain_stacks(planner))]
@@ -138,10 +138,11 @@ def groups_of(options, length):
         print(f"quality: no {options.profile}: nothing of razor_attention", file=sys.stderr)
     else:
         groups += [("razor", stacks.razor_stacks(planner, heads)),
+                   ("dropping", stacks.dropping_stacks(planner, heads)),
                    ("random", stacks.random_stacks(planner, heads))]
     if options.quick:
         groups = [(kind, {name: path for name, path in named.items() if name.endswith("1/4")})
-                  for kind, named in groups if kind != "random"]
+                  for kind, named in groups if kind in ("plain", "razor")]
     return groups
 
 
@@ -150,7 +151,7 @@ def measure_texts(work, sources, length, groups):
     fitting = [source for source in sources if len(source["text"]) >= 5.2 * length]
     for first in range(0, len(fitting), RANDOM_TEXTS):
         for kind, named in groups:
-            if kind == "random" and first > 0:
+            if kind in ("random", "dropping") and first > 0:
                 continue
             for source in fitting[first:first + RANDOM_TEXTS]:
                 about = {"kind": kind, "length": length, "name": source["name"],

@@ -13,7 +13,7 @@ import os
 import random
 import re
 
-DRAWS, SEED = 10000, 1
+DRAWS, SEED, TEXTS_MIN = 10000, 1, 8    # fewer texts: an interval, but no verdict
 WINDOW = "window"
 
 
@@ -99,7 +99,9 @@ def apart(of, stack, other, names):
     return interval([one - two for one, two in pairs], of.sums(stack, "scored_tokens", names))
 
 
-def verdict(low, high):
+def verdict(texts, low, high):
+    if texts < TEXTS_MIN:
+        return "too few texts"
     if low > 0:
         return "**worse: a bug until proven otherwise**"
     return "better" if high < 0 else "interval includes zero"
@@ -148,7 +150,7 @@ def table(of, label):
                     signed(apart(of, stack, "exact", names)),
                     "" if stack == base else signed(against),
                     f"{of.mean(stack, 'kl', names):.4f}", f"{of.mean(stack, 'agree', names):.4f}",
-                    "" if stack == base else verdict(*against[1:]))
+                    "" if stack == base else verdict(len(names), *against[1:]))
     return text
 
 
@@ -173,7 +175,7 @@ def random_part(of):
             f"{math.exp(means['exact']):.2f}); with {len(sets)} random sets of as many heads "
             f"{sum(ppl) / len(ppl):.2f} on average, {min(ppl):.2f} to {max(ppl):.2f}. Difference "
             f"of ln ppl to the mean of the random sets: {signed(values)}: "
-            f"{verdict(*values[1:])}.\n")
+            f"{verdict(len(names), *values[1:])}.\n")
 
 
 def needle_part(results):

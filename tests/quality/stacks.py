@@ -65,13 +65,14 @@ def ems(planner, fraction):
                        "budget_tokens", recent + 5, fraction)
 
 
-def razor(planner, fraction, heads):
+def razor(planner, fraction, heads, **more):
     """heads: retrieval heads, best first; cut where they would take too much."""
     total = LAYERS * KV_HEADS
     if len(heads) / total > fraction * 2 / 3:
         heads = heads[:max(int(total * fraction / 2), 1)]
     return planner.fit({"name": "razor_attention", "retrieval_heads": sorted(heads),
-                        "num_sink_tokens": 4, "window_divisor": 1 << 20, "min_dropped_tokens": 1},
+                        "num_sink_tokens": 4, "window_divisor": 1 << 20, "min_dropped_tokens": 1,
+                        **more},
                        "min_window_tokens", 1, fraction)
 
 
@@ -91,6 +92,14 @@ def plain_stacks(planner):
 def razor_stacks(planner, heads):
     return {f"razor_attention {label}": planner.write(f"razor-{label.replace('/', '.')}",
                                                       razor(planner, fraction, heads))
+            for label, fraction in FRACTIONS}
+
+
+def dropping_stacks(planner, heads):
+    """The same heads, and nothing that stands for what is dropped."""
+    return {f"razor_attention(no_compensation) {label}": planner.write(
+        f"dropping-{label.replace('/', '.')}",
+        razor(planner, fraction, heads, use_compensation_token=False))
             for label, fraction in FRACTIONS}
 
 
