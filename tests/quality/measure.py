@@ -42,7 +42,7 @@ def arguments():
     parser.add_argument("--lengths", default="2000", help="tokens of a text, half of them prompt: "
                         "a list such as 2000,8000")
     parser.add_argument("--texts", type=int, default=100, help="at most so many")
-    parser.add_argument("--kinds", default="plain,razor,dropping,random,needle",
+    parser.add_argument("--kinds", default="plain,razor,later,dropping,random,needle",
                         help="groups of stacks that are measured, a list; all are reported")
     parser.add_argument("--seconds", type=float, default=0,
                         help="no piece of work begins after so many; 0: all of it")
@@ -138,6 +138,7 @@ def groups_of(options, length):
         print(f"quality: no {options.profile}: nothing of razor_attention", file=sys.stderr)
     else:
         groups += [("razor", stacks.razor_stacks(planner, heads)),
+                   ("later", stacks.later_stacks(planner, heads)),
                    ("dropping", stacks.dropping_stacks(planner, heads)),
                    ("random", stacks.random_stacks(planner, heads))]
     if options.quick:
@@ -151,7 +152,7 @@ def measure_texts(work, sources, length, groups):
     fitting = [source for source in sources if len(source["text"]) >= 5.2 * length]
     for first in range(0, len(fitting), RANDOM_TEXTS):
         for kind, named in groups:
-            if kind in ("random", "dropping") and first > 0:
+            if kind in ("random", "dropping", "later") and first > 0:
                 continue
             for source in fitting[first:first + RANDOM_TEXTS]:
                 about = {"kind": kind, "length": length, "name": source["name"],

@@ -224,6 +224,8 @@ heads of `razor_attention` go on growing with the text, as the column *at the en
 ppl is the logarithm of the perplexity, differences are paired by text, and below zero is better.
 `ems` has `recent_tokens` 32 (or half of a smaller budget); `razor_attention` takes the heads of its
 profile, or where these would take more than two thirds of the bytes those that take half of them.
+Where it is worse than a window, docs/decisions/0010 says why: in this model's first layer the mean
+slot does harm, in the others good; `razor_attention(1-29)+window(0)` leaves that layer to a window.
 """
 
 

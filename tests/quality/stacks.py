@@ -22,14 +22,14 @@ class Planner:
         self.sheaf, self.model, self.folder, self.prompt = sheaf, model, folder, prompt
         os.makedirs(folder, exist_ok=True)
 
-    def text(self, method):
+    def text(self, *methods):
         return (f"schema_version: 1\nmodel: {{path: {json.dumps(self.model)}, dtype: f32}}\n"
-                f"kv_cache:\n  methods: [{json.dumps(method)}]\n")
+                f"kv_cache:\n  methods: [{', '.join(map(json.dumps, methods))}]\n")
 
-    def write(self, name, method):
+    def write(self, name, *methods):
         path = os.path.join(self.folder, name + ".yaml")
         with open(path, "w", encoding="utf-8") as file:
-            file.write(self.text(method))
+            file.write(self.text(*methods))
         return path
 
     def ratio(self, method):
@@ -100,6 +100,16 @@ def dropping_stacks(planner, heads):
     return {f"razor_attention(no_compensation) {label}": planner.write(
         f"dropping-{label.replace('/', '.')}",
         razor(planner, fraction, heads, use_compensation_token=False))
+            for label, fraction in FRACTIONS}
+
+
+def later_stacks(planner, heads):
+    """The same from layer 1 on, and a plain window of the same part in layer 0."""
+    return {f"razor_attention(1-29)+window(0) {label}": planner.write(
+        f"later-{label.replace('/', '.')}",
+        {**razor(planner, fraction, heads), "layers": f"1-{LAYERS - 1}"},
+        {"name": "window", "num_sink_tokens": 4, "layers": "0",
+         "recent_tokens": max(int(planner.prompt * fraction) - 4, 1)})
             for label, fraction in FRACTIONS}
 
 
