@@ -108,7 +108,8 @@ sf_status sf_profile_text(const struct sf_stack_entry *entry, const struct sf_pr
             calib->about);
     fprintf(out, "method: %s\n", entry->method->name);
     for (int32_t i = 0; i < profile->notes; i++) {
-        fprintf(out, "%s: ", profile->note[i].key);
+        sf_config_write_text(out, profile->note[i].key);
+        fputs(": ", out);
         sf_config_write_text(out, profile->note[i].text);
         fputc('\n', out);
     }

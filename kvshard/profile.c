@@ -4,8 +4,10 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
+#include "base/utf8.h"
 
 sf_status sf_profile_add(struct sf_profile *profile, int32_t layer, int32_t head, int32_t columns,
                          int32_t q_heads, struct sf_profile_row **row_out)
@@ -21,12 +23,24 @@ sf_status sf_profile_add(struct sf_profile *profile, int32_t layer, int32_t head
     return SF_OK;
 }
 
+/* As much as there is room for, whole characters. */
+static void copy_text(char out[SF_PROFILE_TEXT], const char *text)
+{
+    size_t bytes = strlen(text), kept = 0;
+    for (size_t n; kept < bytes; kept += n) {
+        n = sf_utf8_char_bytes(text + kept, bytes - kept);
+        if (n == 0 || kept + n >= SF_PROFILE_TEXT) break;
+    }
+    memcpy(out, text, kept);
+    out[kept] = '\0';
+}
+
 void sf_profile_note(struct sf_profile *profile, const char *key, const char *text)
 {
     if (profile->notes == SF_PROFILE_NOTES) return;
     int32_t n = profile->notes++;
-    snprintf(profile->note[n].key, SF_PROFILE_TEXT, "%s", key);
-    snprintf(profile->note[n].text, SF_PROFILE_TEXT, "%s", text);
+    copy_text(profile->note[n].key, key);
+    copy_text(profile->note[n].text, text);
 }
 
 void sf_profile_note_int(struct sf_profile *profile, const char *key, int64_t value)

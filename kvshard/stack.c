@@ -244,6 +244,21 @@ static sf_status check_groups(const struct sf_stack_entry *entry, const struct s
     return SF_OK;
 }
 
+/* A reduction is over all heads of a layer: each rank that holds some of them takes part in it. */
+static sf_status check_whole_layers(const struct sf_stack_entry *entry,
+                                    const struct sf_setup *setup)
+{
+    for (int32_t l = 0; l < setup->layers && entry->plan.reduce_bytes > 0; l++) {
+        const uint8_t *acts_on = entry->shape.acts_on + setup->layer[l].lane_first;
+        for (int32_t h = 1; h < setup->layer[l].groups; h++)
+            if (acts_on[h] != acts_on[0])
+                return SF_FAIL(SF_UNSUPPORTED, "method %s decides over all heads of a layer, but in"
+                               " layer %d it acts on some of them alone; give it whole layers, by"
+                               " `layers:`", entry->method->name, l);
+    }
+    return SF_OK;
+}
+
 static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup *common)
 {
     struct sf_setup setup = *common;
@@ -254,6 +269,7 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
     SF_TRY(check_plan(entry));
     SF_TRY(check_sense(entry));
+    SF_TRY(check_whole_layers(entry, &setup));
     return check_footprints(entry, &setup);
 }
 

@@ -208,6 +208,7 @@ static void part_launch(struct sf_cuda *cuda, const struct sf_columns_job *job,
 
 void sf_cuda_columns(struct sf_device *device, const struct sf_columns_job *job)
 {
+    SF_ASSERT(job->mass_slots == 0 || job->mass_slots == job->layout.page_slots);
     struct sf_cuda *cuda = sf_cuda_of(device);
     for (int32_t first = 0; first < job->lanes; ) {
         struct part part = part_of(job, first);

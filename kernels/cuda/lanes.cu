@@ -32,6 +32,7 @@ void sf_cuda_pack(struct sf_cuda *cuda, const struct sf_attend_job *job, size_t 
     int32_t *page = (int32_t *)(void *)(out->block.host + pages_at), used = 0;
     for (int32_t i = 0; i < job->lanes; i++) {
         const struct sf_lane_job *lane = &job->lane[i];
+        SF_ASSERT(lane->parts == 0);    /* not built here yet */
         lanes[i] = { used, lane->slots, lane->row_first, lane->rows, lane->q_first,
                      lane->q_heads };
         for (int32_t p = 0; lane->rows > 0 && p < pages_of(&job->layout, lane); p++)

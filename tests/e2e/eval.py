@@ -159,7 +159,7 @@ def whole_texts(tally):
 def forced_as_chosen(tally):
     """An answer of `run` under two methods that both drop slots, given again as a text."""
     folder, text = job.Folder(), TEXTS[0][:180]
-    methods = "kv_cache: {%s}" % job.stack(12)
+    methods = "kv_cache: {%s}" % job.stack(20)
     done = job.run(1, config(methods), job.records([("a", {
         "prompt": text, "max_tokens": 40, "ignore_eos": True, "logprobs": 0,
         "return_token_ids": True})]))

@@ -20,10 +20,12 @@ static sf_status setup_make(int32_t tp_size, struct sf_setup *setup)
 }
 
 /* ---- one ask at a time ---------------------------------------------------------------------- */
+static int64_t reduces;                 /* bytes that every plan asks to reduce */
 static sf_status plain_plan(const struct sf_setup *setup, struct sf_plan *plan)
 {
     (void)setup;
     *plan = script.plan;
+    if (reduces > 0) plan->reduce_bytes = reduces;
     return SF_OK;
 }
 static struct sf_foot foot_of_last_head;
@@ -358,6 +360,12 @@ static void test_on(void)
     struct on_entry deny[] = { { &teller, ALL, "0" }, { &denier, ALL, "1" } };
     CHECK_REFUSED(check_on(deny, 2, of), SF_INVALID, "methods teller and denier disagree on whether"
                   " KV head 0 of layer 0 is a retrieval head");
+    reduces = 64;                       /* over all heads of a layer, not over some */
+    CHECK_REFUSED(check_on(apart, 2, of), SF_UNSUPPORTED, "method teller decides over all heads of"
+                  " a layer, but in layer 0 it acts on some of them alone");
+    struct on_entry whole[] = { { &plain, ALL, "0-1" } };
+    SF_CHECK_OK(check_on(whole, 1, of));
+    reduces = 0;
 }
 
 static void test_setup(void)
