@@ -94,7 +94,6 @@ static const char *difference(const struct sf_launch *a, const struct sf_launch 
     if (p->dtype != q->dtype) return "model.dtype";
     if (a->config.model.compute != b->config.model.compute) return "model.compute";
     if (p->kv_dtype != q->kv_dtype) return "kv_cache.dtype";
-    if (p->page_slots != q->page_slots) return "kv_cache.block_size";
     return p->fixed != q->fixed ? "run.deterministic" : NULL;
 }
 

@@ -126,6 +126,7 @@ static sf_status open_store(struct sf_worker *w)
         spec.stack = w->spec.beside[s].stack;
         spec.setup = w->spec.beside[s].setup;
         spec.pool_bytes = w->spec.beside[s].pool_bytes;
+        spec.page_slots = w->spec.beside[s].page_slots;
         status = sf_store_create(&spec, &w->stores[s + 1]);
     }
 done:

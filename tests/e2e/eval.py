@@ -24,6 +24,7 @@ TEXTS = [
     "the others, these wait half of the time, however many there are. So the work is cut where "
     "the cuts are level, and not where they look nice; and what cannot be cut is done twice, if "
     "doing it twice costs less than to wait for it."]
+PROFILE = "configs/profiles/smollm2-135m-instruct.razor_attention.yaml"
 KEYS = {"methods", "stack", "config_file", "kv_fraction", "kv_fraction_end", "kv_bytes_exact",
         "kv_bytes_stored", "kv_bytes_exact_end", "kv_bytes_stored_end", "tokens", "sequences",
         "needle_recall"}
@@ -207,6 +208,26 @@ def spread(tally):
     folder.remove()
 
 
+def own_pages(tally):
+    """A stack whose f32 tier wants larger pages than the exact cache has in bf16."""
+    folder, root = job.Folder(), job.ROOT
+    done = job.sheaf(1, [
+        "eval", os.path.join(root, "configs/methods/razor_attention.yaml"),
+        *texts_of(folder)[:2], "--json", "-", "--set", f"model.path={job.MODEL}",
+        "--set", "scheduler.max_model_len=256", "--set", "kv_cache.memory=64MiB",
+        "--set", f"kv_cache.methods.0.profile={os.path.join(root, PROFILE)}",
+        "--set", "kv_cache.methods.0.min_window_tokens=8",
+        "--set", "kv_cache.methods.0.window_divisor=50",
+        "--set", "kv_cache.methods.0.min_dropped_tokens=1"], 120)
+    if tally.check("own pages: exit code", done.code, 0):
+        run = json.loads(done.stdout)["runs"][0]
+        tally.true("own pages: it has an effect", run["kl_mean"] > 1e-3 and
+                   run["kv_fraction"] < 0.8, str((run["kl_mean"], run["kv_fraction"])))
+    else:
+        print(done.stderr[-2000:])
+    folder.remove()
+
+
 # ---- needles -------------------------------------------------------------------------------------
 
 def needles(tally):
@@ -318,6 +339,7 @@ def main():
     job.need_model(tally)
     refusals(tally)
     whole_texts(tally)
+    own_pages(tally)
     table(tally)
     if job.LEVEL != "quick":
         forced_as_chosen(tally)
