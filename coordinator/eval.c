@@ -107,8 +107,9 @@ static sf_status check_alike(const struct sf_eval *eval, const struct sf_launch 
     for (int32_t s = 1; s < eval->list.stacks; s++) {
         const char *key = difference(&launch[0], &launch[s]);
         if (key != NULL)
-            return SF_FAIL(SF_INVALID, "%s and %s differ in %s; stacks are compared on one model "
-                           "in one layout", eval->list.stack[0].launch.config,
+            return SF_FAIL(SF_INVALID, "%s of %s and %s of %s differ in %s; stacks are compared on "
+                           "one model in one layout", eval->list.stack[0].label,
+                           eval->list.stack[0].launch.config, eval->list.stack[s].label,
                            eval->list.stack[s].launch.config, key);
     }
     if (plan->rows_max < eval->list.stacks)

@@ -104,8 +104,21 @@ sf_status sf_launch_look_around(struct sf_comm *world, struct sf_cluster *cluste
     return status;
 }
 
-static sf_status make_plan(struct sf_launch *launch)
+/* The cut follows what methods store, and stacks that share their weights need one for all. */
+static void take_cut(struct sf_config *config, const struct sf_launch_plan *first)
 {
+    struct sf_opt_ints *layers = &config->parallel.layers;
+    if (layers->count != SF_OPT_AUTO || config->parallel.pipeline != first->pipeline ||
+        first->pipeline > SF_OPT_INTS_MAX)
+        return;
+    for (int32_t s = 0; s < first->pipeline; s++)
+        layers->value[s] = first->rank[s * first->tensor].share.layer_count;
+    layers->count = first->pipeline;
+}
+
+static sf_status make_plan(struct sf_launch *launch, const struct sf_launch *first)
+{
+    if (first != NULL) take_cut(&launch->config, &first->plan);
     SF_TRY(sf_model_open(launch->config.model.path, &launch->model));
     SF_TRY(sf_launch_plan_make(&launch->config, launch->model, &launch->cluster, &launch->plan));
     if (!launch->plan.fits) return SF_FAIL(SF_INVALID, "%s", launch->plan.reason);
@@ -165,13 +178,14 @@ static sf_status check_job(struct sf_launch *launch, const struct sf_launch_spec
     return sf_run_check_same(files, &launch->config, launch->model_sha256);
 }
 
-static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec *spec)
+static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec *spec,
+                          const struct sf_launch *first)
 {
     struct sf_comm *world = launch->world;
     SF_TRY(read_config(launch, spec));
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
     SF_TRY(sf_launch_look_around(world, &launch->cluster));
-    sf_status status = make_plan(launch);
+    sf_status status = make_plan(launch, first);
     sf_comm_set_timeout(world, DIGEST_MS);
     if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, spec);
     SF_TRY(sf_launch_agree(world, status));
@@ -187,14 +201,20 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
                          "tensor group", &launch->tensor);
 }
 
-sf_status sf_launch_open(struct sf_comm *world, const struct sf_launch_spec *spec,
-                         struct sf_launch *out)
+sf_status sf_launch_open_beside(struct sf_comm *world, const struct sf_launch_spec *spec,
+                                const struct sf_launch *first, struct sf_launch *out)
 {
     memset(out, 0, sizeof *out);
     out->world = world;
-    sf_status status = open_all(out, spec);
+    sf_status status = open_all(out, spec, first);
     if (status != SF_OK) sf_launch_close(out);
     return status;
+}
+
+sf_status sf_launch_open(struct sf_comm *world, const struct sf_launch_spec *spec,
+                         struct sf_launch *out)
+{
+    return sf_launch_open_beside(world, spec, NULL, out);
 }
 
 void sf_launch_close(struct sf_launch *launch)

@@ -39,6 +39,10 @@ struct sf_launch {
 /* Collective over world. On failure everything is freed. */
 sf_status sf_launch_open(struct sf_comm *world, const struct sf_launch_spec *,
         struct sf_launch *out);
+/* The same beside an open launch on as many stages: where parallel.pipeline_layers is auto, layers
+ * are cut as they are there.  NULL: by this launch's own costs. */
+sf_status sf_launch_open_beside(struct sf_comm *world, const struct sf_launch_spec *,
+                                const struct sf_launch *first, struct sf_launch *out);
 void      sf_launch_close(struct sf_launch *);
 /* Collective: SF_OK if every rank brings SF_OK; otherwise the status and words of the first rank
  * that failed by itself, the same on all. */

@@ -297,8 +297,9 @@ static sf_status open_joined(struct sf_comm *world, const struct sf_task *task,
         status = SF_FAIL(SF_NO_MEMORY, "no memory for %zu launches", launches);
     SF_TRY(sf_launch_agree(world, status));
     for (; joined->opened < joined->launches; joined->opened++)
-        SF_TRY(sf_launch_open(world, launch_of(world, task, joined->opened),
-                              &joined->launch[joined->opened]));
+        SF_TRY(sf_launch_open_beside(world, launch_of(world, task, joined->opened),
+                                     joined->opened > 0 ? joined->launch : NULL,
+                                     &joined->launch[joined->opened]));
     return share_sizes(world, task, joined);
 }
 

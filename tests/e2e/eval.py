@@ -11,6 +11,7 @@ short window that has dropped them does not; every refusal is one line.
 import json
 import math
 import os
+import re
 import sys
 
 import job
@@ -208,6 +209,32 @@ def spread(tally):
     folder.remove()
 
 
+def one_cut(tally):
+    """A stack by itself would be cut into stages elsewhere than the exact cache; a given cut that
+    is not the other's is refused."""
+    folder = job.Folder()
+    name = folder.file("short.yaml", config(window(16), pipeline=2))
+    exact = folder.file("exact.yaml", config(pipeline=2))
+    more = folder.file("more.yaml", config(window(16), pipeline=2).replace(
+        "  pipe", "  pipeline_layers: [9, 21]\n  pipe"))
+    text = texts_of(folder)[:2]
+    layers, other = [re.search(r": (\d+) layers", job.sheaf(1, [
+        "plan", path, "--memory-per-rank", "4GiB"]).stdout.split("\nstages ")[1]).group(1)
+                     for path in (exact, name)]
+    tally.true("one cut: the stack moves it", layers != other, f"{layers}, {other}")
+    found = evaluate(tally, "one cut", folder, [name], text, 2)
+    if found is not None:
+        tally.true("one cut: that of the exact cache", re.search(
+            rf"pipeline_layers: \[{layers}, ", found["config"]["window"]),
+            found["config"]["window"])
+    done = job.sheaf(2, ["eval", exact, more, *text], 60)
+    tally.check("two cuts: exit code", done.code, 2)
+    tally.true("two cuts: one line", len(done.error_lines()) == 1 and
+               f"exact of {exact} and window of {more} differ in parallel.pipeline_layers"
+               in done.stderr, done.stderr)
+    folder.remove()
+
+
 def own_pages(tally):
     """A stack whose f32 tier wants larger pages than the exact cache has in bf16."""
     folder, root = job.Folder(), job.ROOT
@@ -345,6 +372,8 @@ def main():
         forced_as_chosen(tally)
         spread(tally)
         needles(tally)
+        if job.has_ranks():
+            one_cut(tally)
     tally.end()
 
 
