@@ -22,6 +22,12 @@ void sf_kept_rows_free(struct sf_kept_rows *kept)
     memset(kept, 0, sizeof *kept);
 }
 
+void sf_kept_rows_restart(struct sf_kept_rows *kept)
+{
+    kept->seq = 0;
+    kept->rows = 0;
+}
+
 sf_status sf_kept_rows_add(struct sf_kept_rows *kept, uint64_t seq, int32_t pos,
                            const float *logits, int32_t vocab)
 {

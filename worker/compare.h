@@ -24,6 +24,8 @@ struct sf_kept_rows {                   /* starts zeroed */
     double *log_sum; size_t sum_room;   /* [rows] */
 };
 void      sf_kept_rows_free(struct sf_kept_rows *);
+/* A new step: nothing of the one before is compared with any more.  Memory stays. */
+void      sf_kept_rows_restart(struct sf_kept_rows *);
 /* Keeps the row at `pos`: the next one of the same sequence, or the first of another.  SF_INTERNAL
  * if the row has no finite sum. */
 sf_status sf_kept_rows_add(struct sf_kept_rows *, uint64_t seq, int32_t pos, const float *logits,

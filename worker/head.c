@@ -212,6 +212,7 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
     struct wants wants = collect(w, step);
     int32_t wanted = wants.rows;
     w->stats.logit_rows += wanted;
+    sf_kept_rows_restart(&w->kept);
     SF_TRY(make_room(w, &wants));
     for (int32_t first = 0; first < wanted; first += w->ws.head_rows) {
         int32_t rows = wanted - first < w->ws.head_rows ? wanted - first : w->ws.head_rows;

@@ -3,7 +3,8 @@
  * by hand: two tokens whose divergence is known; rows that say the same in other words (shifted).
  * definition: against sums in f64 on random rows, from flat to sharp; never below 0; 0, exactly,
  *   for equal rows.  many: rows of an item are kept side by side and found by position, until
- *   another sequence comes.  refused: what was not kept, and rows that are not finite. */
+ *   another sequence comes.  chunks: those of a step alone are kept.  refused: what was not kept, and
+ *   rows that are not finite. */
 #include "worker/compare.h"
 
 #include <math.h>
@@ -112,6 +113,32 @@ static void many(void)
     SF_CHECK(kept.logits == NULL && kept.seq == 0);
 }
 
+/* Two steps with a chunk each, of one sequence and without a gap: no room for both is taken. */
+static void chunks(void)
+{
+    enum { ROWS = 32 };
+    static float row[VOCAB];
+    struct sf_kept_rows kept = {0};
+    size_t room = 0;
+    double kl = -1;
+    fill(row, 1, 4);
+    for (int32_t chunk = 0; chunk < 2; chunk++) {
+        sf_kept_rows_restart(&kept);
+        SF_CHECK_INT(kept.rows, 0);
+        for (int32_t r = 0; r < ROWS; r++)
+            SF_MUST(sf_kept_rows_add(&kept, 256, 100 + chunk * ROWS + r, row, VOCAB));
+        SF_CHECK_INT(kept.rows, ROWS);
+        SF_CHECK_INT(kept.pos, 100 + chunk * ROWS);
+        if (chunk == 0) room = kept.logits_room;
+        SF_CHECK(kept.logits_room == room);
+    }
+    SF_MUST(sf_kept_rows_kl(&kept, 256, 100 + 2 * ROWS - 1, row, &kl));
+    SF_CHECK_FAILS(sf_kept_rows_kl(&kept, 256, 100 + ROWS - 1, row, &kl), SF_INTERNAL);
+    sf_kept_rows_restart(&kept);
+    SF_CHECK_FAILS(sf_kept_rows_kl(&kept, 256, 100 + ROWS, row, &kl), SF_INTERNAL);
+    sf_kept_rows_free(&kept);
+}
+
 static void not_finite(void)
 {
     const float fine[] = {1, 2}, none[] = {-INFINITY, -INFINITY}, broken[] = {1, NAN};
@@ -132,5 +159,6 @@ static void not_finite(void)
 
 static const struct sf_test tests[] = {
     {"two tokens by hand", by_hand}, {"the definition", definition}, {"a uniform row", uniform},
-    {"rows kept side by side", many}, {"rows that are not finite", not_finite}, {NULL, NULL}};
+    {"rows kept side by side", many}, {"chunk after chunk", chunks},
+    {"rows that are not finite", not_finite}, {NULL, NULL}};
 SF_TEST_MAIN("compare", tests)
