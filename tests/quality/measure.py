@@ -3,6 +3,7 @@
 
     python3 tests/quality/measure.py                     all of it, then docs/quality.md
     python3 tests/quality/measure.py --report-only       docs/quality.md from what is there
+    python3 tests/quality/measure.py --quick             a look: build/quality-quick/quality.md
 
 Every piece of work is one call of `sheaf eval`: one text (or one length of needles) through one
 group of stacks.  Its JSON is kept in the results folder under a name that holds a digest of the
@@ -36,9 +37,10 @@ def arguments():
     parser.add_argument("--model", default=os.path.join(ROOT, MODEL))
     parser.add_argument("--profile", default=os.path.join(ROOT, PROFILE),
                         help="RazorAttention's heads, as sheaf calibrate writes them")
-    parser.add_argument("--results", default=os.path.join(ROOT, "build/quality"),
-                        help="folder of results; what is there is not measured again")
-    parser.add_argument("--output", default=os.path.join(ROOT, "docs/quality.md"))
+    parser.add_argument("--results", help="folder of results; what is there is not measured again "
+                        "(build/quality; with --quick build/quality-quick)")
+    parser.add_argument("--output", help="the page (docs/quality.md; with --quick quality.md among "
+                        "the results)")
     parser.add_argument("--lengths", default="2000", help="tokens of a text, half of them prompt: "
                         "a list such as 2000,8000")
     parser.add_argument("--texts", type=int, default=100, help="at most so many")
@@ -49,7 +51,12 @@ def arguments():
     parser.add_argument("--quick", action="store_true",
                         help="two texts, 1/4 alone, no random sets, no needles")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    full = os.path.join(ROOT, "build/quality")
+    options.results = options.results or full + ("-quick" if options.quick else "")
+    options.output = options.output or os.path.join(
+        options.results if options.quick else os.path.join(ROOT, "docs"), "quality.md")
+    return options
 
 
 def digest(*parts):
