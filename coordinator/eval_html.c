@@ -133,7 +133,9 @@ static void print_pair(FILE *out, const char *name, const struct sf_json *value)
     fputs("</dd>\n", out);
 }
 
-static void print_cell(FILE *out, const char *format, const struct page_figure *figure)
+/* interval: there should be one, which a figure of a single unit has not. */
+static void print_cell(FILE *out, const char *format, const struct page_figure *figure,
+                       int interval)
 {
     char value[40], lo[40], hi[40];
     if (!isfinite(figure->value)) {
@@ -146,6 +148,8 @@ static void print_cell(FILE *out, const char *format, const struct page_figure *
         snprintf(lo, sizeof lo, format, figure->lo);
         snprintf(hi, sizeof hi, format, figure->hi);
         fprintf(out, "<small>%s to %s</small>", lo, hi);
+    } else if (interval) {
+        fputs("<small>&ndash;</small>", out);
     }
     fputs("</td>", out);
 }
@@ -202,12 +206,12 @@ static void print_numbers_of(FILE *out, const struct page_run *run)
     fputs("<tr><th scope=\"row\">", out);
     page_text(out, run->name);
     fputs("</th>", out);
-    print_cell(out, "%.4f", &fraction);
-    print_cell(out, "%.4f", &fraction_end);
-    print_cell(out, "%.3f", &run->perplexity);
-    print_cell(out, "%+.4f", &run->apart);
-    print_cell(out, "%.4f", &run->kl_mean);
-    print_cell(out, "%.4f", &run->agreement);
+    print_cell(out, "%.4f", &fraction, 0);
+    print_cell(out, "%.4f", &fraction_end, 0);
+    print_cell(out, "%.3f", &run->perplexity, 1);
+    print_cell(out, "%+.4f", &run->apart, 1);
+    print_cell(out, "%.4f", &run->kl_mean, 1);
+    print_cell(out, "%.4f", &run->agreement, 1);
     fputs("</tr>\n", out);
 }
 

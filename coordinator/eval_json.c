@@ -6,7 +6,8 @@
  *   exact, runs    one object a stack, alike:
  *     methods stack config_file
  *     kv_fraction kv_bytes_exact kv_bytes_stored   at the end of the prompts; ..._end: of the texts
- *     tokens perplexity kl_mean top1_agreement log_ppl_diff, each with NAME_ci [lo, hi]
+ *     tokens perplexity kl_mean top1_agreement log_ppl_diff, each with NAME_ci [lo, hi],
+ *                    [null, null] of a single unit
  *     sequences      a list: text start prompt_tokens scored_tokens nll kl agree
  *     needle_recall  null, or {trials hits recall ci cells: [{length depth trials hits recall ci}]
  *                    needles: [{length depth trial prompt_tokens found}]}

@@ -37,8 +37,11 @@ static int in_order(const void *a, const void *b)
     return (left > right) - (left < right);
 }
 
-static void set_figure(double value, double *drawn, struct eval_figure *out)
+/* One unit says nothing of how it could have come out otherwise. */
+static void set_figure(double value, double *drawn, int32_t units, struct eval_figure *out)
 {
+    *out = (struct eval_figure){value, NAN, NAN};
+    if (units < 2) return;
     qsort(drawn, EVAL_DRAWS, sizeof *drawn, in_order);
     *out = (struct eval_figure){value, sf_percentile(drawn, EVAL_DRAWS, low),
                                 sf_percentile(drawn, EVAL_DRAWS, high)};
@@ -87,13 +90,13 @@ sf_status eval_bootstrap(const struct eval_unit *unit, int32_t units, uint64_t s
     }
     struct means means = means_of(&all);
     quality->all = all.own;
-    set_figure(means.log_perplexity, nll, &quality->perplexity);
+    set_figure(means.log_perplexity, nll, units, &quality->perplexity);
     quality->perplexity = (struct eval_figure){exp(quality->perplexity.value),
                                                exp(quality->perplexity.lo),
                                                exp(quality->perplexity.hi)};
-    set_figure(means.kl, kl, &quality->kl_mean);
-    set_figure(means.agreement, agree, &quality->agreement);
-    set_figure(means.apart, apart, &quality->apart);
+    set_figure(means.kl, kl, units, &quality->kl_mean);
+    set_figure(means.agreement, agree, units, &quality->agreement);
+    set_figure(means.apart, apart, units, &quality->apart);
     free(drawn);
     return SF_OK;
 }

@@ -38,8 +38,10 @@ static void print_head(const struct sf_eval *eval, int width)
 static void print_figure(const struct eval_figure *figure, double scale, int digits)
 {
     char text[64];
-    snprintf(text, sizeof text, "%.*f [%.*f, %.*f]", digits, scale * figure->value, digits,
-             scale * figure->lo, digits, scale * figure->hi);
+    if (isfinite(figure->lo) && isfinite(figure->hi))
+        snprintf(text, sizeof text, "%.*f [%.*f, %.*f]", digits, scale * figure->value, digits,
+                 scale * figure->lo, digits, scale * figure->hi);
+    else snprintf(text, sizeof text, "%.*f [-]", digits, scale * figure->value);
     printf("  %26s", text);
 }
 

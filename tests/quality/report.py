@@ -85,8 +85,10 @@ class Texts:
 
 
 def interval(difference, tokens):
-    """(d, low, high); difference, tokens: [texts]"""
+    """(d, low, high); difference, tokens: [texts]; of one text without an interval, nan"""
     count, generator, drawn = len(difference), random.Random(SEED), []
+    if count < 2:
+        return (sum(difference) / sum(tokens), math.nan, math.nan)
     for _ in range(DRAWS):
         picks = generator.choices(range(count), k=count)
         drawn.append(sum(difference[pick] for pick in picks) / sum(tokens[pick] for pick in picks))
@@ -108,6 +110,8 @@ def verdict(texts, low, high):
 
 
 def signed(values):
+    if math.isnan(values[1]):
+        return f"{values[0]:+.4f} [-]"
     return f"{values[0]:+.4f} [{values[1]:+.4f}, {values[2]:+.4f}]"
 
 

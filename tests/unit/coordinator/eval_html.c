@@ -72,7 +72,8 @@ static void figures(void)
                          RUN("\"ems\", \"xkv\"", "ems+xkv", "0.125") "]}");
     if (page == NULL) return;
     static const char *const expected[] = {
-        "m.gguf", "0.9.9 (git abc)", "a fine one", ">window</th>", ">window#2</th>", "18.250",
+        "m.gguf", "0.9.9 (git abc)", "a fine one", ">window</th>", ">window#2</th>",
+        "18.250<small>&ndash;</small>",
         ">ems+xkv</th>", "21.500<small>20.000 to 23.000</small>", "+0.1250<small>", "0.2500",
         "<title>ems + xkv</title>", "<title>window</title>", "<title>exact</title>"};
     for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++)

@@ -4,7 +4,8 @@
  * units that are all alike they are points; of many random ones they are as wide as the normal
  * distribution says; the same seed gives the same ones.  paired: what two stacks differ by in every
  * unit alike is known exactly, however far apart the units are.  units: sequences from 8 on, blocks
- * below.  recall: Wilson's interval by hand; hits are cases with every token right. */
+ * below; of a single one no interval.  recall: Wilson's interval by hand; hits are cases with every
+ * token right. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -126,6 +127,20 @@ static void units(void)
     }
 }
 
+/* Of one block there is no interval; two that are alike have one of width zero. */
+static void one_unit(void)
+{
+    struct eval_quality q = {0};
+    make(3, 0, 0.25);
+    SF_MUST(eval_bootstrap(made, 1, 4, &q));
+    const struct eval_figure *figure[] = {&q.perplexity, &q.kl_mean, &q.agreement, &q.apart};
+    for (size_t i = 0; i < sizeof figure / sizeof figure[0]; i++)
+        SF_CHECK(isfinite(figure[i]->value) && isnan(figure[i]->lo) && isnan(figure[i]->hi));
+    SF_MUST(eval_bootstrap(made, 2, 4, &q));
+    SF_CHECK_NEAR(q.apart.lo, 0.25, 1e-12);
+    SF_CHECK_NEAR(q.apart.hi, 0.25, 1e-12);
+}
+
 static void recall(void)
 {
     struct eval_figure some = eval_wilson(8, 10), none = eval_wilson(0, 10);
@@ -154,5 +169,5 @@ static void recall(void)
 
 static const struct sf_test tests[] = {
     {"a uniform model", uniform}, {"intervals", intervals}, {"paired differences", paired},
-    {"what is drawn again", units}, {"needles", recall}, {NULL, NULL}};
+    {"what is drawn again", units}, {"one unit", one_unit}, {"needles", recall}, {NULL, NULL}};
 SF_TEST_MAIN("eval_figures", tests)
