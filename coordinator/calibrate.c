@@ -82,17 +82,27 @@ static sf_status read_config(struct sf_calibrate *calibrate)
     sf_status status = find_method(calibrate, &config.kv.stack, &method, &entry);
     if (status == SF_OK) status = sf_stack_add_method(&calibrate->stack, method, &mine);
     if (status == SF_OK && entry != NULL) memcpy(mine->cfg, entry->cfg, method->cfg_bytes);
+    snprintf(calibrate->model, sizeof calibrate->model, "%s", config.model.path);
     sf_config_free(&config);
     return status;
+}
+
+/* A profile may be written over the one that --from names, which has been read whole by then; but
+ * not as PROFILE.new, where that is the one. */
+static sf_status check_output(const struct sf_calibrate *calibrate)
+{
+    const char *from = calibrate->from;
+    if (from != NULL && sf_is_same_file(calibrate->output, from)) from = NULL;
+    const char *const read[] = {calibrate->common.config, calibrate->model, from};
+    return sf_check_output(calibrate->output, read, 3);
 }
 
 static sf_status prepare(void *arg, int32_t *launches_out)
 {
     struct sf_calibrate *calibrate = arg;
     int32_t sets = calibrate->common.sets.sets;
-    const char *const read[] = {calibrate->common.config};
     SF_TRY(read_config(calibrate));
-    SF_TRY(sf_check_output(calibrate->output, read, 1));
+    SF_TRY(check_output(calibrate));
     memcpy(calibrate->launch_set, calibrate->set, sizeof calibrate->set);
     calibrate->launch_set[sets++] = "scheduler.enable_prefix_caching=false";
     calibrate->launch_set[sets++] = "kv_cache.methods=[]";
@@ -317,9 +327,8 @@ const struct sf_task_ops sf_calibrate_task = {.launch = launch, .coordinate = co
 static sf_status choose_again(struct sf_calibrate *calibrate)
 {
     struct sf_profile profile = {0};
-    const char *const read[] = {calibrate->common.config};
     SF_TRY(read_config(calibrate));
-    SF_TRY(sf_check_output(calibrate->output, read, 1));
+    SF_TRY(check_output(calibrate));
     SF_TRY(sf_profile_load(calibrate->from, &calibrate->stack.entry[0], &profile));
     sf_status status = write_profile(calibrate->output, &calibrate->stack.entry[0], &profile);
     sf_profile_free(&profile);

@@ -27,6 +27,7 @@ struct sf_calibrate {
     struct sf_launch_spec launch;
     const char *launch_set[SF_SETS_MAX + SF_CALIBRATE_OWN_SETS];
     struct sf_stack stack;              /* one entry: the method, with options as CONFIG has them */
+    char model[SF_OPT_TEXT_MAX];        /* path, or "" */
     struct sf_calib_plan plan;
     int32_t *token;                     /* [sequences][tokens] */
     int32_t closed;                     /* sequences that are done */

@@ -2,6 +2,7 @@
 #include "coordinator/commands.h"
 
 #include <getopt.h>
+#include <libgen.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -90,6 +91,23 @@ static int are_same(const char *a, const char *b)
            first.st_ino == second.st_ino;
 }
 
+static const char *name_in_folder(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+int sf_is_same_file(const char *a, const char *b)
+{
+    if (are_same(a, b)) return 1;
+    if (strcmp(name_in_folder(a), name_in_folder(b)) != 0) return 0;
+    char *first = strdup(a), *second = strdup(b);
+    int same = first != NULL && second != NULL && are_same(dirname(first), dirname(second));
+    free(first);
+    free(second);
+    return same;
+}
+
 sf_status sf_check_output(const char *path, const char *const *read, int32_t count)
 {
     struct stat info;
@@ -99,9 +117,14 @@ sf_status sf_check_output(const char *path, const char *const *read, int32_t cou
         return SF_FAIL(SF_IO, "%s: exists and is no regular file", path);
     SF_TRY(sf_file_name(path, ".new", &fresh));
     sf_status status = SF_OK;
-    for (int32_t i = 0; i < count && status == SF_OK; i++)
-        if (are_same(path, read[i]) || are_same(fresh, read[i]))
-            status = SF_FAIL(SF_INVALID, "--output %s would take the place of %s", path, read[i]);
+    for (int32_t i = 0; i < count && status == SF_OK; i++) {
+        const char *taken = read[i] == NULL || read[i][0] == '\0' ? NULL
+                            : are_same(path, read[i])             ? path
+                            : are_same(fresh, read[i])            ? fresh
+                                                                  : NULL;
+        if (taken != NULL)
+            status = SF_FAIL(SF_INVALID, "%s would take the place of %s", taken, read[i]);
+    }
     free(fresh);
     SF_TRY(status);
     SF_TRY(sf_file_begin(path, &fresh, &file));

@@ -34,9 +34,11 @@ int sf_usage_error(const char *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)))
 #endif
     ;
-/* --output of a file that is written beside the old one and renamed: whether both can be, and that
- * neither takes the place of one that is read. */
+/* A file that is written beside the old one and renamed: whether both can be, and that neither
+ * takes the place of one that is read (NULL or "": none). */
 sf_status sf_check_output(const char *path, const char *const *read, int32_t count);
+/* Whether two paths lead to one file, be it there or still to be made. */
+int       sf_is_same_file(const char *a, const char *b);
 /* What getopt_long(..., ":...") refused, in words until the next call: letter is ':' or '?'. */
 const char *sf_option_words(int letter, char **argv);
 /* The words of the last error on stderr; returns the exit code of `status`. */

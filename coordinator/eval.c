@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/files.h"
 #include "base/log.h"
@@ -17,54 +15,46 @@
 /* ---- before the start ------------------------------------------------------------------------ */
 static int is_stdout(const char *path) { return path != NULL && strcmp(path, "-") == 0; }
 
-static int are_same(const struct stat *there, const char *path)
-{
-    struct stat info;
-    return path != NULL && stat(path, &info) == 0 && info.st_dev == there->st_dev &&
-           info.st_ino == there->st_ino;
-}
-
-/* The file takes the place of what is there: of nothing that is read, and of no device. */
-static sf_status check_place(const struct sf_eval *eval, const char *path)
-{
-    const char *taken = NULL;
-    struct stat there;
-    if (stat(path, &there) != 0) return SF_OK;
-    if (!S_ISREG(there.st_mode))
-        return SF_FAIL(SF_INVALID, "%s exists and is no regular file", path);
-    if (are_same(&there, eval->filler)) taken = eval->filler;
-    for (int32_t i = 0; i < eval->texts; i++)
-        if (are_same(&there, eval->text[i])) taken = eval->text[i];
-    for (int32_t i = 0; i < eval->configs; i++)
-        if (are_same(&there, eval->config[i])) taken = eval->config[i];
-    if (taken == NULL) return SF_OK;
-    return SF_FAIL(SF_INVALID, "%s would take the place of %s", path, taken);
-}
-
-/* What stands against it is better known now than after hours. */
+/* What stands against it is better known now than after hours: the file, or the one that it is
+ * written as first, may take the place of what is read. */
 static sf_status check_file(const struct sf_eval *eval, const char *path)
 {
-    char *name;
-    int file;
+    const char *read[SF_EVAL_TEXTS + SF_EVAL_CONFIGS + 2];
+    int32_t reads = 0;
     if (path == NULL || is_stdout(path)) return SF_OK;
-    SF_TRY(check_place(eval, path));
-    SF_TRY(sf_file_begin(path, &name, &file));
-    close(file);
-    unlink(name);
-    free(name);
+    for (int32_t i = 0; i < eval->texts; i++) read[reads++] = eval->text[i];
+    for (int32_t i = 0; i < eval->configs; i++) read[reads++] = eval->config[i];
+    read[reads++] = eval->filler;
+    read[reads++] = eval->list.stack[0].model;
+    return sf_check_output(path, read, reads);
+}
+
+/* Neither may be written over the other. */
+static sf_status check_both(const char *json, const char *html)
+{
+    char *fresh;
+    if (json == NULL || html == NULL || is_stdout(json)) return SF_OK;
+    SF_TRY(sf_file_name(html, ".new", &fresh));
+    int same = sf_is_same_file(json, html), first = sf_is_same_file(json, fresh);
+    free(fresh);
+    if (same) return SF_FAIL(SF_INVALID, "--html and --json name the same file");
+    if (first)
+        return SF_FAIL(SF_INVALID, "--html %s is written as %s.new first, which --json names", html,
+                       html);
     return SF_OK;
 }
 
 static sf_status prepare(void *arg, int32_t *launches_out)
 {
     struct sf_eval *eval = arg;
+    SF_TRY(sf_stack_list_make(eval->config, eval->configs, &eval->common.sets, 0, &eval->list));
+    SF_TRY(check_both(eval->json, eval->html));
     if (check_file(eval, eval->json) != SF_OK)
         return SF_FAIL(SF_INVALID, "--json cannot be written: %s", sf_error_text());
     if (check_file(eval, eval->html) != SF_OK)
         return SF_FAIL(SF_INVALID, "--html cannot be written: %s", sf_error_text());
     if (eval->html != NULL && sf_eval_html_check() != SF_OK)
         return SF_FAIL(SF_INVALID, "--html: %s", sf_error_text());
-    SF_TRY(sf_stack_list_make(eval->config, eval->configs, &eval->common.sets, 0, &eval->list));
     for (int32_t s = 0; s < eval->list.stacks; s++) {
         sf_stack_add_set(&eval->list.stack[s], "scheduler.enable_prefix_caching=false");
         sf_stack_add_set(&eval->list.stack[s], "parallel.head_placement=identity");

@@ -112,8 +112,6 @@ static const char *check(const struct sf_eval *eval, int needle_options)
     if (eval->sequences > 0 && eval->sequences < eval->texts)
         return "--count is less than the texts";
     if (eval->html != NULL && strcmp(eval->html, "-") == 0) return "--html takes a file";
-    if (eval->html != NULL && eval->json != NULL && strcmp(eval->html, eval->json) == 0)
-        return "--html and --json name the same file";
     if (eval->length == 1) return "--len 1 leaves nothing to score";
     if (eval->length > 0 && eval->prompt >= eval->length)
         return "--prompt-len leaves nothing of --len to score";

@@ -23,6 +23,7 @@ static sf_status look_into(const char *file, const struct sf_config_sets *sets,
                          SF_STACK_METHODS);
     *stack = (struct sf_stack_launch){.launch = {.config = file},
                                       .max_num_seqs = config.scheduler.max_num_seqs};
+    snprintf(stack->model, sizeof stack->model, "%s", config.model.path);
     for (int32_t i = 0; status == SF_OK && i < config.kv.stack.entries; i++)
         stack->method[stack->methods++] = config.kv.stack.entry[i].method->name;
     sf_config_free(&config);

@@ -15,6 +15,7 @@ struct sf_stack_launch {
     char label[SF_STACK_LABEL];         /* "exact", "window", "window#2"; no two are equal */
     const char *method[SF_STACK_METHODS]; int32_t methods;  /* names; none: the exact cache */
     int32_t max_num_seqs;               /* of its configuration */
+    char model[SF_OPT_TEXT_MAX];        /* its path */
 };
 struct sf_stack_list {
     struct sf_stack_launch *stack; int32_t stacks;      /* owned; freed by free() */

@@ -192,6 +192,16 @@ def refused(tally, folder, one):
             tally.check(f"{what} {more}: lines", len(done.error_lines()), 1)
     with open(config, encoding="utf-8") as file:
         tally.check("CONFIG is as it was", file.read(), asked())
+    linked, kept = folder.file("linked"), folder.file("kept.new", one.text)
+    os.symlink(job.MODEL, linked)
+    for path, read, more in [(linked, job.MODEL, []), (linked, job.MODEL, ["--from", source]),
+                             (kept[:-4], kept, ["--from", kept])]:
+        done = job.sheaf(1, ["calibrate", config, "--output", path, *more], 60)
+        what = f"over {read} {more}"
+        tally.check(f"{what}: exit code", done.code, 2)
+        tally.true(f"{what}: words", len(done.error_lines()) == 1 and
+                   f"would take the place of {read}" in done.stderr, done.stderr)
+    tally.check("what is read is as it was", Profile(kept).text, one.text)
     done = job.sheaf(1, ["calibrate", config], 60)
     tally.true("no output", done.code == 2 and "--output is missing" in done.stderr, done.stderr)
     done = job.sheaf(1, ["plan", folder.file("other.yaml", asked(

@@ -315,6 +315,8 @@ def refusals(tally):
     other = folder.file("other.yaml", config().replace(job.MODEL, folder.file("copy.gguf", "no")))
     text, empty = folder.file("text.txt", TEXTS[0]), folder.file("empty.txt", "")
     needle = ["--needle", "--filler", text]
+    fresh, linked = folder.file("out.new", TEXTS[0]), folder.file("linked")
+    os.symlink(job.MODEL, linked)
     cases = [
         ([], ["CONFIG is missing"]),
         ([good], ["--text or --needle is missing"]),
@@ -339,6 +341,14 @@ def refusals(tally):
         ([good, other, "--text", text], [good, other, "different models"]),
         ([good, "--text", text, "--json", folder.file("no/folder.json")], ["no/folder.json"]),
         ([good, "--text", text, "--json", text], [text, "would take the place"]),
+        ([good, "--text", fresh, "--json", folder.file("out")], [fresh, "would take the place"]),
+        ([good, "--text", text, "--html", linked], [linked, job.MODEL, "would take the place"]),
+        ([good, *needle, "--html", text], [text, "would take the place"]),
+        ([good, "--text", text, "--json", good], [good, "would take the place"]),
+        ([good, "--text", text, "--json", folder.file("same"), "--html", folder.file("./same")],
+         ["--html and --json name the same file"]),
+        ([good, "--text", text, "--json", folder.file("page.new"), "--html", folder.file("page")],
+         ["page.new", "--json"]),
         ([good, "--text", text, "--json", "/dev/full"], ["/dev/full", "no regular file"]),
         ([good, "--text", text, "--set", "scheduler.max_num_sqs=3"], ["'max_num_seqs'"]),
     ]
