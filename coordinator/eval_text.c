@@ -6,10 +6,12 @@
  * Every sequence begins as a prompt of `run` does: with the token that the model's file puts before
  * a text, if there is one, which counts as one of its n. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/memory.h"
 #include "coordinator/eval_impl.h"
@@ -46,8 +48,13 @@ sf_status eval_add_case(struct sf_eval *eval, const struct eval_case *in)
 sf_status eval_read_file(const char *path, char **text_out, size_t *bytes_out)
 {
     struct stat info;
-    FILE *file = fopen(path, "rb");
-    if (file == NULL) return SF_FAIL(SF_INVALID, "%s: %s", path, strerror(errno));
+    int opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a pipe: no waiting for it */
+    FILE *file = opened < 0 ? NULL : fdopen(opened, "rb");
+    if (file == NULL) {
+        int reason = errno;
+        if (opened >= 0) close(opened);
+        return SF_FAIL(SF_INVALID, "%s: %s", path, strerror(reason));
+    }
     char *text = NULL;
     size_t bytes = 0;
     sf_status status = SF_OK;

@@ -317,6 +317,8 @@ def refusals(tally):
     needle = ["--needle", "--filler", text]
     fresh, linked = folder.file("out.new", TEXTS[0]), folder.file("linked")
     os.symlink(job.MODEL, linked)
+    pipe = folder.file("pipe")
+    os.mkfifo(pipe)
     cases = [
         ([], ["CONFIG is missing"]),
         ([good], ["--text or --needle is missing"]),
@@ -331,6 +333,8 @@ def refusals(tally):
         ([good, "--text", empty], [empty, "0 tokens"]),
         ([good, "--text", folder.file("none.txt")], ["none.txt", "No such file"]),
         ([good, "--text", folder.path], [folder.path, "no regular file"]),
+        ([good, "--text", pipe], [pipe, "no regular file"]),
+        ([good, "--needle", "--filler", pipe], [pipe, "no regular file"]),
         ([good, "--needle"], ["--needle needs --filler"]),
         ([good, "--text", text, "--filler", text], ["--filler", "--needle"]),
         ([good, *needle, "--needle-depths", "0,101"], ["--needle-depths '0,101'"]),
