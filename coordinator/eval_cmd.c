@@ -72,11 +72,25 @@ static const char *read_count(const char *option, const char *text, int32_t most
     return words;
 }
 
+/* Needles of equal length and depth would be the same ones, counted again. */
+static const char *check_once(const char *option, const int32_t *number, int32_t count, char *words,
+                              size_t bytes)
+{
+    for (int32_t i = 1; i < count; i++)
+        for (int32_t j = 0; j < i; j++)
+            if (number[i] == number[j]) {
+                snprintf(words, bytes, "%s has %d twice", option, number[i]);
+                return words;
+            }
+    return NULL;
+}
+
 static const char *read_lengths(struct sf_eval *eval, const char *text, char *words, size_t bytes)
 {
     if (sf_numbers_parse(text, TOKENS_MAX, SF_EVAL_NEEDLES, eval->needle_length,
                          &eval->needle_lengths) == SF_OK)
-        return NULL;
+        return check_once("--needle-lengths", eval->needle_length, eval->needle_lengths, words,
+                          bytes);
     snprintf(words, bytes, "--needle-lengths: %s", sf_error_text());
     return words;
 }
@@ -97,7 +111,8 @@ static const char *read_depths(struct sf_eval *eval, const char *text, char *wor
         }
         eval->depth[eval->depths++] = (int32_t)depth;
         rest = end + 1;
-        if (*end == '\0') return NULL;
+        if (*end == '\0')
+            return check_once("--needle-depths", eval->depth, eval->depths, words, bytes);
     } while (1);
 }
 

@@ -338,6 +338,8 @@ def refusals(tally):
         ([good, "--needle"], ["--needle needs --filler"]),
         ([good, "--text", text, "--filler", text], ["--filler", "--needle"]),
         ([good, *needle, "--needle-depths", "0,101"], ["--needle-depths '0,101'"]),
+        ([good, *needle, "--needle-depths", "0,50,0"], ["--needle-depths has 0 twice"]),
+        ([good, *needle, "--needle-lengths", "64,64"], ["--needle-lengths has 64 twice"]),
         ([good, *needle, "--needle-lengths", "20"], ["--needle-lengths 20"]),
         ([good, *needle, "--needle-lengths", "1000"], ["too short", "1000 tokens"]),
         ([good, *needle, "--needle-lengths", "2048"], ["2048", "max_model_len"]),
