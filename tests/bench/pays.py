@@ -72,7 +72,8 @@ def judge(runs):
         report = {"stack": stack, "kv_ratio": ratio,
                   "attention_faster": exact["decode_attention_ms"] / found["decode_attention_ms"],
                   "attention_bound": min(0.75 * ratio, 4),
-                  "step_saved_share": (exact["step_ms"] - found["step_ms"]) / saved,
+                  "step_saved_share": (exact["step_ms"] - found["step_ms"]) / saved
+                                      if saved > 0 else None,
                   "step_bound": 0.9, "ms": {key: found[key] for key in SHOWN},
                   "exact_ms": {key: exact[key] for key in SHOWN}}
         report["holds"] = (saved > 0 and report["attention_faster"] >= report["attention_bound"]
@@ -100,9 +101,10 @@ def main():
                 runs.setdefault(run["stack"], []).append(run)
     reports = judge(runs)
     for r in reports:
+        share = r["step_saved_share"]
         print(f"{r['stack']}: KV {r['kv_ratio']:.2f}x smaller; attention "
               f"{r['attention_faster']:.2f}x faster (bound {r['attention_bound']:.2f}); the step "
-              f"saves {r['step_saved_share']:.2f} of that (bound {r['step_bound']}): "
+              f"saves {'-' if share is None else f'{share:.2f}'} of that (bound {r['step_bound']}): "
               f"{'holds' if r['holds'] else 'MISSED'}")
         for key in SHOWN:
             print(f"    {key:20s} {r['exact_ms'][key]:9.2f} -> {r['ms'][key]:9.2f}")
