@@ -292,17 +292,21 @@ static sf_status set_option(struct sf_stack_entry *entry, const char *key, const
     return row != NULL ? sf_opt_set(row, entry->cfg, text) : SF_OK;
 }
 
-/* Rows of any age to a file. */
-static sf_status write_profile(const char *output, struct sf_stack_entry *entry,
-                               struct sf_profile *profile)
+/* What is chosen by rows of any age, as text; malloc'd. */
+static sf_status make_text(struct sf_stack_entry *entry, struct sf_profile *profile,
+                           char **text_out)
 {
     const struct sf_calib_ops *calib = entry->method->calib;
     int32_t columns = 0;
-    char *text;
     while (calib->columns[columns] != NULL) columns++;
     sf_profile_round(profile, columns);
     SF_TRY(calib->choose(entry->cfg, profile));
-    SF_TRY(sf_profile_text(entry, profile, &text));
+    return sf_profile_text(entry, profile, text_out);
+}
+
+/* Frees the text. */
+static sf_status write_profile(const char *output, char *text)
+{
     sf_status status = sf_file_replace(output, text, strlen(text));
     free(text);
     if (status == SF_OK) sf_log(SF_LOG_INFO, "calibrate: %s is written", output);
@@ -315,30 +319,36 @@ static sf_status learnt(void *arg, const struct sf_launch *launched, struct sf_l
     const struct sf_calibrate *calibrate = arg;
     struct sf_stack_entry *entry = &taught->stack.entry[0];
     const char *path = launched->config.model.path, *slash = strrchr(path, '/');
+    char *text;
     SF_TRY(set_option(entry, "model_sha256", launched->model_sha256));
     sf_profile_note(profile, "model", slash != NULL ? slash + 1 : path);
-    return write_profile(calibrate->output, entry, profile);
+    SF_TRY(make_text(entry, profile, &text));
+    return write_profile(calibrate->output, text);
 }
 
 const struct sf_task_ops sf_calibrate_task = {.launch = launch, .coordinate = coordinate,
                                               .prepare = prepare, .lesson = lesson,
                                               .learnt = learnt};
 
-static sf_status choose_again(struct sf_calibrate *calibrate)
+static sf_status choose_again(struct sf_calibrate *calibrate, char **text_out)
 {
     struct sf_profile profile = {0};
     SF_TRY(read_config(calibrate));
     SF_TRY(check_output(calibrate));
     SF_TRY(sf_profile_load(calibrate->from, &calibrate->stack.entry[0], &profile));
-    sf_status status = write_profile(calibrate->output, &calibrate->stack.entry[0], &profile);
+    sf_status status = make_text(&calibrate->stack.entry[0], &profile, text_out);
     sf_profile_free(&profile);
     return status;
 }
 
 int sf_calibrate_again(struct sf_calibrate *calibrate)
 {
-    sf_status status = choose_again(calibrate);
-    return status == SF_OK ? 0 : sf_command_failed(status);
+    char *text;
+    sf_status status = choose_again(calibrate, &text);
+    if (status != SF_OK) return sf_command_failed(status);
+    if (write_profile(calibrate->output, text) == SF_OK) return 0;
+    sf_complain(sf_error_text());
+    return 1;                           /* nothing is wrong with what was given */
 }
 
 void sf_calibrate_free(struct sf_calibrate *calibrate)

@@ -10,6 +10,7 @@ and places that make no sense are refused with one line, exit 2, and nothing lef
 # not with --quick
 import os
 import re
+import resource
 import sys
 
 import job
@@ -202,6 +203,11 @@ def refused(tally, folder, one):
         tally.true(f"{what}: words", len(done.error_lines()) == 1 and
                    f"would take the place of {read}" in done.stderr, done.stderr)
     tally.check("what is read is as it was", Profile(kept).text, one.text)
+    done = job.sheaf(1, ["calibrate", config, "--output", folder.file("full"), "--from", source], 60,
+                     lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)))
+    tally.check("--from, full disk: exit code", done.code, 1)
+    tally.true("--from, full disk: one line", len(done.error_lines()) == 1 and
+               "full.new" in done.stderr, done.stderr)
     done = job.sheaf(1, ["calibrate", config], 60)
     tally.true("no output", done.code == 2 and "--output is missing" in done.stderr, done.stderr)
     done = job.sheaf(1, ["plan", folder.file("other.yaml", asked(
