@@ -104,7 +104,8 @@ def main():
         share = r["step_saved_share"]
         print(f"{r['stack']}: KV {r['kv_ratio']:.2f}x smaller; attention "
               f"{r['attention_faster']:.2f}x faster (bound {r['attention_bound']:.2f}); the step "
-              f"saves {'-' if share is None else f'{share:.2f}'} of that (bound {r['step_bound']}): "
+              f"saves {'-' if share is None else f'{share:.2f}'} of that "
+              f"(bound {r['step_bound']}): "
               f"{'holds' if r['holds'] else 'MISSED'}")
         for key in SHOWN:
             print(f"    {key:20s} {r['exact_ms'][key]:9.2f} -> {r['ms'][key]:9.2f}")

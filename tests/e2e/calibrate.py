@@ -203,7 +203,8 @@ def refused(tally, folder, one):
         tally.true(f"{what}: words", len(done.error_lines()) == 1 and
                    f"would take the place of {read}" in done.stderr, done.stderr)
     tally.check("what is read is as it was", Profile(kept).text, one.text)
-    done = job.sheaf(1, ["calibrate", config, "--output", folder.file("full"), "--from", source], 60,
+    line = ["calibrate", config, "--output", folder.file("full"), "--from", source]
+    done = job.sheaf(1, line, 60,
                      lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)))
     tally.check("--from, full disk: exit code", done.code, 1)
     tally.true("--from, full disk: one line", len(done.error_lines()) == 1 and

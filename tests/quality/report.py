@@ -237,8 +237,8 @@ def where(results):
     machines = sorted({f"{one['processor']}, {one['cores']} cores" for one in results})
     dates = sorted({one["date"] for one in results})
     versions = sorted({one["eval"]["version"] for one in results})
-    mixed = (f" ({len(versions)} versions are mixed: what an unchanged stack got from an earlier one "
-             "was not measured again)" if len(versions) > 1 else "")
+    mixed = (f" ({len(versions)} versions are mixed: what an unchanged stack got from an earlier "
+             "one was not measured again)" if len(versions) > 1 else "")
     return (f"Measured {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else "") +
             f" on {'; '.join(machines)}; sheaf {', '.join(versions)}{mixed}; "
             f"{sum(one['seconds'] for one in results) / 60:.0f} minutes in all. Model "

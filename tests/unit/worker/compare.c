@@ -3,8 +3,8 @@
  * by hand: two tokens whose divergence is known; rows that say the same in other words (shifted).
  * definition: against sums in f64 on random rows, from flat to sharp; never below 0; 0, exactly,
  *   for equal rows.  many: rows of an item are kept side by side and found by position, until
- *   another sequence comes.  chunks: those of a step alone are kept.  refused: what was not kept, and
- *   rows that are not finite. */
+ *   another sequence comes.  chunks: those of a step alone are kept.  refused: what was not kept,
+ *   and rows that are not finite. */
 #include "worker/compare.h"
 
 #include <math.h>
