@@ -104,13 +104,15 @@ def dropping_stacks(planner, heads):
 
 
 def later_stacks(planner, heads):
-    """The same from layer 1 on, and a plain window of the same part in layer 0."""
-    return {f"razor_attention(1-29)+window(0) {label}": planner.write(
-        f"later-{label.replace('/', '.')}",
-        {**razor(planner, fraction, heads), "layers": f"1-{LAYERS - 1}"},
-        {"name": "window", "num_sink_tokens": 4, "layers": "0",
-         "recent_tokens": max(int(planner.prompt * fraction) - 4, 1)})
-            for label, fraction in FRACTIONS}
+    """The same from layer 1 on, and in layer 0 a plain window of as many slots."""
+    named = {}
+    for label, fraction in FRACTIONS:
+        folds = razor(planner, fraction, heads)
+        named[f"razor_attention(1-29)+window(0) {label}"] = planner.write(
+            f"later-{label.replace('/', '.')}", {**folds, "layers": f"1-{LAYERS - 1}"},
+            {"name": "window", "num_sink_tokens": 4, "layers": "0",
+             "recent_tokens": folds["min_window_tokens"] + 1})
+    return named
 
 
 def random_stacks(planner, heads):
