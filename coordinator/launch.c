@@ -109,7 +109,7 @@ static void take_cut(struct sf_config *config, const struct sf_launch_plan *firs
 {
     struct sf_opt_ints *layers = &config->parallel.layers;
     if (layers->count != SF_OPT_AUTO || config->parallel.pipeline != first->pipeline ||
-        first->pipeline > SF_OPT_INTS_MAX)
+        first->pipeline == 1 || first->pipeline > SF_OPT_INTS_MAX)
         return;
     for (int32_t s = 0; s < first->pipeline; s++)
         layers->value[s] = first->rank[s * first->tensor].share.layer_count;
