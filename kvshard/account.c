@@ -112,7 +112,9 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     if (slots > spot->tokens) slots = spot->tokens;
     if (prompt_slots > spot->tokens) prompt_slots = spot->tokens;
     int64_t most = slots > prompt_slots ? slots : prompt_slots;
-    int cut_at_end = (entry->plan.whens & 1u << SF_AT_PREFILL_END) != 0;
+    /* A lane whose peak comes later than its prompt is not cut at the end of that. */
+    int cut_at_end = (entry->plan.whens & 1u << SF_AT_PREFILL_END) != 0 &&
+                     foot.slots_peak <= spot->prompt;
     cost.pages_peak = pages_of(most, setup.page_slots) + tier_pages;
     cost.pages_after = pages_of(cut_at_end ? slots : most, setup.page_slots) + tier_pages;
     *cost_out = cost;

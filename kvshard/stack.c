@@ -128,7 +128,10 @@ static sf_status check_tiers(const struct sf_stack_entry *entry)
 
 static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf_watch *watch)
 {
-    if (watch->fold == SF_FOLD_NONE) return SF_OK;
+    if (watch->fold == SF_FOLD_NONE)
+        return watch->flags == 0 ? SF_OK
+                                 : SF_FAIL(SF_INVALID, "method %s gives a watch flags and no fold",
+                                           entry->method->name);
     if (watch->head_fold != SF_FOLD_SUM && watch->head_fold != SF_FOLD_MEAN &&
         watch->head_fold != SF_FOLD_MAX)
         return SF_FAIL(SF_INVALID, "method %s folds query heads by neither sum, mean nor maximum",

@@ -160,11 +160,12 @@ struct sf_columns_job sf_watch_columns(const struct sf_store *store,
 void sf_watch_count(struct sf_store *store, const struct sf_columns_job *job, int w)
 {
     const struct sf_page_pool *pool = &store->pool;
+    int32_t slots = job->layout.page_slots;     /* the pool's are the most of any tier's */
     for (int32_t i = 0; i < job->lanes; i++) {
         const struct sf_lane_job *lane = &job->lane[i];
         for (int32_t s = 0; s < lane->slots; s++) {
-            size_t at = (size_t)lane->pages[s / pool->page_slots] * (size_t)pool->page_slots +
-                        (size_t)(s % pool->page_slots);
+            size_t at = (size_t)lane->pages[s / slots] * (size_t)pool->page_slots +
+                        (size_t)(s % slots);
             int32_t first = s - (lane->slots - lane->rows), end = lane->rows;
             if (pool->pos[at] < 0) continue;
             if (first < 0) first = 0;

@@ -27,6 +27,7 @@ static const struct sizes cases[] = {
 static const struct sizes swings[] = {
     { 4, 64, 1000000, 1, 128, 16, 60, 250, 1, 1 }, { 4, 72, 1000, 8, 16, 16, 50, 250, 1, 1 },
     { 0, 30, 1000, 60, 40, 16, 20, 250, 1, 0 },    { 4, 40, 1000, 90, 100, 16, 130, 250, 1, 1 },
+    { 4, 20, 1000, 150, 8, 16, 40, 250, 1, 1 },    { 4, 20, 1000, 64, 16, 16, 60, 250, 1, 1 },
 };
 enum { CASES = sizeof cases / sizeof cases[0], TOKENS_MAX = 256, KEPT_HEAD = 1 };
 
