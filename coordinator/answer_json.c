@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/memory.h"
+#include "base/json_build.h"
 #include "base/utf8.h"
 #include "coordinator/logprobs_json.h"
 
@@ -56,14 +57,6 @@ sf_status sf_answer_body(const struct sf_answer_out *answer, const struct sf_bod
 static int32_t tokens_of(const struct sf_answer_out *answer, const struct sf_choice_out *choice)
 {
     return answer->request->no_answer ? 0 : choice->tokens;
-}
-
-/* The array or object, or NULL if building it failed. */
-static struct sf_json *built(sf_status status, struct sf_json *value)
-{
-    if (status == SF_OK) return value;
-    sf_json_free(value);
-    return NULL;
 }
 
 /* ---- where tokens stand in a text ---- */
@@ -258,7 +251,7 @@ static struct sf_json *choice_of(const struct writer *w, int32_t index)
     if (request->return_token_ids)
         sf_json_put(&status, o, "token_ids",
                     ids_of(choice->token, (size_t)tokens_of(w->answer, choice)));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 static struct sf_json *choices_of(struct writer *w)
@@ -267,7 +260,7 @@ static struct sf_json *choices_of(struct writer *w)
     sf_status status = SF_OK;
     for (int32_t i = 0; i < w->answer->choices && status == SF_OK; i++)
         status = sf_json_append(list, choice_of(w, i));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 /* ---- the rest ---- */
@@ -281,7 +274,7 @@ static struct sf_json *usage_of(const struct sf_answer_out *answer)
     sf_json_put(&status, o, "prompt_tokens", sf_json_new_int(prompt));
     sf_json_put(&status, o, "completion_tokens", sf_json_new_int(tokens));
     sf_json_put(&status, o, "total_tokens", sf_json_new_int(prompt + tokens));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 static struct sf_json *ids_of(const int32_t *id, size_t count)
@@ -290,7 +283,7 @@ static struct sf_json *ids_of(const int32_t *id, size_t count)
     sf_status status = SF_OK;
     for (size_t i = 0; i < count && status == SF_OK; i++)
         status = sf_json_append(list, sf_json_new_int(id[i]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *methods_of(const struct sf_stack *stack)
@@ -299,7 +292,7 @@ static struct sf_json *methods_of(const struct sf_stack *stack)
     sf_status status = SF_OK;
     for (int32_t i = 0; i < stack->entries && status == SF_OK; i++)
         status = sf_json_append(list, sf_json_new_words(stack->entry[i].method->name));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *receipt_of(const struct sf_stack *stack,
@@ -314,5 +307,5 @@ static struct sf_json *receipt_of(const struct sf_stack *stack,
     sf_json_put(&status, o, "slots_evicted", sf_json_new_int(receipt->slots_evicted));
     sf_json_put(&status, o, "slots_merged", sf_json_new_int(receipt->slots_merged));
     sf_json_put(&status, o, "slots_requantised", sf_json_new_int(receipt->slots_requantised));
-    return built(status, o);
+    return sf_json_built(status, o);
 }

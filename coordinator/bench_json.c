@@ -5,25 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json_build.h"
 #include "coordinator/bench_impl.h"
 #include "coordinator/machine_json.h"
-
-static struct sf_json *built(sf_status status, struct sf_json *value)
-{
-    if (status == SF_OK) return value;
-    sf_json_free(value);
-    return NULL;
-}
-
-static void put_real(sf_status *status, struct sf_json *o, const char *key, double value)
-{
-    sf_json_put(status, o, key, sf_json_new_real(value));
-}
-
-static void put_int(sf_status *status, struct sf_json *o, const char *key, int64_t value)
-{
-    sf_json_put(status, o, key, sf_json_new_int(value));
-}
 
 /* ---- what it ran on -------------------------------------------------------------------------- */
 /* Resolved, by the label of the stack. */
@@ -34,7 +18,7 @@ static struct sf_json *configs_of(const struct sf_bench *bench)
     for (int32_t i = 0; i < bench->list.stacks; i++)
         sf_json_put(&status, o, bench->list.stack[i].label,
                     sf_json_new_words(bench->stack[i].config));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 /* ---- one run --------------------------------------------------------------------------------- */
@@ -44,7 +28,7 @@ static struct sf_json *methods_of(const struct sf_stack_launch *stack)
     sf_status status = SF_OK;
     for (int32_t i = 0; i < stack->methods && status == SF_OK; i++)
         status = sf_json_append(list, sf_json_new_words(stack->method[i]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 /* 128, or [16, 2000]. */
@@ -54,7 +38,7 @@ static struct sf_json *length_of(struct sf_range range)
     struct sf_json *list = sf_json_new(SF_JSON_ARRAY);
     sf_status status = sf_json_append(list, sf_json_new_int(range.lo));
     if (status == SF_OK) status = sf_json_append(list, sf_json_new_int(range.hi));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static void put_spread(sf_status *status, struct sf_json *o, const char *name,
@@ -65,21 +49,21 @@ static void put_spread(sf_status *status, struct sf_json *o, const char *name,
     for (size_t i = 0; i < sizeof part / sizeof part[0]; i++) {
         char key[32];
         snprintf(key, sizeof key, "%s_ms_%s", name, part[i].end);
-        put_real(status, o, key, part[i].value);
+        sf_json_put_real(status, o, key, part[i].value);
     }
 }
 
 static void put_speed(sf_status *status, struct sf_json *o, const struct bench_run *run)
 {
-    put_real(status, o, "duration_s", run->seconds);
-    put_int(status, o, "input_tokens", run->input_tokens);
-    put_int(status, o, "output_tokens", run->output_tokens);
-    put_real(status, o, "request_throughput", run->prompts / run->seconds);
-    put_real(status, o, "output_throughput", (double)run->output_tokens / run->seconds);
-    put_real(status, o, "total_token_throughput",
-             (double)(run->input_tokens + run->output_tokens) / run->seconds);
-    put_real(status, o, "prefill_tok_s", run->prefill_rate);
-    put_real(status, o, "decode_tok_s", run->decode_rate);
+    sf_json_put_real(status, o, "duration_s", run->seconds);
+    sf_json_put_int(status, o, "input_tokens", run->input_tokens);
+    sf_json_put_int(status, o, "output_tokens", run->output_tokens);
+    sf_json_put_real(status, o, "request_throughput", run->prompts / run->seconds);
+    sf_json_put_real(status, o, "output_throughput", (double)run->output_tokens / run->seconds);
+    sf_json_put_real(status, o, "total_token_throughput",
+                     (double)(run->input_tokens + run->output_tokens) / run->seconds);
+    sf_json_put_real(status, o, "prefill_tok_s", run->prefill_rate);
+    sf_json_put_real(status, o, "decode_tok_s", run->decode_rate);
     put_spread(status, o, "ttft", &run->ttft);
     put_spread(status, o, "tpot", &run->tpot);
     put_spread(status, o, "itl", &run->itl);
@@ -93,7 +77,7 @@ static struct sf_json *bubbles_of(const struct bench_run *run)
     sf_status status = SF_OK;
     for (int32_t s = 0; s < run->stages && status == SF_OK; s++)
         status = sf_json_append(list, sf_json_new_real(run->bubble[s]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static void put_time(sf_status *status, struct sf_json *o, const struct bench_run *run)
@@ -104,20 +88,21 @@ static void put_time(sf_status *status, struct sf_json *o, const struct bench_ru
         [SF_PHASE_COMM] = "comm_ms", [SF_PHASE_WAIT] = "wait_ms",
         [SF_PHASE_SAMPLE] = "sample_ms", [SF_PHASE_OTHER] = "other_ms"};
     const struct sf_engine_counts *counts = &run->counts;
-    put_real(status, o, "step_ms", run->step_ms);
+    sf_json_put_real(status, o, "step_ms", run->step_ms);
     for (int phase = 0; phase < SF_PHASES; phase++)
-        put_real(status, o, key[phase], run->phase_ms[phase]);
-    put_real(status, o, "schedule_ms", run->schedule_ms);
-    put_real(status, o, "schedule_share", run->schedule_share);
+        sf_json_put_real(status, o, key[phase], run->phase_ms[phase]);
+    sf_json_put_real(status, o, "schedule_ms", run->schedule_ms);
+    sf_json_put_real(status, o, "schedule_share", run->schedule_share);
     sf_json_put(status, o, "bubble_share", bubbles_of(run));
-    put_real(status, o, "batch_full", run->batch_full);
-    put_int(status, o, "steps", counts->steps);
-    put_int(status, o, "decode_steps", counts->decode_steps);
-    put_real(status, o, "rows_per_step", (double)counts->rows / (double)counts->steps);
-    put_real(status, o, "step_bytes_per_step", (double)counts->step_bytes / (double)counts->steps);
-    put_int(status, o, "running_max", counts->running_max);
-    put_int(status, o, "preempted", run->load.preempted);
-    put_int(status, o, "reused_tokens", run->load.reused_tokens);
+    sf_json_put_real(status, o, "batch_full", run->batch_full);
+    sf_json_put_int(status, o, "steps", counts->steps);
+    sf_json_put_int(status, o, "decode_steps", counts->decode_steps);
+    sf_json_put_real(status, o, "rows_per_step", (double)counts->rows / (double)counts->steps);
+    sf_json_put_real(status, o, "step_bytes_per_step",
+                     (double)counts->step_bytes / (double)counts->steps);
+    sf_json_put_int(status, o, "running_max", counts->running_max);
+    sf_json_put_int(status, o, "preempted", run->load.preempted);
+    sf_json_put_int(status, o, "reused_tokens", run->load.reused_tokens);
 }
 
 static struct sf_json *peaks_of(const struct bench_run *run)
@@ -126,7 +111,7 @@ static struct sf_json *peaks_of(const struct bench_run *run)
     sf_status status = SF_OK;
     for (int32_t r = 0; r < run->ranks && status == SF_OK; r++)
         status = sf_json_append(list, sf_json_new_int(run->rss_peak[r]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *run_json(const struct sf_bench *bench, const struct bench_run *run)
@@ -137,22 +122,22 @@ static struct sf_json *run_json(const struct sf_bench *bench, const struct bench
     sf_json_put(&status, o, "methods", methods_of(stack));
     sf_json_put(&status, o, "stack", sf_json_new_words(stack->label));
     sf_json_put(&status, o, "config_file", sf_json_new_words(stack->launch.config));
-    put_int(&status, o, "max_num_seqs", run->seqs_max);
-    put_int(&status, o, "num_prompts", run->prompts);
+    sf_json_put_int(&status, o, "max_num_seqs", run->seqs_max);
+    sf_json_put_int(&status, o, "num_prompts", run->prompts);
     sf_json_put(&status, o, "input_len", length_of(run->input));
     sf_json_put(&status, o, "output_len", length_of(run->output));
     put_speed(&status, o, run);
     put_time(&status, o, run);
-    put_int(&status, o, "kv_bytes_exact", run->kv.bytes_exact);
-    put_int(&status, o, "kv_bytes_stored", run->kv.bytes_stored);
-    put_int(&status, o, "kv_bytes_peak", run->kv.bytes_peak);
-    put_int(&status, o, "slots_evicted", run->kv.slots_evicted);
-    put_int(&status, o, "slots_merged", run->kv.slots_merged);
-    put_int(&status, o, "slots_requantised", run->kv.slots_requantised);
+    sf_json_put_int(&status, o, "kv_bytes_exact", run->kv.bytes_exact);
+    sf_json_put_int(&status, o, "kv_bytes_stored", run->kv.bytes_stored);
+    sf_json_put_int(&status, o, "kv_bytes_peak", run->kv.bytes_peak);
+    sf_json_put_int(&status, o, "slots_evicted", run->kv.slots_evicted);
+    sf_json_put_int(&status, o, "slots_merged", run->kv.slots_merged);
+    sf_json_put_int(&status, o, "slots_requantised", run->kv.slots_requantised);
     sf_json_put(&status, o, "peak_rss_bytes", peaks_of(run));
     sf_json_put(&status, o, "share_of_roof", sf_json_new(SF_JSON_NULL));
     sf_json_put(&status, o, "kv_bound", sf_json_new(run->kv_bound ? SF_JSON_TRUE : SF_JSON_FALSE));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 static struct sf_json *runs_of(const struct sf_bench *bench)
@@ -161,7 +146,7 @@ static struct sf_json *runs_of(const struct sf_bench *bench)
     sf_status status = SF_OK;
     for (int32_t i = 0; i < bench->runs && status == SF_OK; i++)
         status = sf_json_append(list, run_json(bench, &bench->run[i]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 /* ---- all of it ------------------------------------------------------------------------------- */

@@ -17,37 +17,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json_build.h"
 #include "coordinator/eval_impl.h"
 #include "coordinator/machine_json.h"
-
-static struct sf_json *built(sf_status status, struct sf_json *value)
-{
-    if (status == SF_OK) return value;
-    sf_json_free(value);
-    return NULL;
-}
-
-static void put_real(sf_status *status, struct sf_json *o, const char *key, double value)
-{
-    sf_json_put(status, o, key, sf_json_new_real(value));
-}
-
-static void put_int(sf_status *status, struct sf_json *o, const char *key, int64_t value)
-{
-    sf_json_put(status, o, key, sf_json_new_int(value));
-}
-
-static void put_words(sf_status *status, struct sf_json *o, const char *key, const char *words)
-{
-    sf_json_put(status, o, key, sf_json_new_words(words));
-}
 
 static struct sf_json *interval_of(const struct eval_figure *figure)
 {
     struct sf_json *list = sf_json_new(SF_JSON_ARRAY);
     sf_status status = sf_json_append(list, sf_json_new_real(figure->lo));
     if (status == SF_OK) status = sf_json_append(list, sf_json_new_real(figure->hi));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static void put_figure(sf_status *status, struct sf_json *o, const char *key,
@@ -55,7 +34,7 @@ static void put_figure(sf_status *status, struct sf_json *o, const char *key,
 {
     char name[40];
     snprintf(name, sizeof name, "%s_ci", key);
-    put_real(status, o, key, figure->value);
+    sf_json_put_real(status, o, key, figure->value);
     sf_json_put(status, o, name, interval_of(figure));
 }
 
@@ -66,7 +45,7 @@ static struct sf_json *methods_of(const struct sf_stack_launch *stack)
     sf_status status = SF_OK;
     for (int32_t i = 0; i < stack->methods && status == SF_OK; i++)
         status = sf_json_append(list, sf_json_new_words(stack->method[i]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *sequence_of(const struct sf_eval *eval, const struct eval_case *c,
@@ -75,16 +54,16 @@ static struct sf_json *sequence_of(const struct sf_eval *eval, const struct eval
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
     struct eval_sum sum = eval_sum_of(c, stack);
-    put_words(&status, o, "text", eval->text[c->text]);
-    put_int(&status, o, "start", c->start);
-    put_int(&status, o, "prompt_tokens", c->prompt);
-    put_int(&status, o, "scored_tokens", sum.tokens);
-    put_real(&status, o, "nll", sum.nll);
-    put_real(&status, o, "kl", sum.kl);
-    put_int(&status, o, "agree", sum.agree);
-    put_int(&status, o, "kv_bytes_exact", c->at_prompt[stack].exact);
-    put_int(&status, o, "kv_bytes_stored", c->at_prompt[stack].stored);
-    return built(status, o);
+    sf_json_put_words(&status, o, "text", eval->text[c->text]);
+    sf_json_put_int(&status, o, "start", c->start);
+    sf_json_put_int(&status, o, "prompt_tokens", c->prompt);
+    sf_json_put_int(&status, o, "scored_tokens", sum.tokens);
+    sf_json_put_real(&status, o, "nll", sum.nll);
+    sf_json_put_real(&status, o, "kl", sum.kl);
+    sf_json_put_int(&status, o, "agree", sum.agree);
+    sf_json_put_int(&status, o, "kv_bytes_exact", c->at_prompt[stack].exact);
+    sf_json_put_int(&status, o, "kv_bytes_stored", c->at_prompt[stack].stored);
+    return sf_json_built(status, o);
 }
 
 static struct sf_json *sequences_of(const struct sf_eval *eval, int32_t stack)
@@ -94,14 +73,14 @@ static struct sf_json *sequences_of(const struct sf_eval *eval, int32_t stack)
     for (int32_t i = 0; i < eval->case_count && status == SF_OK; i++)
         if (eval->cases[i].text >= 0)
             status = sf_json_append(list, sequence_of(eval, &eval->cases[i], stack));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static void put_recall(sf_status *status, struct sf_json *o, const struct eval_recall *recall)
 {
-    put_int(status, o, "trials", recall->trials);
-    put_int(status, o, "hits", recall->hits);
-    put_real(status, o, "recall", recall->share.value);
+    sf_json_put_int(status, o, "trials", recall->trials);
+    sf_json_put_int(status, o, "hits", recall->hits);
+    sf_json_put_real(status, o, "recall", recall->share.value);
     sf_json_put(status, o, "ci", interval_of(&recall->share));
 }
 
@@ -114,13 +93,13 @@ static struct sf_json *cells_of(const struct sf_eval *eval, int32_t stack)
             struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
             struct eval_recall recall = eval_recall_of(eval, stack, eval->needle_length[l],
                                                        eval->depth[d]);
-            put_int(&status, o, "length", eval->needle_length[l]);
-            put_int(&status, o, "depth", eval->depth[d]);
+            sf_json_put_int(&status, o, "length", eval->needle_length[l]);
+            sf_json_put_int(&status, o, "depth", eval->depth[d]);
             put_recall(&status, o, &recall);
             if (status == SF_OK) status = sf_json_append(list, o);
             else sf_json_free(o);
         }
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *needles_of(const struct sf_eval *eval, int32_t stack)
@@ -131,16 +110,16 @@ static struct sf_json *needles_of(const struct sf_eval *eval, int32_t stack)
         const struct eval_case *c = &eval->cases[i];
         if (c->text >= 0) continue;
         struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
-        put_int(&status, o, "length", c->length);
-        put_int(&status, o, "depth", c->depth);
-        put_int(&status, o, "trial", c->start);
-        put_int(&status, o, "prompt_tokens", c->prompt);
+        sf_json_put_int(&status, o, "length", c->length);
+        sf_json_put_int(&status, o, "depth", c->depth);
+        sf_json_put_int(&status, o, "trial", c->start);
+        sf_json_put_int(&status, o, "prompt_tokens", c->prompt);
         sf_json_put(&status, o, "found",
                     sf_json_new(eval_is_hit(c, stack) ? SF_JSON_TRUE : SF_JSON_FALSE));
         if (status == SF_OK) status = sf_json_append(list, o);
         else sf_json_free(o);
     }
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *recall_of(const struct sf_eval *eval, int32_t stack)
@@ -152,13 +131,13 @@ static struct sf_json *recall_of(const struct sf_eval *eval, int32_t stack)
     put_recall(&status, o, &all);
     sf_json_put(&status, o, "cells", cells_of(eval, stack));
     sf_json_put(&status, o, "needles", needles_of(eval, stack));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 static void put_text_figures(sf_status *status, struct sf_json *o, const struct sf_eval *eval,
                              int32_t stack, const struct eval_quality *quality)
 {
-    put_int(status, o, "tokens", quality->all.tokens);
+    sf_json_put_int(status, o, "tokens", quality->all.tokens);
     put_figure(status, o, "perplexity", &quality->perplexity);
     put_figure(status, o, "kl_mean", &quality->kl_mean);
     put_figure(status, o, "top1_agreement", &quality->agreement);
@@ -173,17 +152,17 @@ static struct sf_json *stack_json(const struct sf_eval *eval, int32_t stack,
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
     sf_json_put(&status, o, "methods", methods_of(launch));
-    put_words(&status, o, "stack", launch->label);
-    put_words(&status, o, "config_file", launch->launch.config);
-    put_real(&status, o, "kv_fraction", quality->kv_fraction);
-    put_real(&status, o, "kv_fraction_end", quality->kv_fraction_end);
-    put_int(&status, o, "kv_bytes_exact", quality->at_prompt.exact);
-    put_int(&status, o, "kv_bytes_stored", quality->at_prompt.stored);
-    put_int(&status, o, "kv_bytes_exact_end", quality->at_end.exact);
-    put_int(&status, o, "kv_bytes_stored_end", quality->at_end.stored);
+    sf_json_put_words(&status, o, "stack", launch->label);
+    sf_json_put_words(&status, o, "config_file", launch->launch.config);
+    sf_json_put_real(&status, o, "kv_fraction", quality->kv_fraction);
+    sf_json_put_real(&status, o, "kv_fraction_end", quality->kv_fraction_end);
+    sf_json_put_int(&status, o, "kv_bytes_exact", quality->at_prompt.exact);
+    sf_json_put_int(&status, o, "kv_bytes_stored", quality->at_prompt.stored);
+    sf_json_put_int(&status, o, "kv_bytes_exact_end", quality->at_end.exact);
+    sf_json_put_int(&status, o, "kv_bytes_stored_end", quality->at_end.stored);
     if (eval->texts > 0) put_text_figures(&status, o, eval, stack, quality);
     sf_json_put(&status, o, "needle_recall", recall_of(eval, stack));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 static struct sf_json *runs_of(const struct sf_eval *eval, const struct eval_quality *quality)
@@ -192,7 +171,7 @@ static struct sf_json *runs_of(const struct sf_eval *eval, const struct eval_qua
     sf_status status = SF_OK;
     for (int32_t s = 1; s < eval->list.stacks && status == SF_OK; s++)
         status = sf_json_append(list, stack_json(eval, s, &quality[s]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 /* ---- all of it ------------------------------------------------------------------------------- */
@@ -204,7 +183,7 @@ static struct sf_json *text_of(const struct sf_eval *eval)
     sf_status status = SF_OK;
     for (int32_t t = 0; t < eval->texts && status == SF_OK; t++)
         status = sf_json_append(list, sf_json_new_words(eval->text[t]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *files_of(const struct sf_eval *eval)
@@ -213,12 +192,12 @@ static struct sf_json *files_of(const struct sf_eval *eval)
     sf_status status = SF_OK;
     for (int32_t t = 0; t < eval->texts && status == SF_OK; t++) {
         struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
-        put_words(&status, o, "path", eval->text[t]);
-        put_int(&status, o, "tokens", eval->text_tokens[t]);
+        sf_json_put_words(&status, o, "path", eval->text[t]);
+        sf_json_put_int(&status, o, "tokens", eval->text_tokens[t]);
         if (status == SF_OK) status = sf_json_append(list, o);
         else sf_json_free(o);
     }
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static int64_t tokens_of(const struct sf_eval *eval)
@@ -237,24 +216,24 @@ static struct sf_json *configs_of(const struct sf_eval *eval, const struct sf_la
     for (int32_t s = 0; s < eval->list.stacks && status == SF_OK; s++) {
         char *text = NULL;
         status = sf_config_text(&launch[s].config, &text);
-        if (status == SF_OK) put_words(&status, o, eval->list.stack[s].label, text);
+        if (status == SF_OK) sf_json_put_words(&status, o, eval->list.stack[s].label, text);
         free(text);
     }
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 static struct sf_json *interval_json(const struct sf_eval *eval, int64_t seed)
 {
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
-    put_real(&status, o, "level", 0.95);
-    put_words(&status, o, "method", "bootstrap, percentiles");
-    put_words(&status, o, "resampled", eval_by_sequence(eval) ? "sequences"
-                                                              : "blocks of 64 tokens");
-    put_int(&status, o, "draws", EVAL_DRAWS);
-    put_int(&status, o, "seed", seed);
-    put_words(&status, o, "needle_method", "Wilson");
-    return built(status, o);
+    sf_json_put_real(&status, o, "level", 0.95);
+    sf_json_put_words(&status, o, "method", "bootstrap, percentiles");
+    sf_json_put_words(&status, o, "resampled",
+                      eval_by_sequence(eval) ? "sequences" : "blocks of 64 tokens");
+    sf_json_put_int(&status, o, "draws", EVAL_DRAWS);
+    sf_json_put_int(&status, o, "seed", seed);
+    sf_json_put_words(&status, o, "needle_method", "Wilson");
+    return sf_json_built(status, o);
 }
 
 sf_status eval_json(const struct sf_eval *eval, const struct sf_launch *launch,
@@ -263,18 +242,18 @@ sf_status eval_json(const struct sf_eval *eval, const struct sf_launch *launch,
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
     sf_json_put(&status, o, "text", text_of(eval));
-    put_int(&status, o, "tokens", tokens_of(eval));
+    sf_json_put_int(&status, o, "tokens", tokens_of(eval));
     sf_json_put(&status, o, "files", files_of(eval));
     sf_json_put(&status, o, "filler", eval->needle ? sf_json_new_words(eval->filler)
                                                    : sf_json_new(SF_JSON_NULL));
-    put_words(&status, o, "model", launch->config.model.path);
-    put_words(&status, o, "version", SHEAF_VERSION " (git " SHEAF_GIT ")");
+    sf_json_put_words(&status, o, "model", launch->config.model.path);
+    sf_json_put_words(&status, o, "version", SHEAF_VERSION " (git " SHEAF_GIT ")");
     sf_json_put(&status, o, "machine", sf_machine_json(launch));
     sf_json_put(&status, o, "config", configs_of(eval, launch));
     sf_json_put(&status, o, "intervals", interval_json(eval, launch->config.sampling.seed));
-    put_int(&status, o, "sequences_at_once", eval->at_once);
-    put_int(&status, o, "kept_bytes", eval->kept_bytes);
-    put_real(&status, o, "duration_s", eval->seconds);
+    sf_json_put_int(&status, o, "sequences_at_once", eval->at_once);
+    sf_json_put_int(&status, o, "kept_bytes", eval->kept_bytes);
+    sf_json_put_real(&status, o, "duration_s", eval->seconds);
     sf_json_put(&status, o, "exact", stack_json(eval, 0, &quality[0]));
     sf_json_put(&status, o, "runs", runs_of(eval, quality));
     if (status == SF_OK) status = sf_json_dump(o, 2, text_out, bytes_out);

@@ -1,4 +1,5 @@
 /* coordinator/logprobs_json.c: the forms of logprobs_json.h. */
+#include "base/json_build.h"
 #include "coordinator/logprobs_json.h"
 
 #include <stdio.h>
@@ -93,14 +94,6 @@ static struct sf_json *number_of(float logprob)
     return sf_json_new_real(number);
 }
 
-/* The array or object, or NULL if building it failed. */
-static struct sf_json *built(sf_status status, struct sf_json *value)
-{
-    if (status == SF_OK) return value;
-    sf_json_free(value);
-    return NULL;
-}
-
 static void append(sf_status *status, struct sf_json *array, struct sf_json *value)
 {
     if (*status != SF_OK) sf_json_free(value);
@@ -119,7 +112,7 @@ static struct sf_json *byte_list(const struct speller *s, int32_t token)
     sf_status status = SF_OK;
     for (size_t i = 0; i < count; i++)
         append(&status, list, sf_json_new_int((unsigned char)bytes[i]));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 static struct sf_json *chat_token(struct speller *s, int32_t token, float logprob)
@@ -129,7 +122,7 @@ static struct sf_json *chat_token(struct speller *s, int32_t token, float logpro
     sf_json_put(&status, o, "token", text_of(s, token));
     sf_json_put(&status, o, "logprob", number_of(logprob));
     sf_json_put(&status, o, "bytes", byte_list(s, token));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 struct sf_json *sf_logprobs_chat(const struct sf_tokenizer *tokenizer,
@@ -152,7 +145,7 @@ struct sf_json *sf_logprobs_chat(const struct sf_tokenizer *tokenizer,
     sf_json_put(&status, o, "content", content);
     sf_json_put(&status, o, "refusal", sf_json_new(SF_JSON_NULL));
     sf_buffer_free(&s.text);
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 /* ---- completions ---- */
@@ -181,7 +174,7 @@ static struct sf_json *top_object(struct speller *s, const struct sf_scored *par
         among |= top[t].token == score->token;
     }
     if (!among) put_token(&status, s, o, score->token, score->logprob);
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 struct lists { struct sf_json *tokens, *logprobs, *tops, *offsets; };
@@ -220,7 +213,7 @@ struct sf_json *sf_logprobs_completion(const struct sf_tokenizer *tokenizer,
     sf_json_put(&status, o, "top_logprobs", lists.tops);
     sf_json_put(&status, o, "text_offset", lists.offsets);
     sf_buffer_free(&s.text);
-    return built(status, o);
+    return sf_json_built(status, o);
 }
 
 /* ---- a prompt ---- */
@@ -258,5 +251,5 @@ struct sf_json *sf_logprobs_prompt(const struct sf_tokenizer *tokenizer,
         append(&status, list, o);
     }
     sf_buffer_free(&s.text);
-    return built(status, list);
+    return sf_json_built(status, list);
 }

@@ -1,20 +1,9 @@
 /* coordinator/machine_json.c: what a measurement ran on (machine_json.h). */
 #include "coordinator/machine_json.h"
 
+#include "base/json_build.h"
 #include "coordinator/cluster.h"
 #include "kernels/device.h"
-
-static struct sf_json *built(sf_status status, struct sf_json *value)
-{
-    if (status == SF_OK) return value;
-    sf_json_free(value);
-    return NULL;
-}
-
-static void put_int(sf_status *status, struct sf_json *o, const char *key, int64_t value)
-{
-    sf_json_put(status, o, key, sf_json_new_int(value));
-}
 
 static struct sf_json *hosts_of(const struct sf_cluster *cluster)
 {
@@ -22,7 +11,7 @@ static struct sf_json *hosts_of(const struct sf_cluster *cluster)
     sf_status status = SF_OK;
     for (int32_t r = 0; r < cluster->ranks && status == SF_OK; r++)
         status = sf_json_append(list, sf_json_new_words(cluster->place[r].host));
-    return built(status, list);
+    return sf_json_built(status, list);
 }
 
 struct sf_json *sf_machine_json(const struct sf_launch *launch)
@@ -34,13 +23,13 @@ struct sf_json *sf_machine_json(const struct sf_launch *launch)
     sf_machine_processor(processor, sizeof processor);
     int64_t memory = launch->cluster.memory_per_rank;
     sf_json_put(&status, o, "processor", sf_json_new_words(processor));
-    put_int(&status, o, "cores_per_node", launch->cluster.cores_per_node);
-    put_int(&status, o, "threads_per_rank", launch->plan.threads);
+    sf_json_put_int(&status, o, "cores_per_node", launch->cluster.cores_per_node);
+    sf_json_put_int(&status, o, "threads_per_rank", launch->plan.threads);
     sf_json_put(&status, o, "isa", sf_json_new_words(sf_isa_name(isa)));
     sf_json_put(&status, o, "memory_per_rank_bytes",
                 memory > 0 ? sf_json_new_int(memory) : sf_json_new(SF_JSON_NULL));
-    put_int(&status, o, "ranks", launch->cluster.ranks);
-    put_int(&status, o, "nodes", launch->cluster.nodes);
+    sf_json_put_int(&status, o, "ranks", launch->cluster.ranks);
+    sf_json_put_int(&status, o, "nodes", launch->cluster.nodes);
     sf_json_put(&status, o, "hosts", hosts_of(&launch->cluster));
-    return built(status, o);
+    return sf_json_built(status, o);
 }
