@@ -80,13 +80,9 @@ int sf_bench_args(int argc, char **argv, struct sf_bench *bench, char *words, si
         {"max-num-seqs", required_argument, NULL, 'm'},
         {"json", required_argument, NULL, 'J'},
         {"no-exact", no_argument, NULL, 'x'},
-        {"set", required_argument, NULL, 's'},
-        {"log-level", required_argument, NULL, 'l'},
-        {"log-json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0}};
-    enum sf_log_level level = SF_LOG_INFO;
-    int json = 0, letter;
+        SF_COMMON_OPTIONS};
+    struct sf_log_options log = {SF_LOG_INFO, 0};
+    int letter;
     const char *wrong = NULL;
     bench->input = bench->output = (struct sf_range){DEFAULT_TOKENS, DEFAULT_TOKENS};
     opterr = 0;
@@ -109,19 +105,11 @@ int sf_bench_args(int argc, char **argv, struct sf_bench *bench, char *words, si
             break;
         case 'J': bench->json = optarg; break;
         case 'x': bench->no_exact = 1; break;
-        case 's':
-            if (bench->common.sets.sets == SF_SETS_MAX) wrong = "too many --set";
-            else bench->set[bench->common.sets.sets++] = optarg;
-            break;
-        case 'l':
-            if (sf_log_level_parse(optarg, &level) != SF_OK) wrong = sf_error_text();
-            break;
-        case 'j': json = 1; break;
         case 'h': fputs(bench_help, stdout); return 0;
-        default: wrong = sf_option_words(letter, argv);
+        default: wrong = sf_common_option(letter, argv, bench->set, &bench->common.sets.sets, &log);
         }
     }
-    sf_log_setup(level, json);
+    sf_log_setup(log.level, log.json);
     if (wrong == NULL && optind == argc) wrong = "CONFIG is missing";
     if (wrong == NULL && argc - optind > SF_BENCH_CONFIGS) wrong = "more than 32 CONFIGs";
     for (; wrong == NULL && optind < argc; optind++) bench->config[bench->configs++] = argv[optind];

@@ -36,11 +36,10 @@ int sf_calibrate_args(int argc, char **argv, struct sf_calibrate *calibrate, cha
 {
     static const struct option options[] = {
         {"output", required_argument, NULL, 'o'},    {"method", required_argument, NULL, 'm'},
-        {"from", required_argument, NULL, 'f'},      {"set", required_argument, NULL, 's'},
-        {"log-level", required_argument, NULL, 'l'}, {"log-json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},            {NULL, 0, NULL, 0}};
-    enum sf_log_level level = SF_LOG_INFO;
-    int json = 0, letter;
+        {"from", required_argument, NULL, 'f'},
+        SF_COMMON_OPTIONS};
+    struct sf_log_options log = {SF_LOG_INFO, 0};
+    int letter;
     const char *wrong = NULL;
     opterr = 0;
     optind = 1;
@@ -49,19 +48,13 @@ int sf_calibrate_args(int argc, char **argv, struct sf_calibrate *calibrate, cha
         case 'o': calibrate->output = optarg; break;
         case 'm': calibrate->method = optarg; break;
         case 'f': calibrate->from = optarg; break;
-        case 's':
-            if (calibrate->common.sets.sets == SF_SETS_MAX) wrong = "too many --set";
-            else calibrate->set[calibrate->common.sets.sets++] = optarg;
-            break;
-        case 'l':
-            if (sf_log_level_parse(optarg, &level) != SF_OK) wrong = sf_error_text();
-            break;
-        case 'j': json = 1; break;
         case 'h': fputs(calibrate_help, stdout); return 0;
-        default: wrong = sf_option_words(letter, argv);
+        default:
+            wrong = sf_common_option(letter, argv, calibrate->set, &calibrate->common.sets.sets,
+                                     &log);
         }
     }
-    sf_log_setup(level, json);
+    sf_log_setup(log.level, log.json);
     if (wrong == NULL && optind != argc - 1)
         wrong = optind == argc ? "CONFIG is missing" : "more than one CONFIG";
     if (wrong == NULL && calibrate->output == NULL) wrong = "--output is missing";

@@ -50,6 +50,20 @@ const char *sf_option_words(int letter, char **argv)
     return words;
 }
 
+const char *sf_common_option(int letter, char **argv, const char **set, int32_t *sets,
+                             struct sf_log_options *log)
+{
+    switch (letter) {
+    case 's':
+        if (*sets == SF_SETS_MAX) return "too many --set";
+        set[(*sets)++] = optarg;
+        return NULL;
+    case 'l': return sf_log_level_parse(optarg, &log->level) == SF_OK ? NULL : sf_error_text();
+    case 'j': log->json = 1; return NULL;
+    default: return sf_option_words(letter, argv);
+    }
+}
+
 int sf_command_failed(sf_status status)
 {
     sf_complain(sf_error_text());

@@ -4,6 +4,7 @@
 #ifndef SHEAF_COORDINATOR_COMMANDS_H
 #define SHEAF_COORDINATOR_COMMANDS_H
 #include <stddef.h>
+#include "base/log.h"
 #include "base/status.h"
 #include "coordinator/launch.h"
 #include "coordinator/task.h"
@@ -39,6 +40,16 @@ int sf_usage_error(const char *command, const char *format, ...)
 sf_status sf_check_output(const char *path, const char *const *read, int32_t count);
 /* Whether two paths lead to one file, be it there or still to be made. */
 int       sf_is_same_file(const char *a, const char *b);
+/* Options that all subcommands with ranks have: the end of their tables for getopt_long, and what
+ * the letters do.  'h' is the caller's. */
+#define SF_COMMON_OPTIONS                                                                          \
+    {"set", required_argument, NULL, 's'}, {"log-level", required_argument, NULL, 'l'},            \
+    {"log-json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}
+struct sf_log_options { enum sf_log_level level; int json; };
+/* NULL, or what is wrong, in words until the next call.  set[SF_SETS_MAX]; another letter is
+ * refused. */
+const char *sf_common_option(int letter, char **argv, const char **set, int32_t *sets,
+                             struct sf_log_options *);
 /* What getopt_long(..., ":...") refused, in words until the next call: letter is ':' or '?'. */
 const char *sf_option_words(int letter, char **argv);
 /* The words of the last error on stderr; returns the exit code of `status`. */

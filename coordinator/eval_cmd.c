@@ -156,11 +156,7 @@ static const struct option options[] = {
     {"needle-trials", required_argument, NULL, OPT_TRIALS},
     {"json", required_argument, NULL, 'J'},
     {"html", required_argument, NULL, 'H'},
-    {"set", required_argument, NULL, 's'},
-    {"log-level", required_argument, NULL, 'l'},
-    {"log-json", no_argument, NULL, 'j'},
-    {"help", no_argument, NULL, 'h'},
-    {NULL, 0, NULL, 0}};
+    SF_COMMON_OPTIONS};
 
 /* Those with a number; NULL if it is fine. */
 static const char *read_numbers(struct sf_eval *eval, int letter, char *words, size_t bytes)
@@ -180,8 +176,8 @@ static const char *read_numbers(struct sf_eval *eval, int letter, char *words, s
 
 int sf_eval_args(int argc, char **argv, struct sf_eval *eval, char *words, size_t bytes)
 {
-    enum sf_log_level level = SF_LOG_INFO;
-    int json = 0, letter, needle_options = 0;
+    struct sf_log_options log = {SF_LOG_INFO, 0};
+    int letter, needle_options = 0;
     const char *wrong = NULL;
     set_defaults(eval);
     opterr = 0;
@@ -197,21 +193,14 @@ int sf_eval_args(int argc, char **argv, struct sf_eval *eval, char *words, size_
         case 'f': eval->filler = optarg; break;
         case 'J': eval->json = optarg; break;
         case 'H': eval->html = optarg; break;
-        case 's':
-            if (eval->common.sets.sets == SF_SETS_MAX) wrong = "too many --set";
-            else eval->set[eval->common.sets.sets++] = optarg;
-            break;
-        case 'l':
-            if (sf_log_level_parse(optarg, &level) != SF_OK) wrong = sf_error_text();
-            break;
-        case 'j': json = 1; break;
         case 'h': fputs(eval_help, stdout); return 0;
         default:
             wrong = letter >= OPT_LEN ? read_numbers(eval, letter, words, bytes)
-                                      : sf_option_words(letter, argv);
+                                      : sf_common_option(letter, argv, eval->set,
+                                                         &eval->common.sets.sets, &log);
         }
     }
-    sf_log_setup(level, json);
+    sf_log_setup(log.level, log.json);
     if (wrong == NULL && argc - optind > SF_EVAL_CONFIGS) wrong = "more than 32 CONFIGs";
     for (; wrong == NULL && optind < argc; optind++) eval->config[eval->configs++] = argv[optind];
     if (wrong == NULL) wrong = check(eval, needle_options);

@@ -37,11 +37,9 @@ int sf_lab_args(int argc, char **argv, struct sf_lab_args *args, char *words, si
 {
     static const struct option options[] = {
         {"trace", required_argument, NULL, 't'},     {"output", required_argument, NULL, 'o'},
-        {"set", required_argument, NULL, 's'},       {"log-level", required_argument, NULL, 'l'},
-        {"log-json", no_argument, NULL, 'j'},        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0}};
-    enum sf_log_level level = SF_LOG_INFO;
-    int json = 0, letter;
+        SF_COMMON_OPTIONS};
+    struct sf_log_options log = {SF_LOG_INFO, 0};
+    int letter;
     const char *wrong = NULL;
     opterr = 0;
     optind = 1;
@@ -49,19 +47,11 @@ int sf_lab_args(int argc, char **argv, struct sf_lab_args *args, char *words, si
         switch (letter) {
         case 't': args->trace = optarg; break;
         case 'o': args->output = optarg; break;
-        case 's':
-            if (args->sets.sets == SF_SETS_MAX) wrong = "too many --set";
-            else args->set[args->sets.sets++] = optarg;
-            break;
-        case 'l':
-            if (sf_log_level_parse(optarg, &level) != SF_OK) wrong = sf_error_text();
-            break;
-        case 'j': json = 1; break;
         case 'h': fputs(lab_help, stdout); return 0;
-        default: wrong = sf_option_words(letter, argv);
+        default: wrong = sf_common_option(letter, argv, args->set, &args->sets.sets, &log);
         }
     }
-    sf_log_setup(level, json);
+    sf_log_setup(log.level, log.json);
     if (wrong == NULL && optind != argc - 1)
         wrong = optind == argc ? "CONFIG is missing" : "more than one CONFIG";
     if (wrong == NULL && args->trace == NULL) wrong = "--trace is missing";

@@ -1,11 +1,11 @@
 /* coordinator/logprobs_json.c: the forms of logprobs_json.h. */
-#include "base/json_build.h"
 #include "coordinator/logprobs_json.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json_build.h"
 #include "base/utf8.h"
 
 enum { NUMBER_BYTES = 32, ESCAPED_BYTES = 4 };

@@ -44,12 +44,11 @@ int sf_run_args(int argc, char **argv, struct sf_run_args *args, char *words, si
     static const struct option options[] = {
         {"input", required_argument, NULL, 'i'},     {"output", required_argument, NULL, 'o'},
         {"resume", no_argument, NULL, 'r'},          {"force", no_argument, NULL, 'f'},
-        {"retry-errors", no_argument, NULL, 'e'},    {"set", required_argument, NULL, 's'},
-        {"log-level", required_argument, NULL, 'l'}, {"log-json", no_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},            {NULL, 0, NULL, 0}};
+        {"retry-errors", no_argument, NULL, 'e'},
+        SF_COMMON_OPTIONS};
     struct sf_run_files *files = &args->launch.files;
-    enum sf_log_level level = SF_LOG_INFO;
-    int json = 0, letter;
+    struct sf_log_options log = {SF_LOG_INFO, 0};
+    int letter;
     const char *wrong = NULL;
     opterr = 0;
     optind = 1;
@@ -60,19 +59,11 @@ int sf_run_args(int argc, char **argv, struct sf_run_args *args, char *words, si
         case 'r': files->resume = 1; break;
         case 'f': files->force = 1; break;
         case 'e': files->retry_errors = 1; break;
-        case 's':
-            if (args->launch.sets.sets == SF_SETS_MAX) wrong = "too many --set";
-            else args->set[args->launch.sets.sets++] = optarg;
-            break;
-        case 'l':
-            if (sf_log_level_parse(optarg, &level) != SF_OK) wrong = sf_error_text();
-            break;
-        case 'j': json = 1; break;
         case 'h': fputs(run_help, stdout); return 0;
-        default: wrong = sf_option_words(letter, argv);
+        default: wrong = sf_common_option(letter, argv, args->set, &args->launch.sets.sets, &log);
         }
     }
-    sf_log_setup(level, json);
+    sf_log_setup(log.level, log.json);
     if (wrong == NULL && optind != argc - 1)
         wrong = optind == argc ? "CONFIG is missing" : "more than one CONFIG";
     if (wrong == NULL && files->input == NULL) wrong = "--input is missing";
