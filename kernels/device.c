@@ -11,6 +11,7 @@ static const struct sf_backend *const backends[] = { &sf_backend_cpu, &sf_backen
 struct opened {
     struct sf_device device;
     const struct sf_backend *backend;
+    struct sf_kernels table;            /* of a backend that leaves entries out, with them */
 };
 
 static sf_status backend_find(const char *name, const struct sf_backend **backend_out)
@@ -39,6 +40,11 @@ sf_status sf_device_open(const struct sf_device_spec *spec, struct sf_device **d
     if (status != SF_OK) {
         sf_free(opened);
         return status;
+    }
+    if (!opened->device.k->factor) {
+        opened->table = *opened->device.k;
+        sf_hosted_fill(&opened->table);
+        opened->device.k = &opened->table;
     }
     *device_out = &opened->device;
     return SF_OK;
