@@ -5,6 +5,8 @@
  *           out_e = sum e^(l - max) v_e, max, sum, in the scratch
  *   merge   one block a vector: adds the states of its splits in order, by log-sum-exp
  *
+ * Parts of a lane in other layouts are further splits behind its own.
+ *
  * In a block, threads are slots for the logits, warps are vectors for the softmax, and for the
  * values threads are (vector, element) pairs, so that keys and values are read in whole lines.
  *
@@ -16,6 +18,7 @@
  * Bytes read per slot and tile: one key and one value, and bias and pos; per split and vector
  * v_dim + 2 floats are written and read again.  Bound by memory for decode.  Not measured on a
  * device yet; prefill makes no use of the tensor cores. */
+#include "kernels/backend.h"
 #include "kernels/cuda/lanes.h"
 
 enum { THREADS = 128, WARPS = THREADS / SF_WARP };
@@ -33,7 +36,25 @@ static __device__ __forceinline__ struct tile tile_at(sf_global<const int32_t> t
 /* Physical slots that a vector of a lane sees at most, counted from slot 0. */
 static __device__ __forceinline__ int32_t end_of(const struct sf_cuda_lane &lane, int32_t vector)
 {
-    return lane.slots - lane.rows + vector / lane.q_heads + 1;
+    return sf_row_end(lane, vector / lane.q_heads);
+}
+
+static __host__ __device__ __forceinline__ int32_t splits_of(int32_t slots)
+{
+    return slots <= 0 ? 0 : (slots + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
+}
+
+/* Turns a lane to where split number *split of the tile lies, and *split to its number there. */
+static __device__ __forceinline__ void lane_turn(struct sf_cuda_view &view,
+                                                 struct sf_cuda_lane &lane,
+                                                 const struct tile &tile, int32_t *split)
+{
+    int32_t own = splits_of(end_of(lane, tile.first + tile.vectors - 1));
+    for (int32_t part = 0; *split >= own; part++) {
+        *split -= own;
+        sf_lane_turn(view, lane, part);
+        own = splits_of(lane.slots);
+    }
 }
 
 /* ---- one split ------------------------------------------------------------------------------ */
@@ -119,7 +140,9 @@ attend_split(struct sf_cuda_view view, sf_global<const int32_t> tiles, sf_global
     if ((int32_t)blockIdx.y >= tile.splits) return;
     struct sf_cuda_lane lane = sf_lane_at(view, tile.lane);
     sf_shared<float> logits = room + (size_t)tile.vectors * (size_t)view.layout.k_dim;
-    int32_t from = (int32_t)blockIdx.y * SF_SPLIT_SLOTS;
+    int32_t split = (int32_t)blockIdx.y;
+    lane_turn(view, lane, tile, &split);
+    int32_t from = split * SF_SPLIT_SLOTS;
     int32_t count = end_of(lane, tile.first + tile.vectors - 1) - from;
     if (count > SF_SPLIT_SLOTS) count = SF_SPLIT_SLOTS;
     size_t state_floats = (size_t)view.layout.v_dim + 2;
@@ -202,9 +225,9 @@ static size_t tiles_fill(const struct sf_attend_job *job, int32_t *lane, int32_t
         int32_t vectors = of->rows * of->q_heads;
         while (*vector < vectors) {
             int32_t count = vectors - *vector < width ? vectors - *vector : width;
-            int32_t end = of->slots - of->rows + (*vector + count - 1) / of->q_heads + 1;
-            int32_t splits = (end + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
-            if (splits < 0) splits = 0;
+            int32_t last = (*vector + count - 1) / of->q_heads;
+            int32_t splits = splits_of(sf_lane_part_seen(of, -1, last));
+            for (int32_t p = 0; p < of->parts; p++) splits += splits_of(of->part[p].slots);
             size_t needed = (size_t)count * (size_t)splits;
             SF_ASSERT(needed <= states);
             if (n == most || used + needed > states) return n;

@@ -12,7 +12,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/lanes.h"
 
-enum { SLOTS = 128, WARPS = SLOTS / SF_WARP };
+enum { SLOTS = 128, WARPS = SLOTS / SF_WARP, UNIT_WORDS = 3 };
 
 /* What a job of columns has beside the view. */
 struct fold {
@@ -22,14 +22,16 @@ struct fold {
     enum sf_head_fold heads;
     float decay;
     sf_global<float> mass;
+    int32_t mass_slots;
     sf_global<const int32_t> seen;      /* [lanes][rows_most] slots that a row sees, BELOW_MEAN */
     int32_t rows_most;
 };
 
 /* Rows of a lane in front of this one see nothing. */
-static __host__ __device__ __forceinline__ int32_t first_row(int32_t slots, int32_t rows)
+static __host__ __device__ __forceinline__ int32_t first_row(int32_t slots, int32_t rows,
+                                                             int32_t parts)
 {
-    return rows > slots ? rows - slots : 0;
+    return parts == 0 && rows > slots ? rows - slots : 0;
 }
 
 static __device__ __forceinline__ bool in_window(const struct sf_cuda_view &view, int32_t row,
@@ -46,14 +48,16 @@ static __global__ void count_seen(struct sf_cuda_view view, int32_t rows_most,
 {
     struct sf_cuda_lane lane = sf_lane_at(view, (int32_t)blockIdx.y);
     int32_t number = (int32_t)(blockIdx.x * WARPS + threadIdx.x / SF_WARP), count = 0;
-    int32_t r = first_row(lane.slots, lane.rows) + number;
+    int32_t r = first_row(lane.slots, lane.rows, lane.parts) + number;
     if (r >= lane.rows) return;
-    for (int32_t s = (int32_t)(threadIdx.x % SF_WARP); s < lane.slots - lane.rows + r + 1;
-         s += SF_WARP) {
-        struct sf_cuda_slot at = sf_slot_at(view, lane, s);
-        if (sf_bias_of(view.layout, at) == -INFINITY) continue;
-        count += in_window(view, lane.row_first + r,
-                           view.window == 0 ? 0 : sf_pos_of(view.layout, at));
+    for (int32_t part = -1; part < lane.parts; part++) {
+        sf_lane_turn(view, lane, part);
+        for (int32_t s = (int32_t)(threadIdx.x % SF_WARP); s < sf_row_end(lane, r); s += SF_WARP) {
+            struct sf_cuda_slot at = sf_slot_at(view, lane, s);
+            if (sf_bias_of(view.layout, at) == -INFINITY) continue;
+            count += in_window(view, lane.row_first + r,
+                               view.window == 0 ? 0 : sf_pos_of(view.layout, at));
+        }
     }
     count = sf_warp_count(count);
     if (threadIdx.x % SF_WARP == 0) seen[(size_t)blockIdx.y * (size_t)rows_most + number] = count;
@@ -109,25 +113,28 @@ static __device__ __forceinline__ bool row_lives(const struct sf_cuda_lane &lane
     return false;
 }
 
-/* units: [blocks][2], a lane and the first of its slots. */
+/* units: [blocks][UNIT_WORDS], a lane, one of its parts or -1, and the first of its slots. */
 static __global__ void __launch_bounds__(SLOTS)
 columns_slots(struct sf_cuda_view view, sf_global<const int32_t> units, struct fold fold,
               int32_t group)
 {
     SF_SHARED_DYNAMIC(float, q);        /* [group][k_dim] */
-    int32_t lane_number = units[2 * (size_t)blockIdx.x], first = units[2 * (size_t)blockIdx.x + 1];
+    sf_global<const int32_t> unit = units + (size_t)blockIdx.x * UNIT_WORDS;
+    int32_t lane_number = unit[0], first = unit[2];
     struct sf_cuda_lane lane = sf_lane_at(view, lane_number);
-    int32_t s = first + (int32_t)threadIdx.x, row_first = first_row(lane.slots, lane.rows);
+    int32_t s = first + (int32_t)threadIdx.x;
+    int32_t row_first = first_row(lane.slots, lane.rows, lane.parts);
+    sf_lane_turn(view, lane, unit[1]);
     bool inside = s < lane.slots;
     struct sf_cuda_slot at = sf_slot_at(view, lane, inside ? s : first);
     float bias = sf_bias_of(view.layout, at), mass = 0;
     int32_t pos = view.window != 0 ? sf_pos_of(view.layout, at) : 0;
     int32_t page = view.pages[lane.pages_first + (inside ? s : first) / view.layout.page_slots];
-    size_t place = (size_t)page * (size_t)view.layout.page_slots + (size_t)at.slot;
+    size_t place = (size_t)page * (size_t)fold.mass_slots + (size_t)at.slot;
     if (inside) mass = fold.mass[place];
     inside = inside && bias > -INFINITY;
     for (int32_t r = row_first; r < lane.rows; r++) {
-        int32_t end = lane.slots - lane.rows + r + 1;
+        int32_t end = sf_row_end(lane, r);
         if (first >= end || !row_lives(lane, fold, r)) continue;
         bool there = inside && s < end;
         bool seen = there && in_window(view, lane.row_first + r, pos);
@@ -144,50 +151,66 @@ columns_slots(struct sf_cuda_view view, sf_global<const int32_t> units, struct f
 /* ---- host ----------------------------------------------------------------------------------- */
 
 /* Lanes first .. end - 1 of a job as a job of their own. */
-struct part {
+struct batch {
     struct sf_attend_job view;
     size_t units;
     int32_t rows_most;
 };
 
+static int32_t rows_of(const struct sf_lane_job *lane)
+{
+    return lane->rows - first_row(lane->slots, lane->rows, lane->parts);
+}
+
+/* Blocks for the slots of a lane and its parts. */
+static size_t units_of(const struct sf_lane_job *lane)
+{
+    size_t units = 0;
+    for (int32_t p = -1; rows_of(lane) > 0 && p < lane->parts; p++)
+        units += (size_t)(((p < 0 ? lane->slots : lane->part[p].slots) + SLOTS - 1) / SLOTS);
+    return units;
+}
+
 /* The lanes from `first` on that fit into one launch. */
-static struct part part_of(const struct sf_columns_job *job, int32_t first)
+static struct batch batch_of(const struct sf_columns_job *job, int32_t first)
 {
     const size_t units_most = 1 << 16, counts_most = SF_CUDA_SCRATCH_BYTES / sizeof(int32_t);
-    struct part part = { sf_columns_view(job), 0, 0 };
+    struct batch batch = { sf_columns_view(job), 0, 0 };
     int32_t end = first;
     for (; end < job->lanes && end - first < 1 << 15; end++) {
         const struct sf_lane_job *lane = &job->lane[end];
-        int32_t rows = lane->rows - first_row(lane->slots, lane->rows);
-        size_t units = rows > 0 ? (size_t)((lane->slots + SLOTS - 1) / SLOTS) : 0;
-        int32_t most = rows > part.rows_most ? rows : part.rows_most;
+        int32_t rows = rows_of(lane), most = rows > batch.rows_most ? rows : batch.rows_most;
+        size_t units = units_of(lane);
         bool counts = (size_t)most * (size_t)(end - first + 1) <= counts_most;
-        if (end > first && (part.units + units > units_most || !counts)) break;
+        if (end > first && (batch.units + units > units_most || !counts)) break;
         SF_ASSERT(counts);
-        part.units += units;
-        part.rows_most = most;
+        batch.units += units;
+        batch.rows_most = most;
     }
-    part.view.lane = job->lane + first;
-    part.view.lanes = end - first;
-    return part;
+    batch.view.lane = job->lane + first;
+    batch.view.lanes = end - first;
+    return batch;
 }
 
-static void units_fill(const struct part *part, int32_t *units)
+static void units_fill(const struct batch *batch, int32_t *units)
 {
     size_t used = 0;
-    for (int32_t i = 0; i < part->view.lanes; i++) {
-        const struct sf_lane_job *lane = &part->view.lane[i];
-        int32_t rows = lane->rows - first_row(lane->slots, lane->rows);
-        for (int32_t s = 0; rows > 0 && s < lane->slots; s += SLOTS) {
-            units[used++] = i;
-            units[used++] = s;
+    for (int32_t i = 0; i < batch->view.lanes; i++) {
+        const struct sf_lane_job *lane = &batch->view.lane[i];
+        for (int32_t p = -1; rows_of(lane) > 0 && p < lane->parts; p++) {
+            int32_t slots = p < 0 ? lane->slots : lane->part[p].slots;
+            for (int32_t s = 0; s < slots; s += SLOTS) {
+                units[used++] = i;
+                units[used++] = p;
+                units[used++] = s;
+            }
         }
     }
-    SF_ASSERT(used == 2 * part->units);
+    SF_ASSERT(used == UNIT_WORDS * batch->units);
 }
 
-static void part_launch(struct sf_cuda *cuda, const struct sf_columns_job *job,
-                        const struct part *part, const struct sf_cuda_packed *packed)
+static void batch_launch(struct sf_cuda *cuda, const struct sf_columns_job *job,
+                         const struct batch *batch, const struct sf_cuda_packed *packed)
 {
     const int32_t *units = (const int32_t *)(const void *)(packed->block.device +
                                                            packed->extra_at);
@@ -196,28 +219,28 @@ static void part_launch(struct sf_cuda *cuda, const struct sf_columns_job *job,
     SF_ASSERT(group >= 1);
     if (group > SF_VECTORS) group = SF_VECTORS;
     struct fold fold = { job->lse, job->lse_stride, job->fold, job->head_fold, job->decay,
-                         job->mass, seen, part->rows_most };
+                         job->mass, job->mass_slots ? job->mass_slots : job->layout.page_slots,
+                         seen, batch->rows_most };
     if (job->fold == SF_ROWS_BELOW_MEAN)
-        SF_LAUNCH(count_seen, dim3(sf_blocks((size_t)part->rows_most, WARPS),
-                                   (unsigned)part->view.lanes), SLOTS, 0, cuda->stream,
-                  packed->view, part->rows_most, seen);
-    SF_LAUNCH(columns_slots, (unsigned)part->units, SLOTS,
+        SF_LAUNCH(count_seen, dim3(sf_blocks((size_t)batch->rows_most, WARPS),
+                                   (unsigned)batch->view.lanes), SLOTS, 0, cuda->stream,
+                  packed->view, batch->rows_most, seen);
+    SF_LAUNCH(columns_slots, (unsigned)batch->units, SLOTS,
               (size_t)group * (size_t)k_dim * sizeof(float), cuda->stream, packed->view, units,
               fold, group);
 }
 
 void sf_cuda_columns(struct sf_device *device, const struct sf_columns_job *job)
 {
-    SF_ASSERT(job->mass_slots == 0 || job->mass_slots == job->layout.page_slots);
     struct sf_cuda *cuda = sf_cuda_of(device);
     for (int32_t first = 0; first < job->lanes; ) {
-        struct part part = part_of(job, first);
+        struct batch batch = batch_of(job, first);
         struct sf_cuda_packed packed;
-        first += part.view.lanes;
-        if (part.units == 0) continue;
-        sf_cuda_pack(cuda, &part.view, 2 * part.units * sizeof(int32_t), &packed);
-        units_fill(&part, (int32_t *)(void *)(packed.block.host + packed.extra_at));
+        first += batch.view.lanes;
+        if (batch.units == 0) continue;
+        sf_cuda_pack(cuda, &batch.view, UNIT_WORDS * batch.units * sizeof(int32_t), &packed);
+        units_fill(&batch, (int32_t *)(void *)(packed.block.host + packed.extra_at));
         sf_cuda_send(cuda, &packed.block);
-        part_launch(cuda, job, &part, &packed);
+        batch_launch(cuda, job, &batch, &packed);
     }
 }

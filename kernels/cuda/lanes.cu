@@ -1,9 +1,10 @@
 /* kernels/cuda/lanes.cu: the host side of lanes.h. */
 #include "kernels/cuda/lanes.h"
+#include "kernels/backend.h"
 
-static int32_t pages_of(const struct sf_layout *layout, const struct sf_lane_job *lane)
+static int32_t pages_of(const struct sf_lane_part *part)
 {
-    return (lane->slots + layout->page_slots - 1) / layout->page_slots;
+    return (part->slots + part->layout->page_slots - 1) / part->layout->page_slots;
 }
 
 /* Positions that a job brings: up to its last row. */
@@ -17,31 +18,74 @@ static size_t rows_of(const struct sf_attend_job *job)
     return rows;
 }
 
-/*     lanes [][6] | pages [] | row_pos [] | extra           each part aligned to 16 bytes */
+struct count { size_t parts, pages; };
+
+static struct count count_of(const struct sf_attend_job *job)
+{
+    struct count count = { 0, 0 };
+    for (int32_t i = 0; i < job->lanes; i++) {
+        const struct sf_lane_job *lane = &job->lane[i];
+        count.parts += (size_t)lane->parts;
+        for (int32_t p = -1; lane->rows > 0 && p < lane->parts; p++) {
+            struct sf_lane_part part = sf_lane_part_of(&job->layout, lane, p);
+            count.pages += (size_t)pages_of(&part);
+        }
+    }
+    return count;
+}
+
+/* Copies the pages of one part behind the `used` that are there; the place of the first. */
+static int32_t pages_fill(const struct sf_lane_job *lane, const struct sf_lane_part *part,
+                          int32_t *pages, int32_t *used)
+{
+    int32_t first = *used, n = lane->rows > 0 ? pages_of(part) : 0;
+    if (n > 0) memcpy(pages + first, part->pages, (size_t)n * sizeof *pages);
+    *used += n;
+    return first;
+}
+
+static void lanes_fill(const struct sf_attend_job *job, int32_t *lanes, int32_t *parts,
+                       int32_t *pages)
+{
+    int32_t used = 0, part_first = 0;
+    for (int32_t i = 0; i < job->lanes; i++) {
+        const struct sf_lane_job *lane = &job->lane[i];
+        struct sf_lane_part own = sf_lane_part_of(&job->layout, lane, -1);
+        int32_t first = pages_fill(lane, &own, pages, &used);
+        const int32_t words[SF_LANE_WORDS] = { first, lane->slots, lane->row_first, lane->rows,
+                                               lane->q_first, lane->q_heads, part_first,
+                                               lane->parts };
+        memcpy(lanes + (size_t)i * SF_LANE_WORDS, words, sizeof words);
+        for (int32_t p = 0; p < lane->parts; p++, part_first++) {
+            const struct sf_layout *layout = lane->part[p].layout;
+            SF_ASSERT(layout->k_dim == job->layout.k_dim && layout->v_dim == job->layout.v_dim);
+            first = pages_fill(lane, &lane->part[p], pages, &used);
+            const int32_t part[SF_PART_WORDS] = { first, lane->part[p].slots,
+                                                  (int32_t)layout->dtype, layout->page_slots };
+            memcpy(parts + (size_t)part_first * SF_PART_WORDS, part, sizeof part);
+        }
+    }
+}
+
+/*     lanes [] | parts [] | pages [] | row_pos [] | extra           each aligned to 16 bytes */
 void sf_cuda_pack(struct sf_cuda *cuda, const struct sf_attend_job *job, size_t extra,
                   struct sf_cuda_packed *out)
 {
-    size_t pages = 0, rows = rows_of(job);
-    for (int32_t i = 0; i < job->lanes; i++)
-        if (job->lane[i].rows > 0) pages += (size_t)pages_of(&job->layout, &job->lane[i]);
-    size_t pages_at = sf_cuda_part((size_t)job->lanes * sizeof(struct sf_cuda_lane));
-    size_t rows_at = pages_at + sf_cuda_part(pages * sizeof(int32_t));
-    out->extra_at = rows_at + sf_cuda_part(rows * sizeof(int32_t));
+    size_t word = sizeof(int32_t), rows = rows_of(job);
+    struct count count = count_of(job);
+    size_t parts_at = sf_cuda_part((size_t)job->lanes * SF_LANE_WORDS * word);
+    size_t pages_at = parts_at + sf_cuda_part(count.parts * SF_PART_WORDS * word);
+    size_t rows_at = pages_at + sf_cuda_part(count.pages * word);
+    out->extra_at = rows_at + sf_cuda_part(rows * word);
     out->block = sf_cuda_stage(cuda, out->extra_at + extra);
-    struct sf_cuda_lane *lanes = (struct sf_cuda_lane *)(void *)out->block.host;
-    int32_t *page = (int32_t *)(void *)(out->block.host + pages_at), used = 0;
-    for (int32_t i = 0; i < job->lanes; i++) {
-        const struct sf_lane_job *lane = &job->lane[i];
-        SF_ASSERT(lane->parts == 0);    /* not built here yet */
-        lanes[i] = { used, lane->slots, lane->row_first, lane->rows, lane->q_first,
-                     lane->q_heads };
-        for (int32_t p = 0; lane->rows > 0 && p < pages_of(&job->layout, lane); p++)
-            page[used++] = lane->pages[p];
-    }
-    if (rows > 0) memcpy(out->block.host + rows_at, job->row_pos, rows * sizeof(int32_t));
+    unsigned char *host = out->block.host;
     const unsigned char *twin = out->block.device;
+    lanes_fill(job, (int32_t *)(void *)host, (int32_t *)(void *)(host + parts_at),
+               (int32_t *)(void *)(host + pages_at));
+    if (rows > 0) memcpy(host + rows_at, job->row_pos, rows * word);
     out->view = { job->layout, job->pool, job->page_bytes, job->q, job->q_stride, job->scale,
                   job->window, (const int32_t *)(const void *)twin,
+                  (const int32_t *)(const void *)(twin + parts_at),
                   (const int32_t *)(const void *)(twin + pages_at),
                   (const int32_t *)(const void *)(twin + rows_at) };
 }

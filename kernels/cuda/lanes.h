@@ -14,9 +14,14 @@ enum {
     SF_SHARED_FLOATS = 48 * 1024 / 4    /* of a block, without asking the driver for more */
 };
 
-struct sf_cuda_lane {                   /* sf_lane_job with its pages as a place in one array */
-    int32_t pages_first, slots, row_first, rows, q_first, q_heads;
+/* sf_lane_job with its pages and its parts as places in arrays, at first turned to its own slots
+ * (sf_lane_turn). */
+struct sf_cuda_lane {
+    int32_t pages_first, slots, row_first, rows, q_first, q_heads, part_first, parts;
+    bool whole;                         /* turned to a part: every row sees all slots */
 };
+enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 4 };  /* a part: page of the first, slots, dtype, slots
+                                                   of a page */
 /* What kernels know of a job, by value. */
 struct sf_cuda_view {
     struct sf_layout layout;
@@ -26,7 +31,8 @@ struct sf_cuda_view {
     size_t q_stride;
     float scale;
     int32_t window;
-    sf_global<const int32_t> lanes;     /* [][6], sf_cuda_lane */
+    sf_global<const int32_t> lanes;     /* [][SF_LANE_WORDS] */
+    sf_global<const int32_t> parts;     /* [][SF_PART_WORDS] */
     sf_global<const int32_t> pages;
     sf_global<const int32_t> row_pos;   /* only read if window != 0 */
 };
@@ -40,9 +46,30 @@ void sf_cuda_pack(struct sf_cuda *, const struct sf_attend_job *, size_t extra,
 static __device__ __forceinline__ struct sf_cuda_lane sf_lane_at(const struct sf_cuda_view &view,
                                                                  int32_t i)
 {
-    sf_global<const int32_t> word = view.lanes + (size_t)i * 6;
-    struct sf_cuda_lane lane = { word[0], word[1], word[2], word[3], word[4], word[5] };
+    sf_global<const int32_t> word = view.lanes + (size_t)i * SF_LANE_WORDS;
+    struct sf_cuda_lane lane = { word[0], word[1], word[2], word[3], word[4],
+                                 word[5], word[6], word[7], false };
     return lane;
+}
+
+/* Turns a lane, and the view's layout with it, to one of its parts; part -1: they stay as they
+ * are. */
+static __device__ __forceinline__ void sf_lane_turn(struct sf_cuda_view &view,
+                                                    struct sf_cuda_lane &lane, int32_t part)
+{
+    if (part < 0) return;
+    sf_global<const int32_t> word = view.parts + (size_t)(lane.part_first + part) * SF_PART_WORDS;
+    lane.pages_first = word[0];
+    lane.slots = word[1];
+    lane.whole = true;
+    view.layout.dtype = (enum sf_dtype)(int32_t)word[2];
+    view.layout.page_slots = word[3];
+}
+
+/* Physical slots that a row sees at most, counted from slot 0. */
+static __device__ __forceinline__ int32_t sf_row_end(const struct sf_cuda_lane &lane, int32_t row)
+{
+    return lane.whole ? lane.slots : lane.slots - lane.rows + row + 1;
 }
 
 /* One slot of a lane: its page and its number there. */

@@ -2,6 +2,7 @@
 #include "tests/kernels/staged.h"
 #include <stdlib.h>
 #include <string.h>
+#include "kernels/backend.h"
 #include "tests/emulation/emulation.h"
 
 static struct sf_kernels table;
@@ -318,16 +319,23 @@ static void kv_read(struct sf_device *device, const struct sf_layout *layout,
 
 /* ---- attention ------------------------------------------------------------------------------ */
 
-/* What the lanes of a job reach: pages, rows, and the query head behind the last. */
-struct reach { int32_t pages, rows, heads; };
+/* What the lanes of a job reach: pages and the bytes up to the end of the last, rows, and the query
+ * head behind the last. */
+struct reach { int32_t pages, rows, heads; size_t bytes; };
 
-static struct reach lanes_reach(const struct sf_layout *layout, const struct sf_lane_job *lane,
-                                int32_t lanes)
+static struct reach lanes_reach(const struct sf_layout *layout, size_t page_bytes,
+                                const struct sf_lane_job *lane, int32_t lanes)
 {
-    struct reach reach = { 0, 0, 0 };
+    struct reach reach = { 0, 0, 0, 0 };
     for (int32_t i = 0; i < lanes; i++) {
         int32_t rows = lane[i].row_first + lane[i].rows, heads = lane[i].q_first + lane[i].q_heads;
-        reach.pages = slots_reach(layout, lane[i].pages, lane[i].slots, reach.pages);
+        for (int32_t p = -1; p < lane[i].parts; p++) {
+            struct sf_lane_part part = sf_lane_part_of(layout, &lane[i], p);
+            int32_t pages = slots_reach(part.layout, part.pages, part.slots, 0);
+            size_t bytes = extent((size_t)pages, page_bytes, sf_layout_page_bytes(part.layout), 1);
+            if (pages > reach.pages) reach.pages = pages;
+            if (bytes > reach.bytes) reach.bytes = bytes;
+        }
         if (lane[i].rows > 0 && rows > reach.rows) reach.rows = rows;
         if (lane[i].rows > 0 && heads > reach.heads) reach.heads = heads;
     }
@@ -337,11 +345,11 @@ static struct reach lanes_reach(const struct sf_layout *layout, const struct sf_
 static void attend(struct sf_device *device, const struct sf_attend_job *job)
 {
     struct sf_attend_job inner = *job;
-    struct reach reach = lanes_reach(&job->layout, job->lane, job->lanes);
+    struct reach reach = lanes_reach(&job->layout, job->page_bytes, job->lane, job->lanes);
     size_t rows = (size_t)reach.rows, heads = (size_t)reach.heads;
     size_t last = heads == 0 ? 0
                 : (heads - 1) * job->out_head_stride + (size_t)job->layout.v_dim;
-    struct twin pool = carry_pool(device, &job->layout, job->pool, job->page_bytes, reach.pages);
+    struct twin pool = carry(device, job->pool, reach.bytes);
     struct twin q = carry(device, job->q,
                           extent(rows, job->q_stride, heads * (size_t)job->layout.k_dim, 4));
     struct twin out = carry(device, job->out,
@@ -361,14 +369,14 @@ static void attend(struct sf_device *device, const struct sf_attend_job *job)
 static void columns(struct sf_device *device, const struct sf_columns_job *job)
 {
     struct sf_columns_job inner = *job;
-    struct reach reach = lanes_reach(&job->layout, job->lane, job->lanes);
+    struct reach reach = lanes_reach(&job->layout, job->page_bytes, job->lane, job->lanes);
     size_t rows = (size_t)reach.rows, heads = (size_t)reach.heads;
-    struct twin pool = carry_pool(device, &job->layout, job->pool, job->page_bytes, reach.pages);
+    struct twin pool = carry(device, job->pool, reach.bytes);
     struct twin q = carry(device, job->q,
                           extent(rows, job->q_stride, heads * (size_t)job->layout.k_dim, 4));
     struct twin lse = carry(device, job->lse, extent(rows, job->lse_stride, heads, 4));
-    struct twin mass = carry(device, job->mass,
-                             (size_t)reach.pages * (size_t)job->layout.page_slots * 4);
+    int32_t mass_slots = job->mass_slots ? job->mass_slots : job->layout.page_slots;
+    struct twin mass = carry(device, job->mass, (size_t)reach.pages * (size_t)mass_slots * 4);
     inner.pool = pool.device;
     inner.q = q.device;
     inner.lse = lse.device;
@@ -378,6 +386,29 @@ static void columns(struct sf_device *device, const struct sf_columns_job *job)
     drop(&lse, 0);
     drop(&q, 0);
     drop(&pool, 0);
+}
+
+/* ---- low rank ------------------------------------------------------------------------------- */
+
+static sf_status factor(struct sf_device *device, const struct sf_factor_job *job)
+{
+    struct sf_factor_job inner = *job;
+    size_t rows = (size_t)job->rows, cols = (size_t)job->cols, rank = (size_t)job->rank;
+    struct twin x = carry(device, job->x, extent(rows, job->x_stride, cols, 4));
+    struct twin a = carry(device, job->a, extent(rows, job->a_stride, rank, 4));
+    struct twin b = carry(device, job->b, extent(rank, job->b_stride, cols, 4));
+    struct twin scratch = carry(device, job->scratch,
+                                inner_of(device)->k->factor_bytes(job));
+    inner.x = x.device;
+    inner.a = a.device;
+    inner.b = b.device;
+    inner.scratch = scratch.device;
+    sf_status status = inner_of(device)->k->factor(inner_of(device), &inner);
+    drop(&a, 1);
+    drop(&b, 1);
+    drop(&x, 0);
+    drop(&scratch, 0);
+    return status;
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */
@@ -391,7 +422,8 @@ static void table_fill(const struct sf_kernels *inner)
         .mat_bytes = inner->mat_bytes, .mat_create = mat_create, .mat_destroy = mat_destroy,
         .mat_pack = mat_pack, .matmul = matmul, .matmul_leaves = matmul_leaves,
         .kv_clear = kv_clear, .kv_append = kv_append, .kv_move = kv_move, .kv_drop = kv_drop,
-        .kv_read = kv_read, .attend = attend, .columns = columns
+        .kv_read = kv_read, .attend = attend, .columns = columns,
+        .factor_bytes = inner->factor_bytes, .factor = factor
     };
 }
 
