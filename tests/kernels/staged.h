@@ -7,8 +7,8 @@
 #define SHEAF_TESTS_KERNELS_STAGED_H
 #include "kernels/device.h"
 
-/* Opens the backend `name`, which runs under emulation, behind a wrapper; its kernels run with the
- * last thread of a block first if `reversed`.  Closed by staged_close. */
+/* Opens the backend `name` behind a wrapper; under emulation its kernels run with the last thread
+ * of a block first if `reversed`.  Closed by staged_close. */
 sf_status staged_open(const char *name, int reversed, struct sf_device **device_out);
 void      staged_close(struct sf_device *);
 

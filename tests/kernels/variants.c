@@ -41,10 +41,18 @@ int variants_open(struct variant *variants, struct sf_device **ref_out)
     return 2;
 }
 
-void variants_close(struct variant *variants, int count, struct sf_device *ref)
+#elif defined(SHEAF_GPU)
+
+int variants_open(struct variant *variants, struct sf_device **ref_out)
 {
-    for (int i = 0; i < count; i++) staged_close(variants[i].device);
-    sf_device_close(ref);
+    struct sf_device_spec spec = { .name = "ref", .threads = 1, .rows_max = VARIANT_ROWS_MAX };
+    if (staged_open("cuda", 0, &variants[0].device) != SF_OK) {
+        printf("  skipped: %s\n%s: 0 passed, 0 failed, 1 skipped\n", sf_error_text(), SHEAF_GPU);
+        exit(0);
+    }
+    *ref_out = device_open(&spec);
+    snprintf(variants[0].text, sizeof variants[0].text, "%s", variants[0].device->k->name);
+    return 1;
 }
 
 #else
@@ -66,13 +74,16 @@ int variants_open(struct variant *variants, struct sf_device **ref_out)
     return count;
 }
 
+#endif
+
 void variants_close(struct variant *variants, int count, struct sf_device *ref)
 {
-    for (int i = 0; i < count; i++) sf_device_close(variants[i].device);
+    for (int i = 0; i < count; i++) {
+        if (VARIANTS_STAGED) staged_close(variants[i].device);
+        else sf_device_close(variants[i].device);
+    }
     sf_device_close(ref);
 }
-
-#endif
 
 int variants_spare(int number, int of)
 {

@@ -14,7 +14,8 @@ struct variant {
 };
 
 /* Opens ref, and cpu for each instruction set up to this machine's, with 1, 2 and 3 threads.
- * SHEAF_EMULATED: ref, and CUDA under emulation with the threads of a block in either order. */
+ * SHEAF_EMULATED: ref, and CUDA under emulation with the threads of a block in either order.
+ * SHEAF_GPU: ref, and CUDA; where that does not open the program ends, having skipped its tests. */
 int  variants_open(struct variant *variants, struct sf_device **ref_out);
 void variants_close(struct variant *variants, int count, struct sf_device *ref);
 
@@ -25,6 +26,12 @@ int variants_spare(int number, int of);
 enum { VARIANTS_EMULATED = 1 };
 #else
 enum { VARIANTS_EMULATED = 0 };
+#endif
+/* Arrays are carried to a device and back (staged.h): times and the host's memory say nothing. */
+#if defined(SHEAF_EMULATED) || defined(SHEAF_GPU)
+enum { VARIANTS_STAGED = 1 };
+#else
+enum { VARIANTS_STAGED = 0 };
 #endif
 
 /* Uniform in [-amplitude, amplitude), a fixed function of stream and place. */
