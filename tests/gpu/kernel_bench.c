@@ -2,7 +2,7 @@
  *
  *     kernel_bench [--device NAME] [--only TEXT] [--small] [--json FILE]
  *
- * NAME is a backend (cuda; cpu and cuda-emulated to try the program), --only keeps the groups that
+ * NAME is a backend (cuda; cpu to try the program), --only keeps the groups that
  * begin with TEXT, --small takes sizes that a CPU bears.  Shapes are those of an 8B model: 32 query
  * heads over 8 lanes a sequence, k_dim 128, width 4,096, FFN 14,336, 128,256 words.
  *
@@ -159,6 +159,10 @@ static void copy_rate(void)
         if (!runtime) continue;
         *(void **)&device_copy = dlsym(runtime, "cudaMemcpy");
         *(void **)&wait = dlsym(runtime, "cudaDeviceSynchronize");
+    }
+    if (!wait && strncmp(b.k->name, "cuda", 4) == 0) {
+        fprintf(stderr, "kernel_bench: %s has no runtime of CUDA to copy with\n", b.k->name);
+        exit(2);
     }
     b.k->sync(b.device);
     for (int i = 0; i < REPEATS; i++) {
