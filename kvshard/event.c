@@ -149,22 +149,28 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
     return SF_OK;
 }
 
-/* The spans for which `when` is due: one a sequence, of this layer's lanes that the method owns. */
+/* The spans for which `when` is due, from sequence *next on: one a sequence, of this layer's lanes
+ * that the method owns.  No more than a hook takes at once (store_impl.h); how many there are is
+ * the same on all tensor ranks. */
 static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, int32_t method,
-                      enum sf_when when)
+                      enum sf_when when, int32_t *next)
 {
     struct sf_store *store = answer->store;
     const struct sf_layer_state *state = &store->layer[answer->layer];
-    size_t items = (size_t)step->items, lanes = items * (size_t)state->spec.lanes;
-    int32_t *lane_ptr;
+    int32_t left = step->items - *next;
+    size_t items = (size_t)(left < SF_HOOK_SPANS ? left : SF_HOOK_SPANS);
+    size_t lanes = items * (size_t)state->spec.lanes;
+    int32_t *lane_ptr, i = *next;
+    int64_t tokens = 0;
     SF_TRY(sf_scratch_items(&store->host, items, sizeof *answer->span, &answer->span));
     SF_TRY(sf_scratch_items(&store->host, lanes, sizeof *answer->shown, &answer->shown));
     SF_TRY(sf_scratch_items(&store->host, lanes, sizeof *answer->view, &answer->view));
     SF_TRY(sf_scratch_items(&store->host, 2 * items, sizeof *lane_ptr, &lane_ptr));
-    for (int32_t i = 0; i < step->items; i++) {
+    for (; i < step->items && answer->spans < SF_HOOK_SPANS && tokens < SF_HOOK_TOKENS; i++) {
         struct sf_seq *seq = step->item[i].seq;
         if (!span_is_due(store, answer->layer, seq, method, when, i)) continue;
         int32_t first = answer->views;
+        tokens += seq->tokens[answer->layer];
         for (int32_t l = 0; l < state->spec.lanes; l++) {
             if (state->method[l] != method) continue;
             struct sf_view *view = &answer->view[answer->views];
@@ -187,6 +193,7 @@ static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, i
             .layers = 1, .lanes = answer->views - first, .lane_ptr = ptr,
             .lane = &answer->shown[first] };
     }
+    *next = i;
     return SF_OK;
 }
 
@@ -231,6 +238,19 @@ static sf_status keep_best(struct sf_answer *answer, const struct sf_lane *lane,
     return sf_edit_keep(answer, lane, (struct sf_list){ .ids = ids, .n = n });
 }
 
+/* What the method takes is gone afterwards, so the next sequence finds its place free. */
+static sf_status call_score(struct sf_answer *answer, const struct sf_span *span, float *score)
+{
+    struct sf_store *store = answer->store;
+    struct sf_store_method *method = &store->method[answer->method - store->method];
+    struct sf_scratch_mark host = sf_scratch_mark(&store->host), dev = sf_scratch_mark(&store->dev);
+    method->scratch_left = method->entry->plan.scratch_bytes;
+    SF_TRY(method->entry->method->policy->score(&method->env, span, score));
+    sf_scratch_back(&store->host, host);
+    sf_scratch_back(&store->dev, dev);
+    return SF_OK;
+}
+
 static sf_status answer_by_score(struct sf_answer *answer, enum sf_when when)
 {
     const struct sf_store_method *method = answer->method;
@@ -241,7 +261,7 @@ static sf_status answer_by_score(struct sf_answer *answer, enum sf_when when)
         float *score;
         SF_TRY(sf_scratch_items(&answer->store->host, slots, sizeof *score, &score));
         memset(score, 0, slots * sizeof *score);
-        SF_TRY(method->entry->method->policy->score(&method->env, span, score));
+        SF_TRY(call_score(answer, span, score));
         for (int32_t l = 0; l < span->lanes; l++) {
             const struct sf_lane *lane = &span->lane[l];
             const struct sf_view *view = &answer->view[lane - answer->shown];
@@ -265,6 +285,7 @@ static sf_status answer_by_age(struct sf_store *store, int32_t layer, const stru
             if (state->method[l] == method &&
                 lane_is_due(m, sf_store_lane_of(store, seq, layer, l), when))
                 SF_TRY(sf_keep_newest(store, layer, seq, l, &m->entry->plan));
+        sf_scratch_reset(&store->host);
     }
     return SF_OK;
 }
@@ -275,7 +296,7 @@ static sf_status call_hook(struct sf_answer *answer, int32_t method, enum sf_whe
     struct sf_store_method *m = &answer->store->method[method];
     const struct sf_policy_ops *policy = m->entry->method->policy;
     struct sf_batch batch = { answer->span, answer->spans };
-    m->scratch_left = m->entry->plan.scratch_bytes * answer->spans;
+    m->scratch_left = m->entry->plan.scratch_bytes;
     answer->store->answer = answer;
     sf_status status = policy->compress ? policy->compress(&m->env, when, &batch, answer)
                                         : answer_by_score(answer, when);
@@ -300,14 +321,19 @@ static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_
     sf_scratch_reset(&store->dev);
     if (by_default(m) && !m->entry->method->policy->score)
         return answer_by_age(store, layer, step, method, when);
-    int due = 0;
-    for (int32_t i = 0; i < step->items && !due; i++)
-        due = span_is_due(store, layer, step->item[i].seq, method, when, i);
-    if (!due) return SF_OK;
-    struct sf_answer answer = { .store = store, .method = m, .layer = layer };
-    SF_TRY(show(&answer, step, method, when));
-    SF_TRY(sf_copies_agree(&answer));
-    return call_hook(&answer, method, when);
+    for (int32_t next = 0; next < step->items;) {
+        while (next < step->items &&
+               !span_is_due(store, layer, step->item[next].seq, method, when, next))
+            next++;
+        if (next == step->items) return SF_OK;
+        struct sf_answer answer = { .store = store, .method = m, .layer = layer };
+        SF_TRY(show(&answer, step, method, when, &next));
+        SF_TRY(sf_copies_agree(&answer));
+        SF_TRY(call_hook(&answer, method, when));
+        sf_scratch_reset(&store->host);
+        sf_scratch_reset(&store->dev);
+    }
+    return SF_OK;
 }
 
 sf_status sf_events_before(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)

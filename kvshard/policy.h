@@ -122,7 +122,8 @@ struct sf_plan {
     uint8_t every_from_prompt;            /* or, if set, (tokens - prompt) % every_tokens == 0 */
     uint8_t prefix;                       /* enum sf_prefix: what a shared prefix must carry */
     int32_t aux_bytes, span_state_bytes;  /* per slot; per sequence and layer group, host */
-    int64_t scratch_bytes, reduce_bytes;  /* per hook and sequence; TP bytes 0 = no reduction */
+    int64_t scratch_bytes;                /* of one compress(), or one score(): edits are copied */
+    int64_t reduce_bytes;                 /* per hook and sequence, over TP; 0 = no reduction */
 };
 
 /* ---- 4. views, for one hook; mass (made for score and compress), aux, state may be written --- */
@@ -220,6 +221,7 @@ struct sf_policy_ops {
     void      (*close)(struct sf_env *);
     sf_status (*score)(const struct sf_env *, const struct sf_span *, float *out); /* by lanes */
     sf_status (*select)(const struct sf_env *, const struct sf_batch *, struct sf_answer *);
+    /* Some of the sequences that are due, the same on all ranks; the others come in later calls. */
     sf_status (*compress)(const struct sf_env *, enum sf_when, const struct sf_batch *,
                           struct sf_answer *);
 };  /* compress NULL: a lane over its trigger keeps the slots_keep best by score, or, with score

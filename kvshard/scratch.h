@@ -25,6 +25,17 @@ sf_status sf_scratch_take(struct sf_scratch_mem *, size_t bytes, void **out);
 /* `count` items of `item_bytes` each; SF_NO_MEMORY also when the product overflows. */
 sf_status sf_scratch_items(struct sf_scratch_mem *, size_t count, size_t item_bytes, void *out);
 void sf_scratch_reset(struct sf_scratch_mem *);
+/* What is taken between the two is free for what is queued from then on; where a block more was
+ * needed in between, only at the reset. */
+struct sf_scratch_mark { int32_t blocks; size_t used; };
+static inline struct sf_scratch_mark sf_scratch_mark(const struct sf_scratch_mem *mem)
+{
+    return (struct sf_scratch_mark){ mem->blocks, mem->used };
+}
+static inline void sf_scratch_back(struct sf_scratch_mem *mem, struct sf_scratch_mark mark)
+{
+    if (mem->blocks == mark.blocks) mem->used = mark.used;
+}
 
 SF_C_END
 #endif

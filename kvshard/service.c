@@ -60,6 +60,7 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
         return SF_FAIL(SF_INVALID, "%zu B have no room for the keys of %d slots", k->bytes, n);
     if (v && v->bytes < (size_t)n * (size_t)layout->v_dim * sizeof(float))
         return SF_FAIL(SF_INVALID, "%zu B have no room for the values of %d slots", v->bytes, n);
+    struct sf_scratch_mark mark = sf_scratch_mark(&store->host);
     SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *ids, &ids));
     for (int32_t i = 0; i < n; i++) {
         int32_t s = slots.n == -1 ? i : slots.ids[i];
@@ -70,9 +71,12 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
     }
     struct sf_slots all = sf_view_slots(answer->layer, view);
     sf_slots_decode(store, &all, ids, n, k ? k->data : NULL, v ? v->data : NULL);
-    if (!pre_rope || !k) return SF_OK;
-    for (int32_t i = 0; i < n; i++) ids[i] = lane->pos[ids[i]];
-    return sf_turn(store, answer->layer, k->data, ids, n, 1);
+    if (pre_rope && k) {
+        for (int32_t i = 0; i < n; i++) ids[i] = lane->pos[ids[i]];
+        SF_TRY(sf_turn(store, answer->layer, k->data, ids, n, 1));
+    }
+    sf_scratch_back(&store->host, mark);        /* a hook may read many times */
+    return SF_OK;
 }
 
 sf_status sf_inner_score(const struct sf_env *env, const struct sf_span *span, float *out)

@@ -102,12 +102,20 @@ struct sf_held sf_store_held(const struct sf_store *, const struct sf_seq *, int
 void sf_store_book(struct sf_store *, struct sf_seq *, int32_t layer, int32_t lane,
                    struct sf_held before);
 
+/* ---- bytes.c -------------------------------------------------------------------------------- */
+/* What the stack's methods need to be noted of slots: the mirror's part of the spec. */
+void sf_page_notes(const struct sf_stack *, struct sf_page_spec *);
+
 /* ---- block.c -------------------------------------------------------------------------------- */
 /* The lane had tokens_before of the prompt, now it has more: blocks that became whole are kept. */
 void sf_blocks_fill(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane,
                     int32_t tokens_before);
 /* The sequence goes: what it has not filled is nobody's. */
 void sf_blocks_leave(struct sf_store *, struct sf_seq *);
+
+/* A hook is shown no more sequences at once, and none beyond the one with which their tokens come
+ * to so many: that bounds its memory (bytes.c), whatever falls due in a step. */
+enum { SF_HOOK_SPANS = 16, SF_HOOK_TOKENS = 8192 };
 
 /* ---- event.c -------------------------------------------------------------------------------- */
 /* Rows of an item that can run before an event of `layer` falls due, given `left` >= 1 of them. */

@@ -34,9 +34,8 @@ sf_status sf_turn(struct sf_store *store, int32_t layer, float *k, const int32_t
     const struct sf_kernels *kernels = store->device->k;
     const struct sf_layer *of = &store->setup.layer[store->layer_first + layer];
     size_t stride = (size_t)store->layer[layer].layout.k_dim;
-    struct sf_scratch_mem *dev = &store->dev;
-    int32_t *signed_pos, blocks = dev->blocks;
-    size_t used = dev->used;
+    struct sf_scratch_mark host = sf_scratch_mark(&store->host), dev = sf_scratch_mark(&store->dev);
+    int32_t *signed_pos;
     float *table;
     if (n == 0 || of->rope_dim == 0) return SF_OK;
     SF_ASSERT(store->setup.model && of->rope_dim <= of->k_dim);
@@ -45,7 +44,7 @@ sf_status sf_turn(struct sf_store *store, int32_t layer, float *k, const int32_t
     for (int32_t i = 0; i < n; i++) signed_pos[i] = back ? -pos[i] : pos[i];
     SF_TRY(make_table(store, signed_pos, n, of->rope_dim, table));
     kernels->rope(store->device, n, of->k_per_group, of->k_dim, of->rope_dim, table, k, stride);
-    /* The table's place is free for what is queued from here on. */
-    if (dev->blocks == blocks) dev->used = used;
+    sf_scratch_back(&store->host, host);
+    sf_scratch_back(&store->dev, dev);
     return SF_OK;
 }
