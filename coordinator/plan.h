@@ -21,6 +21,7 @@ struct sf_plan_rank {
     int64_t weight_bytes, workspace_bytes; /* workspace: buffers, reduction window, scratch */
     int64_t load_bytes;                 /* the most that loading one tensor takes on top */
     int64_t page_bytes, pool_bytes, pages;
+    struct sf_cache_bytes cache;        /* what the cache takes beside its pages */
     int64_t kv_bytes_per_token;         /* exact cache, copies included */
     int64_t max_kv_tokens;              /* that the pool holds in the exact cache */
 };

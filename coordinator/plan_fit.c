@@ -35,13 +35,16 @@ static size_t memory_words(const struct sf_sizing *sizing, struct sf_launch_plan
     char pool[64], *text = plan->reason;
     if (given) snprintf(pool, sizeof pool, "kv_cache.memory");
     else snprintf(pool, sizeof pool, "one sequence of %d tokens", plan->tokens_max);
+    int64_t pool_bytes = given ? sizing->kv_memory : pages;
+    int64_t beside = need - rank->weight_bytes - rank->workspace_bytes - pool_bytes;
     size_t used = (size_t)snprintf(text, sizeof plan->reason, "rank %d takes %.1f MiB (weights"
-                                   " %.1f, buffers %.1f, %s %.1f) and has %.1f; would fit: %.0f"
-                                   " MiB per rank", rank->rank, (double)need / MIB,
-                                   (double)rank->weight_bytes / MIB,
+                                   " %.1f, buffers %.1f, %s %.1f, beside its pages %.1f) and has"
+                                   " %.1f; would fit: %.0f MiB per rank", rank->rank,
+                                   (double)need / MIB, (double)rank->weight_bytes / MIB,
                                    (double)rank->workspace_bytes / MIB, pool,
-                                   (double)(given ? sizing->kv_memory : pages) / MIB,
-                                   (double)memory / MIB, (double)need / MIB + 1);
+                                   (double)pool_bytes / MIB,
+                                   beside > 0 ? (double)beside / MIB : 0.0, (double)memory / MIB,
+                                   (double)need / MIB + 1);
     int64_t left = given ? memory - (need - sizing->kv_memory) : 0;
     if (left >= pages && left >= (int64_t)MIB && used < sizeof plan->reason)
         used += (size_t)snprintf(text + used, sizeof plan->reason - used,

@@ -145,6 +145,21 @@ static struct sf_json *heads_json(struct json_writer *w, const struct sf_share *
     return layers;
 }
 
+/* What the cache takes beside its pages. */
+static struct sf_json *beside_json(struct json_writer *w, const struct sf_cache_bytes *cache)
+{
+    struct sf_json *json = sf_json_new(SF_JSON_OBJECT);
+    put(w, json, "total", sf_json_new_int(sf_cache_bytes_sum(cache)));
+    put(w, json, "tables", sf_json_new_int(cache->tables));
+    put(w, json, "mirrors", sf_json_new_int(cache->mirrors));
+    put(w, json, "masses", sf_json_new_int(cache->masses));
+    put(w, json, "step", sf_json_new_int(cache->step));
+    put(w, json, "copies", sf_json_new_int(cache->copies));
+    put(w, json, "sequences", sf_json_new_int(cache->seqs));
+    put(w, json, "scratch", sf_json_new_int(cache->scratch));
+    return json;
+}
+
 static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_plan *plan,
                                  const struct sf_plan_costs *costs, int32_t r)
 {
@@ -174,6 +189,7 @@ static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_p
     put(w, json, "kv_peak_bytes_at_len", peak);
     put(w, json, "max_kv_tokens", sf_json_new_int(rank->max_kv_tokens));
     put(w, json, "workspace_bytes", sf_json_new_int(rank->workspace_bytes));
+    put(w, json, "kv_beside_bytes", beside_json(w, &rank->cache));
     return json;
 }
 
@@ -287,7 +303,8 @@ static void write_memory(FILE *out, const struct sf_launch_plan *plan)
     int32_t who = 0;
     for (int32_t r = 0; r < plan->ranks; r++) {
         const struct sf_plan_rank *rank = &plan->rank[r];
-        double bytes = (double)(rank->weight_bytes + rank->workspace_bytes + rank->pool_bytes);
+        double bytes = (double)(rank->weight_bytes + rank->workspace_bytes + rank->pool_bytes +
+                                sf_cache_bytes_sum(&rank->cache));
         sum += bytes;
         if (bytes > most) {
             most = bytes;
@@ -297,6 +314,13 @@ static void write_memory(FILE *out, const struct sf_launch_plan *plan)
     fprintf(out, "\nmemory     %.1f MiB in all with full pools; most on rank %d, %.1f MiB;"
                  " loading passes %.1f MiB on top\n", sum / MIB, who, most / MIB,
             (double)plan->rank[who].load_bytes / MIB);
+    const struct sf_cache_bytes *cache = &plan->rank[who].cache;
+    fprintf(out, "           of that the cache beside its pages %.1f: tables %.1f, mirrors of slots"
+                 " %.1f, attention's statistics %.1f, a step %.1f,\n"
+                 "           rows of copies %.1f, sequences %.1f, hooks at most %.1f\n",
+            (double)sf_cache_bytes_sum(cache) / MIB, (double)cache->tables / MIB,
+            (double)cache->mirrors / MIB, (double)cache->masses / MIB, (double)cache->step / MIB,
+            (double)cache->copies / MIB, (double)cache->seqs / MIB, (double)cache->scratch / MIB);
 }
 
 /* The dearest stage / the mean, of the costs of layers and head, with so many layers each. */

@@ -107,6 +107,19 @@ static int64_t exact_bytes_per_token(const struct sf_setup *setup,
     return bytes;
 }
 
+/* What the cache takes beside a pool of so many bytes, for sequences of `tokens`. */
+static sf_status cache_beside(const struct sf_sizing *sizing, const struct sf_setup *setup,
+                              const struct sf_stack *stack, const struct sf_plan_rank *rank,
+                              int64_t pool, int32_t tokens, struct sf_cache_bytes *out)
+{
+    int64_t page_bytes = sf_account_page_bytes(setup, &rank->lanes, sizing->kv_dtype);
+    struct sf_cache_room room = { .dtype = sizing->kv_dtype, .pages = pool / page_bytes,
+                                  .seqs_max = sizing->seqs_max, .rows_max = sizing->rows_max,
+                                  .tokens_max = tokens };
+    if (room.pages > INT32_MAX) room.pages = INT32_MAX; /* page numbers are int32 */
+    return sf_account_cache(setup, stack, &rank->share, &room, out);
+}
+
 sf_status sf_size_need(const struct sf_sizing *sizing, const struct sf_setup *setup,
                        const struct sf_stack *stack, const struct sf_plan_rank *rank,
                        int32_t tokens, int64_t *total_out, int64_t *pages_out)
@@ -116,9 +129,36 @@ sf_status sf_size_need(const struct sf_sizing *sizing, const struct sf_setup *se
                                &cost));
     int64_t pool = sizing->kv_memory != SF_OPT_AUTO && sizing->kv_memory > cost.bytes_peak
                    ? sizing->kv_memory : cost.bytes_peak;
-    int64_t running = rank->workspace_bytes + pool;
+    struct sf_cache_bytes beside;
+    SF_TRY(cache_beside(sizing, setup, stack, rank, pool, tokens, &beside));
+    int64_t running = rank->workspace_bytes + pool + sf_cache_bytes_sum(&beside);
     *total_out = rank->weight_bytes + (running > rank->load_bytes ? running : rank->load_bytes);
     *pages_out = cost.bytes_peak;
+    return SF_OK;
+}
+
+/* All that the sequences could use, or a share of what is left, whatever the cache takes beside it
+ * being part of that share; `peak`: of one sequence. */
+static sf_status auto_pool(const struct sf_sizing *sizing, const struct sf_setup *setup,
+                           const struct sf_stack *stack, const struct sf_plan_rank *rank,
+                           int64_t peak, int64_t *pool_out)
+{
+    int64_t left = sf_size_left(sizing, rank), pool;
+    struct sf_cache_bytes beside;
+    if (__builtin_mul_overflow(peak, (int64_t)sizing->seqs_max, &pool)) pool = INT64_MAX;
+    if (left != INT64_MAX) {
+        int64_t share = (int64_t)(pool_share * (double)left);
+        if (pool > share) pool = share;
+        if (pool < 0) pool = 0;
+        /* A smaller pool has less beside it. */
+        SF_TRY(cache_beside(sizing, setup, stack, rank, pool, sizing->tokens_max, &beside));
+        if (pool > share - sf_cache_bytes_sum(&beside)) pool = share - sf_cache_bytes_sum(&beside);
+        /* One whole sequence, if that is all there is room for. */
+        SF_TRY(cache_beside(sizing, setup, stack, rank, peak, sizing->tokens_max, &beside));
+        left -= sf_cache_bytes_sum(&beside);
+    }
+    if (pool < peak) pool = left < peak ? left : peak;
+    *pool_out = pool < 0 ? 0 : pool;
     return SF_OK;
 }
 
@@ -132,19 +172,12 @@ sf_status sf_size_pool(const struct sf_sizing *sizing, const struct sf_setup *se
     SF_ASSERT(rank->page_bytes > 0);
 
     int64_t pool = sizing->kv_memory;
-    if (pool == SF_OPT_AUTO) {
-        int64_t left = sf_size_left(sizing, rank);
-        if (__builtin_mul_overflow(cost.bytes_peak, (int64_t)sizing->seqs_max, &pool))
-            pool = INT64_MAX;
-        if (left != INT64_MAX && (double)pool > pool_share * (double)left)
-            pool = (int64_t)(pool_share * (double)left);
-        /* One whole sequence, if that is all there is room for. */
-        if (pool < cost.bytes_peak) pool = left < cost.bytes_peak ? left : cost.bytes_peak;
-        if (pool < 0) pool = 0;
-    }
+    if (pool == SF_OPT_AUTO) SF_TRY(auto_pool(sizing, setup, stack, rank, cost.bytes_peak, &pool));
     rank->pages = pool / rank->page_bytes;
     if (rank->pages > INT32_MAX) rank->pages = INT32_MAX;       /* page numbers are int32 */
     rank->pool_bytes = rank->pages * rank->page_bytes;
+    SF_TRY(cache_beside(sizing, setup, stack, rank, rank->pool_bytes, sizing->tokens_max,
+                        &rank->cache));
     rank->kv_bytes_per_token = exact_bytes_per_token(setup, &rank->lanes, sizing->kv_dtype);
     int32_t lanes = rank->lanes.lane_ptr[rank->lanes.layers];
     if (lanes > 0) rank->max_kv_tokens = rank->pages / lanes * setup->page_slots;

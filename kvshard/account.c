@@ -84,6 +84,7 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     if (number < 0) {
         cost.bytes_lo = cost.bytes_hi = cost.bytes_exact;
         cost.pages_peak = cost.pages_after = pages_of(spot->tokens, common->page_slots);
+        cost.slots_after = spot->tokens;
         *cost_out = cost;
         return SF_OK;
     }
@@ -96,6 +97,7 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     int64_t live[SF_TIERS], prompt_slots = foot.slots_peak, tier_pages = 0;
     SF_TRY(decode_live(&setup, entry, spot, &foot, live));
     cost.bytes_lo = cost.bytes_hi = foot.extra_bytes;
+    cost.slots_after = 0;
     for (int32_t t = 0; t < entry->plan.tiers || t == 0; t++) {
         struct sf_layout tier;
         SF_TRY(sf_codec_layout(&entry->plan, t, &layout, &tier));
@@ -103,9 +105,11 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
             slot_bytes = (int64_t)sf_codec_of(&entry->plan, t)->slot_bytes(&tier);
             tier_pages += pages_of(sf_tier_slots_bound(live[t], tier.page_slots), tier.page_slots);
         }
+        cost.slots_after += live[t];
         cost.bytes_lo += foot.slots_lo[t] * (slot_bytes + entry->plan.aux_bytes);
         cost.bytes_hi += foot.slots_hi[t] * (slot_bytes + entry->plan.aux_bytes);
     }
+    if (cost.slots_after > spot->tokens) cost.slots_after = spot->tokens;
     int64_t slots = sf_lane_slots_bound(live[0], setup.page_slots);
     if (entry->plan.whens & 1u << SF_AT_PREFILL_CHUNK) /* else a prompt has no holes */
         prompt_slots = sf_lane_slots_bound(prompt_slots, setup.page_slots);

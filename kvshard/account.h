@@ -28,7 +28,10 @@ struct sf_cost {                        /* of one sequence on one rank */
     int64_t bytes_peak;                 /* pages_peak in bytes */
 };
 /* One lane at the spot's length. */
-struct sf_lane_cost { int64_t bytes_lo, bytes_hi, bytes_exact, pages_peak, pages_after; };
+struct sf_lane_cost {
+    int64_t bytes_lo, bytes_hi, bytes_exact, pages_peak, pages_after;
+    int64_t slots_after;                /* most live ones of all tiers, once the prompt has ended */
+};
 sf_status sf_account_lane(const struct sf_setup *, const struct sf_stack *, enum sf_dtype,
                           const struct sf_spot *, struct sf_lane_cost *cost_out);
 /* A sequence of `prompt` tokens that has grown to `tokens` (peak: on the way there). */
@@ -40,6 +43,30 @@ sf_status sf_account_sequence(const struct sf_setup *, const struct sf_stack *,
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *);
 /* Bytes of one page: the one page size of a rank's pool. */
 int64_t sf_account_page_bytes(const struct sf_setup *, const struct sf_rank_lanes *, enum sf_dtype);
+
+/* ---- what the cache takes beside the pages of its pool (bytes.c) ---- */
+struct sf_cache_room { enum sf_dtype dtype; int64_t pages; int32_t seqs_max, rows_max, tokens_max; };
+struct sf_cache_bytes {
+    int64_t tables;                     /* of layers, pages and shared blocks */
+    int64_t mirrors;                    /* positions, biases and methods' bytes of slots */
+    int64_t masses;                     /* attention's statistics of slots */
+    int64_t step;                       /* jobs of one step, sums of attention */
+    int64_t copies;                     /* rows that copies of a KV head exchange */
+    int64_t seqs;                       /* lanes, page tables, kept queries of all sequences */
+    int64_t scratch;                    /* of one hook and its edits; data decide: at most */
+};
+/* Pure, for one rank and a checked stack.  All but seqs and scratch is taken when the store is
+ * made, to the byte where the backend's allocator adds none.  seqs: as many sequences of tokens_max
+ * as the pool can promise pages to, and short ones in the other places.  scratch: as many sequences
+ * fall due at once as a hook is ever shown. */
+sf_status sf_account_cache(const struct sf_setup *, const struct sf_stack *,
+                           const struct sf_share *, const struct sf_cache_room *,
+                           struct sf_cache_bytes *out);
+static inline int64_t sf_cache_bytes_sum(const struct sf_cache_bytes *bytes)
+{
+    return bytes->tables + bytes->mirrors + bytes->masses + bytes->step + bytes->copies +
+           bytes->seqs + bytes->scratch;
+}
 
 SF_C_END
 #endif

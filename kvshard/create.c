@@ -125,15 +125,7 @@ static sf_status create_pool(struct sf_store *store, const struct sf_store_spec 
         size_t bytes = sf_layout_page_bytes(&store->layer[i].layout);
         if (bytes > pages.page_bytes) pages.page_bytes = bytes;
     }
-    for (int32_t m = 0; m < store->methods; m++) {
-        const struct sf_plan *plan = &store->method[m].entry->plan;
-        if (plan->whens) pages.mirror = 1;
-        if (plan->aux_bytes > pages.aux_bytes) pages.aux_bytes = plan->aux_bytes;
-        for (int32_t w = 0; w < 2; w++) {
-            if (sf_is_watched(plan, w) && pages.masses <= w) pages.masses = w + 1;
-            if (plan->watch[w].fold == SF_FOLD_MEAN) pages.means[w] = 1;
-        }
-    }
+    sf_page_notes(spec->stack, &pages);
     return sf_pages_create(&pages, &store->pool);
 }
 

@@ -61,11 +61,9 @@ static const struct sf_codec *codec_of(const struct sf_store *store, const struc
 }
 
 /* ---- the lanes of a sequence ---------------------------------------------------------------- */
-/* Pages that a tier may ever take: of tier 0 alone, where nothing comes back to it, those of its
- * tokens. */
-static int32_t pages_most(const struct sf_seq *seq, int32_t tier, int32_t tiers, int32_t page_slots)
+int32_t sf_tier_pages_most(int32_t tokens_max, int32_t tier, int32_t tiers, int32_t page_slots)
 {
-    int64_t slots = seq->tokens_max;
+    int64_t slots = tokens_max;
     if (tier > 0) slots = sf_tier_slots_bound(slots, page_slots) + page_slots;
     else if (tiers > 1) slots = sf_lane_slots_bound(slots, page_slots);
     return (int32_t)((slots + page_slots - 1) / page_slots);
@@ -83,7 +81,7 @@ static void lanes_deal(const struct sf_store *store, struct sf_seq *seq, size_t 
             lane->tiers = (uint8_t)(plan && plan->tiers > 1 ? plan->tiers : 1);
             for (int32_t t = 0; t < lane->tiers; t++) {
                 int32_t page_slots = sf_store_layout(store, i, l, t)->page_slots;
-                int32_t pages = pages_most(seq, t, lane->tiers, page_slots);
+                int32_t pages = sf_tier_pages_most(seq->tokens_max, t, lane->tiers, page_slots);
                 if (seq->page_tables) {
                     struct sf_kv_lane *tier = t ? &seq->more[*more + (size_t)t - 1] : lane;
                     tier->page = seq->page_tables + *tables;

@@ -16,6 +16,9 @@ const struct sf_layout *sf_store_layout(const struct sf_store *, int32_t layer, 
 struct sf_lane_ctx sf_tier_ctx(struct sf_store *, int32_t layer, int32_t lane, int32_t tier);
 /* Most slots of a page in any tier of the store. */
 int32_t sf_store_page_places(const struct sf_store *, const struct sf_stack *);
+/* Pages that a tier may ever take: of tier 0 alone, where nothing comes back to it, those of its
+ * tokens. */
+int32_t sf_tier_pages_most(int32_t tokens_max, int32_t tier, int32_t tiers, int32_t page_slots);
 /* Page tables, tiers and orders of a new sequence. */
 sf_status sf_seq_lanes_alloc(const struct sf_store *, struct sf_seq *);
 /* The parts of the lane beside tier 0 as attention takes them; returns how many have slots. */

@@ -1,9 +1,9 @@
 """What a rank really takes, against what `sheaf plan` says.
 
 Shown: the peak of anonymous and shared memory of each rank, above its base before loading, equals
-the predicted sum of packed weights, pool and workspace within 5 %, in f32 and bf16, alone and in
-tensor 2 x pipeline 2; and the tensors of a rank are only its own (their sum over ranks is the
-whole model's).  The peak is sampled from /proc every few milliseconds; base is the least anonymous
+the predicted sum of packed weights, pool, what the cache takes beside it and workspace within
+5 %, in f32 and bf16, alone and in tensor 2 x pipeline 2; and the tensors of a rank are only its
+own (their sum over ranks is the whole model's).  The peak is sampled from /proc every few milliseconds; base is the least anonymous
 memory seen once the process has its libraries, that is before the first large allocation.
 """
 # not with --quick
@@ -129,7 +129,8 @@ def main():
                        whole <= held <= 1.01 * whole, f"{held} B on {ranks} ranks, {whole} on one")
             for row in plan["ranks"]:
                 rank = row["rank"]
-                predicted = row["weight_bytes"] + 256 * 2**20 + row["workspace_bytes"]
+                predicted = (row["weight_bytes"] + 256 * 2**20 + row["workspace_bytes"] +
+                             row["kv_beside_bytes"]["total"])
                 taken = watch.peak[rank] - watch.base[rank]
                 print(f"  figure: {what}, rank {rank}: base {watch.base[rank] / 2**20:.1f} MiB, "
                       f"peak above it {taken / 2**20:.1f} MiB, predicted "

@@ -346,7 +346,8 @@ static void says_what_would_fit(void)
     drop(&m);
 }
 
-/* The automatic pool leaves 40 % of what is left, and takes no more than the job can use. */
+/* The automatic pool, with what the cache takes beside it, leaves 40 % of what is left, and takes
+ * no more than the job can use. */
 static void sizes_the_pool(void)
 {
     struct made m;
@@ -354,7 +355,9 @@ static void sizes_the_pool(void)
     SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, ""));
     const struct sf_plan_rank *rank = &m.plan.rank[0];
     double left = (double)(4096 * MIB - rank->weight_bytes - rank->workspace_bytes);
-    SF_CHECK_NEAR((double)rank->pool_bytes / left, 0.6, 0.001);
+    int64_t beside = sf_cache_bytes_sum(&rank->cache);
+    SF_CHECK_NEAR((double)(rank->pool_bytes + beside) / left, 0.599, 0.001);
+    SF_CHECK(beside > 0 && rank->cache.masses == 0 && rank->cache.scratch == 0);
     SF_CHECK_INT(m.plan.populate, 0);
     /* 30 layers x 3 heads x (64 + 64) x 2 bytes + 8 of pos and bias */
     SF_CHECK_INT(rank->kv_bytes_per_token, 30 * 3 * (128 * 2 + 8));
@@ -367,6 +370,16 @@ static void sizes_the_pool(void)
     SF_CHECK_INT(costs.length[costs.lengths - 1], 160);
     SF_CHECK_INT(sf_plan_capacity(&m.plan, &costs, costs.lengths - 1), 2);
     sf_plan_costs_free(&costs);
+    drop(&m);
+    /* What a method has noted of slots is part of it: 16 bytes a slot and its own 4, and more. */
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "kv_cache: {methods: [{name: ems}]}\n"));
+    rank = &m.plan.rank[0];
+    beside = sf_cache_bytes_sum(&rank->cache);
+    SF_CHECK((rank->pages + 1) * m.plan.page_slots * 20 <=
+             rank->cache.mirrors + rank->cache.masses);
+    left = (double)(4096 * MIB - rank->weight_bytes - rank->workspace_bytes);
+    SF_CHECK((double)(rank->pool_bytes + beside) <= 0.6 * left);
+    SF_CHECK((double)(rank->pool_bytes + beside) > 0.58 * left);
     drop(&m);
 }
 
@@ -393,6 +406,13 @@ static void check_rank_json(const struct sf_json *json, const struct sf_plan_ran
     SF_CHECK_INT(number(json, "rank"), rank->rank);
     SF_CHECK_INT(number(json, "weight_bytes"), rank->weight_bytes);
     SF_CHECK_INT(number(json, "max_kv_tokens"), rank->max_kv_tokens);
+    const struct sf_json *beside = member(json, "kv_beside_bytes");
+    static const char *const parts[] = { "tables", "mirrors", "masses", "step", "copies",
+                                         "sequences", "scratch" };
+    int64_t sum = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) sum += number(beside, parts[i]);
+    SF_CHECK_INT(number(beside, "total"), sum);
+    SF_CHECK_INT(sum, sf_cache_bytes_sum(&rank->cache));
     SF_CHECK_INT(sf_json_count(member(json, "layers")), 2);
     SF_CHECK_INT(sf_json_count(member(json, "kv_heads")), rank->share.layer_count);
     const struct sf_json *at = member(json, "kv_bytes_at_len");
