@@ -3,8 +3,9 @@
 Shown: the peak of anonymous and shared memory of each rank, above its base before loading, equals
 the predicted sum of packed weights, pool, what the cache takes beside it and workspace within
 5 %, in f32 and bf16, alone and in tensor 2 x pipeline 2; and the tensors of a rank are only its
-own (their sum over ranks is the whole model's).  The peak is sampled from /proc every few milliseconds; base is the least anonymous
-memory seen once the process has its libraries, that is before the first large allocation.
+own (their sum over ranks is the whole model's).  The peak is sampled
+from /proc every few milliseconds; base is the least anonymous memory seen once the process has
+its libraries, that is before the first large allocation.
 """
 # not with --quick
 import json
