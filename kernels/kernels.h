@@ -54,7 +54,20 @@ struct sf_lane_job {                    /* host; the rows of one sequence agains
                                            slots - rows + r + 1 physical slots of the lane */
     int32_t q_first, q_heads;           /* query heads (of this rank) that read the lane */
     const struct sf_lane_part *part; int32_t parts; /* host; usually none */
+    /* A lane of one row may have a place where attend leaves its logits for columns, or NULL:
+     * [q_heads][logit_stride] f32 on the device, slots as sf_lane_logit_first numbers them, -inf
+     * for one that the row does not see and up to the next multiple of SF_BLOCK_SLOTS. */
+    float *logit;
+    size_t logit_stride;                /* a multiple of SF_BLOCK_SLOTS */
 };
+/* Where the logits of a part of a lane (-1: its own slots) begin; of `part` = parts: behind all. */
+static inline size_t sf_lane_logit_first(const struct sf_lane_job *lane, int32_t part)
+{
+    size_t first = 0, block = SF_BLOCK_SLOTS;
+    for (int32_t p = -1; p < part; p++)
+        first += ((size_t)(p < 0 ? lane->slots : lane->part[p].slots) + block - 1) / block * block;
+    return first;
+}
 struct sf_attend_job {
     struct sf_layout layout;
     const unsigned char *pool;          /* page p begins at pool + p * page_bytes */
@@ -76,8 +89,13 @@ struct sf_attend_job {
 /* Statistics of attention: what each slot of a lane is given by the rows of a call, from the same
  * queries and slots and the lse that attend has left for them.
  *
- *   w_hs = e^(scale * q_h.k_s + bias_s - lse_h)    for a slot that the row sees, else 0
+ *   w_hs = e^(l_hs - lse_h)      for a slot that the row sees, else 0
+ *   l_hs = scale * q_h.k_s + bias_s, the logit of attend, rounded to f32
  *   w_s  = fold of w_hs over the lane's query heads, in their order
+ *
+ * Where a lane names the place where attend has left its logits, a backend may read them there
+ * instead of the keys; one that does leaves those that it would make here, so the bits are the
+ * same.  Or it leaves none, and looks at none.
  *
  * Then the rows, in their order, change the slot's mass; each step is rounded to f32, and a slot's
  * mass depends on nothing but itself and its rows.  So the bits are the same whether the rows come

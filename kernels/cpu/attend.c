@@ -96,6 +96,22 @@ static int32_t part_of_split(const struct sf_tile *tile, int32_t *split)
     return part;
 }
 
+/* Where the split's logits are to be left; those of blocks that are not listed are -inf at once. */
+static void split_leave(const struct sf_tile *tile, int32_t part, int32_t split, struct sf_split *s)
+{
+    const struct sf_lane_job *lane = tile->lane;
+    size_t first = sf_lane_logit_first(lane, part) + (size_t)split * SF_SPLIT_SLOTS;
+    size_t slots = sf_lane_logit_first(lane, part + 1) - first;
+    SF_ASSERT(lane->rows == 1 && sf_lane_logit_first(lane, lane->parts) <= lane->logit_stride);
+    if (slots > SF_SPLIT_SLOTS) slots = SF_SPLIT_SLOTS;
+    s->left_stride = lane->logit_stride;
+    s->left = lane->logit + (size_t)tile->vector * s->left_stride + first;
+    if ((size_t)s->blocks * SF_BLOCK_SLOTS == slots) return;
+    for (int32_t j = 0; j < tile->vectors; j++)
+        for (size_t i = 0; i < slots; i++)
+            s->left[(size_t)j * s->left_stride + i] = -INFINITY;
+}
+
 static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
                       const struct sf_tile *tile, struct work *work, int32_t split,
                       struct sf_partial into)
@@ -106,6 +122,8 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
     int32_t part = tile->lane->parts > 0 ? part_of_split(tile, &split) : -1;
     sf_tile_blocks(job, tile, part, &work->gathered, split * SF_SPLIT_SLOTS,
                    (split + 1) * SF_SPLIT_SLOTS, &s);
+    s.left = NULL;
+    if (tile->lane->logit) split_leave(tile, part, split, &s);
     isa->split(&s);
 }
 

@@ -16,6 +16,9 @@
  * 2,048 rows, 0.58 to 0.64 for 64 lanes of 2,048 slots; BELOW_MEAN up to 0.77
  * (tests/kernels/columns.c).
  *
+ * Where attend has left the logits of a lane of one row, they are read in place of its keys: 4 bytes
+ * a slot and query head, and an exponential for each.
+ *
  * A window keeps blocks that no row of a tile sees out of the work, but for DECAY, whose slots all
  * change with every row: that costs what it would without a window. */
 #include <math.h>
@@ -61,6 +64,30 @@ static void lse_gather(const struct sf_columns_job *job, const struct sf_tile *t
     }
 }
 
+/* All blocks of slots first .. end - 1, whose logits attend has left. */
+static void blocks_left(const struct columns *c, const struct sf_tile *tile, int32_t first,
+                        int32_t end, struct work *work, struct sf_split *s)
+{
+    const struct sf_lane_job *lane = tile->lane;
+    struct sf_lane_part from = sf_lane_part_of(&c->job->layout, lane, tile->part);
+    int32_t page_slots = from.layout->page_slots;
+    s->vectors = tile->vectors;
+    s->left_stride = lane->logit_stride;
+    s->left = lane->logit + (size_t)tile->vector * s->left_stride +
+              sf_lane_logit_first(lane, tile->part) + (size_t)first;
+    s->end = work->gathered.end;
+    for (int32_t j = 0; j < tile->vectors; j++) work->gathered.end[j] = from.slots - first;
+    s->blocks = 0;
+    for (int32_t at = first; at < end; at += SF_BLOCK_SLOTS, s->blocks++) {
+        const unsigned char *page =
+            c->job->pool + (size_t)from.pages[at / page_slots] * c->job->page_bytes;
+        s->bias[s->blocks] = (const float *)(const void *)(page +
+                                                           sf_layout_bias_offset(from.layout)) +
+                             at % page_slots;
+        s->first[s->blocks] = at - first;
+    }
+}
+
 /* Slots first .. end - 1, at most SF_SPLIT_SLOTS, for the vectors of one tile; `mean` of its first
  * row. */
 static void tile_run(const struct columns *c, const struct sf_tile *tile, const float *mean,
@@ -75,11 +102,14 @@ static void tile_run(const struct columns *c, const struct sf_tile *tile, const 
     struct sf_columns columns = {
         .fold = job->fold, .head_fold = job->head_fold, .decay = job->decay,
         .q_heads = lane->q_heads, .head = tile->vector % lane->q_heads, .lse = work->lse,
-        .mean = mean, .weight = work->weight
+        .mean = mean, .weight = work->weight, .left = lane->logit != NULL
     };
-    sf_tile_gather(c->isa, &c->view, tile, &work->gathered);
-    if (job->fold == SF_ROWS_DECAY) work->gathered.pos_least = INT32_MIN;
-    sf_tile_blocks(&c->view, tile, tile->part, &work->gathered, first, end, &s);
+    if (columns.left) blocks_left(c, tile, first, end, work, &s);
+    else {
+        sf_tile_gather(c->isa, &c->view, tile, &work->gathered);
+        if (job->fold == SF_ROWS_DECAY) work->gathered.pos_least = INT32_MIN;
+        sf_tile_blocks(&c->view, tile, tile->part, &work->gathered, first, end, &s);
+    }
     if (s.blocks == 0) return;
     lse_gather(job, tile, work->lse);
     s.logits = work->logits;

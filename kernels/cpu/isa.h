@@ -28,6 +28,8 @@ struct sf_split {
     const int32_t *end;                 /* [vectors] a slot is seen iff first + i < end ... */
     const int32_t *pos_min;             /* [vectors] ... and its pos >= pos_min; NULL: any pos */
     float *logits;                      /* scratch [vectors][SF_SPLIT_SLOTS] */
+    float *left; size_t left_stride;    /* [vectors][left_stride] logits from the split's first slot
+                                           on, for others to read; NULL */
     struct sf_partial partial;          /* written */
 };
 
@@ -41,6 +43,8 @@ struct sf_columns {
     const float *lse;                   /* [vectors], +inf for a head that weighs 0 */
     const float *mean;                  /* BELOW_MEAN: [rows] what a weight has to be below */
     float *weight;                      /* [SF_SPLIT_SLOTS], kept from tile to tile of one row */
+    uint8_t left;                       /* logits are there: in the split's `left`, all its blocks
+                                           listed */
     float *mass[SF_SPLIT_BLOCKS];       /* of the split's blocks, [SF_BLOCK_SLOTS] each */
 };
 

@@ -4,7 +4,8 @@
  *   (those of the lane's parts behind its own, each read in its layout)
  *   M   = max_s l_s,  Z = sum_s e^(l_s - M),  out = sum_s e^(l_s - M) v_s / Z,  lse = M + ln Z
  *
- * A row that sees no live slot gives out = 0 and lse = -inf.  The logits are computed again for
+ * A row that sees no live slot gives out = 0 and lse = -inf.  Where a lane of one row wants its
+ * logits left, they are the l_s, rounded to f32, and -inf for all other slots.  The logits are computed again for
  * every pass over the slots, so that no scratch is needed; f64 throughout. */
 #include <math.h>
 #include "kernels/backend.h"
@@ -67,6 +68,21 @@ static void weigh_values(const struct sf_ref_part *one, const float *q, int32_t 
     }
 }
 
+static void leave_logits(const struct sf_attend_job *job, const struct sf_lane_job *lane, int32_t h,
+                         const float *q, int32_t row_pos)
+{
+    float *to = lane->logit + (size_t)h * lane->logit_stride;
+    size_t all = sf_lane_logit_first(lane, lane->parts);
+    SF_ASSERT(lane->rows == 1 && all <= lane->logit_stride);
+    for (size_t i = 0; i < all; i++) to[i] = -INFINITY;
+    for (int32_t p = -1; p < lane->parts; p++) {
+        struct sf_ref_part one = sf_ref_part_of(job, lane, p, 0);
+        for (int32_t s = 0; s < one.seen; s++)
+            to[sf_lane_logit_first(lane, p) + (size_t)s] =
+                (float)sf_ref_logit(&one.job, &one.lane, s, q, row_pos);
+    }
+}
+
 static void attend_one(const struct sf_attend_job *job, const struct sf_lane_job *lane, int32_t r,
                        int32_t h)
 {
@@ -76,6 +92,7 @@ static void attend_one(const struct sf_attend_job *job, const struct sf_lane_job
     size_t out = (size_t)row * job->out_stride + (size_t)head * job->out_head_stride;
     int32_t row_pos = job->window != 0 ? job->row_pos[row] : 0;
     double max = -INFINITY, sum = 0;
+    if (lane->logit) leave_logits(job, lane, h, q, row_pos);
     for (int32_t p = -1; p < lane->parts; p++) {
         struct sf_ref_part one = sf_ref_part_of(job, lane, p, r);
         for (int32_t s = 0; s < one.seen; s++)

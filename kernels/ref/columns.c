@@ -1,6 +1,6 @@
 /* kernels/ref/columns.c: attention statistics, defined (kernels.h has the formulas).  Row by row;
- * a weight is f64, a mass f32 after every row.  The logits are computed again wherever they are
- * needed, so that no scratch is. */
+ * a weight is f64, a logit f32, a mass f32 after every row.  The logits are computed again wherever
+ * they are needed, so that no scratch is, but for those that attend has left. */
 #include <math.h>
 #include "kernels/backend.h"
 #include "kernels/ref/ref.h"
@@ -10,6 +10,7 @@ struct row {
     const struct sf_columns_job *job;
     const struct sf_lane_job *lane;
     struct sf_ref_part as_seen, as_there;   /* with the window, without */
+    const float *logit;                 /* of the part and the first head, left by attend; or NULL */
     const float *q, *lse;               /* of the lane's first query head */
     int32_t number, pos;
     double mean;                        /* 1 / slots that the row sees, of all parts */
@@ -21,6 +22,15 @@ static void row_turn_to(struct row *row, int32_t part)
     row->as_seen = sf_ref_part_of(&view, row->lane, part, row->number);
     row->as_there = row->as_seen;
     row->as_there.job.window = 0;
+    row->logit = row->lane->logit ? row->lane->logit + sf_lane_logit_first(row->lane, part) : NULL;
+}
+
+/* l_hs, -inf where the row does not see the slot */
+static float logit_of(const struct row *row, int32_t h, int32_t slot)
+{
+    const float *q = row->q + (size_t)h * (size_t)row->job->layout.k_dim;
+    if (row->logit) return row->logit[(size_t)h * row->lane->logit_stride + (size_t)slot];
+    return (float)sf_ref_logit(&row->as_seen.job, &row->as_seen.lane, slot, q, row->pos);
 }
 
 static int sees(const struct row *row, const struct sf_ref_part *as, int32_t slot)
@@ -33,8 +43,7 @@ static double weight_of(const struct row *row, int32_t slot)
 {
     double folded = 0;
     for (int32_t h = 0; h < row->lane->q_heads; h++) {
-        const float *q = row->q + (size_t)h * (size_t)row->job->layout.k_dim;
-        double logit = sf_ref_logit(&row->as_seen.job, &row->as_seen.lane, slot, q, row->pos);
+        double logit = (double)logit_of(row, h, slot);
         double w = row->lse[h] == -INFINITY ? 0 : exp(logit - (double)row->lse[h]);
         folded = row->job->head_fold == SF_HEADS_MAX ? fmax(folded, w) : folded + w;
     }

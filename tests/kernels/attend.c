@@ -85,7 +85,7 @@ static int32_t jobs_split(const struct problem *p, int reversed, struct sf_lane_
                 const struct sf_lane_job *lane = &p->lane[i];
                 jobs[n++] = (struct sf_lane_job){ lane->pages, lane->slots - lane->rows + r + 1,
                                                   lane->row_first + r, 1, lane->q_first + h, 1,
-                                                  NULL, 0 };
+                                                  NULL, 0, NULL, 0 };
             }
     for (int32_t i = 0; reversed && i < n / 2; i++) {
         struct sf_lane_job job = jobs[i];

@@ -137,7 +137,7 @@ void problem_make(struct problem *p, const struct shape *s, struct sf_device *re
     for (int32_t i = 0; i < pages; i++) p->pages[i] = pages - i;     /* page 0 is nobody's */
     for (int i = 0; i < s->lanes; i++) {
         p->lane[i] = (struct sf_lane_job){ p->pages + at, s->slots[i], (int32_t)p->rows, s->rows[i],
-                                           i % 2 * s->q_heads, s->q_heads, NULL, 0 };
+                                           i % 2 * s->q_heads, s->q_heads, NULL, 0, NULL, 0 };
         at += pages_of(s, i);
         p->rows += (size_t)s->rows[i];
     }

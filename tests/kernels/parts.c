@@ -133,7 +133,7 @@ static void problem_make(struct problem *p, const struct mixture *m)
     for (int l = 0; l < LANES; l++) {
         int32_t flat_slots = 0;
         p->flat[l] = (struct sf_lane_job){ p->flat_pages + l * p->flat_pool_pages / LANES, 0,
-                                           l * m->rows, m->rows, l * Q_HEADS, Q_HEADS, NULL, 0 };
+                                           l * m->rows, m->rows, l * Q_HEADS, Q_HEADS, NULL, 0, NULL, 0 };
         for (int s = 0; s <= PARTS; s++) {
             p->page_first[l][s] = page;
             for (int32_t n = pages_of(p->slots[s], p->layout[s].page_slots); n > 0; n--, page++)
@@ -281,8 +281,43 @@ static void test_bits(void)
     }
 }
 
+/* The last row of each lane, with the logits of attend and without. */
+static void test_left(void)
+{
+    enum { ROOM = SLOTS_MAX + 16 * (PARTS + 1) };
+    static float logit[LANES][Q_HEADS][ROOM / 16 * 16];
+    static struct result with, without;
+    for (int c = 0; c < MIXTURES; c++) {
+        struct problem p;
+        problem_make(&p, &mixtures[c]);
+        for (int l = 0; l < LANES; l++) {
+            p.lane[l].row_first += p.lane[l].rows - 1;
+            p.lane[l].rows = 1;
+        }
+        for (int i = -1; i < count; i++) {
+            struct sf_device *device = i < 0 ? ref : variants[i].device;
+            const char *who = i < 0 ? "ref" : variants[i].text;
+            for (int fold = SF_ROWS_SUM; fold <= SF_ROWS_BELOW_MEAN; fold++) {
+                for (int l = 0; l < LANES; l++) p.lane[l].logit = NULL;
+                attend(device, &p, 0, p.lane, LANES, &without);
+                columns(device, &p, 0, (enum sf_row_fold)fold, &without);
+                for (int l = 0; l < LANES; l++) {
+                    p.lane[l].logit = &logit[l][0][0];
+                    p.lane[l].logit_stride = ROOM / 16 * 16;
+                }
+                attend(device, &p, 0, p.lane, LANES, &with);
+                columns(device, &p, 0, (enum sf_row_fold)fold, &with);
+                compare_bits(who, p.m->text, with.out, without.out, sizeof with.out);
+                compare_bits(who, p.m->text, with.mass, without.mass, sizeof with.mass);
+            }
+        }
+        problem_free(&p);
+    }
+}
+
 static const struct sf_test tests[] = {
-    { "like one lane", test_like_one_lane }, { "bits", test_bits }, { NULL, NULL }
+    { "like one lane", test_like_one_lane }, { "bits", test_bits }, { "left", test_left },
+    { NULL, NULL }
 };
 
 int main(int argc, char **argv)
