@@ -129,6 +129,27 @@ static sf_status create_pool(struct sf_store *store, const struct sf_store_spec 
     return sf_pages_create(&pages, &store->pool);
 }
 
+/* Room for the logits of a step that decodes, of as many lanes as fit (watch.c). */
+static sf_status create_logits(struct sf_store *store)
+{
+    enum { LOGITS_MAX = 4 << 20 };
+    int watched = 0;
+    void *block;
+    for (int32_t m = 0; m < store->methods; m++)
+        for (int w = 0; w < 2; w++)
+            watched |= sf_is_watched(&store->method[m].entry->plan, w) &&
+                       !(store->method[m].entry->plan.watch[w].flags & SF_WATCH_STORED);
+    if (!watched) return SF_OK;
+    int64_t slots = sf_lane_slots_bound(store->setup.tokens_max, store->page_slots);
+    int64_t logits = slots * store->seqs_max * (int64_t)store->lse_stride;
+    if (logits > LOGITS_MAX) logits = LOGITS_MAX;
+    SF_TRY(store->device->k->alloc(store->device, (size_t)logits * sizeof *store->logit,
+                                   "logits of attention", &block));
+    store->logit = block;
+    store->logits = (size_t)logits;
+    return SF_OK;
+}
+
 static sf_status create_step(struct sf_store *store)
 {
     int32_t lanes = 1;
@@ -170,6 +191,7 @@ static sf_status create_step(struct sf_store *store)
                                                       sizeof *store->lse, "sums of attention",
                                    &block));
     store->lse = block;
+    SF_TRY(create_logits(store));
     return sf_copies_create(store);
 }
 
@@ -216,6 +238,7 @@ void sf_store_destroy(struct sf_store *store)
     if (!store) return;
     SF_ASSERT(store->seqs == 0);
     sf_copies_destroy(store);
+    if (store->logit) store->device->k->free(store->device, store->logit);
     if (store->lse) store->device->k->free(store->device, store->lse);
     sf_free(store->watched);
     sf_free(store->rows_end);

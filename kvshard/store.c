@@ -153,6 +153,7 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
         .out_head_stride = step->out_head_stride, .out_dtype = step->out_dtype,
         .scale = state->spec.scale, .window = state->spec.window, .row_pos = store->row_pos,
         .lane = store->job, .lanes = lanes, .lse = store->lse, .lse_stride = store->lse_stride };
+    if (store->logit) sf_watches_leave(store, layer, step);
     store->device->k->kv_append(store->device, &append);
     store->device->k->attend(store->device, &attend);
     if (store->lse && store->methods > 0)

@@ -77,6 +77,7 @@ struct sf_store {
     struct sf_lane_job *watched;        /* NULL, as lse, if nobody watches attention */
     float *lse;                         /* device [rows_max][lse_stride] */
     size_t lse_stride;                  /* most query heads of a layer here */
+    float *logit; size_t logits;        /* device [logits] what attention leaves for watch.c */
     int32_t *row_pos;                   /* [rows_max] */
     struct sf_copies copies;
     int32_t *done, *rows;               /* [seqs_max] rows before and in this round */

@@ -7,6 +7,9 @@
  *   prompt of 10, prompt_rows 3          . . . . . . . x x x |end
  *   decode_rows 2, an event every 4      . . x x |. . x x |. . x ...
  *
+ * A lane with one row, as in decode, has its logits left by attention for that pass, as far as
+ * there is room; with more rows they are cheaper made anew, tile by tile.
+ *
  * Mass lives in the mirror (page.h), so it moves with its slot, and where a page is shared by
  * prompts it cannot be: stack.c holds the two apart. */
 #include "base/clock.h"
@@ -50,6 +53,39 @@ static int32_t rows_watched(const struct sf_plan *plan, const struct sf_watch *w
     return count < rows ? count : rows;
 }
 
+static int is_counted(const struct sf_store *store, int32_t layer, const struct sf_seq *seq,
+                      int32_t l)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    if (state->method[l] < 0) return 0;
+    const struct sf_plan *plan = &store->method[state->method[l]].entry->plan;
+    for (int w = 0; w < 2; w++)
+        if (sf_is_watched(plan, w) && !(plan->watch[w].flags & SF_WATCH_STORED) &&
+            rows_watched(plan, &plan->watch[w], seq, sf_store_lane_of(store, seq, layer, l),
+                         seq->tokens[layer], 1) > 0)
+            return 1;
+    return 0;
+}
+
+/* With copies the rows that count have more query heads than those that attend here. */
+void sf_watches_leave(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    struct sf_lane_job *job = store->job;
+    size_t used = 0;
+    if (sf_copies_serve(store, layer)) return;
+    for (int32_t i = 0; i < step->items; i++)
+        for (int32_t l = 0; store->rows[i] > 0 && l < store->layer[layer].spec.lanes; l++, job++) {
+            size_t stride = sf_lane_logit_first(job, job->parts);
+            size_t floats = stride * (size_t)job->q_heads;
+            if (job->rows != 1 || floats > store->logits - used ||
+                !is_counted(store, layer, step->item[i].seq, l))
+                continue;
+            job->logit = store->logit + used;
+            job->logit_stride = stride;
+            used += floats;
+        }
+}
+
 /* Where the backend finds the rows of a round. */
 struct source {
     const float *q; float *lse; size_t q_stride, lse_stride;
@@ -77,6 +113,7 @@ static int32_t gather(struct sf_store *store, int32_t layer, const struct sf_kv_
             job.row_first = source->end[i] - rows;
             job.rows = rows;
             if (source->group > 0) {
+                SF_ASSERT(job.logit == NULL);
                 job.q_first = 0;
                 job.q_heads = source->group;
             }

@@ -5,6 +5,8 @@
 #include "kvshard/store_impl.h"
 SF_C_BEGIN
 
+/* Before the round's attention, whose lanes are store->job: where their logits shall be left. */
+void sf_watches_leave(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 /* After the round's attention, whose job this was. */
 sf_status sf_watches_run(struct sf_store *, int32_t layer, const struct sf_kv_step *,
                          const struct sf_attend_job *);
