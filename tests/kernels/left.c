@@ -1,9 +1,11 @@
 /* tests/kernels/left.c: logits that attend leaves for columns: on the cases of attention, the last
  * row of each lane.  What is left is what ref leaves, within the rounding of a logit, or nothing at
- * all; attention's own results and the masses of all folds have the bits that they have without. */
+ * all; attention's own results and the masses of all folds have the bits that they have without.
+ * Then what it costs. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "tests/check.h"
 #include "tests/kernels/lanes.h"
 #include "tests/kernels/variants.h"
@@ -183,17 +185,101 @@ static void test_read(void)
     }
 }
 
+/* ---- cost --------------------------------------------------------------------------------------
+ * */
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+enum { LANES = 64, SLOTS = 1152, PAGE = 64, REPETITIONS = 31 };
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* attend and columns of LANES lanes in turns; in what = 2 and 3 with logits. */
+static void cost_print(struct sf_device *device, const char *who, struct sf_attend_job attend_job,
+                       struct sf_columns_job columns_job, float *logit)
+{
+    static struct sf_lane_job lane[2][LANES];
+    double taken[4][REPETITIONS], median[4];
+    for (int i = 0; i < LANES; i++) {
+        lane[0][i] = lane[1][i] = attend_job.lane[i];
+        lane[1][i].logit = logit + (size_t)i * 3 * SLOTS;
+        lane[1][i].logit_stride = SLOTS;
+    }
+    for (int i = -1; i < REPETITIONS; i++)
+        for (int what = 0; what < 4; what++) {
+            double begin = seconds();
+            attend_job.lane = columns_job.lane = lane[what / 2];
+            if (what % 2 == 0) device->k->attend(device, &attend_job);
+            else device->k->columns(device, &columns_job);
+            if (i >= 0) taken[what][i] = seconds() - begin;
+        }
+    for (int what = 0; what < 4; what++) {
+        qsort(taken[what], REPETITIONS, sizeof(double), by_size);
+        median[what] = 1e3 * taken[what][REPETITIONS / 2];
+    }
+    printf("  figure: decode of %d x %d slots, d 64, 3 heads, bf16, %s: attend %.2f ms, columns "
+           "%.2f; attend that leaves logits %.2f, columns that reads them %.2f (medians of %d in "
+           "turns)\n", LANES, SLOTS, who, median[0], median[1], median[2], median[3], REPETITIONS);
+    SF_CHECK(median[3] > 0);
+}
+
+/* Not a test: figures for the best instruction set, on one and on two threads. */
+static void test_cost(void)
+{
+    static const struct shape shape = { "cost", SF_BF16, SF_F32, PAGE, 64, 64, 3, 1,
+                                        { LANES * SLOTS }, { LANES }, 0, 0, 1, 0, 1 };
+    if (SANITIZED) SF_SKIP("times under a sanitizer say nothing");
+    struct problem p;
+    struct sf_lane_job lane[LANES];
+    problem_make(&p, &shape, ref);
+    size_t masses = (size_t)p.pool_pages * PAGE;
+    float *logit = floats((size_t)LANES * 3 * SLOTS), *out = floats(p.elements);
+    float *lse = floats(p.rows * 6), *mass = floats(masses);
+    for (int32_t i = 0; i < LANES; i++)
+        lane[i] = (struct sf_lane_job){ .pages = p.pages + i * (SLOTS / PAGE), .slots = SLOTS,
+                                        .row_first = i, .rows = 1, .q_heads = 3 };
+    struct sf_attend_job attend_job = {
+        .layout = p.layout, .pool = p.pool, .page_bytes = p.page_bytes, .q = p.q,
+        .q_stride = p.q_stride, .out = out, .out_stride = 6 * 64, .out_head_stride = 64,
+        .out_dtype = SF_F32, .scale = 0.125f, .row_pos = p.row_pos, .lane = lane, .lanes = LANES,
+        .lse = lse, .lse_stride = 6
+    };
+    struct sf_columns_job columns_job = {
+        .layout = p.layout, .pool = p.pool, .page_bytes = p.page_bytes, .q = p.q,
+        .q_stride = p.q_stride, .scale = 0.125f, .row_pos = p.row_pos, .lanes = LANES, .lse = lse,
+        .lse_stride = 6, .fold = SF_ROWS_SUM, .head_fold = SF_HEADS_MEAN, .mass = mass
+    };
+    for (int i = count - 3; i < count - 1; i++)
+        cost_print(variants[i].device, variants[i].text, attend_job, columns_job, logit);
+    problem_free(&p);
+    free(logit), free(out), free(lse), free(mass);
+}
+
 static const struct sf_test tests[] = {
     { "left", test_left },
 #if !defined(SHEAF_EMULATED)
-    { "read", test_read },
+    { "read", test_read }, { "cost", test_cost },
 #endif
     { NULL, NULL }
 };
 
 int main(int argc, char **argv)
 {
-    (void)test_read;
+    (void)test_read, (void)test_cost;
     count = variants_open(variants, &ref);
     int failed = sf_test_main("kernels_left", tests, argc, argv);
     variants_close(variants, count, ref);
