@@ -55,6 +55,8 @@ void sf_hosted_fill(struct sf_kernels *);
  * where the system's loader searches.  It stays loaded; what it shares with the program (status,
  * memory) it finds in the program.  SF_UNSUPPORTED if it is not to be had. */
 sf_status sf_backend_load(const char *name, const struct sf_backend **backend_out);
+/* What its shared object has under this name; NULL for a backend of the program itself. */
+const void *sf_backend_symbol(const struct sf_backend *, const char *name);
 
 SF_C_END
 #endif

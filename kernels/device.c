@@ -58,6 +58,11 @@ void sf_device_close(struct sf_device *device)
     sf_free(opened);
 }
 
+const void *sf_device_symbol(const struct sf_device *device, const char *name)
+{
+    return sf_backend_symbol(((const struct opened *)device)->backend, name);
+}
+
 int64_t sf_device_scratch_bytes(const struct sf_device_spec *spec)
 {
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)

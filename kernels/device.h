@@ -25,6 +25,9 @@ struct sf_device {
 
 sf_status sf_device_open(const struct sf_device_spec *, struct sf_device **device_out);
 void      sf_device_close(struct sf_device *);
+/* What the shared object of the device's backend has under this name; NULL if it has no such thing
+ * or is no shared object. */
+const void *sf_device_symbol(const struct sf_device *, const char *name);
 
 /* Best instruction set of this machine. */
 enum sf_isa sf_isa_detect(void);

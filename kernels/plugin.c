@@ -44,3 +44,15 @@ sf_status sf_backend_load(const char *name, const struct sf_backend **backend_ou
     *backend_out = backend;
     return SF_OK;
 }
+
+const void *sf_backend_symbol(const struct sf_backend *backend, const char *name)
+{
+    Dl_info found;
+    if (backend == &sf_backend_ref || backend == &sf_backend_cpu) return NULL;
+    if (dladdr(backend, &found) == 0) return NULL;
+    void *object = dlopen(found.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    if (!object) return NULL;
+    const void *symbol = dlsym(object, name);
+    dlclose(object);                    /* it stays loaded all the same */
+    return symbol;
+}

@@ -14,7 +14,9 @@
  *   device memory         the host, or a kernel past its accessors, uses a device address
  *   bad launch            a grid, a block or shared memory of a size that no GPU takes
  *   bad call              arguments that the CUDA runtime refuses or that make no sense
- *   leak                  device or pinned memory that is left when the process ends
+ *   mismatch              ranks of a communicator that do not agree on what they exchange
+ *   stuck                 a call that has no deadline waits for a rank that does not come
+ *   leak                  memory or a communicator that is left when the process ends
  *
  * A race is seen where accesses begin: two threads that reach into each other's bytes by accesses
  * of different size and begin may pass.  Between blocks of one launch nothing is ordered. */
@@ -38,6 +40,17 @@ EMU_PUBLIC void emu_set_checks(int on);
 EMU_PUBLIC void emu_set_reversed(int on);
 /* Kernels that have run since the start. */
 EMU_PUBLIC int64_t emu_launches(void);
+
+/* The number of the GPU of the calling thread on this machine; -1 (as at the start): one that no
+ * other thread or process has. */
+EMU_PUBLIC void emu_set_gpu(int number);
+/* A stream with work for several ranks runs by itself once that work has been queued for so long,
+ * as a GPU does; -1: only when it must.  20 at the start. */
+EMU_PUBLIC void emu_set_idle_ms(int ms);
+/* How long a call without a deadline waits for another rank before it is `stuck`: 60,000 ms. */
+EMU_PUBLIC void emu_set_patience_ms(int ms);
+/* The next question after a communicator's state finds this ncclResult_t. */
+EMU_PUBLIC void emu_nccl_fail(int result);
 
 #ifdef __cplusplus
 }

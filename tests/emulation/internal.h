@@ -1,6 +1,7 @@
 /* tests/emulation/internal.h: what the files of the emulation know of each other. */
 #ifndef SHEAF_TESTS_EMULATION_INTERNAL_H
 #define SHEAF_TESTS_EMULATION_INTERNAL_H
+#include <functional>
 #include <mutex>
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/kernel.h"
@@ -38,6 +39,17 @@ unsigned char *device_range(const void *address, size_t bytes, const char *what)
 bool is_device(const void *address);
 void *device_alloc(size_t bytes);
 void device_free(void *block);
+
+/* Work that may have to wait for another rank: `attempt` goes on as far as it can, never waits, and
+ * says whether it is done; it is called again until it is.  The stream then belongs to the calling
+ * thread's device.  `whom` names what it waits for, for words. */
+void stream_push_waiting(emu_stream *stream, std::function<bool()> attempt);
+extern char whom[128];
+bool stream_exists(emu_stream *stream);
+/* The bus id of this thread's GPU. */
+void gpu_name(char *id, size_t bytes);
+/* Communicators that have not been destroyed or aborted. */
+extern int communicators;
 
 }
 #endif

@@ -76,9 +76,12 @@ void leaks_report()
         count++;
         bytes += block.second;
     }
-    if (count == 0) return;
-    fprintf(stderr, "cuda-emulated: leak: %zu blocks of %zu bytes of device and pinned memory\n",
-            count, bytes);
+    if (count == 0 && communicators == 0) return;
+    if (count > 0)
+        fprintf(stderr, "cuda-emulated: leak: %zu blocks of %zu bytes of device and pinned memory\n",
+                count, bytes);
+    if (communicators > 0)
+        fprintf(stderr, "cuda-emulated: leak: %d communicators\n", communicators);
     fflush(nullptr);
     _Exit(70);
 }

@@ -1,15 +1,31 @@
 /* tests/emulation/stream.cpp: streams are queues that run only when they must, events are places in
  * them.  What a copy reads from the host it reads when its turn comes: a caller that changes or
- * frees the source too early sees it. */
+ * frees the source too early sees it.
+ *
+ * Work for several ranks (nccl.cpp) may find that another rank has not come yet.  Whoever runs the
+ * stream then lets go of the lock, so that the other rank, if it is a thread, can come.  A GPU would
+ * go on with such work while its host does something else, and hosts rely on it: a stage sends and
+ * then waits for its next step.  So a thread of the emulation runs streams whose work for several
+ * ranks has been queued for a while. */
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <set>
+#include <thread>
+#include <unistd.h>
 #include "tests/emulation/include/cuda_runtime_api.h"
 #include "tests/emulation/internal.h"
 
+using moment_ms = std::chrono::steady_clock::time_point;
+
 struct emu_stream {
-    std::deque<std::function<void()>> queue;
+    std::deque<std::function<bool()>> queue;
     uint64_t pushed = 0, done = 0;
+    uint64_t waiting = 0;               /* place behind the last work for several ranks */
+    moment_ms since;                    /* when the first of it was pushed */
+    std::thread::id owner;              /* whose device it is, once it has such work */
+    bool busy = false;                  /* its first piece of work is being run */
 };
 
 struct emu_event {
@@ -19,23 +35,78 @@ struct emu_event {
 
 namespace emu {
 
-static std::set<emu_stream *> streams;
+static std::set<emu_stream *> &streams = *new std::set<emu_stream *>;   /* outlives the exit */
+static int idle_ms = 20, patience_ms = 60000;
+static thread_local int gpu = -1;
+static bool ending;
+char whom[128];
+int communicators;
+
+static moment_ms clock_now() { return std::chrono::steady_clock::now(); }
+
+static int64_t ms_since(moment_ms then)
+{
+    return std::chrono::duration_cast<std::chrono::milliseconds>(clock_now() - then).count();
+}
+
+/* One attempt at the stream's first piece of work; is it done? */
+static bool run_one(emu_stream *stream)
+{
+    std::function<bool()> &work = stream->queue.front();
+    stream->busy = true;
+    bool done = work();
+    stream->busy = false;
+    if (!done) return false;
+    stream->queue.pop_front();
+    stream->done++;
+    return true;
+}
 
 /* Runs the first `place` pieces of work that the stream ever got. */
 static void run_until(emu_stream *stream, uint64_t place)
 {
     if (in_kernel()) defect("bad call", "a kernel waits for a stream");
+    moment_ms begin = clock_now();
     while (stream->done < place) {
-        std::function<void()> work = std::move(stream->queue.front());
-        stream->queue.pop_front();
-        stream->done++;
-        work();
+        if (!stream->busy && run_one(stream)) {
+            begin = clock_now();
+            continue;
+        }
+        if (ms_since(begin) > patience_ms)
+            defect("stuck", "a call without a deadline waits %d ms for %s", patience_ms, whom);
+        lock.unlock();                  /* held once: only calls from outside hold it */
+        usleep(50);
+        lock.lock();
     }
 }
 
+/* The same as far as it goes without waiting, for some milliseconds at most. */
+static bool run_some(emu_stream *stream, uint64_t place)
+{
+    moment_ms begin = clock_now();
+    while (stream->done < place && !stream->busy && ms_since(begin) < 20)
+        if (!run_one(stream)) break;
+    return stream->done >= place;
+}
+
+/* What a free waits for: all work of this device.  Ranks as threads have a device each. */
 static void run_all()
 {
-    for (emu_stream *stream : streams) run_until(stream, stream->pushed);
+    for (emu_stream *stream : streams)
+        if (stream->owner == std::thread::id() || stream->owner == std::this_thread::get_id())
+            run_until(stream, stream->pushed);
+}
+
+static void run_idle()
+{
+    for (;;) {
+        usleep(4000);
+        std::lock_guard<std::recursive_mutex> hold(lock);
+        if (ending) return;
+        for (emu_stream *stream : streams)
+            if (idle_ms >= 0 && stream->done < stream->waiting && ms_since(stream->since) > idle_ms)
+                run_some(stream, stream->waiting);
+    }
 }
 
 static void stream_check(emu_stream *stream)
@@ -43,12 +114,43 @@ static void stream_check(emu_stream *stream)
     if (!streams.count(stream)) defect("bad call", "%p is no stream", (void *)stream);
 }
 
+bool stream_exists(emu_stream *stream) { return streams.count(stream) > 0; }
+
 void stream_push(emu_stream *stream, std::function<void()> work)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
     stream_check(stream);
-    stream->queue.push_back(std::move(work));
+    stream->queue.push_back([work] {
+        work();
+        return true;
+    });
     stream->pushed++;
+}
+
+void stream_push_waiting(emu_stream *stream, std::function<bool()> attempt)
+{
+    static bool started;
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    stream_check(stream);
+    if (stream->done >= stream->waiting) stream->since = clock_now();
+    stream->owner = std::this_thread::get_id();
+    stream->queue.push_back(std::move(attempt));
+    stream->waiting = ++stream->pushed;
+    if (started) return;
+    started = true;
+    atexit([] {
+        std::lock_guard<std::recursive_mutex> last(lock);
+        ending = true;
+    });
+    std::thread(run_idle).detach();
+}
+
+void gpu_name(char *id, size_t bytes)
+{
+    static int threads;
+    static thread_local int mine = ++threads;
+    int number = gpu >= 0 ? gpu : 0x10000 + mine;
+    snprintf(id, bytes, "%08X:%02X:00.0", gpu >= 0 ? 0 : (unsigned)getpid(), (unsigned)number);
 }
 
 /* Where one side of a copy lies, after a look at what the call says of it. */
@@ -75,6 +177,20 @@ cudaError_t cudaSetDevice(int device)
     return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+cudaError_t cudaGetDevice(int *device)
+{
+    *device = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int device)
+{
+    hold_lock hold(lock);
+    if (device != 0 || bytes < 13) return cudaErrorInvalidValue;
+    emu::gpu_name(id, (size_t)bytes);
+    return cudaSuccess;
+}
+
 cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 
 const char *cudaGetErrorName(cudaError_t error)
@@ -83,6 +199,7 @@ const char *cudaGetErrorName(cudaError_t error)
     case cudaSuccess: return "cudaSuccess";
     case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorNotReady: return "cudaErrorNotReady";
     }
     return "unknown";
 }
@@ -204,4 +321,25 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
     if (event->stream && emu::streams.count(event->stream))
         emu::run_until(event->stream, event->place);
     return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    hold_lock hold(lock);
+    if (!event->stream || !emu::streams.count(event->stream)) return cudaSuccess;
+    return emu::run_some(event->stream, event->place) ? cudaSuccess : cudaErrorNotReady;
+}
+
+extern "C" void emu_set_gpu(int number) { emu::gpu = number; }
+
+extern "C" void emu_set_idle_ms(int ms)
+{
+    hold_lock hold(lock);
+    emu::idle_ms = ms;
+}
+
+extern "C" void emu_set_patience_ms(int ms)
+{
+    hold_lock hold(lock);
+    emu::patience_ms = ms;
 }

@@ -3,7 +3,8 @@
  *
  * Device memory has addresses that the host cannot touch: reading or writing through one outside
  * a copy or a kernel's accessor faults and is reported.  Work on a stream waits in its queue until
- * a call has to have it done (a synchronise, a free), and then runs in order. */
+ * a call has to have it done (a synchronise, a free) or asks after it (a query), and then runs in
+ * order. */
 #ifndef SHEAF_TESTS_EMULATION_CUDA_RUNTIME_API_H
 #define SHEAF_TESTS_EMULATION_CUDA_RUNTIME_API_H
 #include <stddef.h>
@@ -16,7 +17,8 @@ extern "C" {
 typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
-    cudaErrorMemoryAllocation = 2
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorNotReady = 600
 } cudaError_t;
 typedef struct emu_stream *cudaStream_t;
 typedef struct emu_event *cudaEvent_t;
@@ -27,6 +29,8 @@ enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefau
 
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDevice(int *device);
+cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int device);
 cudaError_t cudaGetLastError(void);
 const char *cudaGetErrorName(cudaError_t error);
 cudaError_t cudaMalloc(void **block, size_t bytes);
@@ -47,6 +51,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventQuery(cudaEvent_t event);
 
 #ifdef __cplusplus
 }

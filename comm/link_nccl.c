@@ -1,0 +1,243 @@
+/* comm/link_nccl.c: the program's half of the kind `nccl`: whether a group can have it, the id, and
+ * everything about waiting; the library itself is met in nccl.c, within the CUDA backend's shared
+ * object (link_plugin.h).
+ *
+ * A group has it if every rank's backend and library do and no two ranks sit on one GPU, which the
+ * library refuses.  All ranks decide from the same table, so they decide alike:
+ *
+ *   offer [size]:  state | host (comm knows it) | bus id of the GPU | why not
+ *
+ * A wait for the GPU is a wait of comm without a peer: it shows signs of life, rank 0 watches the
+ * others, and whoever is silent gets named.  If all are alive and the deadline passes, the words
+ * name the group and who waited.  Then the communicator is aborted and the link is lost. */
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include "base/log.h"
+#include "base/memory.h"
+#include "comm/backend.h"
+#include "comm/link_kind.h"
+#include "comm/link_plugin.h"
+
+/* The first waits of a step are short; only longer ones may sleep. */
+static const int64_t eager_ns = 20 * 1000 * 1000;
+
+struct nccl {
+    const struct sf_link_plugin *plugin;
+    struct sf_link *link;
+    void *impl;                         /* the plugin's */
+    struct sf_wait wait;
+    int lost;
+};
+
+enum offer_state { OFFER_NCCL, OFFER_STAGED, OFFER_NONE };   /* staged: asked for, or no GPU */
+struct offer { int32_t state; char gpu[SF_LINK_GPU_MAX], why[160]; };
+
+/* ---- waiting and failing --------------------------------------------------------------------- */
+static const char *host_of(const struct sf_comm *group)
+{
+    return sf_comm_host(group, group->rank);
+}
+
+static sf_status pause(void *arg, const char *what, int64_t round)
+{
+    struct nccl *nccl = arg;
+    struct sf_comm *group = nccl->link->group;
+    struct sf_world *world = group->world;
+    int64_t limit_ns = nccl->link->spec.timeout_ms * 1000000;
+    if (limit_ns <= 0) limit_ns = world->timeout_ns + world->grace_ns;
+    if (world->rank == 0 && limit_ns > 2 * world->grace_ns) limit_ns -= world->grace_ns;
+    if (round == 0) nccl->wait = sf_wait_begin(group, what, SF_RANK_ANY, 1);
+    if (nccl->wait.waited_ns < eager_ns) {
+        SF_TRY(sf_comm_check(&nccl->wait));
+        sched_yield();
+    } else {
+        SF_TRY(sf_comm_pause(&nccl->wait));
+    }
+    if (nccl->wait.waited_ns < limit_ns) return SF_OK;
+    world->broken = 1;
+    return SF_FAIL(SF_TIMEOUT, "rank %d (host %s) waited %.1f s for the GPUs of its group in vain "
+                   "(nccl %s, group '%s')", world->rank, host_of(group),
+                   (double)nccl->wait.waited_ns * 1e-9, what, group->label);
+}
+
+static sf_status fail(void *arg, const char *what, const char *why)
+{
+    struct nccl *nccl = arg;
+    struct sf_comm *group = nccl->link->group;
+    return SF_FAIL(SF_LOST, "rank %d (host %s): nccl %s, group '%s': %s", group->world->rank,
+                   host_of(group), what, group->label, why);
+}
+
+/* ---- calls ----------------------------------------------------------------------------------- */
+static sf_status alive(struct sf_link *link, struct nccl **out)
+{
+    *out = link->impl;
+    if (!(*out)->lost) return SF_OK;
+    return SF_FAIL(SF_LOST, "rank %d: the nccl link of group '%s' has been given up",
+                   link->group->world->rank, link->group->label);
+}
+
+/* What a call of the plugin gave. */
+static sf_status after(struct nccl *nccl, sf_status status)
+{
+    if (status != SF_OK) nccl->lost = 1;
+    return status;
+}
+
+static sf_status nccl_sum(struct sf_link *link, float *x, size_t count)
+{
+    struct nccl *nccl;
+    SF_TRY(alive(link, &nccl));
+    return after(nccl, nccl->plugin->sum(nccl->impl, x, count));
+}
+
+static sf_status nccl_send(struct sf_link *link, int32_t to, const void *data, size_t bytes)
+{
+    struct nccl *nccl;
+    SF_TRY(alive(link, &nccl));
+    return after(nccl, nccl->plugin->send(nccl->impl, to, data, bytes));
+}
+
+static sf_status nccl_recv(struct sf_link *link, int32_t from, void *data, size_t bytes)
+{
+    struct nccl *nccl;
+    SF_TRY(alive(link, &nccl));
+    return after(nccl, nccl->plugin->recv(nccl->impl, from, data, bytes));
+}
+
+static sf_status nccl_group(struct sf_link *link, int begin)
+{
+    struct nccl *nccl;
+    SF_TRY(alive(link, &nccl));
+    return after(nccl, nccl->plugin->group(nccl->impl, begin));
+}
+
+static sf_status nccl_all_gather(struct sf_link *link, const void *mine, size_t bytes, void *all)
+{
+    struct nccl *nccl;
+    SF_TRY(alive(link, &nccl));
+    return after(nccl, nccl->plugin->all_gather(nccl->impl, mine, bytes, all));
+}
+
+static sf_status nccl_settle(struct sf_link *link)
+{
+    struct nccl *nccl;
+    SF_TRY(alive(link, &nccl));
+    return after(nccl, nccl->plugin->settle(nccl->impl));
+}
+
+/* After any failure of this rank the others are not waited for. */
+static void nccl_close(struct sf_link *link)
+{
+    struct nccl *nccl = link->impl;
+    nccl->plugin->close(nccl->impl, nccl->lost || link->group->world->broken);
+    sf_free(nccl);
+}
+
+static const struct sf_link_ops nccl_ops = {
+    "nccl", nccl_close, nccl_sum, nccl_send, nccl_recv, nccl_group, nccl_all_gather, nccl_settle
+};
+
+/* ---- opening --------------------------------------------------------------------------------- */
+static struct offer offer_make(const struct sf_link_spec *spec,
+                               const struct sf_link_plugin **plugin_out)
+{
+    struct offer offer = { .state = OFFER_STAGED };
+    *plugin_out = sf_device_symbol(spec->device, "sf_link_plugin");
+    if (spec->staged || sf_device_symbol(spec->device, "sf_backend_plugin") == NULL) return offer;
+    offer.state = OFFER_NONE;
+    if (*plugin_out == NULL) {
+        snprintf(offer.why, sizeof offer.why, "its %s backend was built without NCCL",
+                 spec->device->k->name);
+    } else if ((*plugin_out)->probe(spec->device, offer.gpu) != SF_OK) {
+        snprintf(offer.why, sizeof offer.why, "%s", sf_error_text());
+    } else {
+        offer.state = OFFER_NCCL;
+    }
+    return offer;
+}
+
+/* Whether all offers together make nccl; if not, in `why` what is said about it, "" if nothing. */
+static int offers_judge(const struct sf_comm *group, const struct offer *offer, char *why,
+                        size_t bytes)
+{
+    why[0] = '\0';
+    for (int32_t r = 0; r < group->size; r++)
+        if (offer[r].state == OFFER_STAGED) return 0;
+    for (int32_t r = 0; r < group->size; r++) {
+        if (offer[r].state == OFFER_NCCL) continue;
+        snprintf(why, bytes, "rank %d: %s", group->world_rank[r], offer[r].why);
+        return 0;
+    }
+    for (int32_t r = 0; r < group->size; r++)
+        for (int32_t s = 0; s < r; s++) {
+            if (strcmp(offer[r].gpu, offer[s].gpu) != 0 ||
+                strcmp(sf_comm_host(group, r), sf_comm_host(group, s)) != 0)
+                continue;
+            snprintf(why, bytes, "ranks %d and %d share GPU %s of host %s", group->world_rank[s],
+                     group->world_rank[r], offer[r].gpu, sf_comm_host(group, r));
+            return 0;
+        }
+    return 1;
+}
+
+/* The id comes from the group's rank 0, or the word that there is none. */
+static sf_status id_share(struct sf_comm *group, const struct sf_link_plugin *plugin,
+                          struct sf_link_seat *seat, char *why, size_t bytes)
+{
+    struct { int32_t given; unsigned char id[SF_LINK_ID_BYTES]; char why[128]; } word = { 0 };
+    if (group->rank == 0) {
+        word.given = plugin->id(word.id) == SF_OK;
+        if (!word.given) snprintf(word.why, sizeof word.why, "%s", sf_error_text());
+    }
+    SF_TRY(sf_comm_bcast(group, 0, &word, sizeof word));
+    memcpy(seat->id, word.id, sizeof seat->id);
+    if (!word.given) snprintf(why, bytes, "%s", word.why);
+    return SF_OK;
+}
+
+static sf_status seat_take(struct sf_link *link, const struct sf_link_plugin *plugin,
+                           struct sf_link_seat *seat)
+{
+    struct nccl *nccl;
+    SF_TRY(sf_alloc(sizeof *nccl, "nccl link", (void **)&nccl));
+    *nccl = (struct nccl){ .plugin = plugin, .link = link };
+    seat->device = link->spec.device;
+    seat->rank = link->group->rank;
+    seat->size = link->group->size;
+    seat->host = (struct sf_link_host){ pause, fail, nccl };
+    sf_status status = plugin->open(seat, &nccl->impl);
+    if (status != SF_OK) {
+        link->group->world->broken = 1;
+        sf_free(nccl);
+        return status;
+    }
+    link->ops = &nccl_ops;
+    link->impl = nccl;
+    return SF_OK;
+}
+
+sf_status sf_link_nccl_open(struct sf_link *link, int *taken_out)
+{
+    struct sf_comm *group = link->group;
+    const struct sf_link_plugin *plugin;
+    struct sf_link_seat seat = { 0 };
+    struct offer mine = offer_make(&link->spec, &plugin), *all;
+    char why[320];
+    *taken_out = 0;
+    SF_TRY(sf_alloc((size_t)group->size * sizeof mine, "offers of a link", (void **)&all));
+    sf_status status = sf_comm_allgather(group, &mine, sizeof mine, all);
+    int can = status == SF_OK && offers_judge(group, all, why, sizeof why);
+    sf_free(all);
+    SF_TRY(status);
+    if (can) SF_TRY(id_share(group, plugin, &seat, why, sizeof why));
+    if (can && why[0] == '\0') {
+        SF_TRY(seat_take(link, plugin, &seat));
+        *taken_out = 1;
+        return SF_OK;
+    }
+    if (why[0] != '\0' && group->rank == 0)
+        sf_log(SF_LOG_INFO, "group '%s' goes through host memory, not NCCL: %s", group->label, why);
+    return SF_OK;
+}
