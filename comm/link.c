@@ -1,182 +1,40 @@
-/* comm/link.c: opens a link of the best kind there is, and the kind `staged`, which carries
- * everything through host memory:
+/* comm/link.c: opens a link, and the kind of it that every group can have: `staged`, through host
+ * memory.
  *
- *   device --download--> staging --comm--> staging of the other rank --upload--> device
+ *   host memory of a rank:   | out: what is sent | in: what comes, [ranks] of a gather |
  *
- * Downloads wait for the device, so when a call returns its data has been taken or is there. */
+ * A sum gathers all ranks' numbers and adds them up in the order of the ranks, so that every rank
+ * has the same bits.  One send may be under way; the next one waits for it, as does settle. */
 #include "comm/link.h"
 
-#include <string.h>
 #include "base/memory.h"
-#include "comm/link_kind.h"
+#include "comm/backend.h"
+#include "comm/link_impl.h"
 
-enum { TAG = SF_TAGS_MAX - 2, CALLS_MAX = 32 };
+enum { TAG_LINK = 16 };                 /* of SF_CHANNEL_GROUP, beside those of reduce.c */
 
-/* A send or receive of a group. */
-struct staged_call { int send; int32_t peer; const void *given; void *taken; size_t bytes; };
 struct staged {
-    struct sf_buffer buffer;
-    struct staged_call call[CALLS_MAX];
-    int32_t calls;
+    struct sf_link link;                /* first */
+    unsigned char *out, *in;            /* [bytes_max], [ranks][bytes_max] */
+    struct sf_request *sending;         /* of `out`; NULL: none */
 };
 
-static sf_status staging(struct sf_link *link, size_t bytes, unsigned char **out)
-{
-    struct staged *staged = link->impl;
-    SF_TRY(sf_buffer_reserve(&staged->buffer, bytes));
-    *out = staged->buffer.bytes;
-    return SF_OK;
-}
+static const struct sf_link_ops staged_ops;
 
-static void download(struct sf_link *link, void *host, const void *data, size_t bytes)
-{
-    link->spec.device->k->download(link->spec.device, host, data, bytes);
-}
-
-static void upload(struct sf_link *link, void *data, const void *host, size_t bytes)
-{
-    link->spec.device->k->upload(link->spec.device, data, host, bytes);
-}
-
-/* What all ranks gave, one after the other, in the staging memory. */
-static sf_status gather(struct sf_link *link, const void *mine, size_t bytes, unsigned char **out)
-{
-    size_t size = (size_t)sf_comm_size(link->group);
-    SF_TRY(staging(link, bytes * (size + 1), out));
-    download(link, *out + bytes * size, mine, bytes);
-    return sf_comm_allgather(link->group, *out + bytes * size, bytes, *out);
-}
-
-/* Added in the order of the ranks, so that all have the same bits. */
-static sf_status staged_sum(struct sf_link *link, float *x, size_t count)
-{
-    unsigned char *all;
-    SF_TRY(gather(link, x, count * sizeof *x, &all));
-    float *sum = (float *)(void *)all;
-    for (int32_t r = 1; r < sf_comm_size(link->group); r++) {
-        const float *part = sum + (size_t)r * count;
-        for (size_t i = 0; i < count; i++) sum[i] += part[i];
-    }
-    upload(link, x, sum, count * sizeof *x);
-    return SF_OK;
-}
-
-static sf_status staged_all_gather(struct sf_link *link, const void *mine, size_t bytes, void *all)
-{
-    unsigned char *host;
-    SF_TRY(gather(link, mine, bytes, &host));
-    upload(link, all, host, bytes * (size_t)sf_comm_size(link->group));
-    return SF_OK;
-}
-
-/* Sends first, then receives, then waits for the sends: whatever the order of the calls was. */
-static sf_status calls_run(struct sf_link *link, const struct staged_call *call, int32_t calls)
-{
-    struct sf_request *request[CALLS_MAX];
-    unsigned char *host;
-    size_t total = 0, at = 0;
-    int32_t requests = 0;
-    sf_status status = SF_OK;
-    for (int32_t i = 0; i < calls; i++) total += call[i].bytes;
-    SF_TRY(staging(link, total, &host));
-    for (int32_t i = 0; i < calls && status == SF_OK; i++) {
-        if (!call[i].send) continue;
-        download(link, host + at, call[i].given, call[i].bytes);
-        status = sf_comm_isend(link->group, call[i].peer, TAG, host + at, call[i].bytes,
-                               &request[requests]);
-        if (status == SF_OK) requests++;
-        at += call[i].bytes;
-    }
-    for (int32_t i = 0; i < calls && status == SF_OK; i++) {
-        if (call[i].send) continue;
-        status = sf_comm_recv(link->group, call[i].peer, TAG, host + at, call[i].bytes);
-        if (status == SF_OK) upload(link, call[i].taken, host + at, call[i].bytes);
-        at += call[i].bytes;
-    }
-    for (int32_t i = 0; i < requests; i++) {
-        if (status != SF_OK) {
-            sf_comm_drop(link->group, request[i]);
-            continue;
-        }
-        status = sf_comm_wait(link->group, request[i]);
-    }
-    return status;
-}
-
-static sf_status call_add(struct sf_link *link, const struct staged_call *call)
-{
-    struct staged *staged = link->impl;
-    if (!link->grouped) return calls_run(link, call, 1);
-    SF_ASSERT(staged->calls < CALLS_MAX);
-    staged->call[staged->calls++] = *call;
-    return SF_OK;
-}
-
-static sf_status staged_send(struct sf_link *link, int32_t to, const void *data, size_t bytes)
-{
-    return call_add(link, &(struct staged_call){ 1, to, data, NULL, bytes });
-}
-
-static sf_status staged_recv(struct sf_link *link, int32_t from, void *data, size_t bytes)
-{
-    return call_add(link, &(struct staged_call){ 0, from, NULL, data, bytes });
-}
-
-static sf_status staged_group(struct sf_link *link, int begin)
-{
-    struct staged *staged = link->impl;
-    int32_t calls = staged->calls;
-    staged->calls = 0;
-    return begin ? SF_OK : calls_run(link, staged->call, calls);
-}
-
-static sf_status staged_settle(struct sf_link *link)
-{
-    link->spec.device->k->sync(link->spec.device);
-    return SF_OK;
-}
-
-static void staged_close(struct sf_link *link)
-{
-    struct staged *staged = link->impl;
-    sf_buffer_free(&staged->buffer);
-    sf_free(staged);
-}
-
-static const struct sf_link_ops staged_ops = {
-    "staged", staged_close, staged_sum, staged_send, staged_recv, staged_group,
-    staged_all_gather, staged_settle
-};
-
-/* ---- links ----------------------------------------------------------------------------------- */
+/* ---- any kind -------------------------------------------------------------------------------- */
 sf_status sf_link_open(struct sf_comm *group, const struct sf_link_spec *spec,
                        struct sf_link **out)
 {
-    struct sf_link *link;
-    int taken = 0;
-    SF_TRY(sf_alloc(sizeof *link, "link", (void **)&link));
-    link->group = group;
-    link->spec = *spec;
-    sf_status status = sf_link_nccl_open(link, &taken);
-    if (status == SF_OK && !taken) {
-        status = sf_alloc(sizeof(struct staged), "staged link", &link->impl);
-        link->ops = &staged_ops;
-    }
-    if (status == SF_OK && !taken) {
-        unsigned char *unused;
-        status = staging(link, spec->bytes_max, &unused);
-        if (status != SF_OK) staged_close(link);
-    }
-    if (status == SF_OK) *out = link;
-    else sf_free(link);
-    return status;
+    struct sf_link *link = NULL;
+    SF_TRY(sf_link_nccl_open(group, spec, &link));
+    if (link == NULL) return sf_link_staged_open(group, spec, out);
+    *out = link;
+    return SF_OK;
 }
 
 void sf_link_close(struct sf_link *link)
 {
-    if (link == NULL) return;
-    link->ops->close(link);
-    sf_free(link);
+    if (link != NULL) link->ops->close(link);
 }
 
 const char *sf_link_kind(const struct sf_link *link)
@@ -191,42 +49,154 @@ int64_t sf_link_bytes_sent(const struct sf_link *link)
 
 sf_status sf_link_sum(struct sf_link *link, float *x, size_t count)
 {
-    SF_ASSERT(!link->grouped && count * sizeof *x <= link->spec.bytes_max);
-    link->bytes_sent += (int64_t)(count * sizeof *x);
+    SF_ASSERT(count * sizeof *x <= link->spec.bytes_max);
+    if (link->group->size == 1 || count == 0) return SF_OK;
     return link->ops->sum(link, x, count);
 }
 
 sf_status sf_link_send(struct sf_link *link, int32_t to, const void *data, size_t bytes)
 {
-    SF_ASSERT(to >= 0 && to < sf_comm_size(link->group) && bytes <= link->spec.bytes_max);
-    SF_ASSERT(link->grouped || to != sf_comm_rank(link->group));
-    link->bytes_sent += (int64_t)bytes;
+    SF_ASSERT(bytes <= link->spec.bytes_max);
+    SF_ASSERT(to >= 0 && to < link->group->size && to != link->group->rank);
     return link->ops->send(link, to, data, bytes);
 }
 
 sf_status sf_link_recv(struct sf_link *link, int32_t from, void *data, size_t bytes)
 {
-    SF_ASSERT(from >= 0 && from < sf_comm_size(link->group) && bytes <= link->spec.bytes_max);
-    SF_ASSERT(link->grouped || from != sf_comm_rank(link->group));
+    SF_ASSERT(bytes <= link->spec.bytes_max);
+    SF_ASSERT(from >= 0 && from < link->group->size && from != link->group->rank);
     return link->ops->recv(link, from, data, bytes);
-}
-
-sf_status sf_link_group(struct sf_link *link, int begin)
-{
-    SF_ASSERT(link->grouped != (begin != 0));
-    link->grouped = begin != 0;
-    return link->ops->group(link, link->grouped);
 }
 
 sf_status sf_link_all_gather(struct sf_link *link, const void *mine, size_t bytes, void *all)
 {
-    SF_ASSERT(!link->grouped && bytes <= link->spec.bytes_max);
-    link->bytes_sent += (int64_t)bytes;
+    SF_ASSERT(bytes <= link->spec.bytes_max);
     return link->ops->all_gather(link, mine, bytes, all);
 }
 
 sf_status sf_link_settle(struct sf_link *link)
 {
-    SF_ASSERT(!link->grouped);
     return link->ops->settle(link);
 }
+
+/* ---- staged ---------------------------------------------------------------------------------- */
+static struct staged *staged_of(struct sf_link *link)
+{
+    return (struct staged *)(void *)link;
+}
+
+static void staged_close(struct sf_link *link)
+{
+    struct staged *staged = staged_of(link);
+    if (staged->sending != NULL) sf_comm_drop(link->group, staged->sending);
+    sf_free(staged->out);
+    sf_free(staged->in);
+    sf_free(staged);
+}
+
+sf_status sf_link_staged_open(struct sf_comm *group, const struct sf_link_spec *spec,
+                              struct sf_link **out)
+{
+    void *block = NULL, *sent = NULL, *came = NULL;
+    sf_status status = sf_alloc(sizeof(struct staged), "link", &block);
+    if (status == SF_OK) status = sf_alloc(spec->bytes_max + 1, "staging of a link", &sent);
+    if (status == SF_OK)
+        status = sf_alloc((spec->bytes_max + 1) * (size_t)group->size, "staging of a link", &came);
+    /* All or none: a rank without memory says so before anyone waits for it. */
+    int32_t missing = status != SF_OK, total = missing;
+    sf_status told = sf_comm_bcast(group, 0, &total, sizeof total);
+    for (int32_t r = 1; r < group->size && told == SF_OK; r++) {
+        int32_t theirs = missing;
+        told = sf_comm_bcast(group, r, &theirs, sizeof theirs);
+        total += theirs;
+    }
+    if (status == SF_OK && told != SF_OK) status = told;
+    if (status == SF_OK && total > 0)
+        status = SF_FAIL(SF_STOPPED, "%d ranks have no memory for a link", total);
+    if (status != SF_OK) {
+        sf_free(block);
+        sf_free(sent);
+        sf_free(came);
+        return status;
+    }
+    struct staged *staged = block;
+    staged->link = (struct sf_link){ &staged_ops, group, *spec, 0 };
+    staged->out = sent;
+    staged->in = came;
+    *out = &staged->link;
+    return SF_OK;
+}
+
+/* Until `out` is free again. */
+static sf_status take_back(struct staged *staged)
+{
+    struct sf_request *sending = staged->sending;
+    staged->sending = NULL;
+    return sending != NULL ? sf_comm_wait(staged->link.group, sending) : SF_OK;
+}
+
+/* in[r] = what rank r has at `data`, on every rank. */
+static sf_status gather_in(struct staged *staged, const void *data, size_t bytes)
+{
+    struct sf_device *device = staged->link.spec.device;
+    SF_TRY(take_back(staged));
+    device->k->download(device, staged->out, data, bytes);
+    int64_t before = staged->link.group->bytes_sent;
+    SF_TRY(sf_comm_allgather(staged->link.group, staged->out, bytes, staged->in));
+    staged->link.bytes_sent += staged->link.group->bytes_sent - before;
+    return SF_OK;
+}
+
+static sf_status staged_sum(struct sf_link *link, float *x, size_t count)
+{
+    struct staged *staged = staged_of(link);
+    struct sf_device *device = link->spec.device;
+    SF_TRY(gather_in(staged, x, count * sizeof *x));
+    float *sum = (float *)(void *)staged->in;
+    for (size_t r = 1; r < (size_t)link->group->size; r++) {
+        const float *part = sum + r * count;
+        for (size_t i = 0; i < count; i++) sum[i] += part[i];
+    }
+    device->k->upload(device, x, sum, count * sizeof *x);
+    return SF_OK;
+}
+
+static sf_status staged_send(struct sf_link *link, int32_t to, const void *data, size_t bytes)
+{
+    struct staged *staged = staged_of(link);
+    struct sf_device *device = link->spec.device;
+    SF_TRY(take_back(staged));
+    device->k->download(device, staged->out, data, bytes);
+    SF_TRY(sf_comm_start(link->group, SF_CHANNEL_GROUP, to, TAG_LINK, staged->out, bytes,
+                         &staged->sending));
+    link->bytes_sent += (int64_t)bytes;
+    return SF_OK;
+}
+
+static sf_status staged_recv(struct sf_link *link, int32_t from, void *data, size_t bytes)
+{
+    struct staged *staged = staged_of(link);
+    struct sf_device *device = link->spec.device;
+    SF_TRY(sf_comm_receive(link->group, SF_CHANNEL_GROUP, from, TAG_LINK, staged->in, bytes));
+    device->k->upload(device, data, staged->in, bytes);
+    return SF_OK;
+}
+
+static sf_status staged_all_gather(struct sf_link *link, const void *mine, size_t bytes, void *all)
+{
+    struct staged *staged = staged_of(link);
+    struct sf_device *device = link->spec.device;
+    SF_TRY(gather_in(staged, mine, bytes));
+    device->k->upload(device, all, staged->in, bytes * (size_t)link->group->size);
+    return SF_OK;
+}
+
+static sf_status staged_settle(struct sf_link *link)
+{
+    link->spec.device->k->sync(link->spec.device);
+    return take_back(staged_of(link));
+}
+
+static const struct sf_link_ops staged_ops = {
+    "staged", staged_close, staged_sum, staged_send, staged_recv, staged_all_gather, staged_settle
+};

@@ -16,15 +16,15 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "comm/backend.h"
-#include "comm/link_kind.h"
+#include "comm/link_impl.h"
 #include "comm/link_plugin.h"
 
 /* The first waits of a step are short; only longer ones may sleep. */
 static const int64_t eager_ns = 20 * 1000 * 1000;
 
 struct nccl {
+    struct sf_link link;                /* first */
     const struct sf_link_plugin *plugin;
-    struct sf_link *link;
     void *impl;                         /* the plugin's */
     struct sf_wait wait;
     int lost;
@@ -42,9 +42,9 @@ static const char *host_of(const struct sf_comm *group)
 static sf_status pause(void *arg, const char *what, int64_t round)
 {
     struct nccl *nccl = arg;
-    struct sf_comm *group = nccl->link->group;
+    struct sf_comm *group = nccl->link.group;
     struct sf_world *world = group->world;
-    int64_t limit_ns = nccl->link->spec.timeout_ms * 1000000;
+    int64_t limit_ns = nccl->link.spec.timeout_ms * 1000000;
     if (limit_ns <= 0) limit_ns = world->timeout_ns + world->grace_ns;
     if (world->rank == 0 && limit_ns > 2 * world->grace_ns) limit_ns -= world->grace_ns;
     if (round == 0) nccl->wait = sf_wait_begin(group, what, SF_RANK_ANY, 1);
@@ -64,22 +64,23 @@ static sf_status pause(void *arg, const char *what, int64_t round)
 static sf_status fail(void *arg, const char *what, const char *why)
 {
     struct nccl *nccl = arg;
-    struct sf_comm *group = nccl->link->group;
+    struct sf_comm *group = nccl->link.group;
     return SF_FAIL(SF_LOST, "rank %d (host %s): nccl %s, group '%s': %s", group->world->rank,
                    host_of(group), what, group->label, why);
 }
 
 /* ---- calls ----------------------------------------------------------------------------------- */
-static sf_status alive(struct sf_link *link, struct nccl **out)
+static sf_status begin(struct sf_link *link, size_t bytes, struct nccl **out)
 {
-    *out = link->impl;
-    if (!(*out)->lost) return SF_OK;
-    return SF_FAIL(SF_LOST, "rank %d: the nccl link of group '%s' has been given up",
-                   link->group->world->rank, link->group->label);
+    *out = (struct nccl *)(void *)link;
+    if ((*out)->lost)
+        return SF_FAIL(SF_LOST, "rank %d: the nccl link of group '%s' has been given up",
+                       link->group->world->rank, link->group->label);
+    link->bytes_sent += (int64_t)bytes;
+    return SF_OK;
 }
 
-/* What a call of the plugin gave. */
-static sf_status after(struct nccl *nccl, sf_status status)
+static sf_status end(struct nccl *nccl, sf_status status)
 {
     if (status != SF_OK) nccl->lost = 1;
     return status;
@@ -88,55 +89,48 @@ static sf_status after(struct nccl *nccl, sf_status status)
 static sf_status nccl_sum(struct sf_link *link, float *x, size_t count)
 {
     struct nccl *nccl;
-    SF_TRY(alive(link, &nccl));
-    return after(nccl, nccl->plugin->sum(nccl->impl, x, count));
+    SF_TRY(begin(link, count * sizeof *x, &nccl));
+    return end(nccl, nccl->plugin->sum(nccl->impl, x, count));
 }
 
 static sf_status nccl_send(struct sf_link *link, int32_t to, const void *data, size_t bytes)
 {
     struct nccl *nccl;
-    SF_TRY(alive(link, &nccl));
-    return after(nccl, nccl->plugin->send(nccl->impl, to, data, bytes));
+    SF_TRY(begin(link, bytes, &nccl));
+    return end(nccl, nccl->plugin->send(nccl->impl, to, data, bytes));
 }
 
 static sf_status nccl_recv(struct sf_link *link, int32_t from, void *data, size_t bytes)
 {
     struct nccl *nccl;
-    SF_TRY(alive(link, &nccl));
-    return after(nccl, nccl->plugin->recv(nccl->impl, from, data, bytes));
-}
-
-static sf_status nccl_group(struct sf_link *link, int begin)
-{
-    struct nccl *nccl;
-    SF_TRY(alive(link, &nccl));
-    return after(nccl, nccl->plugin->group(nccl->impl, begin));
+    SF_TRY(begin(link, 0, &nccl));
+    return end(nccl, nccl->plugin->recv(nccl->impl, from, data, bytes));
 }
 
 static sf_status nccl_all_gather(struct sf_link *link, const void *mine, size_t bytes, void *all)
 {
     struct nccl *nccl;
-    SF_TRY(alive(link, &nccl));
-    return after(nccl, nccl->plugin->all_gather(nccl->impl, mine, bytes, all));
+    SF_TRY(begin(link, bytes, &nccl));
+    return end(nccl, nccl->plugin->all_gather(nccl->impl, mine, bytes, all));
 }
 
 static sf_status nccl_settle(struct sf_link *link)
 {
     struct nccl *nccl;
-    SF_TRY(alive(link, &nccl));
-    return after(nccl, nccl->plugin->settle(nccl->impl));
+    SF_TRY(begin(link, 0, &nccl));
+    return end(nccl, nccl->plugin->settle(nccl->impl));
 }
 
 /* After any failure of this rank the others are not waited for. */
 static void nccl_close(struct sf_link *link)
 {
-    struct nccl *nccl = link->impl;
+    struct nccl *nccl = (struct nccl *)(void *)link;
     nccl->plugin->close(nccl->impl, nccl->lost || link->group->world->broken);
     sf_free(nccl);
 }
 
 static const struct sf_link_ops nccl_ops = {
-    "nccl", nccl_close, nccl_sum, nccl_send, nccl_recv, nccl_group, nccl_all_gather, nccl_settle
+    "nccl", nccl_close, nccl_sum, nccl_send, nccl_recv, nccl_all_gather, nccl_settle
 };
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -197,46 +191,43 @@ static sf_status id_share(struct sf_comm *group, const struct sf_link_plugin *pl
     return SF_OK;
 }
 
-static sf_status seat_take(struct sf_link *link, const struct sf_link_plugin *plugin,
-                           struct sf_link_seat *seat)
+static sf_status seat_take(struct sf_comm *group, const struct sf_link_spec *spec,
+                           const struct sf_link_plugin *plugin, struct sf_link_seat *seat,
+                           struct sf_link **out)
 {
     struct nccl *nccl;
-    SF_TRY(sf_alloc(sizeof *nccl, "nccl link", (void **)&nccl));
-    *nccl = (struct nccl){ .plugin = plugin, .link = link };
-    seat->device = link->spec.device;
-    seat->rank = link->group->rank;
-    seat->size = link->group->size;
+    SF_TRY(sf_alloc(sizeof *nccl, "link", (void **)&nccl));
+    nccl->link = (struct sf_link){ &nccl_ops, group, *spec, 0 };
+    nccl->plugin = plugin;
+    seat->device = spec->device;
+    seat->rank = group->rank;
+    seat->size = group->size;
     seat->host = (struct sf_link_host){ pause, fail, nccl };
     sf_status status = plugin->open(seat, &nccl->impl);
-    if (status != SF_OK) {
-        link->group->world->broken = 1;
-        sf_free(nccl);
-        return status;
+    if (status == SF_OK) {
+        *out = &nccl->link;
+        return SF_OK;
     }
-    link->ops = &nccl_ops;
-    link->impl = nccl;
-    return SF_OK;
+    group->world->broken = 1;           /* the others wait for this rank in vain */
+    sf_free(nccl);
+    return status;
 }
 
-sf_status sf_link_nccl_open(struct sf_link *link, int *taken_out)
+sf_status sf_link_nccl_open(struct sf_comm *group, const struct sf_link_spec *spec,
+                            struct sf_link **out)
 {
-    struct sf_comm *group = link->group;
     const struct sf_link_plugin *plugin;
     struct sf_link_seat seat = { 0 };
-    struct offer mine = offer_make(&link->spec, &plugin), *all;
+    struct offer mine = offer_make(spec, &plugin), *all;
     char why[320];
-    *taken_out = 0;
+    *out = NULL;
     SF_TRY(sf_alloc((size_t)group->size * sizeof mine, "offers of a link", (void **)&all));
     sf_status status = sf_comm_allgather(group, &mine, sizeof mine, all);
     int can = status == SF_OK && offers_judge(group, all, why, sizeof why);
     sf_free(all);
     SF_TRY(status);
     if (can) SF_TRY(id_share(group, plugin, &seat, why, sizeof why));
-    if (can && why[0] == '\0') {
-        SF_TRY(seat_take(link, plugin, &seat));
-        *taken_out = 1;
-        return SF_OK;
-    }
+    if (can && why[0] == '\0') return seat_take(group, spec, plugin, &seat, out);
     if (why[0] != '\0' && group->rank == 0)
         sf_log(SF_LOG_INFO, "group '%s' goes through host memory, not NCCL: %s", group->label, why);
     return SF_OK;
