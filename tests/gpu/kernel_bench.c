@@ -250,8 +250,9 @@ static void lanes_make(struct lanes *l, int32_t batch, int32_t rows, int32_t slo
     for (int32_t i = 0; i < batch; i++) {
         int32_t n = ragged ? slots / 2 + (int32_t)(random_bits() % (uint32_t)slots) + 1 : slots;
         for (int32_t g = 0; g < GROUPS; g++) {
-            l->lane[l->lanes++] = (struct sf_lane_job){ l->pages + at, n, i * rows, rows,
-                                                        g * group, group, NULL, 0 };
+            l->lane[l->lanes++] = (struct sf_lane_job){
+                .pages = l->pages + at, .slots = n, .row_first = i * rows, .rows = rows,
+                .q_first = g * group, .q_heads = group };
             for (int32_t p = 0; p < (n + PAGE - 1) / PAGE; p++, at++)
                 l->pages[at] = (int32_t)((int64_t)at * 7919 % b.pool_pages);
             l->slots += n;
