@@ -136,7 +136,9 @@ static sf_status answer_all(struct runner *r, int quiet)
         int more = r->added > before && r->added < r->load->prompts;
         if (status == SF_OK) status = sf_engine_poll(r->engine, more ? 0 : WAIT_MS);
         struct sf_sched_load load = sf_engine_load(r->engine);
-        if (!quiet) sf_progress_show(&progress, &r->sum, load.running, load.kv_use);
+        struct sf_engine_kv kv = sf_engine_kv(r->engine);  /* as of the last receipts */
+        struct sf_progress_now now = {load.running, load.kv_use, kv.bytes_stored, kv.bytes_exact};
+        if (!quiet) sf_progress_show(&progress, &r->sum, &now);
     }
     if (!quiet) sf_progress_clear(&progress);
     return status;

@@ -26,7 +26,11 @@ struct slot {
     int32_t receipts;
     struct sf_wire_receipt receipt;
 };
-struct rank { int64_t pages_free, pages; uint64_t step; struct sf_wire_load load; };
+struct rank {
+    int64_t pages_free, pages;
+    struct sf_engine_kv kv;
+    uint64_t step;
+};
 struct flight { int64_t sent_ns; int32_t rows, prompt_rows; };
 struct sf_engine {
     struct sf_engine_spec spec;
@@ -423,6 +427,7 @@ static sf_status take_report(struct sf_engine *e)
         return e->spec.events.on_signal(e->spec.events.arg, report.rank, report.signal);
     struct rank *rank = &e->rank[report.rank];
     *rank = (struct rank){.pages_free = report.pages_free, .pages = report.pages,
+                          .kv = {report.kv_bytes_stored, report.kv_bytes_exact},
                           .step = report.step};
     if (report.measured) {
         e->load[report.rank] = report.load;
@@ -450,6 +455,15 @@ sf_status sf_engine_poll(struct sf_engine *e, int64_t wait_ms)
 /* ---- looking in ------------------------------------------------------------------------------ */
 struct sf_sched_load sf_engine_load(const struct sf_engine *e) { return sf_sched_load(e->sched); }
 struct sf_engine_counts sf_engine_counts(const struct sf_engine *e) { return e->counts; }
+struct sf_engine_kv sf_engine_kv(const struct sf_engine *e)
+{
+    struct sf_engine_kv sum = {0, 0};
+    for (int32_t r = 0; r < e->spec.plan->ranks; r++) {
+        sum.bytes_stored += e->rank[r].kv.bytes_stored;
+        sum.bytes_exact += e->rank[r].kv.bytes_exact;
+    }
+    return sum;
+}
 
 void sf_engine_dump(const struct sf_engine *e)
 {

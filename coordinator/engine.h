@@ -94,6 +94,10 @@ const struct sf_wire_load *sf_engine_loads(const struct sf_engine *);
  * it. */
 sf_status sf_engine_stop(struct sf_ring *to_workers, int32_t groups);
 
+/* What the sequences that run store and what they would in the exact cache, by what each rank said
+ * last: when a sequence was closed, or at sf_engine_measure. */
+struct sf_engine_kv { int64_t bytes_stored, bytes_exact; };
+struct sf_engine_kv     sf_engine_kv(const struct sf_engine *);
 struct sf_sched_load    sf_engine_load(const struct sf_engine *);
 struct sf_engine_counts sf_engine_counts(const struct sf_engine *);
 /* One line for each group and rank, to the log: what runs, what waits, pages. */

@@ -11,21 +11,30 @@
 #include "base/log.h"
 
 enum { BAR_MIN = 4, BAR_MAX = 24 };
-static const double line_every_s = 10.0, bar_every_s = 0.2;
+static const double line_every_s = 10.0, bar_every_s = 0.2, ask_every_s = 1.0;
 
 void sf_progress_start(struct sf_progress *p, int64_t total, int64_t before)
 {
     const char *term = getenv("TERM");
     int dumb = term == NULL || strcmp(term, "dumb") == 0;
     *p = (struct sf_progress){.total = total, .before = before, .started_ns = sf_now_ns(),
-                              .shown_ns = sf_now_ns()};
+                              .shown_ns = sf_now_ns(), .asked_ns = sf_now_ns()};
     p->bar = isatty(STDERR_FILENO) && !dumb && sf_log_shows(SF_LOG_INFO) && !sf_log_is_json();
 }
 
-static double ratio_of(const struct sf_run_summary *sum)
+static double ratio_of(int64_t exact, int64_t stored)
 {
-    return sum->kv_bytes_stored > 0 ? (double)sum->kv_bytes_exact / (double)sum->kv_bytes_stored
-                                    : 1.0;
+    return stored > 0 ? (double)exact / (double)stored : 1.0;
+}
+
+int sf_progress_asks(struct sf_progress *p)
+{
+    if (!p->bar && (sf_seconds_since(p->shown_ns) < line_every_s - ask_every_s ||
+                    !sf_log_shows(SF_LOG_INFO)))
+        return 0;
+    if (sf_seconds_since(p->asked_ns) < (p->bar ? ask_every_s : line_every_s / 2)) return 0;
+    p->asked_ns = sf_now_ns();
+    return 1;
 }
 
 /* Puts "[####....] " before the line, as long as the columns have room for, if for one at all. */
@@ -42,9 +51,11 @@ static void put_bar(int64_t done, int64_t total, int columns, char line[SF_PROGR
 }
 
 void sf_progress_line(const struct sf_progress *p, const struct sf_run_summary *sum,
-                      int32_t running, double kv_use, double seconds, int columns,
+                      const struct sf_progress_now *now, double seconds, int columns,
                       char out[SF_PROGRESS_BYTES])
 {
+    double ratio = now->kv_bytes_stored > 0 ? ratio_of(now->kv_bytes_exact, now->kv_bytes_stored)
+                                            : ratio_of(sum->kv_bytes_exact, sum->kv_bytes_stored);
     SF_ASSERT(columns >= 0 && columns <= SF_PROGRESS_BYTES);
     int64_t done = sum->answered + sum->errors;
     char eta[32] = "?";
@@ -54,8 +65,8 @@ void sf_progress_line(const struct sf_progress *p, const struct sf_run_summary *
     double rate = seconds > 0 ? (double)sum->sampled_tokens / seconds : 0.0;
     int bytes = snprintf(out, SF_PROGRESS_BYTES, "%lld/%lld%s, %d running, %.1f %stok/s, "
                          "KV %.0f %%, ratio %.2f, %s s left", (long long)done,
-                         (long long)p->total, p->bar ? "" : " records", running, rate,
-                         p->bar ? "" : "output ", 100.0 * kv_use, ratio_of(sum), eta);
+                         (long long)p->total, p->bar ? "" : " records", now->running, rate,
+                         p->bar ? "" : "output ", 100.0 * now->kv_use, ratio, eta);
     if (columns > 1 && bytes >= columns) out[columns - 1] = '\0';
     if (p->bar) put_bar(done, p->total, columns, out);
 }
@@ -67,13 +78,13 @@ static int columns_of_terminal(void)
     return size.ws_col < SF_PROGRESS_BYTES ? size.ws_col : SF_PROGRESS_BYTES;
 }
 
-void sf_progress_show(struct sf_progress *p, const struct sf_run_summary *sum, int32_t running,
-                      double kv_use)
+void sf_progress_show(struct sf_progress *p, const struct sf_run_summary *sum,
+                      const struct sf_progress_now *now)
 {
     if (sf_seconds_since(p->shown_ns) < (p->bar ? bar_every_s : line_every_s)) return;
     p->shown_ns = sf_now_ns();
     char line[SF_PROGRESS_BYTES];
-    sf_progress_line(p, sum, running, kv_use, sf_seconds_since(p->started_ns),
+    sf_progress_line(p, sum, now, sf_seconds_since(p->started_ns),
                      p->bar ? columns_of_terminal() : 0, line);
     if (!p->bar) sf_log(SF_LOG_INFO, "%s", line);
     else fprintf(stderr, "\r%s\033[K", line);   /* to the end of the line: what stood there */
@@ -104,5 +115,5 @@ void sf_progress_end(struct sf_progress *p, const struct sf_run_summary *sum, in
                "preempted", (long long)sum->reused_tokens, (long long)sum->preempted);
     sf_log(SF_LOG_INFO, "KV cache: %.1f MiB exact, %.1f MiB stored, ratio %.2f, %lld slots evicted",
            (double)sum->kv_bytes_exact / (1 << 20), (double)sum->kv_bytes_stored / (1 << 20),
-           ratio_of(sum), (long long)sum->slots_evicted);
+           ratio_of(sum->kv_bytes_exact, sum->kv_bytes_stored), (long long)sum->slots_evicted);
 }

@@ -66,18 +66,25 @@ sf_status sf_run_check_same(const struct sf_run_files *files, const struct sf_co
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
-static void show(struct job *job, int last)
+static sf_status show(struct job *job, int last)
 {
     struct sf_sched_load load = sf_engine_load(job->engine);
+    struct sf_engine_kv kv = sf_engine_kv(job->engine);
     struct sf_engine_counts counts = sf_engine_counts(job->engine);
     job->sum.batch_max = counts.running_max;
     job->sum.reused_tokens = load.reused_tokens;
     job->sum.preempted = load.preempted;
     job->sum.seconds = sf_seconds_since(job->started_ns);
-    if (!last) sf_progress_show(&job->progress, &job->sum, load.running, load.kv_busy);
-    if (!last && sf_seconds_since(job->measured_ns) < metrics_every_s) return;
+    struct sf_progress_now now = {.running = load.running, .kv_use = load.kv_busy,
+                                  .kv_bytes_stored = kv.bytes_stored,
+                                  .kv_bytes_exact = kv.bytes_exact};
+    if (!last) sf_progress_show(&job->progress, &job->sum, &now);
+    if (!last && sf_progress_asks(&job->progress) && sf_engine_loads(job->engine) != NULL)
+        SF_TRY(sf_engine_measure(job->engine));
+    if (!last && sf_seconds_since(job->measured_ns) < metrics_every_s) return SF_OK;
     job->measured_ns = sf_now_ns();
     sf_metrics_row(job->metrics, &job->sum, &load);
+    return SF_OK;
 }
 
 static sf_status loop(struct job *job)
@@ -90,7 +97,7 @@ static sf_status loop(struct job *job)
         if (done || job->draining) return SF_OK;
         SF_TRY(sf_engine_poll(job->engine, WAIT_MS));
         if (sf_seconds_since(job->saved_ns) >= save_every_s) SF_TRY(job_save(job));
-        show(job, 0);
+        SF_TRY(show(job, 0));
     }
 }
 
@@ -188,7 +195,7 @@ static sf_status finish(struct job *job, sf_status ended)
 {
     if (ended == SF_OK) {
         SF_TRY(job_save(job));
-        show(job, 1);
+        SF_TRY(show(job, 1));
         return sf_manifest_finish(job->spec, &job->sum, job->draining);
     }
     char words[1024];

@@ -45,7 +45,11 @@ int64_t sf_account_holds(int64_t pages, const struct sf_cost *);
 int64_t sf_account_page_bytes(const struct sf_setup *, const struct sf_rank_lanes *, enum sf_dtype);
 
 /* ---- what the cache takes beside the pages of its pool (bytes.c) ---- */
-struct sf_cache_room { enum sf_dtype dtype; int64_t pages; int32_t seqs_max, rows_max, tokens_max; };
+struct sf_cache_room {
+    enum sf_dtype dtype;
+    int64_t pages;
+    int32_t seqs_max, rows_max, tokens_max;
+};
 struct sf_cache_bytes {
     int64_t tables;                     /* of layers, pages and shared blocks */
     int64_t mirrors;                    /* positions, biases and methods' bytes of slots */

@@ -161,6 +161,7 @@ sf_status sf_seq_share(struct sf_store *store, struct sf_seq *seq, const struct 
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++)
             attach(store, seq, layer, l, share);
         seq->tokens[layer] = share->reused * store->page_slots;
+        sf_store_tokens(store, layer, seq->tokens[layer]);
     }
     return SF_OK;
 }

@@ -80,6 +80,15 @@ void sf_store_book(struct sf_store *store, struct sf_seq *seq, int32_t layer, in
     if (seq->pages > seq->pages_peak) seq->pages_peak = seq->pages;
 }
 
+void sf_store_tokens(struct sf_store *store, int32_t layer, int32_t tokens)
+{
+    const struct sf_layer_state *state = &store->layer[layer];
+    int64_t exact = tokens * (int64_t)sf_layout_slot_bytes(&state->layout);
+    for (int32_t l = 0; l < state->spec.lanes; l++)
+        if (state->spec.lane[l].replica == 0) store->bytes_exact += exact;
+    SF_ASSERT(store->bytes_exact >= 0);
+}
+
 /* Makes room for the round's rows in every lane and writes the lanes of both jobs. */
 static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struct sf_kv_step *step,
                               int32_t *lanes_out)
@@ -111,6 +120,7 @@ static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struc
                                                 &store->part[n * (SF_TIERS - 1)]);
         }
         seq->tokens[layer] += rows;
+        sf_store_tokens(store, layer, rows);
     }
     *lanes_out = n;
     return SF_OK;
@@ -268,12 +278,14 @@ void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt 
 {
     SF_ASSERT(store->seqs > 0);
     if (receipt_out) sf_seq_receipt(store, seq, receipt_out);
-    for (int32_t layer = 0; layer < store->layers; layer++)
+    for (int32_t layer = 0; layer < store->layers; layer++) {
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++) {
             struct sf_held before = sf_store_held(store, seq, layer, l);
             sf_lane_free(&store->pool, sf_store_lane_of(store, seq, layer, l));
             sf_store_book(store, seq, layer, l, before);
         }
+        sf_store_tokens(store, layer, -seq->tokens[layer]);
+    }
     sf_blocks_leave(store, seq);
     store->seqs--;
     seq_free(seq);
@@ -283,6 +295,7 @@ void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt 
 int64_t sf_store_pages_free(const struct sf_store *store) { return sf_pages_free(&store->pool); }
 int64_t sf_store_pages(const struct sf_store *store) { return store->pool.pages; }
 int64_t sf_store_bytes_stored(const struct sf_store *store) { return store->bytes_stored; }
+int64_t sf_store_bytes_exact(const struct sf_store *store) { return store->bytes_exact; }
 double sf_store_edit_seconds(const struct sf_store *store) { return store->edit_seconds; }
 double sf_store_watch_seconds(const struct sf_store *store) { return store->watch_seconds; }
 int64_t sf_store_bytes_held(const struct sf_store *store)

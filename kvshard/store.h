@@ -115,6 +115,8 @@ int64_t sf_store_pages_free(const struct sf_store *);
 int64_t sf_store_pages(const struct sf_store *);
 /* Bytes now: stored payload of live slots (replicas not counted), and pages held. */
 int64_t sf_store_bytes_stored(const struct sf_store *);
+/* The same tokens in the exact cache. */
+int64_t sf_store_bytes_exact(const struct sf_store *);
 int64_t sf_store_bytes_held(const struct sf_store *);
 /* Time inside events and edits, since the start. */
 double  sf_store_edit_seconds(const struct sf_store *);

@@ -65,7 +65,7 @@ struct sf_store {
     int32_t methods, methods_open;
     struct sf_page_pool pool;
     struct sf_blocks blocks;
-    int64_t bytes_stored;
+    int64_t bytes_stored, bytes_exact;  /* of open sequences; exact: the same tokens uncompressed */
     double edit_seconds, watch_seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
@@ -99,6 +99,8 @@ static inline struct sf_lane_ctx sf_store_ctx(struct sf_store *store, int32_t la
 struct sf_held { int64_t bytes; int32_t pages; };
 struct sf_held sf_store_held(const struct sf_store *, const struct sf_seq *, int32_t layer,
                              int32_t lane);
+/* Books that a sequence has so many tokens more in this layer. */
+void sf_store_tokens(struct sf_store *, int32_t layer, int32_t tokens);
 /* Books that lane `lane` has changed from `before` to what it is now. */
 void sf_store_book(struct sf_store *, struct sf_seq *, int32_t layer, int32_t lane,
                    struct sf_held before);

@@ -45,6 +45,10 @@ static sf_status report_check(const struct sf_wire_report *report)
     if (report->pages_free < 0 || report->pages < report->pages_free)
         return SF_FAIL(SF_FORMAT, "report of rank %d: %lld of %lld pages free", report->rank,
                        (long long)report->pages_free, (long long)report->pages);
+    if (report->kv_bytes_stored < 0 || report->kv_bytes_exact < 0)
+        return SF_FAIL(SF_FORMAT, "report of rank %d: %lld bytes of the cache stored, of %lld",
+                       report->rank, (long long)report->kv_bytes_stored,
+                       (long long)report->kv_bytes_exact);
     if (report->signal > SF_WIRE_DUMP || report->measured > 1)
         return SF_FAIL(SF_FORMAT, "report of rank %d with signal %d, measured %d", report->rank,
                        report->signal, report->measured);
@@ -77,6 +81,8 @@ sf_status sf_wire_pack_report(const struct sf_wire_report *report, struct sf_buf
     m.step = report->step;
     m.pages_free = report->pages_free;
     m.pages = report->pages;
+    m.kv_bytes_stored = report->kv_bytes_stored;
+    m.kv_bytes_exact = report->kv_bytes_exact;
     m.signal = report->signal;
     m.measured = report->measured;
     if (report->measured) {
@@ -121,6 +127,8 @@ sf_status sf_wire_unpack_report(const void *bytes, size_t count, struct sf_box *
                                     .step = m->step,
                                     .pages_free = m->pages_free,
                                     .pages = m->pages,
+                                    .kv_bytes_stored = m->kv_bytes_stored,
+                                    .kv_bytes_exact = m->kv_bytes_exact,
                                     .signal = m->signal > UINT8_MAX ? UINT8_MAX :
                                               (uint8_t)m->signal,
                                     .measured = m->measured != 0};

@@ -134,6 +134,7 @@ struct sf_wire_report {
     char *text;                         /* its words, never NULL after unpack */
     uint64_t step;                      /* last one done */
     int64_t pages_free, pages;
+    int64_t kv_bytes_stored, kv_bytes_exact;    /* of the sequences that are open */
     uint8_t signal;                     /* enum sf_wire_signal that this rank was sent */
     uint8_t measured;                   /* load holds something */
     struct sf_wire_load load;

@@ -12,10 +12,16 @@ static char no_words[] = "";
 
 static struct sf_wire_report begin(const struct sf_worker *w, uint64_t step)
 {
+    int64_t stored = 0, exact = 0;
+    for (int32_t s = 0; s <= w->spec.besides; s++) {
+        stored += sf_store_bytes_stored(w->stores[s]);
+        exact += sf_store_bytes_exact(w->stores[s]);
+    }
     return (struct sf_wire_report){.rank = sf_comm_rank(w->spec.world), .status = SF_OK,
                                    .text = no_words, .step = step,
                                    .pages_free = sf_store_pages_free(w->store),
-                                   .pages = sf_store_pages(w->store)};
+                                   .pages = sf_store_pages(w->store),
+                                   .kv_bytes_stored = stored, .kv_bytes_exact = exact};
 }
 
 static sf_status send(struct sf_worker *w, const struct sf_wire_report *report,

@@ -153,6 +153,8 @@ static void loads(void)
         }
         SF_CHECK(load != NULL);
         for (int32_t r = 0; load != NULL && r < 4; r++) SF_CHECK_INT(load[r].rows, 100 + r);
+        SF_CHECK_INT(sf_engine_kv(m.engine).bytes_stored, 10 + 20 + 30 + 40);
+        SF_CHECK_INT(sf_engine_kv(m.engine).bytes_exact, 20 + 30 + 40 + 50);
     }
     rig_run(&m, 3);                     /* and it did no harm */
     rig_drop(&m);

@@ -52,7 +52,7 @@ static void check_held(void)
     const struct sf_store *store = rig.store;
     const struct sf_page_pool *pool = &store->pool;
     static int32_t holders[4096];
-    int64_t bytes = 0;
+    int64_t bytes = 0, exact = 0;
     int32_t used = 0;
     memset(holders, 0, sizeof holders);
     must(pool->pages <= 4096, "too many pages for this test");
@@ -68,6 +68,9 @@ static void check_held(void)
             bytes += sf_store_held(store, all[i].seq, n / LANES, n % LANES).bytes;
         }
         must(!all[i].seq || pages == all[i].seq->pages, "pages of a sequence");
+        for (int32_t l = 0; all[i].seq && l < LAYERS; l++)
+            exact += LANES * all[i].seq->tokens[l] *
+                     (int64_t)sf_layout_slot_bytes(&store->layer[l].layout);
     }
     for (int32_t b = 0; b < BLOCKS; b++)
         for (int32_t n = 0; n < LAYERS * LANES; n++) {
@@ -80,6 +83,7 @@ static void check_held(void)
     }
     must(used == pool->used, "used pages");
     must(bytes == store->bytes_stored, "stored bytes");
+    must(exact == sf_store_bytes_exact(store), "the same tokens uncompressed");
 }
 
 static void predict(const struct running *r, int32_t tokens, struct sf_cost *cost)

@@ -121,6 +121,8 @@ static void reports_not_sent(void)
     REFUSED(report.status, 99);
     REFUSED(report.pages_free, 3);
     REFUSED(report.pages_free, -1);
+    REFUSED(report.kv_bytes_stored, -1);
+    REFUSED(report.kv_bytes_exact, -1);
     REFUSED(report.signal, SF_WIRE_DUMP + 1);
     REFUSED(report.measured, 2);
     REFUSED(report.load.seconds[SF_PHASE_OTHER], -1);

@@ -143,6 +143,8 @@ static struct sf_wire_report random_report(void)
                                     .measured = (uint8_t)random_below(2)};
     report.pages = (int64_t)(random_u64() >> 2);
     report.pages_free = report.pages - (int64_t)(random_u64() % (uint64_t)(report.pages + 1));
+    report.kv_bytes_stored = (int64_t)(random_u64() >> 2);
+    report.kv_bytes_exact = (int64_t)(random_u64() >> 2);
     report.text = list(81, 1);
     for (int32_t i = 0, n = random_below(80); i < n; i++) report.text[i] = (char)(' ' + i % 90);
     if (report.measured) {
@@ -250,6 +252,7 @@ static int same_report(const struct sf_wire_report *a, const struct sf_wire_repo
 {
     if (a->rank != b->rank || a->status != b->status || strcmp(a->text, b->text) != 0 ||
         a->step != b->step || a->pages_free != b->pages_free || a->pages != b->pages ||
+        a->kv_bytes_stored != b->kv_bytes_stored || a->kv_bytes_exact != b->kv_bytes_exact ||
         a->signal != b->signal || a->measured != b->measured || !same_load(&a->load, &b->load) ||
         a->receipts != b->receipts)
         return 0;
