@@ -9,6 +9,7 @@
 #include "base/json_build.h"
 #include "base/utf8.h"
 #include "coordinator/logprobs_json.h"
+#include "kvshard/account.h"
 
 enum { LOST_BYTES = 64 };               /* of a text in one place, at most, that no token has */
 
@@ -21,7 +22,7 @@ struct writer {                         /* what the choices of an answer have in
 
 static struct sf_json *choices_of(struct writer *w);
 static struct sf_json *usage_of(const struct sf_answer_out *answer);
-static struct sf_json *receipt_of(const struct sf_stack *, const struct sf_wire_receipt *);
+static struct sf_json *receipt_of(const struct sf_answer_out *, const struct sf_body_facts *);
 static struct sf_json *ids_of(const int32_t *id, size_t count);
 static struct sf_json *prompt_logprobs_of(const struct writer *w);
 static sf_status prepare(struct writer *w);
@@ -46,7 +47,7 @@ sf_status sf_answer_body(const struct sf_answer_out *answer, const struct sf_bod
         sf_json_put(&status, o, "prompt_logprobs", prompt_logprobs_of(&w));
     if (status == SF_OK) sf_json_put(&status, o, "choices", choices_of(&w));
     sf_json_put(&status, o, "usage", usage_of(answer));
-    sf_json_put(&status, o, "sheaf", receipt_of(facts->stack, &answer->receipt));
+    sf_json_put(&status, o, "sheaf", receipt_of(answer, facts));
     free(w.echo.text);
     free(w.offset);
     if (status == SF_OK) *body_out = o;
@@ -295,17 +296,49 @@ static struct sf_json *methods_of(const struct sf_stack *stack)
     return sf_json_built(status, list);
 }
 
-static struct sf_json *receipt_of(const struct sf_stack *stack,
-                                  const struct sf_wire_receipt *receipt)
+static struct sf_json *idle_one(const struct sf_stack_entry *entry, const char *words)
 {
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
     sf_status status = SF_OK;
-    sf_json_put(&status, o, "methods", methods_of(stack));
+    sf_json_put(&status, o, "name", sf_json_new_words(entry->method->name));
+    sf_json_put(&status, o, "reason", sf_json_new_words(words));
+    return sf_json_built(status, o);
+}
+
+/* Methods that changed no lane of the record, and why; nothing where there are none. */
+static void put_idle(sf_status *status, struct sf_json *receipt, const struct sf_answer_out *answer,
+                     const struct sf_body_facts *facts)
+{
+    struct sf_json *list = NULL;
+    int32_t prompt = (int32_t)answer->request->prompt.count, longest = 1;
+    for (int32_t i = 0; i < answer->choices; i++)       /* the last token is never in the cache */
+        if (answer->choice[i].tokens > longest) longest = answer->choice[i].tokens;
+    for (int32_t m = 0; facts->setup && m < facts->stack->entries && *status == SF_OK; m++) {
+        const struct sf_stack_entry *entry = &facts->stack->entry[m];
+        char words[SF_IDLE_WORDS];
+        if (entry->plan.whens == 0 || answer->receipt.changed >> sf_wire_changed_bit(m) & 1u)
+            continue;
+        *status = sf_account_idle(facts->setup, facts->stack, m, prompt, prompt + longest - 1,
+                                  words);
+        if (list == NULL) list = sf_json_new(SF_JSON_ARRAY);
+        if (*status == SF_OK) *status = sf_json_append(list, idle_one(entry, words));
+    }
+    if (list != NULL) sf_json_put(status, receipt, "idle", list);
+}
+
+static struct sf_json *receipt_of(const struct sf_answer_out *answer,
+                                  const struct sf_body_facts *facts)
+{
+    const struct sf_wire_receipt *receipt = &answer->receipt;
+    struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
+    sf_status status = SF_OK;
+    sf_json_put(&status, o, "methods", methods_of(facts->stack));
     sf_json_put(&status, o, "kv_bytes_exact", sf_json_new_int(receipt->bytes_exact));
     sf_json_put(&status, o, "kv_bytes_stored", sf_json_new_int(receipt->bytes_stored));
     sf_json_put(&status, o, "kv_bytes_peak", sf_json_new_int(receipt->bytes_peak));
     sf_json_put(&status, o, "slots_evicted", sf_json_new_int(receipt->slots_evicted));
     sf_json_put(&status, o, "slots_merged", sf_json_new_int(receipt->slots_merged));
     sf_json_put(&status, o, "slots_requantised", sf_json_new_int(receipt->slots_requantised));
+    put_idle(&status, o, answer, facts);
     return sf_json_built(status, o);
 }

@@ -45,6 +45,7 @@ struct sf_answer_out {                  /* one finished record */
 struct sf_body_facts {                  /* of the run */
     const char *id, *model;
     const struct sf_stack *stack;
+    const struct sf_setup *setup;               /* of the plan; NULL: receipts give no reasons */
     const struct sf_tokenizer *tokenizer;       /* NULL: tokens are written token_id:123 */
 };
 /* Of a record with no_answer text, tokens and scores of the choices are not looked at. */

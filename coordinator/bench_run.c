@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/bench_impl.h"
+#include "coordinator/idle.h"
 #include "coordinator/progress.h"
 
 enum { WAIT_MS = 200 };
@@ -35,6 +36,7 @@ struct runner {
     struct sf_series ttft, tpot, itl, e2el, queue;
     struct sf_run_summary sum;
     struct sf_wire_receipt kv;
+    struct sf_idle idle;
     struct sf_wire_load *before, *after;        /* [ranks] */
     int64_t start_ns;
     double last_ms;
@@ -78,8 +80,10 @@ static sf_status on_token(void *arg, void *owner, const int32_t *token, int32_t 
 static sf_status on_closed(void *arg, void *owner, const struct sf_wire_receipt *receipt)
 {
     struct runner *r = arg;
-    (void)owner;
+    const struct request *request = owner;
+    int32_t prompt = request->lengths.input;
     sf_wire_receipt_add(&r->kv, receipt);
+    SF_TRY(sf_idle_add(&r->idle, prompt, prompt + request->lengths.output - 1, receipt->changed));
     r->sum.kv_bytes_exact = r->kv.bytes_exact;
     r->sum.kv_bytes_stored = r->kv.bytes_stored;
     r->sum.answered++;
@@ -274,12 +278,14 @@ static sf_status open_runner(struct runner *r, int32_t seqs_max)
     if (!r->request || !r->token || !r->queue.value || !r->before)
         return SF_FAIL(SF_NO_MEMORY, "no memory for %zu prompts", prompts);
     r->after = r->before + ranks;
+    SF_TRY(sf_idle_make(&plan->setup, &desk->launch->config.kv.stack, &r->idle));
     return sf_engine_create(&spec, &r->engine);
 }
 
 static void close_runner(struct runner *r)
 {
     sf_engine_destroy(r->engine);
+    sf_idle_free(&r->idle);
     free(r->request);
     free(r->token);
     free(r->before);
@@ -317,6 +323,7 @@ static sf_status run_it(struct runner *r, int quiet, struct bench_run *out)
     r->start_ns = sf_now_ns();
     SF_TRY(answer_all(r, quiet));
     if (r->stopped) return SF_OK;
+    if (!quiet) sf_idle_warn(&r->idle, "sequences");
     struct sf_engine_counts after = sf_engine_counts(r->engine);
     out->load = sf_engine_load(r->engine);
     SF_TRY(measure(r, r->after));

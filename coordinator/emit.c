@@ -110,6 +110,7 @@ sf_status sf_emit_open(const struct sf_run_spec *spec, struct sf_output *output,
              slash != NULL ? slash + 1 : spec->config->model.path);
     emit->facts = (struct sf_body_facts){.model = emit->model,
                                          .stack = &spec->config->kv.stack,
+                                         .setup = spec->plan != NULL ? &spec->plan->setup : NULL,
                                          .tokenizer = spec->tokenizer};
     *out = emit;
     return SF_OK;

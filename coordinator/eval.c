@@ -11,6 +11,7 @@
 #include "coordinator/engine.h"
 #include "coordinator/eval_html.h"
 #include "coordinator/eval_impl.h"
+#include "coordinator/idle.h"
 
 /* ---- before the start ------------------------------------------------------------------------ */
 static int is_stdout(const char *path) { return path != NULL && strcmp(path, "-") == 0; }
@@ -215,8 +216,27 @@ static sf_status write_files(const struct sf_eval *eval, const struct sf_launch 
     return status;
 }
 
+/* A method that was configured and did nothing is worth a word. */
+static sf_status warn_if_idle(const struct sf_eval *eval, const struct sf_launch *launch)
+{
+    for (int32_t s = 0; s < eval->list.stacks; s++) {
+        struct sf_idle idle;
+        sf_status status = SF_OK;
+        SF_TRY(sf_idle_make(&launch[s].plan.setup, &launch[s].config.kv.stack, &idle));
+        for (int32_t i = 0; i < eval->case_count && status == SF_OK; i++) {
+            const struct eval_case *c = &eval->cases[i];
+            status = sf_idle_add(&idle, c->prompt, c->tokens - 1, c->at_end[s].changed);
+        }
+        if (status == SF_OK) sf_idle_warn(&idle, "sequences");
+        sf_idle_free(&idle);
+        SF_TRY(status);
+    }
+    return SF_OK;
+}
+
 static sf_status report(const struct sf_eval *eval, const struct sf_launch *launch)
 {
+    SF_ASSERT(eval->list.stacks >= 1);
     struct eval_quality *quality = calloc((size_t)eval->list.stacks, sizeof *quality);
     if (quality == NULL)
         return SF_FAIL(SF_NO_MEMORY, "no memory for the figures of %d stacks", eval->list.stacks);
@@ -243,7 +263,10 @@ static sf_status coordinate(void *arg, int32_t number, const struct sf_desk *des
     if (status != SF_OK) return SF_FAIL(status, "%s", words);
     SF_TRY(told);
     *exit_code_out = stopped;
-    if (!stopped) return report(eval, desk->launch);
+    if (!stopped) {
+        SF_TRY(warn_if_idle(eval, desk->launch));
+        return report(eval, desk->launch);
+    }
     sf_log(SF_LOG_ERROR, "stopped by a signal; nothing is told of what was measured so far");
     return SF_OK;
 }

@@ -222,6 +222,7 @@ static sf_status take_receipt(struct drive *d, int32_t rank, const struct sf_wir
     struct eval_bytes *bytes = (*told)++ == 0 ? &c->at_prompt[stack] : &c->at_end[stack];
     bytes->exact += receipt->bytes_exact;
     bytes->stored += receipt->bytes_stored;
+    bytes->changed |= receipt->changed;
     d->receipts_missing--;
     return SF_OK;
 }

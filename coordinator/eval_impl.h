@@ -19,7 +19,7 @@ struct eval_sum {                       /* over scored tokens of one case in one
     int64_t agree;                      /* the likeliest token is the exact cache's */
     int64_t hits;                       /* ... is the one that came */
 };
-struct eval_bytes { int64_t exact, stored; };   /* over all ranks */
+struct eval_bytes { int64_t exact, stored; uint32_t changed; };   /* over all ranks */
 
 struct eval_case {                      /* one sequence, the same for every stack */
     int32_t *token, tokens, prompt;     /* owned; token[prompt ..) are forced and scored */

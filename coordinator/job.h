@@ -11,6 +11,7 @@
 #include "coordinator/answer_text.h"
 #include "coordinator/emit.h"
 #include "coordinator/engine.h"
+#include "coordinator/idle.h"
 #include "coordinator/metrics.h"
 #include "coordinator/output.h"
 #include "coordinator/progress.h"
@@ -45,6 +46,7 @@ struct record {
 struct job {
     const struct sf_run_spec *spec;
     struct sf_run_summary sum;
+    struct sf_idle idle;
     struct sf_engine *engine;
     struct sf_output *output;
     struct sf_emit *emit;
@@ -58,6 +60,7 @@ struct job {
     int32_t records;
     struct sf_buffer packed;            /* scores on their way to the journal */
     int64_t started_ns, saved_ns, measured_ns;
+    int64_t edited_before;              /* slots, of records that earlier runs have finished */
     int32_t replaying;                  /* choices */
     uint8_t input_done, draining;
 };

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/rng.h"
 #include "base/sha256.h"
+#include "coordinator/idle.h"
 
 enum { PATH_BYTES = 4200 };
 
@@ -120,6 +121,8 @@ static sf_status write_manifest(const struct sf_run_spec *spec, const struct sf_
     sf_json_put(&status, root, "finished", finished ? sf_json_new_int((int64_t)time(NULL))
                                                     : sf_json_new(SF_JSON_NULL));
     if (sum != NULL) sf_json_put(&status, root, "totals", totals_of(sum));
+    if (sum != NULL && sum->idle != NULL)
+        sf_json_put(&status, root, "methods", sf_idle_json(sum->idle));
     if (finished) sf_json_put(&status, root, "digests", digests_of(spec));
     if (status == SF_OK) status = sf_json_dump(root, 2, &text, &bytes);
     sf_json_free(root);

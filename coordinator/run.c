@@ -123,6 +123,7 @@ static sf_status open_resumed(struct job *job)
     sum->slots_evicted = kept.sum[SF_SUM_EVICTED];
     sum->slots_merged = kept.sum[SF_SUM_MERGED];
     sum->slots_requantised = kept.sum[SF_SUM_REQUANTISED];
+    job->edited_before = sum->slots_evicted + sum->slots_merged + sum->slots_requantised;
     if (!sf_resume_is_fresh(job->resume))
         sf_log(SF_LOG_INFO, "resuming: %lld records are finished, %lld of them with errors; %lld "
                "answers go on after %lld tokens", (long long)(kept.answered + kept.errors),
@@ -138,6 +139,8 @@ static sf_status open_job(struct job *job)
                                     .to_workers = spec->to_workers,
                                     .from_workers = spec->from_workers,
                                     .events = job_events(job)};
+    SF_TRY(sf_idle_make(&plan->setup, &spec->config->kv.stack, &job->idle));
+    job->sum.idle = &job->idle;
     SF_TRY(sf_engine_create(&engine, &job->engine));
     job->records = sf_engine_slots(job->engine) + 1;    /* one may be waiting for its choices */
     job->record = calloc((size_t)job->records, sizeof *job->record);
@@ -176,17 +179,14 @@ static void close_job(struct job *job)
     sf_output_close(job->output);
     sf_resume_free(job->resume);
     sf_buffer_free(&job->packed);
+    sf_idle_free(&job->idle);
 }
 
-/* A method that was configured and did nothing is worth a word. */
+/* A method that was configured and did nothing is worth a word, unless what an earlier run finished
+ * shows that something was changed. */
 static void warn_if_idle(const struct job *job)
 {
-    const struct sf_stack *stack = &job->spec->config->kv.stack;
-    for (int32_t i = 0; i < stack->entries; i++)
-        if (stack->entry[i].plan.edits != 0 && job->sum.slots_evicted == 0 &&
-            job->sum.answered > job->sum.answered_before)
-            sf_log(SF_LOG_WARN, "method %s did nothing: no sequence grew past what it keeps",
-                   stack->entry[i].method->name);
+    if (job->edited_before == 0) sf_idle_warn(&job->idle, "records");
 }
 
 /* What is half finished is worth keeping, whatever ended the job; what ended it is the news.  A
@@ -221,6 +221,7 @@ sf_status sf_run(const struct sf_run_spec *spec, struct sf_run_summary *summary_
         sf_progress_end(&job.progress, &job.sum, job.draining);
         warn_if_idle(&job);
         *summary_out = job.sum;
+        summary_out->idle = NULL;
         *exit_code_out = job.draining ? 75 : job.sum.errors > 0 ? 3 : 0;
     }
     close_job(&job);

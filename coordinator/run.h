@@ -28,6 +28,7 @@ struct sf_run_spec {
                                            envelopes as in proto/wire.h */
     struct sf_ring *from_workers;       /* results and reports */
 };
+struct sf_idle;                         /* coordinator/idle.h */
 struct sf_run_summary {
     int64_t records, answered, errors;  /* of the job: with what earlier runs have finished ... */
     int64_t answered_before, errors_before;     /* ... which is this */
@@ -40,6 +41,8 @@ struct sf_run_summary {
     int64_t preempted;
     double seconds, replay_seconds;     /* replay: from the start until all replayed ones go on */
     int32_t batch_max;                  /* most sequences running at once */
+    const struct sf_idle *idle;         /* which methods changed what in this run; NULL: unknown,
+                                           and once the run has ended */
 };
 
 /* Before any weight is loaded: the input can be read, ids are unique, the output does not exist

@@ -72,5 +72,12 @@ static inline int64_t sf_cache_bytes_sum(const struct sf_cache_bytes *bytes)
            bytes->seqs + bytes->scratch;
 }
 
+/* ---- why a method did nothing (idle.c) ---- */
+enum { SF_IDLE_WORDS = 128 };
+/* Why entry m has changed no lane of a sequence of `prompt` tokens that has come to `tokens`.
+ * Pure; the stack has been checked. */
+sf_status sf_account_idle(const struct sf_setup *, const struct sf_stack *, int32_t m,
+                          int32_t prompt, int32_t tokens, char words_out[SF_IDLE_WORDS]);
+
 SF_C_END
 #endif

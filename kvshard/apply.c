@@ -16,6 +16,13 @@
 enum { SOURCES_AT_ONCE = 256 };         /* slots read and decoded in one piece */
 
 /* ---- keep ----------------------------------------------------------------------------------- */
+static void note_change(const struct sf_store *store, int32_t layer, struct sf_seq *seq,
+                        int32_t lane_index)
+{
+    int32_t m = store->layer[layer].method[lane_index];
+    seq->changed |= 1u << (m < 31 ? m : 31);
+}
+
 static void count_dropped(const struct sf_store *store, int32_t layer, struct sf_seq *seq,
                           int32_t lane_index, int64_t evicted, int64_t merged)
 {
@@ -23,6 +30,7 @@ static void count_dropped(const struct sf_store *store, int32_t layer, struct sf
     seq->evicted += evicted;
     seq->merged += merged;
     seq->edits++;
+    if (evicted > 0 || merged > 0) note_change(store, layer, seq, lane_index);
 }
 
 static sf_status apply_keep(struct sf_answer *answer, const struct sf_lane *lane,
@@ -311,6 +319,7 @@ static sf_status apply_tier(struct sf_answer *answer, const struct sf_lane *lane
     if (store->layer[answer->layer].spec.lane[view->lane_index].replica > 0) return SF_OK;
     view->seq->recoded += moves;
     view->seq->edits++;
+    note_change(store, answer->layer, view->seq, view->lane_index);
     return SF_OK;
 }
 

@@ -216,6 +216,10 @@ struct sf_policy_ops {
     /* pure, may be NULL: no groups, no classes, acts on all; prompts stay as they are */
     sf_status (*shape)(const struct sf_setup *, struct sf_shape *);
     sf_status (*admit)(const struct sf_setup *, const struct sf_prompt *, struct sf_admit *);
+    /* pure, may be NULL: why a lane that it acts on is as it was after spot->tokens, in few words
+     * that do not differ from prompt to prompt; NULL: it should not be.  For warnings; without it,
+     * what events and footprint tell. */
+    const char *(*idle)(const struct sf_setup *, const struct sf_spot *);
     /* collective, may be NULL */
     sf_status (*open)(struct sf_env *);   /* sets self */
     void      (*close)(struct sf_env *);

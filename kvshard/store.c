@@ -260,6 +260,7 @@ void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
 {
     *receipt = (struct sf_receipt){ .slots_evicted = seq->evicted, .slots_merged = seq->merged,
                                     .slots_requantised = seq->recoded, .edits = seq->edits,
+                                    .changed = seq->changed,
                                     .tokens = seq->tokens[0],
                                     .bytes_peak = seq->pages_peak *
                                                   (int64_t)store->pool.page_bytes };

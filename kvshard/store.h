@@ -71,6 +71,8 @@ struct sf_receipt {
     int64_t bytes_peak;                 /* pages really held, at most */
     int64_t slots_evicted, slots_merged, slots_requantised;
     int32_t tokens, edits;
+    uint32_t changed;                   /* bit m: entry m of the stack changed a lane; bit 31: 31
+                                           or a later one */
 };
 
 sf_status sf_store_create(const struct sf_store_spec *, struct sf_store **out);

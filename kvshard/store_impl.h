@@ -44,6 +44,7 @@ struct sf_seq {
     int32_t *block, blocks;             /* of the prefix cache, that its prompt begins with */
     int64_t pages, pages_peak;          /* of lanes that count (replica 0) */
     int64_t evicted, merged, recoded;
+    uint32_t changed;                   /* bit m: entry m has changed a lane (sf_receipt) */
     int32_t edits;
 };
 struct sf_copies_row { int32_t row, pos; }; /* of a call; its position */

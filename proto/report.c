@@ -11,7 +11,8 @@
 #define RECEIPT(member) SF_COLUMN(Sf__Report, receipt_##member, struct sf_wire_receipt, member)
 static const struct sf_column receipt_columns[] = {
     RECEIPT(seq), RECEIPT(bytes_exact), RECEIPT(bytes_stored), RECEIPT(bytes_peak),
-    RECEIPT(slots_evicted), RECEIPT(slots_merged), RECEIPT(slots_requantised)};
+    RECEIPT(slots_evicted), RECEIPT(slots_merged), RECEIPT(slots_requantised),
+    RECEIPT(changed)};
 static const struct sf_list list[] = {SF_LIST("receipts", receipt_columns, struct sf_wire_receipt,
                                               -1, struct sf_wire_report, receipt, receipts)};
 static const struct sf_lists lists = {&sf__report__descriptor, list,

@@ -106,7 +106,10 @@ struct sf_wire_receipt {                /* of one sequence on one rank */
     uint64_t seq;
     int64_t bytes_exact, bytes_stored, bytes_peak;
     int64_t slots_evicted, slots_merged, slots_requantised;
+    uint32_t changed;                   /* a bit (sf_wire_changed_bit) for each entry of the stack
+                                           that has changed a lane */
 };
+static inline int sf_wire_changed_bit(int32_t entry) { return entry < 31 ? entry : 31; }
 /* Over ranks, choices or records: `sum` keeps its own seq. */
 static inline void sf_wire_receipt_add(struct sf_wire_receipt *sum,
                                        const struct sf_wire_receipt *one)
@@ -117,6 +120,7 @@ static inline void sf_wire_receipt_add(struct sf_wire_receipt *sum,
     sum->slots_evicted += one->slots_evicted;
     sum->slots_merged += one->slots_merged;
     sum->slots_requantised += one->slots_requantised;
+    sum->changed |= one->changed;
 }
 /* Where a rank's time went, since its start. */
 enum sf_phase { SF_PHASE_GEMM, SF_PHASE_ATTENTION, SF_PHASE_STATISTICS, SF_PHASE_EDIT,

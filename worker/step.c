@@ -19,7 +19,8 @@ static struct sf_wire_receipt receipt_of(const struct sf_worker_seq *seq,
                                     .bytes_peak = done->bytes_peak,
                                     .slots_evicted = done->slots_evicted,
                                     .slots_merged = done->slots_merged,
-                                    .slots_requantised = done->slots_requantised};
+                                    .slots_requantised = done->slots_requantised,
+                                    .changed = done->changed};
 }
 
 /* What is asked for, of sequences that go on. */

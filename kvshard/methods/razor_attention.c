@@ -123,6 +123,16 @@ static int folds_at(const struct razor_cfg *cfg, const struct course *c, int32_t
     return cfg->decode_update == ROLLING && (tokens - c->first) % cfg->fold_tokens == 0;
 }
 
+static const char *razor_idle(const struct sf_setup *setup, const struct sf_spot *spot)
+{
+    const struct razor_cfg *cfg = setup->cfg;
+    struct course c = course_of(cfg, spot->prompt);
+    if (spot->tokens >= c.first) return NULL;
+    return cfg->decode_update == ROLLING
+               ? "fewer tokens than sinks, window and min_dropped_tokens together"
+               : "prompts shorter than sinks, window and min_dropped_tokens together";
+}
+
 static sf_status razor_shape(const struct sf_setup *setup, struct sf_shape *shape)
 {
     const struct razor_cfg *cfg = setup->cfg;
@@ -258,7 +268,7 @@ static sf_status razor_compress(const struct sf_env *env, enum sf_when when,
 }
 
 static const struct sf_policy_ops razor_policy = {
-    .plan = razor_plan, .footprint = razor_footprint, .shape = razor_shape,
+    .plan = razor_plan, .footprint = razor_footprint, .shape = razor_shape, .idle = razor_idle,
     .compress = razor_compress };
 
 /* ---- calibration: which heads --------------------------------------------------------------- */

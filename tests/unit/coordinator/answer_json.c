@@ -133,7 +133,7 @@ static void bodies(void)
         int chat = i & 1, ids = i >> 1;
         make(&m, chat, IDS(ABC, AB));
         m.request.return_token_ids = (uint8_t)ids;
-        m.answer.receipt = (struct sf_wire_receipt){0, 100, 50, 128, 3, 2, 1};
+        m.answer.receipt = (struct sf_wire_receipt){0, 100, 50, 128, 3, 2, 1, 0};
         answer_with(&m, 0, " a\"\n", IDS(SPACE_A, BYTE('"'), BYTE('\n'), END), 1);
         struct sf_json *body = check_choices(&m,
             i == 0 ? "[{'index':0,'text':' a\\'\\n','logprobs':null,'finish_reason':"

@@ -91,9 +91,9 @@ static struct sf_eval make_eval(int32_t sequences, struct eval_case *cases)
                                           .nll = (double)tokens * (1 + b % 2 + b / 2),
                                           .hits = b == 3 ? 35 : tokens};
         }
-        c->at_prompt[0] = (struct eval_bytes){1000, 1000};
-        c->at_prompt[1] = (struct eval_bytes){1000, 250};
-        c->at_end[1] = (struct eval_bytes){2000, 200};
+        c->at_prompt[0] = (struct eval_bytes){1000, 1000, 0};
+        c->at_prompt[1] = (struct eval_bytes){1000, 250, 1};
+        c->at_end[1] = (struct eval_bytes){2000, 200, 1};
     }
     return (struct sf_eval){.texts = 1, .cases = cases, .case_count = sequences,
                             .list = {.stacks = 2}};

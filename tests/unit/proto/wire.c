@@ -166,7 +166,7 @@ static struct sf_wire_report random_report(void)
             .seq = random_u64(), .bytes_exact = (int64_t)(random_u64() >> 1),
             .bytes_stored = (int64_t)(random_u64() >> 1), .bytes_peak = random_below(1 << 30),
             .slots_evicted = random_below(1 << 30), .slots_merged = random_below(5),
-            .slots_requantised = random_below(5)};
+            .slots_requantised = random_below(5), .changed = (uint32_t)random_u64()};
     return report;
 }
 
@@ -261,7 +261,7 @@ static int same_report(const struct sf_wire_report *a, const struct sf_wire_repo
         if (x->seq != y->seq || x->bytes_exact != y->bytes_exact ||
             x->bytes_stored != y->bytes_stored || x->bytes_peak != y->bytes_peak ||
             x->slots_evicted != y->slots_evicted || x->slots_merged != y->slots_merged ||
-            x->slots_requantised != y->slots_requantised)
+            x->slots_requantised != y->slots_requantised || x->changed != y->changed)
             return 0;
     }
     return 1;
