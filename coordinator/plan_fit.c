@@ -17,36 +17,34 @@ static sf_status more_ranks(const struct sf_sizing *, struct sf_config *,
 /* Does one sequence of `tokens` fit on this rank; how much does the rank take in all? */
 static sf_status rank_fits(const struct sf_sizing *sizing, const struct sf_setup *setup,
                            const struct sf_stack *stack, const struct sf_plan_rank *rank,
-                           int32_t tokens, int *fits_out, int64_t *need_out)
+                           int32_t tokens, int *fits_out, struct sf_plan_need *need_out)
 {
-    int64_t pages, memory = sizing->cluster->memory_per_rank;
-    SF_TRY(sf_size_need(sizing, setup, stack, rank, tokens, need_out, &pages));
-    *fits_out = memory <= 0 || *need_out <= memory;
-    if (sizing->kv_memory != SF_OPT_AUTO) *fits_out &= pages <= rank->pool_bytes;
+    int64_t memory = sizing->cluster->memory_per_rank;
+    SF_TRY(sf_size_need(sizing, setup, stack, rank, tokens, need_out));
+    *fits_out = memory <= 0 || need_out->total <= memory;
+    if (sizing->kv_memory != SF_OPT_AUTO) *fits_out &= need_out->pages <= rank->pool_bytes;
     return SF_OK;
 }
 
 /* A rank that takes more than it has, into plan->reason; the characters written. */
 static size_t memory_words(const struct sf_sizing *sizing, struct sf_launch_plan *plan,
-                           const struct sf_plan_rank *rank, int64_t need, int64_t pages)
+                           const struct sf_plan_rank *rank, const struct sf_plan_need *need)
 {
     const int64_t memory = sizing->cluster->memory_per_rank;
     int given = sizing->kv_memory != SF_OPT_AUTO;
     char pool[64], *text = plan->reason;
     if (given) snprintf(pool, sizeof pool, "kv_cache.memory");
     else snprintf(pool, sizeof pool, "one sequence of %d tokens", plan->tokens_max);
-    int64_t pool_bytes = given ? sizing->kv_memory : pages;
-    int64_t beside = need - rank->weight_bytes - rank->workspace_bytes - pool_bytes;
+    int64_t pool_bytes = given ? sizing->kv_memory : need->pages;
     size_t used = (size_t)snprintf(text, sizeof plan->reason, "rank %d takes %.1f MiB (weights"
                                    " %.1f, buffers %.1f, %s %.1f, beside its pages %.1f) and has"
                                    " %.1f; would fit: %.0f MiB per rank", rank->rank,
-                                   (double)need / MIB, (double)rank->weight_bytes / MIB,
+                                   (double)need->total / MIB, (double)rank->weight_bytes / MIB,
                                    (double)rank->workspace_bytes / MIB, pool,
-                                   (double)pool_bytes / MIB,
-                                   beside > 0 ? (double)beside / MIB : 0.0, (double)memory / MIB,
-                                   (double)need / MIB + 1);
-    int64_t left = given ? memory - (need - sizing->kv_memory) : 0;
-    if (left >= pages && left >= (int64_t)MIB && used < sizeof plan->reason)
+                                   (double)pool_bytes / MIB, (double)need->beside / MIB,
+                                   (double)memory / MIB, (double)need->total / MIB + 1);
+    int64_t left = given ? memory - (need->total - sizing->kv_memory) : 0;
+    if (left >= need->pages && left >= (int64_t)MIB && used < sizeof plan->reason)
         used += (size_t)snprintf(text + used, sizeof plan->reason - used,
                                  ", or kv_cache.memory of %lldMiB", (long long)left / (1 << 20));
     return used;
@@ -56,18 +54,15 @@ sf_status sf_plan_judge(const struct sf_sizing *sizing, struct sf_config *cfg,
                         struct sf_launch_plan *plan)
 {
     const struct sf_plan_rank *worst = NULL;
-    int64_t worst_need = 0, worst_pages = 0;
+    struct sf_plan_need most = { 0 };
     for (int32_t r = 0; r < plan->ranks; r++) {
-        int64_t need, pages;
+        struct sf_plan_need need;
         int fits;
         SF_TRY(rank_fits(sizing, &plan->setup, &cfg->kv.stack, &plan->rank[r], plan->tokens_max,
                          &fits, &need));
-        if (fits || (worst != NULL && need <= worst_need)) continue;
-        SF_TRY(sf_size_need(sizing, &plan->setup, &cfg->kv.stack, &plan->rank[r], plan->tokens_max,
-                            &need, &pages));
+        if (fits || (worst != NULL && need.total <= most.total)) continue;
         worst = &plan->rank[r];
-        worst_need = need;
-        worst_pages = pages;
+        most = need;
     }
     plan->fits = worst == NULL;
     plan->reason[0] = '\0';
@@ -79,15 +74,15 @@ sf_status sf_plan_judge(const struct sf_sizing *sizing, struct sf_config *cfg,
     SF_TRY(more_ranks(sizing, cfg, plan, &tensor, &pipeline));
     char *text = plan->reason;
     size_t bytes = sizeof plan->reason, used;
-    int pool_short = sizing->kv_memory != SF_OPT_AUTO && worst_pages > worst->pool_bytes;
+    int pool_short = sizing->kv_memory != SF_OPT_AUTO && most.pages > worst->pool_bytes;
     if (pool_short)
         used = (size_t)snprintf(text, bytes, "rank %d: one sequence of %d tokens takes %.1f MiB of"
                                 " pages, kv_cache.memory is %.1f MiB; would fit: kv_cache.memory of"
                                 " %.0fMiB", worst->rank, plan->tokens_max,
-                                (double)worst_pages / MIB, (double)sizing->kv_memory / MIB,
-                                (double)worst_pages / MIB + 1);
+                                (double)most.pages / MIB, (double)sizing->kv_memory / MIB,
+                                (double)most.pages / MIB + 1);
     else
-        used = memory_words(sizing, plan, worst, worst_need, worst_pages);
+        used = memory_words(sizing, plan, worst, &most);
     if (tokens > 0 && used < bytes)
         used += (size_t)snprintf(text + used, bytes - used, ", or scheduler.max_model_len of %d",
                                  tokens);
@@ -108,7 +103,7 @@ static sf_status longest_fit(const struct sf_sizing *sizing, const struct sf_con
         int32_t middle = fits_at + (fails_at - fits_at) / 2;
         int all = 1;
         for (int32_t r = 0; r < plan->ranks && all; r++) {
-            int64_t need;
+            struct sf_plan_need need;
             SF_TRY(rank_fits(sizing, &plan->setup, &cfg->kv.stack, &plan->rank[r], middle, &all,
                              &need));
         }
@@ -151,7 +146,7 @@ static sf_status layout_fits(const struct sf_sizing *asked, struct sf_config *cf
     for (int32_t s = 0, first = 0; s < pipeline && status == SF_OK && *fits_out; s++) {
         status = sf_size_group(sizing, tensor, first, count[s], 1, rank);
         for (int32_t t = 0; t < tensor && status == SF_OK && *fits_out; t++) {
-            int64_t need;
+            struct sf_plan_need need;
             status = sf_size_pool(sizing, &setup, &cfg->kv.stack, &rank[t]);
             if (status == SF_OK)
                 status = rank_fits(sizing, &setup, &cfg->kv.stack, &rank[t], plan->tokens_max,

@@ -61,10 +61,11 @@ void sf_size_free(struct sf_plan_rank *rank);
 /* Page size, pool and what it holds. */
 sf_status sf_size_pool(const struct sf_sizing *, const struct sf_setup *, const struct sf_stack *,
                        struct sf_plan_rank *rank);
-/* Most bytes of the rank with one sequence of `tokens`, and those of that sequence's pages. */
+/* Most bytes of the rank with one sequence of `tokens`: in all, of that sequence's pages, and of
+ * what the cache takes beside its pages. */
+struct sf_plan_need { int64_t total, pages, beside; };
 sf_status sf_size_need(const struct sf_sizing *, const struct sf_setup *, const struct sf_stack *,
-                       const struct sf_plan_rank *, int32_t tokens, int64_t *total_out,
-                       int64_t *pages_out);
+                       const struct sf_plan_rank *, int32_t tokens, struct sf_plan_need *out);
 /* Bytes that a rank may give to its pages; INT64_MAX if memory is unknown. */
 int64_t sf_size_left(const struct sf_sizing *, const struct sf_plan_rank *);
 

@@ -122,7 +122,7 @@ static sf_status cache_beside(const struct sf_sizing *sizing, const struct sf_se
 
 sf_status sf_size_need(const struct sf_sizing *sizing, const struct sf_setup *setup,
                        const struct sf_stack *stack, const struct sf_plan_rank *rank,
-                       int32_t tokens, int64_t *total_out, int64_t *pages_out)
+                       int32_t tokens, struct sf_plan_need *out)
 {
     struct sf_cost cost;
     SF_TRY(sf_account_sequence(setup, stack, &rank->lanes, sizing->kv_dtype, tokens, tokens,
@@ -132,8 +132,10 @@ sf_status sf_size_need(const struct sf_sizing *sizing, const struct sf_setup *se
     struct sf_cache_bytes beside;
     SF_TRY(cache_beside(sizing, setup, stack, rank, pool, tokens, &beside));
     int64_t running = rank->workspace_bytes + pool + sf_cache_bytes_sum(&beside);
-    *total_out = rank->weight_bytes + (running > rank->load_bytes ? running : rank->load_bytes);
-    *pages_out = cost.bytes_peak;
+    *out = (struct sf_plan_need){
+        .total = rank->weight_bytes + (running > rank->load_bytes ? running : rank->load_bytes),
+        .pages = cost.bytes_peak, .beside = sf_cache_bytes_sum(&beside)
+    };
     return SF_OK;
 }
 
