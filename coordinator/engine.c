@@ -44,6 +44,7 @@ struct sf_engine {
     struct sf_wire_load *load;          /* [ranks] as last measured */
     int32_t loads_missing;
     uint64_t serial;
+    struct sf_stack_sharing sharing;
     int64_t ended_tokens, ended_max, ended;     /* of answers that ended: as long as, at most */
     struct sf_buffer buffer, taken;     /* the step being sent, the message being taken */
     struct sf_box box;
@@ -69,19 +70,23 @@ static void need(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t
 
 /* Prompts may share blocks where every method of the stack says so.  What no method edits is held
  * once; of the rest each holder may come to need a copy. */
-static enum sf_sharing sharing_of(const struct sf_config *config)
+static enum sf_sharing sharing_of(struct sf_engine *e)
 {
-    const struct sf_stack *stack = &config->kv.stack;
-    enum sf_sharing sharing = SF_SHARE_KEPT;
+    const struct sf_config *config = e->spec.config;
+    e->sharing = sf_stack_sharing(&config->kv.stack);
     if (!config->scheduler.prefix_caching) return SF_SHARE_NOTHING;
-    for (int32_t i = 0; i < stack->entries; i++) {
-        const struct sf_plan *plan = &stack->entry[i].plan;
-        if (plan->prefix != SF_PREFIX_KV || plan->aux_bytes > 0 ||
-            plan->whens & 1u << SF_AT_PREFILL_CHUNK)
-            return SF_SHARE_NOTHING;
-        if (plan->whens != 0) sharing = SF_SHARE_COPIED;
+    if (e->sharing.withheld_by != NULL) {
+        sf_log(SF_LOG_INFO, "prompts share no cache: method %s does not allow it",
+               e->sharing.withheld_by->name);
+        return SF_SHARE_NOTHING;
     }
-    return sharing;
+    return e->sharing.kept ? SF_SHARE_KEPT : SF_SHARE_COPIED;
+}
+
+static int32_t attach(void *arg, int32_t prompt, int32_t blocks)
+{
+    const struct sf_engine *e = arg;
+    return sf_share_most(&e->sharing, prompt, e->spec.plan->page_slots, blocks);
 }
 
 /* Rows of a prompt chunk under run.deterministic: a function of the configuration alone.  At most
@@ -110,7 +115,8 @@ static sf_status make_sched(struct sf_engine *e)
                                      .pages = pages,
                                      .need = need,
                                      .need_arg = e,
-                                     .sharing = sharing_of(e->spec.config),
+                                     .sharing = sharing_of(e),
+                                     .attach = attach, .attach_arg = e,
                                      .block_tokens = plan->page_slots,
                                      .blocks_max = INT32_MAX,
                                      .block_pages = block_pages};

@@ -65,6 +65,10 @@ struct sf_sched_limits {
     void *need_arg;
     enum sf_sharing sharing;
     int32_t block_tokens, blocks_max;   /* blocks_max: of one group; both only where shared */
+    /* How many of `blocks` blocks that are there a prompt attaches; the others it computes itself
+     * and only holds.  Pure, never falls as they rise.  NULL: all of them. */
+    int32_t (*attach)(void *arg, int32_t prompt, int32_t blocks);
+    void *attach_arg;
     const int64_t *block_pages;         /* [ranks] pages of one block; copied */
 };
 struct sf_sched_seq {

@@ -102,6 +102,12 @@ void sched_settle(struct sf_sched *s, struct group *group, const struct batch *b
 /* Tokens that may come from shared blocks: at least one row of the prompt is computed. */
 static int32_t shareable(const struct seq *seq) { return seq->score_prompt ? 0 : seq->prompt - 1; }
 
+/* How many of the blocks that are there it attaches. */
+static int32_t attachable(const struct sf_sched *s, const struct seq *seq, int32_t blocks)
+{
+    return s->limits.attach ? s->limits.attach(s->limits.attach_arg, seq->prompt, blocks) : blocks;
+}
+
 /* Whether a group has the pages for a waiting sequence.  Those of a block that it will share with
  * somebody else are there already; of one that nobody holds, they are free for it or anybody. */
 static int has_pages(const struct sf_sched *s, const struct group *group, const struct seq *seq)
@@ -190,7 +196,8 @@ static int32_t hold_blocks(const struct sf_sched *s, struct group *group, struct
     seq->blocks = sf_prefix_hold(group->prefix, seq->token, shareable(seq), seq->block);
     SF_ASSERT(seq->blocks >= before);
     for (int32_t i = 0; i < before; i++) sf_prefix_release(group->prefix, seq->block[i]);
-    seq->reused = seq->filled = seq->blocks;
+    seq->filled = seq->blocks;
+    seq->reused = attachable(s, seq, seq->blocks);
     for (int32_t r = 0; r < s->limits.ranks && s->limits.sharing == SF_SHARE_KEPT; r++) {
         sched_need(s, seq)[r] -= (seq->blocks - before) * s->block_pages[r];
         SF_ASSERT(sched_need(s, seq)[r] >= 0);
@@ -223,9 +230,10 @@ void sched_admit(struct sf_sched *s)
 /* ---- sharing --------------------------------------------------------------------------------- */
 int sched_must_wait(const struct sf_sched *s, const struct group *group, const struct seq *seq)
 {
-    (void)s;
     if (group->prefix == NULL || seq->score_prompt) return 0;
-    return sf_prefix_find(group->prefix, seq->token, shareable(seq)).pending;
+    struct sf_prefix_match match = sf_prefix_find(group->prefix, seq->token, shareable(seq));
+    int32_t most = shareable(seq) / s->limits.block_tokens;
+    return match.pending && attachable(s, seq, most) > attachable(s, seq, match.blocks);
 }
 
 void sched_share(struct sf_sched *s, struct group *group, struct seq *seq)

@@ -8,6 +8,13 @@
  * more (page.h).  A sequence attaches blocks before its first row, and fills others as it goes: in
  * each layer, when the rows that complete a page are appended.
  *
+ * Where a method watches its prompts (SF_PREFIX_KV_AND_MASS), the slots of a page have other masses
+ * in each sequence, so each has its own pages: those of blocks are copied when they are attached.
+ * The masses to go on from are noted by the last of the blocks for all slots up to its end, once
+ * its rows have attended; sf_share_border (stack.h) leaves some blocks out.
+ *
+ *   mass   [lanes][noted arrays of the mirror][(place + 1) x page_slots]      f32, on the host
+ *
  *   free --> promised to a sequence --> filled, page by page --> dropped: free
  *               its filler closes: free */
 #ifndef SHEAF_KVSHARD_BLOCK_H
@@ -22,6 +29,7 @@ struct sf_seq;
 struct sf_block {
     const struct sf_seq *filler;        /* open, and to fill it; NULL: nobody */
     int32_t place;                      /* of its tokens in the prompt: place x page_slots and on */
+    float *mass;                        /* as drawn above; NULL: nothing is noted behind it */
 };
 struct sf_blocks {
     int32_t *page;                      /* [blocks_max][lanes] -1: not filled there */

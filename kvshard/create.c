@@ -204,6 +204,7 @@ static sf_status create(struct sf_store *store, const struct sf_store_spec *spec
     for (int32_t i = 0; i < spec->layers; i++) SF_TRY(create_layer(store, spec, i));
     SF_TRY(open_methods(store, spec));
     SF_TRY(create_pool(store, spec));
+    if (spec->stack) store->sharing = sf_stack_sharing(spec->stack);
     SF_TRY(sf_blocks_create(&store->pool, store->lanes, &store->blocks));
     return create_step(store);
 }

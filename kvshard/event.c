@@ -38,6 +38,7 @@ int32_t sf_events_rows(const struct sf_store *store, int32_t layer, const struct
     int32_t tokens = seq->tokens[layer], rows = left;
     SF_ASSERT(left >= 1);
     if (tokens < seq->prompt && rows > seq->prompt - tokens) rows = seq->prompt - tokens;
+    if (tokens < seq->prompt) rows = sf_blocks_rows(store, layer, seq, rows);
     for (int32_t i = 0; i < state->spec.lanes; i++) {
         if (state->method[i] < 0) continue;
         const struct sf_store_method *method = &store->method[state->method[i]];

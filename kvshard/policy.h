@@ -86,7 +86,8 @@ enum sf_when { SF_AT_PREFILL_CHUNK,       /* before the next chunk, layer by lay
 enum sf_need { SF_NEED_PRE_ROPE = 1, SF_NEED_TOKENS = 2, SF_NEED_SENTENCES = 4, SF_NEED_Q_MAX = 8,
                SF_NEED_PROFILE = 16, SF_NEED_INNER = 32, SF_NEED_SELECT_PREFILL = 64,
                SF_NEED_SELECT_DECODE = 128 };
-enum sf_prefix { SF_PREFIX_NONE, SF_PREFIX_KV, SF_PREFIX_KV_AND_MASS };
+enum sf_prefix { SF_PREFIX_NONE, SF_PREFIX_KV, /* aux zero, as for all, until the prompt's end */
+                 SF_PREFIX_KV_AND_MASS }; /* watched mass as it was at the shared border */
 
 /* ---- 3. statistics that attention keeps ----------------------------------------------------- */
 enum sf_fold { SF_FOLD_NONE, SF_FOLD_SUM, SF_FOLD_MEAN, SF_FOLD_MAX, SF_FOLD_DECAY,

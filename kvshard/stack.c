@@ -143,8 +143,9 @@ static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf
         return SF_FAIL(SF_INVALID, "method %s keeps queries, but of how many rows of the %s it does"
                        " not say", entry->method->name,
                        watch->prompt_rows == 0 ? "prompt" : "answer");
-    if (entry->plan.prefix != SF_PREFIX_NONE)
-        return lacks(entry, "shared prompts whose slots have attention mass");
+    if (entry->plan.prefix == SF_PREFIX_KV)
+        return SF_FAIL(SF_INVALID, "method %s watches attention, so its prompts cannot share pages"
+                       " alone: its prefix is NONE or KV_AND_MASS", entry->method->name);
     if (entry->plan.tiers > 1 &&
         (watch->fold == SF_FOLD_MEAN || (watch->flags & SF_WATCH_STORED)))
         return lacks(entry, "means over rows or kept queries where lanes have several tiers");

@@ -39,6 +39,24 @@ void      sf_stack_free(struct sf_stack *);
 int32_t   sf_stack_entry_of(const struct sf_stack *, const struct sf_setup *, int32_t layer,
                             int32_t head_global);
 
+/* ---- beginnings of prompts that sequences share ---------------------------------------------- */
+struct sf_stack_sharing {
+    const struct sf_method *withheld_by; /* the first that shares nothing; NULL: all do */
+    int32_t own_rows;                   /* last rows of a prompt that each computes itself, >= 1 */
+    uint8_t kept;                       /* no lane is ever edited */
+    uint8_t noted[2];                   /* mass[w] of shared slots goes with them */
+};
+/* After sf_stack_check. */
+struct sf_stack_sharing sf_stack_sharing(const struct sf_stack *);
+/* The most blocks, of so many, behind which masses are noted: those of all slots up to there, so
+ * that not every border has them.  All do up to 16 blocks, every second up to 32, every fourth up
+ * to 64 ...: notes take at most 16 floats a slot and mass, and less than an eighth of what could be
+ * attached is computed again. */
+int32_t sf_share_border(int32_t blocks);
+/* How many of `blocks` blocks that are there a prompt may attach. */
+int32_t sf_share_most(const struct sf_stack_sharing *, int32_t prompt, int32_t block_tokens,
+                      int32_t blocks);
+
 /* ---- how the model looks to methods --------------------------------------------------------- */
 /* Fills layer geometry and sizes of `setup` from the model; setup->layer is owned by the caller and
  * freed with sf_setup_free.  tokens_max: longest sequence planned for. */

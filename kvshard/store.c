@@ -168,6 +168,7 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
     store->device->k->attend(store->device, &attend);
     if (store->lse && store->methods > 0)
         SF_TRY(sf_watches_run(store, layer, step, &attend));
+    sf_blocks_note(store, layer, step);
     if (store->tap.rows) SF_TRY(show_rows(store, layer, step));
     start = sf_now_ns();
     sf_status status = sf_events_after(store, layer, step);

@@ -66,6 +66,7 @@ struct sf_store {
     int32_t methods, methods_open;
     struct sf_page_pool pool;
     struct sf_blocks blocks;
+    struct sf_stack_sharing sharing;
     int64_t bytes_stored, bytes_exact;  /* of open sequences; exact: the same tokens uncompressed */
     double edit_seconds, watch_seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
@@ -114,6 +115,10 @@ void sf_page_notes(const struct sf_stack *, struct sf_page_spec *);
 /* The lane had tokens_before of the prompt, now it has more: blocks that became whole are kept. */
 void sf_blocks_fill(struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane,
                     int32_t tokens_before);
+/* How many of `rows` rows of its prompt run before masses have to be noted. */
+int32_t sf_blocks_rows(const struct sf_store *, int32_t layer, const struct sf_seq *, int32_t rows);
+/* The rows of a round have been watched: masses of blocks that end with them are noted. */
+void sf_blocks_note(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 /* The sequence goes: what it has not filled is nobody's. */
 void sf_blocks_leave(struct sf_store *, struct sf_seq *);
 

@@ -176,7 +176,7 @@ static sf_status ems_plan(const struct sf_setup *setup, struct sf_plan *plan)
                                         .flags = SF_WATCH_RESET, .prompt_rows = cfg->window };
     plan->sink_tokens = cfg->sinks;
     plan->tail_tokens = cfg->window;
-    plan->prefix = SF_PREFIX_NONE;
+    plan->prefix = SF_PREFIX_KV_AND_MASS;
     plan->aux_bytes = sizeof(uint32_t);
     plan->scratch_bytes = scratch_of(cfg, setup);
     for (int32_t l = 0; cfg->head_budget == SPARSITY && l < setup->layers; l++) {

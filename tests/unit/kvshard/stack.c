@@ -137,8 +137,12 @@ static void test_asks(void)
           "slots that one edit must encode together");
     LACKS(plan->tier[0].k_place = SF_ON_HOST, "a host tier");
     LACKS(plan->tier[0].v_place = SF_ON_HOST, "a host tier");
-    LACKS((plan->watch[0] = summed, plan->prefix = SF_PREFIX_KV),
-          "shared prompts whose slots have attention mass");
+    struct sf_plan *watching = legal();
+    watching->watch[0] = summed;
+    watching->prefix = SF_PREFIX_KV;
+    CHECK_REFUSED(check_one(&plain, 1), SF_INVALID, "method plain watches attention");
+    watching->prefix = SF_PREFIX_KV_AND_MASS;
+    SF_CHECK_OK(check_one(&plain, 1));
     legal()->watch[0] = summed;
     SF_CHECK_OK(check_one(&plain, 1));
     SF_CHECK_OK(check_one(&plain, 4));
