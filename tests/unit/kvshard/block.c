@@ -3,7 +3,8 @@
  * Every run is made twice: in a store whose sequences attach and fill blocks, and in one where each
  * computes all its rows itself.  Rows, lanes and receipts must be equal bit for bit, whatever the
  * method does at a prompt's end and later, who closes first, and which blocks are dropped under
- * those who use them; pages of a block never change; at the end no page is missing. */
+ * those who use them; pages of a block never change; at the end no page is missing.  Where a method
+ * watches attention, the masses of all slots are compared too. */
 #include <stdlib.h>
 
 #include "kvshard/methods.h"
@@ -113,6 +114,41 @@ static struct rig_spec scripted(int32_t page_slots,
     return spec_of(&script_method, page_slots);
 }
 
+/* ---- methods that watch ---------------------------------------------------------------------- */
+/* recent_tokens 3: so many last rows of a prompt are each sequence's own. */
+static struct rig_spec merging(int32_t page_slots, const char *combine)
+{
+    static const struct rig_option options[] = {
+        { "budget_tokens", "40" }, { "recent_tokens", "3" }, { "num_sink_tokens", "2" },
+        { "recompress_interval", "5" }, { "similarity_threshold", "-1" } };
+    struct rig_spec spec = spec_of(sf_method_find("ems"), page_slots);
+    memcpy(spec.option, options, sizeof options);
+    spec.option[5] = (struct rig_option){ "combine", combine };
+    spec.layers_text = "1";             /* lanes of layer 0 are attached as they are */
+    return spec;
+}
+
+/* As fold, and what a slot has beside it is written. */
+static sf_status fold_noting(const struct sf_env *env, enum sf_when when,
+                             const struct sf_batch *batch, struct sf_answer *answer)
+{
+    for (int32_t i = 0; i < batch->spans; i++)
+        for (int32_t l = 0; l < batch->span[i].lanes; l++)
+            for (int32_t s = 0; s < batch->span[i].lane[l].slots; s++)
+                ((uint32_t *)batch->span[i].lane[l].aux)[s] += 1 + (uint32_t)s;
+    return fold(env, when, batch, answer);
+}
+
+static struct rig_spec watching(int32_t page_slots, struct sf_watch a, struct sf_watch b)
+{
+    struct rig_spec spec = scripted(page_slots, fold_noting);
+    script.plan.watch[0] = a;
+    script.plan.watch[1] = b;
+    script.plan.aux_bytes = sizeof(uint32_t);
+    script.plan.prefix = SF_PREFIX_KV_AND_MASS;
+    return spec;
+}
+
 /* ---- one run in two stores ------------------------------------------------------------------ */
 struct pair { struct rig with, without; };
 struct twin { struct sf_seq *with, *without; int32_t number, prompt, at, piece; };
@@ -137,6 +173,41 @@ static void pair_close(struct pair *pair)
     rig_close(&pair->without);
 }
 
+/* Places of the mirror, of a lane's live slots. */
+static int32_t places(const struct rig *rig, const struct sf_seq *seq, int32_t layer, int32_t l,
+                      size_t *at)
+{
+    static int32_t slot[1024];
+    const struct sf_kv_lane *lane = sf_store_lane_of(rig->store, seq, layer, l);
+    SF_ASSERT(lane->live <= 1024);
+    sf_lane_live(&rig->store->pool, lane, slot);
+    for (int32_t i = 0; i < lane->live; i++)
+        at[i] = sf_lane_mirror(&rig->store->pool, lane, slot[i]);
+    return lane->live;
+}
+
+static void check_masses(const struct pair *pair, const struct twin *twin, int32_t layer, int32_t l)
+{
+    static size_t with[1024], without[1024];
+    const struct sf_page_pool *a = &pair->with.store->pool, *b = &pair->without.store->pool;
+    int32_t method = pair->with.store->layer[layer].method[l], wrong = 0;
+    if (method < 0 || !a->mass[0] || !sf_store_lane_of(pair->with.store, twin->with, layer,
+                                                       l)->mirrored)
+        return;
+    int32_t n = places(&pair->with, twin->with, layer, l, with);
+    SF_CHECK_INT(places(&pair->without, twin->without, layer, l, without), n);
+    for (int32_t i = 0; i < n; i++) {
+        for (int w = 0; w < 2; w++) {
+            if (a->mass[w]) wrong += memcmp(a->mass[w] + with[i], b->mass[w] + without[i], 4) != 0;
+            if (a->seen[w]) wrong += memcmp(a->seen[w] + with[i], b->seen[w] + without[i], 4) != 0;
+        }
+        size_t bytes = (size_t)a->aux_bytes;
+        if (bytes > 0) wrong += memcmp(a->aux + with[i] * bytes, b->aux + without[i] * bytes,
+                                       bytes) != 0;
+    }
+    SF_CHECK_INT(wrong, 0);
+}
+
 static void check_lanes(const struct pair *pair, const struct twin *twin)
 {
     for (int32_t n = 0; n < ALL; n++) {
@@ -148,6 +219,7 @@ static void check_lanes(const struct pair *pair, const struct twin *twin)
         SF_CHECK_OK(sf_seq_lane_read(pair->without.store, twin->without, layer, l, alone.k,
                                      alone.v, alone.pos, alone.bias));
         check_lane(&pair->with, twin->with, layer, l, &alone);
+        check_masses(pair, twin, layer, l);
         ref_close(&alone);
     }
 }
@@ -268,7 +340,7 @@ static void use_again(struct pair *pair)
     struct twin twin[2] = { { .with = NULL } };
     twin_open(pair, &twin[0], 5 * FAMILY, 2 * page_slots, block, 2, 0);
     while (twin[0].at < twin[0].prompt) step(pair, twin, 2);
-    twin_open(pair, &twin[1], 5 * FAMILY + 1, 2 * page_slots + 1, block, 2, 2);
+    twin_open(pair, &twin[1], 5 * FAMILY + 1, 2 * page_slots + 3, block, 2, 2);
     for (int i = 0; i < 4; i++) step(pair, twin, 2);
     for (int i = 0; i < 2; i++) twin_close(pair, &twin[i]);
     drop(pair, 0, 1);
@@ -344,6 +416,88 @@ static void test_methods(void)
     }
 }
 
+static const struct sf_watch watches[][2] = {
+    { { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_MEAN },
+      { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_MAX, .flags = SF_WATCH_RESET, .prompt_rows = 3 } },
+    { { .fold = SF_FOLD_MEAN, .head_fold = SF_FOLD_SUM },
+      { .fold = SF_FOLD_MEAN, .head_fold = SF_FOLD_SUM, .prompt_rows = 2, .decode_rows = 1 } },
+    { { .fold = SF_FOLD_DECAY, .head_fold = SF_FOLD_SUM, .decay = 0.9f },
+      { .fold = SF_FOLD_BELOW_MEAN, .head_fold = SF_FOLD_SUM } },
+    { { .fold = SF_FOLD_MAX, .head_fold = SF_FOLD_SUM, .prompt_rows = 1 },
+      { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_SUM, .prompt_rows = -1 } },
+    { { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_SUM, .flags = SF_WATCH_STORED, .prompt_rows = 3,
+        .decode_rows = 2 },
+      { .fold = SF_FOLD_MAX, .head_fold = SF_FOLD_MEAN } } };
+
+static void test_watching(void)
+{
+    for (int i = 0; i < 10; i++) {
+        struct rig_spec spec = watching(16 << i / 5, watches[i % 5][0], watches[i % 5][1]);
+        spec.device = i % 2 ? "cpu" : "ref";
+        spec.dtype = i % 3 ? SF_F32 : SF_BF16;
+        run(&spec, i % 2 ? "1302" : "0213", i % 5);
+    }
+}
+
+static void test_merging(void)
+{
+    static const char *const combines[] = { "sum", "max", "local" };
+    for (int i = 0; i < 6; i++) {
+        struct rig_spec spec = merging(16 << i / 3, combines[i % 3]);
+        spec.device = i % 2 ? "ref" : "cpu";
+        spec.dtype = i % 3 ? SF_F32 : SF_BF16;
+        run(&spec, i % 2 ? "3210" : "0132", i % 5);
+    }
+}
+
+/* Behind 16 blocks not every border can be attached: of 21 blocks, 20, and of 19 of them, 18; the
+ * one between is computed again, and blocks behind it are new. */
+static void far_borders(const struct rig_spec *spec)
+{
+    enum { P = 16 };
+    int32_t first[21], second[22], third[22];
+    struct pair pair;
+    struct twin twin[3] = { { .with = NULL } };
+    SF_MUST(pair_open(spec, &pair));
+    common = 19 * P + 5;
+    for (int32_t b = 0; b < 22; b++) {
+        if (b < 21) first[b] = b;
+        second[b] = third[b] = b < 19 ? b : 100 + b;
+    }
+    twin_open(&pair, &twin[0], 8, 21 * P + 2, first, 21, 0);
+    twin[0].piece = 40;
+    while (twin[0].at < twin[0].prompt) step(&pair, twin, 3);
+    struct sf_seq_share wrong = { second, 22, 19 };
+    struct sf_seq *seq;
+    SF_MUST(sf_seq_open(pair.with.store, 77, 22 * P + 3, 400, &seq));
+    CHECK_REFUSED(sf_seq_share(pair.with.store, seq, &wrong), SF_INTERNAL, "attaches 19 blocks");
+    wrong.reused = 18;
+    pair.with.store->blocks.block[17].place++;
+    CHECK_REFUSED(sf_seq_share(pair.with.store, seq, &wrong), SF_INTERNAL, "is number 18");
+    pair.with.store->blocks.block[17].place--;
+    sf_seq_close(pair.with.store, seq, NULL);
+    twin_open(&pair, &twin[1], 9, 22 * P + 3, second, 22, 18);
+    while (twin[1].at < twin[1].prompt) step(&pair, twin, 3);
+    twin_open(&pair, &twin[2], 9, 22 * P + 3, third, 22, 22);
+    for (int i = 0; i < 12; i++) step(&pair, twin, 3);
+    for (int i = 0; i < 3; i++) twin_close(&pair, &twin[i]);
+    drop(&pair, 0, 21);
+    drop(&pair, 119, 3);
+    pair_close(&pair);
+}
+
+static void test_far(void)
+{
+    struct rig_spec spec = watching(16, watches[0][0], watches[0][1]);
+    spec.pages = 1200;
+    far_borders(&spec);
+    spec = merging(16, "sum");
+    spec.pages = 1200;
+    spec.device = "cpu";
+    spec.dtype = SF_BF16;
+    far_borders(&spec);
+}
+
 static void test_orders(void)
 {
     for (int n = 0; n < 24; n++) {
@@ -363,6 +517,9 @@ static const struct sf_test tests[] = {
     { "the exact cache", test_exact },
     { "window", test_window },
     { "other methods", test_methods },
+    { "methods that watch", test_watching },
+    { "ems", test_merging },
+    { "many blocks", test_far },
     { "every order of closing", test_orders },
     { NULL, NULL }
 };

@@ -161,6 +161,54 @@ static void test_asks(void)
     CHECK_REFUSED(check_one(&recipe, 1), SF_INVALID, "method recipe converts models");
 }
 
+/* ---- what prompts share --------------------------------------------------------------------- */
+/* Borders by hand, and for any number: it is one, and less than an eighth is lost. */
+static void test_borders(void)
+{
+    static const int32_t cases[][2] = { { 0, 0 }, { 1, 1 }, { 15, 15 }, { 16, 16 }, { 17, 16 },
+                                        { 31, 30 }, { 32, 32 }, { 35, 32 }, { 63, 60 },
+                                        { 1000, 960 }, { 1023, 960 }, { 1024, 1024 } };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        SF_CHECK_INT(sf_share_border(cases[i][0]), cases[i][1]);
+    for (int32_t n = 1; n < 5000; n++) {
+        int32_t border = sf_share_border(n);
+        SF_CHECK(border <= n && (n - border) * 8 < n && sf_share_border(border) == border);
+        SF_CHECK(border >= sf_share_border(n - 1));
+    }
+    struct sf_stack_sharing all = { .own_rows = 1 }, noted = { .own_rows = 32, .noted = { 0, 1 } };
+    SF_CHECK_INT(sf_share_most(&all, 320, 16, 40), 19);
+    SF_CHECK_INT(sf_share_most(&all, 321, 16, 40), 20);
+    SF_CHECK_INT(sf_share_most(&all, 400, 16, 17), 17);
+    SF_CHECK_INT(sf_share_most(&noted, 400, 16, 17), 16);
+    SF_CHECK_INT(sf_share_most(&noted, 320, 16, 40), 18);
+    SF_CHECK_INT(sf_share_most(&noted, 319, 16, 40), 16);
+    SF_CHECK_INT(sf_share_most(&noted, 31, 16, 40), 0);
+}
+
+static void test_sharing(void)
+{
+    struct sf_plan plan = { .prefix = SF_PREFIX_KV_AND_MASS, .aux_bytes = 4,
+                            .whens = 1u << SF_AT_PREFILL_END };
+    struct sf_stack_entry entry[2] = { { .plan = { .prefix = SF_PREFIX_KV }, .method = &plain },
+                                       { .plan = plan, .method = &selects } };
+    struct sf_stack stack = { entry, 1 };
+    SF_CHECK(sf_stack_sharing(&stack).kept && !sf_stack_sharing(&stack).withheld_by);
+    stack.entries = 2;
+    entry[1].plan.watch[1] = (struct sf_watch){ .fold = SF_FOLD_SUM, .prompt_rows = 7 };
+    struct sf_stack_sharing found = sf_stack_sharing(&stack);
+    SF_CHECK(!found.kept && !found.withheld_by && !found.noted[0] && !found.noted[1]);
+    SF_CHECK_INT(found.own_rows, 7);
+    entry[1].plan.watch[0] = summed;
+    SF_CHECK(sf_stack_sharing(&stack).noted[0] && !sf_stack_sharing(&stack).noted[1]);
+    entry[1].plan.whens |= 1u << SF_AT_PREFILL_CHUNK;
+    SF_CHECK(sf_stack_sharing(&stack).withheld_by == &selects);
+    entry[0].plan.aux_bytes = 4;
+    SF_CHECK(sf_stack_sharing(&stack).withheld_by == &plain);
+    entry[0].plan.aux_bytes = 0;
+    entry[0].plan.prefix = SF_PREFIX_NONE;
+    SF_CHECK(sf_stack_sharing(&stack).withheld_by == &plain);
+}
+
 /* ---- plans without sense -------------------------------------------------------------------- */
 #define SENSELESS(method, change, words)                                                           \
     do {                                                                                           \
@@ -395,6 +443,8 @@ static const struct sf_test tests[] = {
     { "layers and heads", test_layers },
     { "classes of heads", test_on },
     { "the model as methods see it", test_setup },
+    { "borders of shared prompts", test_borders },
+    { "what prompts share", test_sharing },
     { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_stack", tests)
