@@ -66,7 +66,7 @@ struct sf_sched_limits {
     enum sf_sharing sharing;
     int32_t block_tokens, blocks_max;   /* blocks_max: of one group; both only where shared */
     /* How many of `blocks` blocks that are there a prompt attaches; the others it computes itself
-     * and only holds.  Pure, never falls as they rise.  NULL: all of them. */
+     * and only holds.  Pure, never falls as they rise.  NULL, and where pages are kept: all. */
     int32_t (*attach)(void *arg, int32_t prompt, int32_t blocks);
     void *attach_arg;
     const int64_t *block_pages;         /* [ranks] pages of one block; copied */

@@ -121,7 +121,7 @@ run: {{deterministic: {"true" if deterministic else "false"}}}
 
 def stack(recent, merging=True):
     """Methods that edit in prompt and answer, each on its layers: one drops, one folds and, unless
-    it is left out, one merges.  With it no prompts are shared: it needs all of their attention."""
+    it is left out, one merges by what it has watched of attention, so that it shares masses too."""
     merger = ("{name: ems, budget_tokens: %d, recent_tokens: 10, num_sink_tokens: 2, "
               "recompress_interval: 5, similarity_threshold: 0.3, layers: 0-9}, " % (recent - 4))
     return ("methods: [%s{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], "

@@ -45,8 +45,14 @@ struct job {
     int32_t stages;                     /* 0: as many as batches */
     int64_t pages;
     enum sf_sharing sharing;
-    uint8_t cut;
+    uint8_t cut, pairs;                 /* pairs: blocks are attached two at a time */
 };
+
+static int32_t in_pairs(void *arg, int32_t prompt, int32_t blocks)
+{
+    (void)arg, (void)prompt;
+    return blocks / 2 * 2;
+}
 
 static void begin(struct job job)
 {
@@ -56,7 +62,8 @@ static void begin(struct job job)
         .micro_batches = job.batches, .ranks = 1, .seqs_max = job.seqs, .rows_max = job.rows,
         .chunk_rows = job.chunk, .slots_max = SEQS, .pages = &job.pages, .need = need,
         .sharing = job.sharing, .block_tokens = job.page_tokens,
-        .blocks_max = (int32_t)job.pages, .block_pages = &block_pages};
+        .blocks_max = (int32_t)job.pages, .block_pages = &block_pages,
+        .attach = job.pairs ? in_pairs : NULL};
     memset(&rig, 0, sizeof rig);
     rig.page_tokens = job.page_tokens;
     rig.cut = job.cut;
@@ -488,6 +495,27 @@ static void waits_for_blocks(void)
     finish();
 }
 
+/* Prompts of 14 tokens with 12 in common, 3 blocks, of which only 2 can be attached: the third one
+ * is held and computed once more.  Sequence 2 is longer and has its fourth block behind those.  Of
+ * that sequence 3 attaches all, and 1 does not wait for the third, which it could not attach. */
+static void holds_what_it_computes(void)
+{
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 100, .chunk = 8, .page_tokens = 4,
+                       .pages = 100, .sharing = SF_SHARE_COPIED, .pairs = 1});
+    SF_MUST(add(0, 14, 12, 4));
+    SF_CHECK_STR(next(), "0: open 0[0/3] rows 0:0+8");
+    SF_MUST(add(1, 14, 12, 4));
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 1[2/2] rows 0:8+6* 1:8+6*");
+    SF_MUST(add(2, 17, 17, 4));
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 2[2/4] rows 0:14++1* 1:14++1* 2:8+8");
+    SF_MUST(add(3, 18, 17, 4));
+    answer(0);
+    SF_CHECK_STR(next(), "0: open 3[4/4] rows 0:15++1* 1:15++1* 2:16+1* 3:16+2*");
+    finish();
+}
+
 /* The whole prompt is in blocks, and its last row is computed all the same. */
 static void computes_one_row(void)
 {
@@ -647,6 +675,7 @@ static const struct sf_test tests[] = {
     {"grows", grows},
     {"gives way itself", gives_way_itself},
     {"waits for blocks", waits_for_blocks},
+    {"holds what it computes", holds_what_it_computes},
     {"one row is computed", computes_one_row},
     {"the first gives way", first_gives_way},
     {"shared pages count once", shared_pages_count_once},

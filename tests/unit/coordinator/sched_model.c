@@ -146,15 +146,23 @@ static int32_t find_block(const struct model *m, int32_t g, int32_t parent, cons
     return -1;
 }
 
+static int32_t attach(void *model, int32_t prompt, int32_t blocks)
+{
+    const struct model *m = model;
+    if (m->shape.own == 0) return blocks;
+    int32_t most = prompt > m->shape.own ? (prompt - m->shape.own) / m->shape.page_tokens : 0;
+    return (blocks < most ? blocks : most) / 2 * 2;
+}
+
 static void open_block(struct model *m, int32_t g, const struct sf_wire_step *step,
-                       struct known *known, int attach, int32_t b)
+                       struct known *known, int there, int32_t b)
 {
     int32_t size = m->shape.page_tokens, at = known->blocks++;
     int32_t parent = at > 0 ? known->block[at - 1] : -1;
     const int32_t *token = known->token + at * size;
     known->block[at] = b;
     struct known_block *block = &m->block[g][b];
-    if (attach) {
+    if (there) {
         PROMISE(m, block->state == BLOCK_FILLED && block->filled_by < step->id);
         PROMISE(m, block->parent == parent);
         PROMISE(m, memcmp(block->token, token, (size_t)size * sizeof *token) == 0);
@@ -169,8 +177,9 @@ static void open_block(struct model *m, int32_t g, const struct sf_wire_step *st
     m->blocks[g]++;
 }
 
-/* All blocks that are there are attached, and none that somebody else is filling is computed beside
- * it; all the others of the prompt are filled, as far as there are pages and numbers. */
+/* All blocks that are there are attached, as far as the rule allows, or else held, and none that
+ * somebody else is filling is computed beside it, if it could be attached; all the others of the
+ * prompt are filled, as far as there are pages and numbers. */
 static void open_blocks(struct model *m, int32_t g, const struct sf_wire_step *step,
                         const struct sf_wire_open *open, struct known *known)
 {
@@ -179,14 +188,19 @@ static void open_blocks(struct model *m, int32_t g, const struct sf_wire_step *s
     PROMISE(m, reused * size < known->prompt && (!known->scored || reused == 0));
     PROMISE(m, m->shape.sharing != SF_SHARE_NOTHING || blocks == 0);
     known->blocks = known->filled = 0;
+    int32_t there = 0, whole = (known->prompt - 1) / size;
     for (int32_t i = 0; i < blocks; i++) {
         PROMISE(m, open->block[i] >= 0 && open->block[i] < m->blocks_max);
         if (m->bad) return;
-        if (i == reused && !known->scored && (reused + 1) * size < known->prompt)
-            PROMISE(m, find_block(m, g, i > 0 ? known->block[i - 1] : -1,
-                                  known->token + i * size) < 0);
-        open_block(m, g, step, known, i < reused, open->block[i]);
+        there += there == i && m->block[g][open->block[i]].state == BLOCK_FILLED;
+        open_block(m, g, step, known, i < there, open->block[i]);
     }
+    if (known->scored) PROMISE(m, there == 0);
+    else PROMISE(m, reused == attach(m, known->prompt, there));
+    if (there < whole && there == blocks && !known->scored &&
+        attach(m, known->prompt, whole) > reused)
+        PROMISE(m, find_block(m, g, there > 0 ? known->block[there - 1] : -1,
+                              known->token + there * size) < 0);
     if (m->shape.sharing == SF_SHARE_KEPT && blocks < known->prompt / size)
         PROMISE(m, m->blocks[g] == m->blocks_max ||
                        find_block(m, g, blocks > 0 ? known->block[blocks - 1] : -1,
@@ -378,6 +392,7 @@ int model_make(struct model *m, const struct shape *shape)
         .seqs_max = shape->seqs, .rows_max = shape->rows, .chunk_rows = shape->chunk,
         .slots_max = SLOTS, .pages = m->pages, .need = model_need, .need_arg = m,
         .sharing = shape->sharing, .block_tokens = shape->page_tokens,
-        .blocks_max = m->blocks_max, .block_pages = block_pages};
+        .blocks_max = m->blocks_max, .block_pages = block_pages,
+        .attach = shape->own > 0 ? attach : NULL, .attach_arg = m};
     return sf_sched_create(&limits, &m->sched) == SF_OK;
 }

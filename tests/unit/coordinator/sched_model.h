@@ -24,6 +24,8 @@ struct shape {
     int32_t window;                     /* pages that a lane may have, with a peak at the prompt's
                                            end; 0: as many as there are tokens */
     enum { POOL_ANY, POOL_TIGHT, POOL_GENEROUS } pool;  /* many lose their place; nobody may */
+    int32_t own;                        /* last rows of a prompt that each computes itself, and
+                                           blocks are attached in pairs; 0: no such rule */
 };
 
 struct known {

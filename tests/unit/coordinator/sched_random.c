@@ -252,20 +252,22 @@ void random_steps(void)
 {
     static const struct shape shapes[] = {
         /* groups, batches, ranks, seqs, rows, chunk, pages, longest prompt, longest answer,
-         * sharing, tokens of a page, window, pool */
-        {1, 1, 1, 1, 1, 0, 12, 20, 10, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS},
-        {1, 1, 2, 8, 64, 0, 24, 100, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT},
-        {2, 2, 3, 9, 32, 0, 40, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT},
-        {1, 3, 1, 12, 40, 16, 60, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT},
-        {3, 4, 2, 16, 48, 16, 30, 150, 60, SF_SHARE_COPIED, 16, 0, POOL_TIGHT},
-        {2, 3, 1, 6, 40, 0, 15, 120, 60, SF_SHARE_COPIED, 8, 9, POOL_TIGHT},
-        {1, 2, 3, 10, 24, 8, 17, 120, 64, SF_SHARE_COPIED, 8, 12, POOL_TIGHT},
-        {1, 4, 3, 64, 8, 8, 40, 60, 40, SF_SHARE_NOTHING, 4, 0, POOL_TIGHT},
-        {3, 2, 3, 20, 100, 32, 24, 199, 60, SF_SHARE_NOTHING, 16, 8, POOL_ANY},
-        {2, 1, 2, 5, 33, 0, 15, 100, 60, SF_SHARE_NOTHING, 16, 0, POOL_TIGHT},
-        {1, 2, 1, 7, 7, 4, 2000, 199, 60, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS},
-        {2, 2, 2, 16, 50, 0, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS},
-        {1, 4, 2, 40, 60, 16, 4000, 150, 30, SF_SHARE_NOTHING, 4, 20, POOL_GENEROUS}};
+         * sharing, tokens of a page, window, pool, own rows */
+        {1, 1, 1, 1, 1, 0, 12, 20, 10, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0},
+        {1, 1, 2, 8, 64, 0, 24, 100, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0},
+        {2, 2, 3, 9, 32, 0, 40, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0},
+        {1, 3, 1, 12, 40, 16, 60, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0},
+        {3, 4, 2, 16, 48, 16, 30, 150, 60, SF_SHARE_COPIED, 16, 0, POOL_TIGHT, 0},
+        {2, 3, 1, 6, 40, 0, 15, 120, 60, SF_SHARE_COPIED, 8, 9, POOL_TIGHT, 0},
+        {1, 2, 3, 10, 24, 8, 17, 120, 64, SF_SHARE_COPIED, 8, 12, POOL_TIGHT, 0},
+        {1, 4, 3, 64, 8, 8, 40, 60, 40, SF_SHARE_NOTHING, 4, 0, POOL_TIGHT, 0},
+        {3, 2, 3, 20, 100, 32, 24, 199, 60, SF_SHARE_NOTHING, 16, 8, POOL_ANY, 0},
+        {2, 1, 2, 5, 33, 0, 15, 100, 60, SF_SHARE_NOTHING, 16, 0, POOL_TIGHT, 0},
+        {1, 2, 1, 7, 7, 4, 2000, 199, 60, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0},
+        {2, 2, 2, 16, 50, 0, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS, 0},
+        {1, 4, 2, 40, 60, 16, 4000, 150, 30, SF_SHARE_NOTHING, 4, 20, POOL_GENEROUS, 0},
+        {2, 3, 1, 6, 40, 0, 15, 120, 60, SF_SHARE_COPIED, 8, 9, POOL_TIGHT, 20},
+        {1, 2, 2, 16, 50, 16, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS, 7}};
     enum { STEPS = 50000, SHAPES = sizeof shapes / sizeof shapes[0] };
     for (int32_t i = 0; i < SHAPES; i++) run_shape(&shapes[i], STEPS);
 }
@@ -285,6 +287,7 @@ void random_shapes(void)
         if (random_below(2) && chunk <= shape.rows) shape.chunk = chunk;
         if (random_below(2) && shape.sharing != SF_SHARE_KEPT)
             shape.window = 1 + random_below(most);
+        if (random_below(2) && shape.sharing == SF_SHARE_COPIED) shape.own = 1 + random_below(40);
         shape.pages = most + random_below(3 * most);
         run_shape(&shape, 5000);
     }
