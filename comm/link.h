@@ -2,9 +2,9 @@
  * work is queued in the order of the device's one stream, and no call waits for the device unless
  * it says so.
  *
- * Two kinds: `nccl` (comm/link_nccl.c, and comm/nccl.c in the plugin of the CUDA backend; every rank
- * needs a GPU of its own) and `staged` (comm/link.c: through host memory and comm's messages; waits for the device in
- * every call; also the reference that nccl is tested against). */
+ * Two kinds: `nccl` (comm/link_nccl.c, and comm/nccl.c in the plugin of the CUDA backend; every
+ * rank needs a GPU of its own) and `staged` (comm/link.c: through host memory and comm's messages;
+ * waits for the device in every call; also the reference that nccl is tested against). */
 #ifndef SHEAF_COMM_LINK_H
 #define SHEAF_COMM_LINK_H
 #include <stddef.h>

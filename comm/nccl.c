@@ -158,6 +158,7 @@ static sf_status nccl_settle(void *at)
         error = cudaEventQuery(link->event);
         if (error == cudaSuccess) return SF_OK;
         if (error != cudaErrorNotReady) break;
+        (void)cudaGetLastError();       /* else the next launch finds it */
         ncclResult_t asked = nccl.ncclCommGetAsyncError(link->comm, &state);
         if (asked != ncclSuccess) state = asked;
         if (state != ncclSuccess && state != ncclInProgress) return fail(link, "settle", state);

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cuda_runtime.h>
+#include <nccl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -266,6 +267,60 @@ static void plant_pinned_leak(void)
     void *block;
     cudaHostAlloc(&block, 64, cudaHostAllocDefault);
 }
+
+/* ---- planted defects in the use of NCCL, by one rank ----------------------------------------- */
+
+static ncclComm_t comm_make(bool ready)
+{
+    ncclUniqueId id;
+    ncclComm_t comm = nullptr;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    ncclResult_t state;
+    config.blocking = 0;
+    ncclGetUniqueId(&id);
+    ncclCommInitRankConfig(&comm, 1, id, 0, &config);
+    if (ready) ncclCommGetAsyncError(comm, &state);
+    return comm;
+}
+static void wait_for(ncclComm_t comm)
+{
+    ncclResult_t state = ncclInProgress;
+    for (int i = 0; state == ncclInProgress && i < 10; i++) ncclCommGetAsyncError(comm, &state);
+}
+static void plant_not_ready(void)
+{
+    ncclComm_t comm = comm_make(false);
+    ncclAllReduce(x, x, 4, ncclFloat32, ncclSum, comm, stream);
+}
+static void plant_not_queued(void)
+{
+    ncclComm_t comm = comm_make(true);
+    ncclAllReduce(x, x, 4, ncclFloat32, ncclSum, comm, stream);
+    ncclAllReduce(x, x, 4, ncclFloat32, ncclSum, comm, stream);
+}
+static void plant_no_end(void) { ncclCommDestroy(comm_make(true)); }
+static void plant_comm_leak(void) { ncclCommFinalize(comm_make(true)); }
+static void plant_gone(void)
+{
+    ncclComm_t comm = comm_make(true);
+    ncclCommAbort(comm);
+    ncclAllReduce(x, x, 4, ncclFloat32, ncclSum, comm, stream);
+}
+static void plant_self_send(void)
+{
+    ncclComm_t comm = comm_make(true);
+    ncclSend(x, 4, ncclFloat32, 0, comm, stream);
+    wait_for(comm);
+}
+static void plant_self_lengths(void)
+{
+    ncclComm_t comm = comm_make(true);
+    ncclGroupStart();
+    ncclSend(x, 4, ncclFloat32, 0, comm, stream);
+    ncclRecv(x + 8, 5, ncclFloat32, 0, comm, stream);
+    ncclGroupEnd();
+    wait_for(comm);
+}
 static void plant_nothing(void) { SF_LAUNCH(quiet, 1, THREADS, 0, stream, x); }
 
 static const struct { const char *kind; void (*plant)(void); const char *text; } plants[] = {
@@ -293,6 +348,13 @@ static const struct { const char *kind; void (*plant)(void); const char *text; }
     { "bad launch", plant_no_blocks, "no blocks" },
     { "bad launch", plant_big_shared, "64 KiB of shared memory" },
     { "bad call", plant_free_twice, "a block freed twice" },
+    { "bad call", plant_not_ready, "a sum on a communicator that is not ready" },
+    { "bad call", plant_not_queued, "a sum while the last one is not queued" },
+    { "bad call", plant_no_end, "a communicator destroyed before its end" },
+    { "bad call", plant_gone, "a sum on an aborted communicator" },
+    { "mismatch", plant_self_send, "a send to itself without a receive" },
+    { "mismatch", plant_self_lengths, "a send to itself of another length" },
+    { "leak", plant_comm_leak, "a communicator that stays" },
     { "leak", plant_leak, "a block that stays" },
     { "leak", plant_pinned_leak, "a pinned block that stays" },
     { "", plant_nothing, "nothing planted" }

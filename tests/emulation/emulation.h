@@ -41,8 +41,8 @@ EMU_PUBLIC void emu_set_reversed(int on);
 /* Kernels that have run since the start. */
 EMU_PUBLIC int64_t emu_launches(void);
 
-/* The number of the GPU of the calling thread on this machine; -1 (as at the start): one that no
- * other thread or process has. */
+/* The number of the GPU that the calling thread has on this machine; -1 (as at the start): the one
+ * of cudaSetDevice among those of CUDA_VISIBLE_DEVICES. */
 EMU_PUBLIC void emu_set_gpu(int number);
 /* A stream with work for several ranks runs by itself once that work has been queued for so long,
  * as a GPU does; -1: only when it must.  20 at the start. */

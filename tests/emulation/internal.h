@@ -46,8 +46,6 @@ void device_free(void *block);
 void stream_push_waiting(emu_stream *stream, std::function<bool()> attempt);
 extern char whom[128];
 bool stream_exists(emu_stream *stream);
-/* The bus id of this thread's GPU. */
-void gpu_name(char *id, size_t bytes);
 /* Communicators that have not been destroyed or aborted. */
 extern int communicators;
 

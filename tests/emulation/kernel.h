@@ -131,6 +131,7 @@ template <class T, class Space, class F> T atomic(pointer<T, Space> p, F change)
 void grid_run(const char *kernel, index3 blocks, index3 threads, size_t shared_bytes,
               const std::function<void()> &body);
 void stream_push(emu_stream *stream, std::function<void()> work);
+void launch_check(const char *kernel);
 
 /* The arguments are taken by value now; the kernel runs when the stream comes to it. */
 template <class D, class... P, class... A>
@@ -138,6 +139,7 @@ void launch(const char *name, D blocks, D threads, size_t shared_bytes, emu_stre
             void (*kernel)(P...), A... arguments)
 {
     index3 b = { blocks.x, blocks.y, blocks.z }, t = { threads.x, threads.y, threads.z };
+    launch_check(name);
     stream_push(stream, [=] {
         grid_run(name, b, t, shared_bytes, [&] { kernel(P(arguments)...); });
     });

@@ -78,8 +78,8 @@ void leaks_report()
     }
     if (count == 0 && communicators == 0) return;
     if (count > 0)
-        fprintf(stderr, "cuda-emulated: leak: %zu blocks of %zu bytes of device and pinned memory\n",
-                count, bytes);
+        fprintf(stderr, "cuda-emulated: leak: %zu blocks of %zu bytes of device and pinned "
+                "memory\n", count, bytes);
     if (communicators > 0)
         fprintf(stderr, "cuda-emulated: leak: %d communicators\n", communicators);
     fflush(nullptr);

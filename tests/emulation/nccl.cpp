@@ -290,7 +290,8 @@ bool batch_attempt(batch *b)
 
 void comm_check(ncclComm_t comm, const char *what)
 {
-    if (!comms.count(comm)) emu::defect("bad call", "%s of %p, no communicator", what, (void *)comm);
+    if (!comms.count(comm)) emu::defect("bad call", "%s of %p, no communicator", what,
+                                         (void *)comm);
 }
 
 void push(const batch_of_stream &one)
@@ -439,7 +440,9 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id
     snprintf(b->name, sizeof b->name, "/sheaf-nccl-%.40s", id.internal);
     if (!shared_open(b.get())) return ncclSystemError;
     if (b->shared->present[rank].exchange(1) != 0) return ncclInvalidUsage;
-    emu::gpu_name(b->shared->gpu[rank], sizeof b->shared->gpu[rank]);
+    int gpu;
+    cudaGetDevice(&gpu);
+    cudaDeviceGetPCIBusId(b->shared->gpu[rank], sizeof b->shared->gpu[rank], gpu);
     if (b->shared->joined.fetch_add(1) + 1 == ranks) shm_unlink(b->name);
     *comm = new emu_nccl;
     (*comm)->b = b;

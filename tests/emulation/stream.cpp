@@ -3,13 +3,14 @@
  * frees the source too early sees it.
  *
  * Work for several ranks (nccl.cpp) may find that another rank has not come yet.  Whoever runs the
- * stream then lets go of the lock, so that the other rank, if it is a thread, can come.  A GPU would
- * go on with such work while its host does something else, and hosts rely on it: a stage sends and
- * then waits for its next step.  So a thread of the emulation runs streams whose work for several
+ * stream then lets go of the lock, so that the other rank, if it is a thread, can come.  A GPU
+ * would go on with such work while its host does something else, and hosts rely on it: a stage
+ * sends and then waits for its next step.  So a thread of the emulation runs streams whose work for several
  * ranks has been queued for a while. */
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <set>
 #include <thread>
@@ -37,7 +38,8 @@ namespace emu {
 
 static std::set<emu_stream *> &streams = *new std::set<emu_stream *>;   /* outlives the exit */
 static int idle_ms = 20, patience_ms = 60000;
-static thread_local int gpu = -1;
+static thread_local int gpu = -1, device_now;
+static thread_local cudaError_t last_error = cudaSuccess;
 static bool ending;
 char whom[128];
 int communicators;
@@ -114,6 +116,14 @@ static void stream_check(emu_stream *stream)
     if (!streams.count(stream)) defect("bad call", "%p is no stream", (void *)stream);
 }
 
+/* sheaf's launches look at the last error, which a query leaves behind. */
+void launch_check(const char *kernel)
+{
+    if (last_error != cudaSuccess)
+        defect("bad call", "an error from before, %s, was not taken when %s is launched",
+               cudaGetErrorName(last_error), kernel);
+}
+
 bool stream_exists(emu_stream *stream) { return streams.count(stream) > 0; }
 
 void stream_push(emu_stream *stream, std::function<void()> work)
@@ -145,14 +155,6 @@ void stream_push_waiting(emu_stream *stream, std::function<bool()> attempt)
     std::thread(run_idle).detach();
 }
 
-void gpu_name(char *id, size_t bytes)
-{
-    static int threads;
-    static thread_local int mine = ++threads;
-    int number = gpu >= 0 ? gpu : 0x10000 + mine;
-    snprintf(id, bytes, "%08X:%02X:00.0", gpu >= 0 ? 0 : (unsigned)getpid(), (unsigned)number);
-}
-
 /* Where one side of a copy lies, after a look at what the call says of it. */
 static unsigned char *side(const void *address, size_t bytes, bool device, const char *what)
 {
@@ -166,32 +168,76 @@ static unsigned char *side(const void *address, size_t bytes, bool device, const
 using emu::lock;
 using hold_lock = std::lock_guard<std::recursive_mutex>;
 
+/* As many GPUs as CUDA_VISIBLE_DEVICES names, by commas; one without it. */
+static int gpus_visible()
+{
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    int count = 1;
+    for (const char *c = visible; c && *c; c++) count += *c == ',';
+    return visible && !*visible ? 0 : count;
+}
+
+/* The one that a test has given to this thread need not be among them. */
+static bool gpu_exists(int device)
+{
+    return device >= 0 && (device < gpus_visible() || device == emu::gpu);
+}
+
 cudaError_t cudaGetDeviceCount(int *count)
 {
-    *count = 1;
+    *count = gpus_visible();
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device)
 {
-    return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
+    if (!gpu_exists(device)) return cudaErrorInvalidValue;
+    emu::device_now = device;
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int *device)
 {
-    *device = 0;
+    *device = emu::gpu >= 0 ? emu::gpu : emu::device_now;
     return cudaSuccess;
 }
 
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *facts, int device)
+{
+    if (!gpu_exists(device)) return cudaErrorInvalidValue;
+    snprintf(facts->name, sizeof facts->name, "emulation of a GPU");
+    facts->totalGlobalMem = (size_t)4 << 30;
+    facts->major = facts->minor = 0;
+    return cudaSuccess;
+}
+
+/* Its name in CUDA_VISIBLE_DEVICES, so that processes that see one each have different ones. */
 cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int device)
 {
-    hold_lock hold(lock);
-    if (device != 0 || bytes < 13) return cudaErrorInvalidValue;
-    emu::gpu_name(id, (size_t)bytes);
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (!gpu_exists(device)) return cudaErrorInvalidValue;
+    if (visible && device != emu::gpu) {
+        for (int i = 0; i < device; i++) visible = strchr(visible, ',') + 1;
+        snprintf(id, (size_t)bytes, "emulated:%.*s", (int)strcspn(visible, ","), visible);
+    } else {
+        snprintf(id, (size_t)bytes, "emulated:%d", device);
+    }
     return cudaSuccess;
 }
 
-cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+/* Address space is what the emulation has; real memory is the caller's concern. */
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
+{
+    *available = *total = (size_t)4 << 30;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    cudaError_t error = emu::last_error;
+    emu::last_error = cudaSuccess;
+    return error;
+}
 
 const char *cudaGetErrorName(cudaError_t error)
 {
@@ -327,7 +373,8 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     hold_lock hold(lock);
     if (!event->stream || !emu::streams.count(event->stream)) return cudaSuccess;
-    return emu::run_some(event->stream, event->place) ? cudaSuccess : cudaErrorNotReady;
+    if (emu::run_some(event->stream, event->place)) return cudaSuccess;
+    return emu::last_error = cudaErrorNotReady;
 }
 
 extern "C" void emu_set_gpu(int number) { emu::gpu = number; }

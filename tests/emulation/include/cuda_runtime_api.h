@@ -9,17 +9,12 @@
 #define SHEAF_TESTS_EMULATION_CUDA_RUNTIME_API_H
 #include <stddef.h>
 #include <stdint.h>
+#include "cuda_devices.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-typedef enum cudaError {
-    cudaSuccess = 0,
-    cudaErrorInvalidValue = 1,
-    cudaErrorMemoryAllocation = 2,
-    cudaErrorNotReady = 600
-} cudaError_t;
 typedef struct emu_stream *cudaStream_t;
 typedef struct emu_event *cudaEvent_t;
 enum cudaMemcpyKind {
@@ -27,12 +22,6 @@ enum cudaMemcpyKind {
 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
 
-cudaError_t cudaGetDeviceCount(int *count);
-cudaError_t cudaSetDevice(int device);
-cudaError_t cudaGetDevice(int *device);
-cudaError_t cudaDeviceGetPCIBusId(char *id, int bytes, int device);
-cudaError_t cudaGetLastError(void);
-const char *cudaGetErrorName(cudaError_t error);
 cudaError_t cudaMalloc(void **block, size_t bytes);
 cudaError_t cudaFree(void *block);
 cudaError_t cudaHostAlloc(void **block, size_t bytes, unsigned flags);

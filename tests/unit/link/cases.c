@@ -15,8 +15,9 @@ sf_status sf_linked_open(struct sf_ranked *t, size_t count, struct linked *out)
     struct sf_device_spec spec = { .name = "cuda-emulated", .threads = 1, .rows_max = 1 };
     void *block = NULL;
     *out = (struct linked){ .t = t, .count = count };
+    emu_set_gpu(t->rank);
     SF_TRY(sf_device_open(&spec, &out->device));
-    sf_status status = out->device->k->alloc(out->device, count * sizeof *out->x, "numbers", &block);
+    sf_status status = out->device->k->alloc(out->device, count * sizeof(float), "numbers", &block);
     out->x = block;
     if (status != SF_OK) sf_device_close(out->device);
     return status;
@@ -63,7 +64,8 @@ static void get(struct linked *l, float *to, const float *at, size_t count)
 static void sum_once(struct linked *l, struct sf_link *link, size_t count, uint32_t seed)
 {
     struct sf_ranked *t = l->t;
-    float *mine = malloc((count + 1) * 4), *sum = calloc(count + 1, 4), *found = malloc(count * 4 + 4);
+    float *mine = malloc((count + 1) * 4), *found = malloc((count + 1) * 4);
+    float *sum = calloc(count + 1, 4);
     for (int32_t r = 0; r < t->size; r++) {
         sf_linked_numbers(mine, count, seed, r);
         for (size_t i = 0; i < count; i++) sum[i] = r == 0 ? mine[i] : sum[i] + mine[i];
@@ -265,7 +267,7 @@ static void case_shared_gpu(struct sf_ranked *t)
     struct sf_link_spec spec = spec_of(&l);
     emu_set_gpu(t->rank == 0 ? 1 : t->rank);
     R_MUST(t, sf_link_open(t->world, &spec, &link));
-    emu_set_gpu(-1);
+    emu_set_gpu(t->rank);
     R_CHECK(t, strcmp(sf_link_kind(link), "staged") == 0);
     sum_once(&l, link, 100, 5);
     sf_link_close(link);

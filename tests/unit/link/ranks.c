@@ -2,8 +2,8 @@
  *
  *   cases            all common cases; rank 0 prints each failure and one last line of counts
  *   count            the ranks sum different counts: the emulation ends the job
- *   stop TIMEOUT_MS  sums without end; each rank first prints "rank R is process P", so that one can
- *                    be stopped; then the words of the failure, and the job is ended with code 3
+ *   stop TIMEOUT_MS  sums without end; each rank first prints "rank R is process P", so that one
+ *                    can be stopped; then the words of the failure, and the job ends with code 3
  *   mute TIMEOUT_MS  the same, but rank 1 lives and sums no more */
 #include <stdio.h>
 #include <stdlib.h>
