@@ -1,7 +1,7 @@
 /* Links of ranks as threads.  The common cases; planted mistakes, each in a process of its own,
  * that the emulation must report by their kind; and what a link does when a rank does not come,
- * falls silent or the library fails: it ends in time with the group, the rank and the host by name, and
- * closes without waiting again. */
+ * falls silent or the library fails: it ends in time with the group, the rank and the host by
+ * name, and closes without waiting again. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
