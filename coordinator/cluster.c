@@ -124,6 +124,14 @@ sf_status sf_cluster_make(int32_t nodes, int32_t ranks_per_node, int32_t cores_p
     return SF_OK;
 }
 
+int32_t sf_cluster_local_rank(const struct sf_cluster *cluster, int32_t rank)
+{
+    int32_t before = 0;
+    for (int32_t r = 0; r < rank; r++)
+        before += cluster->place[r].node == cluster->place[rank].node;
+    return before;
+}
+
 void sf_cluster_free(struct sf_cluster *cluster)
 {
     free(cluster->place);

@@ -7,7 +7,7 @@
 #include "base/status.h"
 SF_C_BEGIN
 
-enum { SF_HOST_MAX = 64, SF_CORE_WORDS = 16 };
+enum { SF_HOST_MAX = 64, SF_CORE_WORDS = 16, SF_WHY_MAX = 160 };
 struct sf_rank_place { int32_t node; char host[SF_HOST_MAX]; };
 struct sf_cluster {
     int32_t ranks, nodes;
@@ -15,7 +15,12 @@ struct sf_cluster {
     int32_t cores_per_node;             /* least of all nodes; usable by us (affinity, cgroup) */
     int64_t memory_per_rank;            /* bytes that a rank may take, least of all; 0 = unknown */
     int32_t threads_max;                /* OMP_NUM_THREADS, least of all ranks; 0 = not set */
+    int32_t gpus;                       /* that each rank sees, least of all; 0 = none or not asked
+                                           for (devices.h): then why */
+    char gpus_why[SF_WHY_MAX];
 };
+/* How many ranks before this one are on its node. */
+int32_t sf_cluster_local_rank(const struct sf_cluster *, int32_t rank);
 
 /* This machine: usable cores and free memory (MemAvailable and cgroup limit, the lesser). */
 sf_status sf_machine_cores(int32_t *cores_out);

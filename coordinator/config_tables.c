@@ -18,7 +18,8 @@ enum { BUILT = 1, TO_COME = 0, AUTO = 1, NO_AUTO = 0 };
 
 const struct sf_opt sf_config_top[] = {
     { "device", SF_OPT_ENUM, AT(device), "auto", 0, 0, NO_AUTO, BUILT, devices, NULL, "",
-      "where ranks compute; auto takes the best that is there" },
+      "where ranks compute: a GPU each (or shared, by their numbers on the node), the CPU, or the"
+      " slow emulation of a GPU that the tests use; auto takes GPUs where all ranks have one" },
     { 0 }
 };
 
@@ -101,7 +102,8 @@ static const struct sf_opt sampling[] = {
 
 static const struct sf_opt run[] = {
     { "deterministic", SF_OPT_BOOL, AT(run.deterministic), "false", 0, 0, NO_AUTO, BUILT, NULL,
-      NULL, "", "the same tokens for every layout, batch and resume on one instruction set" },
+      NULL, "", "the same tokens for every layout, batch and resume on one instruction set; on GPUs for"
+      " reruns, batch and resume of one layout" },
     { "checkpoint_interval_s", SF_OPT_FLOAT, AT(run.checkpoint_interval_s), "5", 0.1, 86400,
       NO_AUTO, BUILT, NULL, NULL, "s", "at most so much sampling is done again after a crash" },
     { "rank_timeout_s", SF_OPT_FLOAT, AT(run.rank_timeout_s), "30", 1, 86400, NO_AUTO, BUILT, NULL,
@@ -148,7 +150,5 @@ int sf_config_choice_built(const struct sf_opt *row, int32_t choice)
 {
     const char *name = row->choices[choice];
     if (row->choices == computes || row->choices == kv_dtypes) return strcmp(name, "int8") != 0;
-    if (row->choices == devices)
-        return choice != SF_DEVICE_CUDA && choice != SF_DEVICE_CUDA_EMULATED;
     return 1;
 }

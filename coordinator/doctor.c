@@ -56,7 +56,8 @@ static void print_build(void)
 #endif
     sf_device_describe(text, sizeof text);
     line("CPU backend", text);
-    line("CUDA", "not built in");
+    sf_device_describe_gpus(text, sizeof text);
+    line("GPUs", text);
 }
 
 static void print_numbers(void)

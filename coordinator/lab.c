@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "coordinator/devices.h"
 #include "coordinator/launch.h"
 #include "kvshard/account.h"
 
@@ -123,7 +124,10 @@ static sf_status open_all(struct sf_comm *world, const struct sf_lab_args *args,
     SF_TRY(read_config(world, args, lab));
     sf_comm_set_timeout(world, SILENT_MS);
     sf_status status = sf_launch_look_around(world, &cluster);
+    if (status == SF_OK) status = sf_devices_look(world, lab->config.device, &cluster);
     if (status == SF_OK) {
+        lab->device = sf_devices_name(lab->config.device, &cluster);
+        lab->local_rank = sf_cluster_local_rank(&cluster, sf_comm_rank(world));
         lab->threads = sf_plan_threads(&lab->config, &cluster);
         status = sf_launch_agree(world, plan(world, args, lab));
     }

@@ -29,6 +29,8 @@ struct sf_lab_launch {                  /* the same on every rank, but for share
     int32_t *heads;                     /* [layers] behind rank.heads */
     enum sf_dtype dtype, kv_dtype;
     int32_t page_slots, threads;
+    const char *device;
+    int32_t local_rank;
     int64_t pool_bytes;
     int64_t predicted_lo, predicted_hi; /* bytes stored at the last row, over all ranks */
 };

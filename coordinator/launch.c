@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/log.h"
+#include "coordinator/devices.h"
 
 enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20,
        DIGEST_MS = 3600 * 1000 };       /* rank 0 reads the whole model, the others wait for it */
@@ -185,6 +186,7 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
     SF_TRY(read_config(launch, spec));
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
     SF_TRY(sf_launch_look_around(world, &launch->cluster));
+    SF_TRY(sf_devices_look(world, launch->config.device, &launch->cluster));
     sf_status status = make_plan(launch, first);
     sf_comm_set_timeout(world, DIGEST_MS);
     if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, spec);
@@ -197,8 +199,11 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
                  launch->plan.rank[r].tp_rank);
         sf_comm_describe(world, r, text);
     }
-    return sf_comm_split(world, me->stage + launch->plan.pipeline * me->dp_rank, me->tp_rank,
-                         "tensor group", &launch->tensor);
+    SF_TRY(sf_comm_split(world, me->stage + launch->plan.pipeline * me->dp_rank, me->tp_rank,
+                         "tensor group", &launch->tensor));
+    if (strcmp(launch->plan.device, "cpu") == 0) return SF_OK;
+    return sf_comm_split(world, me->tp_rank + launch->plan.tensor * me->dp_rank, me->stage,
+                         "stages", &launch->column);
 }
 
 sf_status sf_launch_open_beside(struct sf_comm *world, const struct sf_launch_spec *spec,
@@ -219,6 +224,7 @@ sf_status sf_launch_open(struct sf_comm *world, const struct sf_launch_spec *spe
 
 void sf_launch_close(struct sf_launch *launch)
 {
+    if (launch->column != NULL) sf_comm_destroy(launch->column);
     if (launch->tensor != NULL) sf_comm_destroy(launch->tensor);
     free(launch->heads);
     sf_launch_plan_free(&launch->plan);

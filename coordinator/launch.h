@@ -22,7 +22,8 @@ struct sf_launch_spec {
     uint8_t digest;                     /* model_sha256 is asked for */
 };
 struct sf_launch {
-    struct sf_comm *world, *tensor;     /* world is the caller's */
+    /* world is the caller's; column: the stages of a tensor rank, NULL on the CPU */
+    struct sf_comm *world, *tensor, *column;
     struct sf_config config;
     struct sf_model *model;
     struct sf_cluster cluster;

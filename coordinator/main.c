@@ -74,7 +74,11 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .threads = plan->threads,
                                    .pool_bytes = me->pool_bytes,
                                    .populate = plan->populate,
-                                   .device = "cpu",
+                                   .device = plan->device,
+                                   .local_rank = sf_cluster_local_rank(&launch->cluster, me->rank),
+                                   .column = launch->column,
+                                   .timeout_ms =
+                                       (int64_t)(launch->config.run.rank_timeout_s * 1000.0),
                                    .isa_max = plan->isa_max,
                                    .to_workers = to_workers,
                                    .from_workers = from_workers,
@@ -400,7 +404,8 @@ static sf_status open_trace(struct sf_comm *world, const struct sf_lab_launch *l
                                .page_slots = launch->page_slots,
                                .threads = launch->threads,
                                .pool_bytes = launch->pool_bytes,
-                               .device = "cpu"};
+                               .device = launch->device,
+                               .local_rank = launch->local_rank};
     return sf_launch_agree(world, sf_lab_open(&spec, lab_out));
 }
 

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "coordinator/devices.h"
 #include "coordinator/plan_impl.h"
 #include "kernels/device.h"
 
@@ -15,7 +16,8 @@ static sf_status resolve_ranks(const struct sf_config *, const struct sf_cluster
                                struct sf_launch_plan *);
 static sf_status resolve_model(const struct sf_config *, const struct sf_model_desc *,
                                struct sf_launch_plan *);
-static sf_status resolve_compute(const struct sf_config *, struct sf_launch_plan *);
+static sf_status resolve_compute(const struct sf_config *, const struct sf_cluster *,
+                                 struct sf_launch_plan *);
 static sf_status check_nodes(const struct sf_config *, const struct sf_cluster *,
                              const struct sf_launch_plan *);
 static sf_status cut_layers(const struct sf_config *, const struct sf_model_desc *,
@@ -34,14 +36,14 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
     SF_TRY(resolve_model(cfg, desc, &plan));
     plan.page_slots = sf_plan_page_slots(cfg, desc, plan.tensor, plan.tokens_max);
     plan.threads = sf_plan_threads(cfg, cluster);
-    SF_TRY(resolve_compute(cfg, &plan));
+    SF_TRY(resolve_compute(cfg, cluster, &plan));
     SF_TRY(check_nodes(cfg, cluster, &plan));
 
     struct sf_sizing sizing = {
         .model = model, .cluster = cluster, .dtype = plan.dtype, .kv_dtype = plan.kv_dtype,
         .fixed = plan.fixed, .isa_max = plan.isa_max, .rows_max = plan.rows_max,
         .threads = plan.threads, .tokens_max = plan.tokens_max, .seqs_max = plan.seqs_max,
-        .kv_memory = cfg->kv.memory
+        .kv_memory = cfg->kv.memory, .device = plan.device
     };
     SF_TRY(open_kernels(&sizing));
     int32_t *count = calloc((size_t)plan.pipeline, sizeof *count);
@@ -167,9 +169,23 @@ int32_t sf_plan_threads(const struct sf_config *cfg, const struct sf_cluster *cl
 }
 
 /* Products are in model.dtype where the processor can; f32 is to be had everywhere, bf16 is not. */
-static sf_status resolve_compute(const struct sf_config *cfg, struct sf_launch_plan *plan)
+static sf_status resolve_compute(const struct sf_config *cfg, const struct sf_cluster *cluster,
+                                 struct sf_launch_plan *plan)
 {
     plan->isa_max = SF_ISA_AUTO;
+    plan->device = sf_devices_name(cfg->device, cluster);
+    if (cfg->device == SF_DEVICE_AUTO)
+        snprintf(plan->device_why, sizeof plan->device_why, "%s", cluster->gpus_why);
+    if (strcmp(plan->device, "cpu") != 0) {     /* a GPU multiplies every type as it is stored */
+        static const enum sf_dtype types[] = { [SF_COMPUTE_F32] = SF_F32,
+                                               [SF_COMPUTE_BF16] = SF_BF16 };
+        if (cfg->model.compute == SF_COMPUTE_AUTO || types[cfg->model.compute] == plan->dtype)
+            return SF_OK;
+        return SF_FAIL(SF_UNSUPPORTED, "model.compute is %s, but model.dtype is %s, and on %s"
+                       " products are in model.dtype; model.compute: auto takes that",
+                       sf_dtype_name(types[cfg->model.compute]), sf_dtype_name(plan->dtype),
+                       plan->device);
+    }
     if (cfg->model.compute == SF_COMPUTE_BF16
         && (plan->dtype != SF_BF16 || !sf_isa_multiplies(sf_isa_detect(), SF_BF16)))
         return SF_FAIL(SF_UNSUPPORTED, "model.compute is bf16, but model.dtype is %s and this"
@@ -253,10 +269,5 @@ static sf_status make_ranks(const struct sf_sizing *sizing, const int32_t *count
 /* The table that will pack the weights tells how large they get. */
 static sf_status open_kernels(struct sf_sizing *sizing)
 {
-    struct sf_device_spec spec = { .name = "cpu", .threads = 1, .rows_max = 1 };
-    struct sf_device *device;
-    SF_TRY(sf_device_open(&spec, &device));
-    sizing->mat_bytes = device->k->mat_bytes;
-    sf_device_close(device);
-    return SF_OK;
+    return sf_device_outline(sizing->device, &sizing->mat_bytes, &sizing->host_memory);
 }

@@ -32,6 +32,8 @@ struct sf_launch_plan {
     int32_t rows_max, seqs_max;         /* of one step; of one data-parallel group */
     int32_t micro_batches;              /* of one group: at least the stages */
     int32_t threads;                    /* per rank */
+    const char *device;                 /* "cpu", "cuda", "cuda-emulated" */
+    char device_why[SF_WHY_MAX];        /* why auto took no GPU; else "" */
     enum sf_isa isa_max;                /* for the device: model.compute f32 keeps off bf16 */
     int fixed;                          /* run.deterministic */
     uint8_t populate;                   /* touch the pools at start: kv_cache.memory was given */

@@ -5,6 +5,7 @@
 #include <string.h>
 #include "base/log.h"
 #include "coordinator/commands.h"
+#include "coordinator/devices.h"
 #include "coordinator/plan.h"
 
 enum { SETS_MAX = 256, COUNT_MAX = 1 << 20 };
@@ -116,7 +117,9 @@ static sf_status make_cluster(const struct plan_args *args, const struct sf_conf
         memory /= per_node;
     }
     SF_TRY(sf_machine_cores(&cores));
-    return sf_cluster_make(nodes, per_node, cores, memory, out);
+    SF_TRY(sf_cluster_make(nodes, per_node, cores, memory, out));
+    sf_devices_guess(cfg->device, args->memory > 0, out);
+    return SF_OK;
 }
 
 static sf_status show(const struct plan_args *args, struct sf_config *cfg,

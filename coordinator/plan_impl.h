@@ -44,6 +44,8 @@ sf_status sf_plan_level(const struct sf_launch_plan *, const struct sf_model_des
 struct sf_sizing {                      /* what the bytes of a rank depend on, its share aside */
     const struct sf_model *model;
     const struct sf_cluster *cluster;
+    const char *device;
+    int host_memory;                    /* of the device: sums go through comm/reduce */
     int64_t (*mat_bytes)(const struct sf_mat_shape *);
     enum sf_dtype dtype, kv_dtype;
     int fixed;

@@ -456,10 +456,15 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
     fprintf(out, "layout     tensor %d x pipeline %d x data %d = %d ranks, %d threads a rank;"
                  " micro-batches %d\n", plan->tensor, plan->pipeline, plan->data, plan->ranks,
             plan->threads, plan->micro_batches);
+    int on_cpu = strcmp(plan->device, "cpu") == 0;
+    fprintf(out, "device     %s%s%s%s\n", plan->device, plan->device_why[0] != '\0' ? " (auto: " : "",
+            plan->device_why, plan->device_why[0] != '\0' ? ")" : "");
     fprintf(out, "numbers    %s %s%s%s\n", sf_dtype_name(plan->dtype),
-            sf_isa_multiplies(isa, plan->dtype) ? "multiplied natively on "
+            !on_cpu || sf_isa_multiplies(isa, plan->dtype) ? "multiplied natively on "
                                                 : "stored, multiplied in f32 panels on ",
-            sf_isa_name(isa), plan->fixed ? "; deterministic" : "");
+            on_cpu ? sf_isa_name(isa) : plan->device,
+            !plan->fixed ? "" : on_cpu ? "; deterministic"
+                                       : "; deterministic: reruns of one layout are equal");
     write_ranks(out, plan);
     sf_status status = write_stages(out, plan, cfg, desc);
     write_memory(out, plan);

@@ -42,11 +42,14 @@ static sf_status size_share(const struct sf_sizing *sizing, int one_node,
         .rows_max = ws->tile_rows, .cols = desc->d_model, .leaves_max = ws->leaves_max,
         .threads = sizing->threads
     };
+    /* Elsewhere the device has the leaves and nothing else: those of a rank that is alone. */
     struct sf_device_spec device = {
-        .name = "cpu", .threads = sizing->threads, .isa_max = sizing->isa_max,
+        .name = sizing->device, .threads = sizing->threads, .isa_max = sizing->isa_max,
         .rows_max = ws->tile_rows
     };
-    rank->workspace_bytes = ws->total + sf_reduce_bytes(&reduce, tp_size, one_node)
+    rank->workspace_bytes = ws->total
+                            + (sizing->host_memory ? sf_reduce_bytes(&reduce, tp_size, one_node)
+                                                   : sf_reduce_bytes(&reduce, 1, 1))
                             + sf_device_scratch_bytes(&device);
     rank->weight_bytes = sf_share_weight_bytes(desc, share, sizing->dtype, sizing->fixed,
                                                ws->tile_rows, sizing->mat_bytes);

@@ -12,6 +12,8 @@ struct sf_backend {
     void (*close)(struct sf_device *);
     int64_t (*scratch_bytes)(const struct sf_device_spec *);    /* NULL: none */
     void (*describe)(char *text_out, size_t bytes);             /* NULL: nothing to say */
+    /* Of a plugin, required there: SF_UNSUPPORTED without a GPU. */
+    sf_status (*probe)(int32_t local_rank, struct sf_device_facts *out);
 };
 
 /* The job of attend that looks at what a job of columns looks at; it has no outputs. */

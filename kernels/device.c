@@ -2,8 +2,10 @@
  * The backends themselves are ref/ and cpu/, and plugins for the rest (plugin.c). */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/memory.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/sizes.h"
 
 static const struct sf_backend *const backends[] = { &sf_backend_cpu, &sf_backend_ref };
 
@@ -14,6 +16,11 @@ struct opened {
     struct sf_kernels table;            /* of a backend that leaves entries out, with them */
 };
 
+static int is_plugin(const char *name)
+{
+    return strcmp(name, "cuda") == 0 || strcmp(name, "cuda-emulated") == 0;
+}
+
 static sf_status backend_find(const char *name, const struct sf_backend **backend_out)
 {
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
@@ -21,7 +28,7 @@ static sf_status backend_find(const char *name, const struct sf_backend **backen
             *backend_out = backends[i];
             return SF_OK;
         }
-    if (strcmp(name, "cuda") == 0 || strcmp(name, "cuda-emulated") == 0)
+    if (is_plugin(name))
         return sf_backend_load(name, backend_out);
     return SF_FAIL(SF_UNSUPPORTED, "there is no backend '%s' in this build (cpu, ref)", name);
 }
@@ -63,12 +70,51 @@ const void *sf_device_symbol(const struct sf_device *device, const char *name)
     return sf_backend_symbol(((const struct opened *)device)->backend, name);
 }
 
+sf_status sf_device_probe(const char *name, int32_t local_rank, struct sf_device_facts *out)
+{
+    const struct sf_backend *backend;
+    SF_TRY(sf_backend_load(name, &backend));
+    return backend->probe(local_rank, out);
+}
+
+int sf_device_driver(void)
+{
+    return access("/dev/nvidiactl", F_OK) == 0 || access("/dev/nvidia0", F_OK) == 0 ||
+           access("/dev/dxg", F_OK) == 0;
+}
+
+sf_status sf_device_outline(const char *name, int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
+                            int *host_memory_out)
+{
+    struct sf_device_spec spec = { .name = name, .threads = 1, .rows_max = 1 };
+    struct sf_device *device;
+    *mat_bytes_out = sf_cuda_mat_bytes;
+    *host_memory_out = 0;
+    if (is_plugin(name)) return SF_OK;
+    SF_TRY(sf_device_open(&spec, &device));
+    *mat_bytes_out = device->k->mat_bytes;
+    *host_memory_out = device->host_memory;
+    sf_device_close(device);
+    return SF_OK;
+}
+
+void sf_device_describe_gpus(char *text_out, size_t bytes)
+{
+    const struct sf_backend *backend;
+    if (!sf_device_driver())
+        snprintf(text_out, bytes, "none: no NVIDIA driver");
+    else if (sf_backend_load("cuda", &backend) != SF_OK)
+        snprintf(text_out, bytes, "none: %s", sf_error_text());
+    else
+        backend->describe(text_out, bytes);
+}
+
 int64_t sf_device_scratch_bytes(const struct sf_device_spec *spec)
 {
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (strcmp(backends[i]->name, spec->name) == 0 && backends[i]->scratch_bytes)
             return backends[i]->scratch_bytes(spec);
-    return 0;
+    return is_plugin(spec->name) ? SF_CUDA_DEVICE_BYTES : 0;
 }
 
 void sf_device_describe(char *text_out, size_t bytes)

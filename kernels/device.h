@@ -11,7 +11,8 @@ SF_C_BEGIN
 enum sf_isa { SF_ISA_AUTO, SF_ISA_GENERIC, SF_ISA_AVX2, SF_ISA_AVX512, SF_ISA_AVX512_BF16 };
 
 struct sf_device_spec {
-    const char *name;                   /* "cpu" or "ref" */
+    const char *name;                   /* "cpu", "ref", "cuda", "cuda-emulated" */
+    int32_t local_rank;                 /* this rank's number on its node: picks its GPU */
     int32_t threads;                    /* of this rank, >= 1 */
     enum sf_isa isa_max;                /* tests pin a lower one; AUTO: the best that is there */
     int32_t rows_max;                   /* most rows of any product, for scratch */
@@ -20,7 +21,17 @@ struct sf_device {
     const struct sf_kernels *k;
     int32_t threads;
     enum sf_isa isa;
+    /* 1: the host may read and write the device's memory, and work is done on return */
+    int host_memory;
     void *impl;                         /* the backend's own */
+};
+
+/* What a rank finds of GPUs; count >= 1. */
+enum { SF_DEVICE_ID_MAX = 32 };
+struct sf_device_facts {
+    int32_t count;                      /* that this process sees */
+    int64_t memory_free;                /* bytes of the one that the rank gets */
+    char id[SF_DEVICE_ID_MAX];          /* of that one, on its node */
 };
 
 sf_status sf_device_open(const struct sf_device_spec *, struct sf_device **device_out);
@@ -28,6 +39,15 @@ void      sf_device_close(struct sf_device *);
 /* What the shared object of the device's backend has under this name; NULL if it has no such thing
  * or is no shared object. */
 const void *sf_device_symbol(const struct sf_device *, const char *name);
+
+/* Without opening anything: "cuda" or "cuda-emulated".  SF_UNSUPPORTED with the reason where there
+ * is no plugin, no driver or no GPU. */
+sf_status sf_device_probe(const char *name, int32_t local_rank, struct sf_device_facts *out);
+/* Whether this machine seems to have a driver at all: cheap, loads nothing. */
+int       sf_device_driver(void);
+/* What a plan needs of a backend, on whatever machine: its table's mat_bytes and host_memory. */
+sf_status sf_device_outline(const char *name, int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
+                            int *host_memory_out);
 
 /* Best instruction set of this machine. */
 enum sf_isa sf_isa_detect(void);
@@ -39,6 +59,8 @@ int sf_isa_multiplies(enum sf_isa, enum sf_dtype dtype);
 int64_t sf_device_scratch_bytes(const struct sf_device_spec *);
 /* Versions of the libraries below, for `doctor`. */
 void sf_device_describe(char *text_out, size_t bytes);
+/* GPUs that this process sees, with memory and compute capability; or why there are none. */
+void sf_device_describe_gpus(char *text_out, size_t bytes);
 
 SF_C_END
 #endif

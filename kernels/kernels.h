@@ -205,6 +205,14 @@ struct sf_kernels {
     /* x[r][c] += bias[c]. */
     void (*add_bias)(struct sf_device *, int32_t rows, int32_t cols, const float *bias, float *x,
                      size_t x_stride);
+    /* x[r][c] = the sum of the leaves' [r][c] in their order, or += it where `onto`; no leaves: 0.
+     * Leaf l at leaves + l * leaf_stride.  x may be the first leaf, if their strides are equal. */
+    void (*add_leaves)(struct sf_device *, int32_t rows, int32_t cols, const float *leaf,
+                       int32_t leaves, size_t leaf_stride, size_t row_stride, int onto, float *x,
+                       size_t x_stride);
+    /* out[r] = x[from[r]], `cols` elements of each; from: host, [rows], NULL: row r. */
+    void (*copy_rows)(struct sf_device *, int32_t rows, int32_t cols, const int32_t *from,
+                      const float *x, size_t x_stride, float *out, size_t out_stride);
     /* Greatest value of each row and its index, ties to the lower index. Outputs: host. */
     void (*argmax)(struct sf_device *, int32_t rows, int32_t cols, const float *x, size_t x_stride,
                    float *value_out, int32_t *index_out);

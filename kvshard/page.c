@@ -42,7 +42,11 @@ static sf_status mirror_create(struct sf_page_pool *pool, const struct sf_page_s
 static sf_status pool_create(const struct sf_page_spec *spec, struct sf_page_pool *pool)
 {
     void *block;
-    SF_TRY(sf_map(pool_map_bytes(pool), spec->populate, "the page pool", &block));
+    struct sf_device *device = spec->device;
+    if (device->host_memory)
+        SF_TRY(sf_map(pool_map_bytes(pool), spec->populate, "the page pool", &block));
+    else
+        SF_TRY(device->k->alloc(device, pool_map_bytes(pool), "the page pool", &block));
     pool->base = block;
     SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "the list of free pages", &block));
     pool->free_page = block;
@@ -51,6 +55,11 @@ static sf_status pool_create(const struct sf_page_spec *spec, struct sf_page_poo
     SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "live slots of pages", &block));
     pool->live = block;
     if (spec->mirror) SF_TRY(mirror_create(pool, spec));
+    if (spec->masses > 0 && !device->host_memory) {
+        SF_TRY(device->k->alloc(device, mirror_slots(pool) * sizeof(float),
+                                "attention mass of slots", &block));
+        pool->mass_device = block;
+    }
     for (int32_t i = 0; i < pool->pages; i++) pool->free_page[i] = pool->pages - 1 - i;
     return SF_OK;
 }
@@ -91,7 +100,9 @@ void sf_pages_destroy(struct sf_page_pool *pool)
     sf_free(pool->live);
     sf_free(pool->holders);
     sf_free(pool->free_page);
-    if (pool->base) sf_unmap(pool->base, pool_map_bytes(pool));
+    if (pool->mass_device) pool->device->k->free(pool->device, pool->mass_device);
+    if (pool->base && pool->device->host_memory) sf_unmap(pool->base, pool_map_bytes(pool));
+    else if (pool->base) pool->device->k->free(pool->device, pool->base);
     memset(pool, 0, sizeof *pool);
 }
 

@@ -16,6 +16,8 @@ void sf_watches_reset(struct sf_store *, const struct sf_plan *, const struct sf
 /* The backend's second pass for the lanes, rows and sums of attention of this job. */
 struct sf_columns_job sf_watch_columns(const struct sf_store *, const struct sf_attend_job *,
                                        const struct sf_watch *, int w);
+/* Runs it: on the mirror itself, or on the device's copy of the pages that the job touches. */
+void sf_watch_fold(struct sf_store *, const struct sf_columns_job *);
 /* SF_FOLD_MEAN: each slot has been seen by more rows, those of the job. */
 void sf_watch_count(struct sf_store *, const struct sf_columns_job *, int w);
 /* What a method is shown of a slot, and what it has changed it to.  Of SF_FOLD_MEAN the mirror has

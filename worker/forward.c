@@ -61,13 +61,12 @@ static sf_status project_back(struct sf_worker *w, const struct sf_mat *mat, con
     size_t d_model = (size_t)w->desc->d_model;
     float *x = w->residual + (size_t)first * d_model;
     if (mat != NULL && w->spec.fixed)
-        k->matmul_leaves(device, mat, rows, input, input_stride, sf_reduce_leaf(w->reduce, 0),
-                         sf_reduce_leaf_stride(w->reduce), d_model);
+        k->matmul_leaves(device, mat, rows, input, input_stride, sf_sums_leaf(w),
+                         sf_sums_leaf_stride(w), d_model);
     else if (mat != NULL)
-        k->matmul(device, mat, rows, input, input_stride, sf_reduce_leaf(w->reduce, 0), d_model);
-    k->sync(device);
+        k->matmul(device, mat, rows, input, input_stride, sf_sums_leaf(w), d_model);
     sf_phase(w, SF_PHASE_COMM);
-    SF_TRY(sf_reduce_add(w->reduce, rows, leaf, leaves, x, d_model));
+    SF_TRY(sf_sums_add(w, rows, leaf, leaves, x));
     sf_phase(w, SF_PHASE_GEMM);
     if (bias != NULL) k->add_bias(device, rows, w->desc->d_model, bias, x, d_model);
     return SF_OK;
@@ -150,7 +149,7 @@ static sf_status forward_layer(struct sf_worker *w, int32_t local, const struct 
 
 sf_status sf_forward_layers(struct sf_worker *w, const struct sf_rows *rows)
 {
-    w->device->k->rope_table(w->device, rows->rows, w->row_pos, w->desc->rope_inv_freq,
+    w->device->k->rope_table(w->device, rows->rows, w->row_pos, w->inv_freq,
                              w->desc->rope_dim / 2, w->rope);
     sf_phase(w, SF_PHASE_GEMM);
     for (int32_t local = 0; local < w->spec.share->layer_count; local++) {

@@ -65,23 +65,26 @@ static sf_status gather(struct sf_worker *w, int32_t rows, float **all_out)
     const struct sf_share *share = w->spec.share;
     size_t mine = (size_t)share->vocab_count, vocab = (size_t)w->desc->vocab;
     *all_out = NULL;
+    if (w->logits_host != w->logits && mine > 0)
+        w->device->k->download(w->device, w->logits_host, w->logits,
+                               (size_t)rows * mine * sizeof(float));
     if (share->tp_size == 1) {
-        *all_out = w->logits;
+        *all_out = w->logits_host;
         return SF_OK;
     }
     if (share->tp_rank != 0) {
         if (mine == 0) return SF_OK;
         struct sf_request *request;
-        SF_TRY(sf_comm_isend(w->spec.tensor, 0, SF_TAG_RESULT, w->logits,
+        SF_TRY(sf_comm_isend(w->spec.tensor, 0, SF_TAG_RESULT, w->logits_host,
                              (size_t)rows * mine * sizeof(float), &request));
         return sf_comm_wait(w->spec.tensor, request);
     }
     for (int32_t r = 0; r < share->tp_size; r++) {
         size_t first = (size_t)w->vocab_first[r], count = (size_t)w->vocab_first[r + 1] - first;
-        const float *part = w->logits;
+        const float *part = w->logits_host;
         if (r > 0 && count > 0) {       /* rank 0's own slice has been copied: its buffer is free */
             SF_ASSERT(count <= mine);   /* slices never grow with the rank */
-            SF_TRY(sf_comm_recv(w->spec.tensor, r, SF_TAG_RESULT, w->logits,
+            SF_TRY(sf_comm_recv(w->spec.tensor, r, SF_TAG_RESULT, w->logits_host,
                                 (size_t)rows * count * sizeof(float)));
         }
         for (int32_t row = 0; row < rows; row++)
@@ -216,10 +219,8 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
     SF_TRY(make_room(w, &wants));
     for (int32_t first = 0; first < wanted; first += w->ws.head_rows) {
         int32_t rows = wanted - first < w->ws.head_rows ? wanted - first : w->ws.head_rows;
-        for (int32_t row = 0; row < rows; row++)
-            memcpy(w->head_rows_in + (size_t)row * d_model,
-                   w->residual + (size_t)w->head_row[first + row] * d_model,
-                   d_model * sizeof(float));
+        k->copy_rows(device, rows, w->desc->d_model, w->head_row + first, w->residual, d_model,
+                     w->head_rows_in, d_model);
         sf_phase(w, SF_PHASE_GEMM);
         k->rmsnorm(device, rows, w->desc->d_model, w->head_rows_in, d_model, w->weights.out_norm,
                    w->desc->norm_eps, w->normed, d_model, w->spec.dtype);

@@ -27,7 +27,8 @@ struct sf_lab_spec {                    /* all pointers outlive the lab */
     enum sf_dtype dtype, kv_dtype;      /* of the outputs as attention writes them; of the cache */
     int32_t page_slots, threads;
     int64_t pool_bytes;
-    const char *device;                 /* "cpu" or "ref" */
+    const char *device;                 /* "cpu", "ref", "cuda", "cuda-emulated" */
+    int32_t local_rank;                 /* this rank's number on its node */
 };
 
 /* Takes all memory; on this rank alone. */

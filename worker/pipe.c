@@ -23,10 +23,39 @@ static void my_block(const struct sf_worker *w, int32_t *first_out, int32_t *cou
                     count_out);
 }
 
+/* The same blocks by links, from device to device; all are equally wide. */
+static sf_status link_send(struct sf_worker *w, int32_t rows)
+{
+    struct sf_device *device = w->device;
+    int32_t first, count = sf_sums_block(w, w->spec.share->tp_rank, &first);
+    device->k->copy_rows(device, rows, count, NULL, w->residual + first,
+                         (size_t)w->desc->d_model, w->transfer, (size_t)count);
+    return sf_link_send(w->pipe_link, w->spec.stage + 1, w->transfer,
+                        (size_t)rows * (size_t)count * sizeof(float));
+}
+
+/* One tile of rows from the packed blocks of all tensor ranks; the leaves' room is free here. */
+static sf_status link_spread(struct sf_worker *w, const float *packed, int32_t tile, int32_t rows)
+{
+    struct sf_device *device = w->device;
+    size_t d_model = (size_t)w->desc->d_model;
+    int32_t first, count = sf_sums_block(w, 0, &first);
+    size_t block = (size_t)rows * (size_t)count;
+    float *x = w->residual + (size_t)tile * d_model;
+    SF_TRY(sf_link_all_gather(w->sum_link, packed, block * sizeof(float), w->leaves));
+    for (int32_t r = 0; r < w->spec.share->tp_size; r++) {
+        sf_sums_block(w, r, &first);
+        device->k->copy_rows(device, rows, count, NULL, w->leaves + (size_t)r * block,
+                             (size_t)count, x + first, d_model);
+    }
+    return SF_OK;
+}
+
 sf_status sf_pipe_send(struct sf_worker *w, int32_t rows)
 {
     int32_t first, count;
     sf_phase(w, SF_PHASE_COMM);
+    if (w->pipe_link != NULL) return link_send(w, rows);
     my_block(w, &first, &count);
     if (w->sending != NULL) {           /* the buffer still belongs to the step before */
         struct sf_request *sending = w->sending;
@@ -62,20 +91,23 @@ sf_status sf_pipe_receive(struct sf_worker *w, int32_t rows)
 {
     int32_t column, count;
     my_block(w, &column, &count);
+    if (w->pipe_link != NULL) count = sf_sums_block(w, w->spec.share->tp_rank, &column);
     int32_t before = sf_worker_rank_of(w, w->spec.stage - 1, w->spec.share->tp_rank);
     float *packed = w->residual;
     sf_phase(w, SF_PHASE_WAIT);         /* for the stage before: the pipeline's bubble */
-    SF_TRY(sf_comm_recv(w->spec.world, before, SF_TAG_ACTIVATION, packed,
-                        (size_t)rows * (size_t)count * sizeof(float)));
+    size_t bytes = (size_t)rows * (size_t)count * sizeof(float);
+    SF_TRY(w->pipe_link != NULL ? sf_link_recv(w->pipe_link, w->spec.stage - 1, packed, bytes)
+           : sf_comm_recv(w->spec.world, before, SF_TAG_ACTIVATION, packed, bytes));
     sf_phase(w, SF_PHASE_COMM);
     if (w->spec.share->tp_size == 1) return SF_OK;
     /* Packed rows are shorter than whole ones and lie at the start of the same buffer: from the
      * last tile to the first, no tile overwrites one that is still packed. */
     int32_t tile = w->ws.tile_rows, tiles = (rows + tile - 1) / tile;
     for (int32_t t = tiles - 1; t >= 0; t--) {
-        int32_t first = t * tile;
-        SF_TRY(spread(w, packed + (size_t)first * (size_t)count, first,
-                      rows - first < tile ? rows - first : tile));
+        int32_t first = t * tile, most = rows - first < tile ? rows - first : tile;
+        const float *block = packed + (size_t)first * (size_t)count;
+        SF_TRY(w->pipe_link != NULL ? link_spread(w, block, first, most)
+                                    : spread(w, block, first, most));
     }
     return SF_OK;
 }
@@ -147,6 +179,8 @@ sf_status sf_pipe_tokens(struct sf_worker *w, const struct sf_wire_step *step)
 sf_status sf_pipe_drain(struct sf_worker *w)
 {
     while (w->tokens_expected > 0) SF_TRY(take_tokens(w));
+    if (w->sum_link != NULL) SF_TRY(sf_link_settle(w->sum_link));
+    if (w->pipe_link != NULL) SF_TRY(sf_link_settle(w->pipe_link));
     if (w->sending == NULL) return SF_OK;
     struct sf_request *sending = w->sending;
     w->sending = NULL;

@@ -1,11 +1,12 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * head.c (logits), sample.c (the choice of a token), score.c (log probabilities), compare.c (rows
+ * sums.c (of ranks), head.c (logits), sample.c (the choice of a token), score.c (log probabilities), compare.c (rows
  * of two caches), pipe.c (between stages), report.c and hub.c (to the coordinator), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
+#include "comm/link.h"
 #include "kvshard/store.h"
 #include "worker/compare.h"
 #include "worker/load.h"
@@ -64,6 +65,13 @@ struct sf_worker {
     struct sf_buffer packed;            /* the result or report being sent */
 
     /* step buffers; sizes in ws */
+    /* the twins of what one side cannot touch, or that itself where both can (sums.c): host, of the
+     * residual and of the logits; device, of desc->rope_inv_freq */
+    float *embedded, *logits_host;
+    const float *inv_freq;
+    float *leaves;                      /* sums.c, where there is no `reduce` */
+    struct sf_link *sum_link, *pipe_link;       /* of the tensor group; between stages.  NULL where
+                                           there is no such group or the host's memory serves */
     float *residual, *qkv, *gate_up, *rope, *head_rows_in, *logits, *logits_all, *transfer;
     void *normed, *attention, *activation;
     /* host arrays of a step, rows_pad and seqs_max long */
@@ -122,6 +130,22 @@ sf_status sf_forward_layers(struct sf_worker *, const struct sf_rows *);
 /* Logits of the rows that ask, samples of the items that sample, scores; result has room for the
  * samples of all items. */
 sf_status sf_head(struct sf_worker *, const struct sf_wire_step *, struct sf_wire_result *);
+
+/* ---- sums.c ---- */
+sf_status sf_sums_take(struct sf_worker *);     /* its memory, after the other buffers */
+void      sf_sums_give(struct sf_worker *);
+/* Collective over the tensor group, then over the column; mine: how opening went so far here. */
+sf_status sf_sums_open(struct sf_worker *, sf_status mine);
+void      sf_sums_close(struct sf_worker *);
+/* Where this rank's leaves go: device, [leaves_max] of [tile_rows][d_model], so far apart. */
+float    *sf_sums_leaf(struct sf_worker *);
+size_t    sf_sums_leaf_stride(const struct sf_worker *);
+/* x[r] += the sum of all leaves, on every rank of the tensor group. */
+sf_status sf_sums_add(struct sf_worker *, int32_t rows, const struct sf_leaf *, int32_t leaves,
+                      float *x);
+/* The columns that a tensor rank passes to the next stage where a link does: how many, equal on
+ * all. */
+int32_t   sf_sums_block(const struct sf_worker *, int32_t tensor_rank, int32_t *first_out);
 
 /* ---- pipe.c ---- */
 sf_status sf_pipe_receive(struct sf_worker *, int32_t rows);     /* into residual */

@@ -230,8 +230,9 @@ static sf_status lay_out_rows(struct sf_worker *w, const struct sf_wire_step *st
 }
 
 /* First stage: the residual of each row is its token's embedding, read from the mapped file. */
-static sf_status embed(struct sf_worker *w, const struct sf_wire_step *step)
+static sf_status embed(struct sf_worker *w, const struct sf_wire_step *step, int32_t rows)
 {
+    size_t d_model = (size_t)w->desc->d_model;
     SF_TRY(sf_pipe_tokens(w, step));
     const struct sf_weight *table = sf_model_weight(w->spec.model, SF_W_EMBED, -1);
     for (int32_t i = 0; i < step->items; i++) {
@@ -247,9 +248,12 @@ static sf_status embed(struct sf_worker *w, const struct sf_wire_step *step)
                                    "%d", (unsigned long long)seq->id, token, w->desc->vocab);
             }
             SF_TRY(sf_weight_read_finite(table, token, 0, w->desc->d_model,
-                                         w->residual + (size_t)row * (size_t)w->desc->d_model));
+                                         w->embedded + (size_t)row * d_model));
         }
     }
+    if (w->embedded != w->residual)
+        w->device->k->upload(w->device, w->residual, w->embedded,
+                             (size_t)rows * d_model * sizeof(float));
     return SF_OK;
 }
 
@@ -265,7 +269,7 @@ static sf_status compute(struct sf_worker *w, const struct sf_wire_step *step)
     struct sf_rows rows;
     SF_TRY(lay_out_rows(w, step, &rows));
     if (rows.rows > 0) {
-        SF_TRY(sf_worker_is_first(w) ? embed(w, step) : sf_pipe_receive(w, rows.rows));
+        SF_TRY(sf_worker_is_first(w) ? embed(w, step, rows.rows) : sf_pipe_receive(w, rows.rows));
         SF_TRY(sf_forward_layers(w, &rows));
     }
     w->stats.rows += rows.rows;

@@ -42,7 +42,10 @@ static sf_status take_buffers(struct sf_worker *w)
     SF_TRY(take(w, ws->transfer, "rows to the next stage", &w->transfer));
     SF_TRY(take(w, ws->head_rows_in, "rows for the output head", &w->head_rows_in));
     SF_TRY(take(w, ws->logits, "logits", &w->logits));
-    SF_TRY(take(w, ws->logits_all, "logits of all ranks", &w->logits_all));
+    if (w->device->host_memory || ws->logits_all == 0)
+        SF_TRY(take(w, ws->logits_all, "logits of all ranks", &w->logits_all));
+    else
+        SF_TRY(take_host(1, (size_t)ws->logits_all, "logits of all ranks", &w->logits_all));
     SF_TRY(take_host(rows, sizeof *w->row_pos, "row positions", &w->row_pos));
     SF_TRY(take_host(rows, sizeof *w->row_token, "row tokens", &w->row_token));
     SF_TRY(take_host(rows, sizeof *w->head_row, "head rows", &w->head_row));
@@ -66,13 +69,16 @@ static sf_status take_buffers(struct sf_worker *w)
 static void free_buffers(struct sf_worker *w)
 {
     void *on_device[] = {w->residual, w->normed, w->qkv, w->attention, w->gate_up, w->activation,
-                         w->rope, w->transfer, w->head_rows_in, w->logits, w->logits_all};
+                         w->rope, w->transfer, w->head_rows_in, w->logits};
     void *on_host[] = {w->row_pos, w->row_token, w->head_row, w->head_item, w->kv_item,
                        w->kv_first, w->item_row, w->sample, w->best_value, w->best_index, w->best,
                        w->best_all, w->vocab_first, w->block_leaf};
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         w->device->k->free(w->device, on_device[i]);
     for (size_t i = 0; i < sizeof on_host / sizeof on_host[0]; i++) sf_free(on_host[i]);
+    if (w->device->host_memory) w->device->k->free(w->device, w->logits_all);
+    else sf_free(w->logits_all);
+    sf_sums_give(w);
 }
 
 /* ---- opening ---- */
@@ -156,6 +162,7 @@ static sf_status open_rest(struct sf_worker *w)
            share->layer_first, share->layer_first + share->layer_count - 1,
            (double)w->weights.bytes / (1 << 20), sf_seconds_since(start));
     SF_TRY(take_buffers(w));
+    SF_TRY(sf_sums_take(w));
     SF_TRY(open_store(w));
     w->stats.pool_bytes = w->spec.pool_bytes;
     if (sf_worker_samples(w)) {
@@ -173,27 +180,14 @@ sf_status sf_worker_open(const struct sf_worker_spec *spec, struct sf_worker **w
     w->desc = sf_model_desc(spec->model);
     w->ws = *spec->workspace;
     struct sf_device_spec device = {.name = spec->device,
+                                    .local_rank = spec->local_rank,
                                     .threads = spec->threads,
                                     .isa_max = spec->isa_max,
                                     .rows_max = w->ws.tile_rows};
     sf_status status = sf_device_open(&device, &w->device);
     if (status == SF_OK) status = open_rest(w);
-    /* The window is collective: a rank that has failed so far must not leave the others waiting. */
-    int32_t mine = (int32_t)status, *all = calloc((size_t)spec->share->tp_size, sizeof *all);
-    if (all == NULL) status = SF_FAIL(SF_NO_MEMORY, "no memory for a worker");
-    else if (sf_comm_allgather(spec->tensor, &mine, sizeof mine, all) != SF_OK) status = SF_LOST;
-    for (int32_t r = 0; status == SF_OK && r < spec->share->tp_size; r++)
-        if (all[r] != SF_OK)
-            status = SF_FAIL(SF_STOPPED, "tensor rank %d could not start", r);
-    free(all);
-    if (status == SF_OK) {
-        struct sf_reduce_spec reduce = {.rows_max = w->ws.tile_rows,
-                                        .cols = w->desc->d_model,
-                                        .leaves_max = w->ws.leaves_max,
-                                        .exchange = spec->exchange,
-                                        .threads = spec->threads};
-        status = sf_reduce_create(spec->tensor, &reduce, &w->reduce);
-    }
+    /* Sums are collective: a rank that has failed so far must not leave the others waiting. */
+    status = sf_sums_open(w, status);
     if (status == SF_OK)
         status = sf_comm_allgather(spec->tensor, &spec->share->vocab_first,
                                    sizeof spec->share->vocab_first, w->vocab_first);
@@ -216,7 +210,7 @@ void sf_worker_close(struct sf_worker *w)
     if (w->sending != NULL) sf_comm_drop(w->spec.world, w->sending);   /* a step has failed */
     if (w->hub == NULL) sf_comm_set_progress(w->spec.world, NULL, NULL);
     sf_hub_destroy(w->hub);
-    if (w->reduce != NULL) sf_reduce_destroy(w->reduce);
+    sf_sums_close(w);
     for (int32_t i = 0; w->store != NULL && i < w->seqs.places; i++)
         if (w->seqs.place[i].cache != NULL)
             sf_seq_close(w->stores[w->seqs.place[i].stack], w->seqs.place[i].cache,
@@ -330,6 +324,9 @@ void sf_worker_stats(const struct sf_worker *w, struct sf_worker_stats *out)
 {
     *out = w->stats;
     out->bytes_sent = sf_comm_bytes_sent(w->spec.world) + sf_comm_bytes_sent(w->spec.tensor);
+    if (w->pipe_link != NULL) out->bytes_sent += sf_link_bytes_sent(w->pipe_link);
+    if (w->sum_link != NULL && strcmp(sf_link_kind(w->sum_link), "staged") != 0)
+        out->bytes_sent += sf_link_bytes_sent(w->sum_link);     /* else the group's, above */
 }
 
 const struct sf_store *sf_worker_store(const struct sf_worker *w)

@@ -54,7 +54,11 @@ struct sf_worker_spec {
     int64_t pool_bytes;
     const struct sf_worker_stack *beside; int32_t besides;      /* outlive the worker; 0 in a run */
     uint8_t populate, exchange;         /* exchange: reduce by messages even on one node (tests) */
-    const char *device;                 /* "cpu" or "ref" */
+    const char *device;                 /* "cpu", "ref", "cuda", "cuda-emulated" */
+    int32_t local_rank;                 /* this rank's number on its node */
+    /* the ranks of this tensor rank in all stages, by stage; NULL on a device of host memory */
+    struct sf_comm *column;
+    int64_t timeout_ms;                 /* of waits for the device's links */
     enum sf_isa isa_max;
     /* on world rank 0: the coordinator's two rings, with envelopes as in proto/wire.h */
     struct sf_ring *to_workers, *from_workers;

@@ -95,6 +95,7 @@ static sf_status cpu_open(const struct sf_device_spec *spec, struct sf_device *d
     device->isa = sf_isa_detect();
     if (spec->isa_max != SF_ISA_AUTO && spec->isa_max < device->isa) device->isa = spec->isa_max;
     device->k = &tables[device->isa];
+    device->host_memory = 1;
     struct sf_cpu *cpu;
     SF_TRY(sf_alloc(sizeof *cpu, "cpu device", (void **)&cpu));
     device->impl = cpu;
@@ -112,5 +113,5 @@ static int64_t cpu_scratch_bytes(const struct sf_device_spec *spec)
 }
 
 const struct sf_backend sf_backend_cpu = {
-    "cpu", cpu_open, cpu_close, cpu_scratch_bytes, sf_products_describe
+    "cpu", cpu_open, cpu_close, cpu_scratch_bytes, sf_products_describe, NULL
 };

@@ -1,6 +1,7 @@
 /* kernels/cpu/rows.c: rows handed to the threads of the device; one row is always one thread's, by
  * rows.inc, so its bits do not depend on how many there are. */
 #include <math.h>
+#include <string.h>
 #include "kernels/cpu/cpu.h"
 
 static void *element(void *array, enum sf_dtype dtype, size_t i)
@@ -66,6 +67,44 @@ static void add_bias(struct sf_device *device, int32_t rows, int32_t cols, const
     for (int32_t r = 0; r < rows; r++) isa->add((size_t)cols, bias, x + (size_t)r * x_stride);
 }
 
+/* The first leaf is copied and the others are added to it, so that -0 stays -0. */
+static void add_leaves(struct sf_device *device, int32_t rows, int32_t cols, const float *leaf,
+                       int32_t leaves, size_t leaf_stride, size_t row_stride, int onto, float *x,
+                       size_t x_stride)
+{
+    enum { TILE = 256 };
+    int pays = sf_cpu_threads_pay(device, (int64_t)rows * cols * (leaves + 1));
+#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t first = 0; first < cols; first += TILE) {
+            int32_t width = cols - first < TILE ? cols - first : TILE;
+            const float *from = leaf + (size_t)r * row_stride + first;
+            float *to = x + (size_t)r * x_stride + first, total[TILE] = { 0 };
+            if (leaves > 0) memcpy(total, from, (size_t)width * sizeof *total);
+            for (int32_t l = 1; l < leaves; l++) {
+                const float *next = from + (size_t)l * leaf_stride;
+#pragma omp simd
+                for (int32_t c = 0; c < width; c++) total[c] += next[c];
+            }
+            if (!onto) {
+                memcpy(to, total, (size_t)width * sizeof *to);
+                continue;
+            }
+#pragma omp simd
+            for (int32_t c = 0; c < width; c++) to[c] += total[c];
+        }
+}
+
+static void copy_rows(struct sf_device *device, int32_t rows, int32_t cols, const int32_t *from,
+                      const float *x, size_t x_stride, float *out, size_t out_stride)
+{
+    int pays = sf_cpu_threads_pay(device, (int64_t)rows * cols);
+#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
+    for (int32_t r = 0; r < rows; r++)
+        memcpy(out + (size_t)r * out_stride, x + (size_t)(from ? from[r] : r) * x_stride,
+               (size_t)cols * sizeof *out);
+}
+
 static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const float *x,
                    size_t x_stride, float *value_out, int32_t *index_out)
 {
@@ -83,5 +122,7 @@ void sf_cpu_rows_fill(struct sf_kernels *k)
     k->rope = rope;
     k->swiglu = swiglu;
     k->add_bias = add_bias;
+    k->add_leaves = add_leaves;
+    k->copy_rows = copy_rows;
     k->argmax = argmax;
 }

@@ -171,14 +171,63 @@ static sf_status parts_make(struct sf_cuda *cuda)
     return SF_OK;
 }
 
-static sf_status cuda_open(const struct sf_device_spec *spec, struct sf_device *device)
+/* The rank's GPU becomes this thread's: a launcher shows each rank one or all of them. */
+static sf_status gpu_pick(int32_t local_rank, int *count_out, int *gpu_out)
 {
-    (void)spec;
     int count = 0;                      /* without a driver the call leaves it alone */
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || count < 1)
         return SF_FAIL(SF_UNSUPPORTED, "this machine has no GPU that CUDA can use (%s)",
                        error != cudaSuccess ? cudaGetErrorName(error) : "none found");
+    SF_ASSERT(local_rank >= 0);
+    *count_out = count;
+    *gpu_out = local_rank % count;
+    error = cudaSetDevice(*gpu_out);
+    if (error == cudaSuccess) return SF_OK;
+    return SF_FAIL(SF_UNSUPPORTED, "GPU %d of %d cannot be used (%s)", *gpu_out, count,
+                   cudaGetErrorName(error));
+}
+
+static sf_status cuda_probe(int32_t local_rank, struct sf_device_facts *out)
+{
+    struct sf_device_facts facts;
+    size_t available = 0, total = 0;
+    int gpu;
+    memset(&facts, 0, sizeof facts);
+    SF_TRY(gpu_pick(local_rank, &facts.count, &gpu));
+    cudaError_t error = cudaMemGetInfo(&available, &total);
+    if (error == cudaSuccess) error = cudaDeviceGetPCIBusId(facts.id, SF_DEVICE_ID_MAX, gpu);
+    if (error != cudaSuccess)
+        return SF_FAIL(SF_UNSUPPORTED, "GPU %d of %d cannot be used (%s)", gpu, facts.count,
+                       cudaGetErrorName(error));
+    facts.memory_free = (int64_t)available;
+    *out = facts;
+    return SF_OK;
+}
+
+static void cuda_describe(char *text_out, size_t bytes)
+{
+    int count, gpu;
+    size_t used = 0;
+    if (gpu_pick(0, &count, &gpu) != SF_OK) {
+        snprintf(text_out, bytes, "none: %s", sf_error_text());
+        return;
+    }
+    text_out[0] = 0;
+    for (gpu = 0; gpu < count && used < bytes; gpu++) {
+        struct cudaDeviceProp facts;
+        if (cudaGetDeviceProperties(&facts, gpu) != cudaSuccess) continue;
+        snprintf(text_out + used, bytes - used, "%s%s, %.1f GiB, compute capability %d.%d",
+                 used > 0 ? "; " : "", facts.name, (double)facts.totalGlobalMem / (1 << 30),
+                 facts.major, facts.minor);
+        used = strlen(text_out);
+    }
+}
+
+static sf_status cuda_open(const struct sf_device_spec *spec, struct sf_device *device)
+{
+    int count, gpu;
+    SF_TRY(gpu_pick(spec->local_rank, &count, &gpu));
     pthread_once(&table_once, table_fill);
     struct sf_cuda *cuda;
     SF_TRY(sf_alloc(sizeof *cuda, "cuda device", (void **)&cuda));
@@ -193,9 +242,9 @@ static sf_status cuda_open(const struct sf_device_spec *spec, struct sf_device *
 static int64_t cuda_scratch_bytes(const struct sf_device_spec *spec)
 {
     (void)spec;
-    return (int64_t)SF_CUDA_SCRATCH_BYTES + SF_CUDA_WORKSPACE_BYTES + 2 * SF_CUDA_HALF_BYTES;
+    return SF_CUDA_DEVICE_BYTES;
 }
 
 const struct sf_backend sf_backend_plugin = {
-    SF_CUDA_NAME, cuda_open, cuda_close, cuda_scratch_bytes, NULL
+    SF_CUDA_NAME, cuda_open, cuda_close, cuda_scratch_bytes, cuda_describe, cuda_probe
 };

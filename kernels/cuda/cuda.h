@@ -12,14 +12,9 @@
 #define SHEAF_KERNELS_CUDA_CUDA_H
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
+#include "kernels/cuda/sizes.h"
 #include "kernels/device.h"
 SF_C_BEGIN
-
-enum {
-    SF_CUDA_HALF_BYTES = 4 << 20,       /* of the ring */
-    SF_CUDA_SCRATCH_BYTES = 64 << 20,
-    SF_CUDA_WORKSPACE_BYTES = 32 << 20  /* of cuBLAS */
-};
 
 struct sf_cuda_ring {
     unsigned char *host, *device;       /* [2][half_bytes] */

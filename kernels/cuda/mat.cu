@@ -13,7 +13,7 @@
 #include "base/memory.h"
 #include "kernels/cuda/block.h"
 
-enum { THREADS = 256, COLS_ALIGN = 16, LEAF_BYTES = 1 << 20 };
+enum { THREADS = 256, LEAF_BYTES = 1 << 20 };
 
 /* C++ sees the struct that kernels.h leaves open. */
 struct sf_mat {
@@ -26,13 +26,6 @@ struct sf_mat {
 static cudaDataType type_of(enum sf_dtype dtype)
 {
     return dtype == SF_F32 ? CUDA_R_32F : dtype == SF_F16 ? CUDA_R_16F : CUDA_R_16BF;
-}
-
-static int64_t mat_bytes(const struct sf_mat_shape *shape)
-{
-    int64_t unit = shape->fixed ? shape->panel_cols : COLS_ALIGN;
-    int64_t cols = (shape->cols + unit - 1) / unit * unit;
-    return cols * shape->k_slice * shape->slices * (int64_t)sf_dtype_bytes(shape->dtype);
 }
 
 /* The limits of the CPU backend, so that a plan which one backend takes the other takes too. */
@@ -63,7 +56,7 @@ static sf_status mat_create(struct sf_device *device, const struct sf_mat_shape 
     mat->width = sf_dtype_bytes(shape->dtype);
     mat->k = (size_t)shape->k_slice * (size_t)shape->slices;
     mat->panels = (shape->cols + shape->panel_cols - 1) / shape->panel_cols;
-    sf_status status = device->k->alloc(device, (size_t)mat_bytes(shape), "weights",
+    sf_status status = device->k->alloc(device, (size_t)sf_cuda_mat_bytes(shape), "weights",
                                         (void **)&mat->weights);
     if (status != SF_OK) {
         sf_free(mat);
@@ -235,7 +228,7 @@ static void matmul_leaves(struct sf_device *device, const struct sf_mat *mat, in
 
 void sf_cuda_mat_fill(struct sf_kernels *k)
 {
-    k->mat_bytes = mat_bytes;
+    k->mat_bytes = sf_cuda_mat_bytes;
     k->mat_create = mat_create;
     k->mat_destroy = mat_destroy;
     k->mat_pack = mat_pack;

@@ -129,6 +129,64 @@ static void add_bias(struct sf_device *device, int32_t rows, int32_t cols, const
               rows, cols, bias, x, x_stride);
 }
 
+/* ---- leaves, copies ------------------------------------------------------------------------- */
+
+static __global__ void leaf_elements(int32_t rows, int32_t cols, sf_global<const float> leaf,
+                                     int32_t leaves, size_t leaf_stride, size_t row_stride,
+                                     int onto, sf_global<float> x, size_t x_stride)
+{
+    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, width = (size_t)cols;
+    if (i >= (size_t)rows * width) return;
+    size_t r = i / width, c = i % width, at = r * row_stride + c;
+    float total = 0;
+    if (leaves > 0) total = leaf[at];
+    for (int32_t l = 1; l < leaves; l++) total = total + leaf[(size_t)l * leaf_stride + at];
+    if (onto) total = x[r * x_stride + c] + total;
+    x[r * x_stride + c] = total;
+}
+
+static void add_leaves(struct sf_device *device, int32_t rows, int32_t cols, const float *leaf,
+                       int32_t leaves, size_t leaf_stride, size_t row_stride, int onto, float *x,
+                       size_t x_stride)
+{
+    size_t work = (size_t)rows * (size_t)cols;
+    if (work == 0) return;
+    SF_LAUNCH(leaf_elements, sf_blocks(work, THREADS), THREADS, 0, sf_cuda_of(device)->stream,
+              rows, cols, leaf, leaves, leaf_stride, row_stride, onto, x, x_stride);
+}
+
+static __global__ void copy_elements(int32_t rows, int32_t cols, int chosen,
+                                     sf_global<const int32_t> from, sf_global<const float> x,
+                                     size_t x_stride, sf_global<float> out, size_t out_stride)
+{
+    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, width = (size_t)cols;
+    if (i >= (size_t)rows * width) return;
+    size_t r = i / width, c = i % width, source = r;
+    if (chosen) source = (size_t)(int32_t)from[r];
+    out[r * out_stride + c] = (float)x[source * x_stride + c];
+}
+
+static void copy_rows(struct sf_device *device, int32_t rows, int32_t cols, const int32_t *from,
+                      const float *x, size_t x_stride, float *out, size_t out_stride)
+{
+    struct sf_cuda *cuda = sf_cuda_of(device);
+    enum { AT_ONCE = SF_CUDA_HALF_BYTES / 4 };
+    for (int32_t first = 0; first < rows && cols > 0; first += AT_ONCE) {
+        int32_t n = rows - first < AT_ONCE ? rows - first : AT_ONCE;
+        const float *source = from ? x : x + (size_t)first * x_stride;
+        const int32_t *chosen = NULL;
+        if (from) {
+            struct sf_cuda_block block = sf_cuda_stage(cuda, (size_t)n * sizeof *from);
+            memcpy(block.host, from + first, block.bytes);
+            sf_cuda_send(cuda, &block);
+            chosen = (const int32_t *)(const void *)block.device;
+        }
+        SF_LAUNCH(copy_elements, sf_blocks((size_t)n * (size_t)cols, THREADS), THREADS, 0,
+                  cuda->stream, n, cols, from != NULL, chosen, source, x_stride,
+                  out + (size_t)first * out_stride, out_stride);
+    }
+}
+
 /* ---- argmax --------------------------------------------------------------------------------- */
 
 struct best { float value; int32_t index; };
@@ -197,5 +255,7 @@ void sf_cuda_rows_fill(struct sf_kernels *k)
     k->rope = rope;
     k->swiglu = swiglu;
     k->add_bias = add_bias;
+    k->add_leaves = add_leaves;
+    k->copy_rows = copy_rows;
     k->argmax = argmax;
 }

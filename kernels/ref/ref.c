@@ -52,10 +52,11 @@ static sf_status ref_open(const struct sf_device_spec *spec, struct sf_device *d
     pthread_once(&table_once, table_fill);
     device->k = &table;
     device->isa = SF_ISA_GENERIC;
+    device->host_memory = 1;
     device->impl = NULL;
     return SF_OK;
 }
 
 static void ref_close(struct sf_device *device) { (void)device; }
 
-const struct sf_backend sf_backend_ref = { "ref", ref_open, ref_close, NULL, NULL };
+const struct sf_backend sf_backend_ref = { "ref", ref_open, ref_close, NULL, NULL, NULL };

@@ -69,6 +69,31 @@ static void add_bias(struct sf_device *device, int32_t rows, int32_t cols, const
         for (size_t c = 0; c < (size_t)cols; c++) x[r * x_stride + c] += bias[c];
 }
 
+static void add_leaves(struct sf_device *device, int32_t rows, int32_t cols, const float *leaf,
+                       int32_t leaves, size_t leaf_stride, size_t row_stride, int onto, float *x,
+                       size_t x_stride)
+{
+    (void)device;
+    for (size_t r = 0; r < (size_t)rows; r++)
+        for (size_t c = 0; c < (size_t)cols; c++) {
+            float total = leaves > 0 ? leaf[r * row_stride + c] : 0;
+            for (size_t l = 1; l < (size_t)leaves; l++)
+                total += leaf[l * leaf_stride + r * row_stride + c];
+            x[r * x_stride + c] = onto ? x[r * x_stride + c] + total : total;
+        }
+}
+
+static void copy_rows(struct sf_device *device, int32_t rows, int32_t cols, const int32_t *from,
+                      const float *x, size_t x_stride, float *out, size_t out_stride)
+{
+    (void)device;
+    for (size_t r = 0; r < (size_t)rows; r++) {
+        size_t source = from ? (size_t)from[r] : r;
+        for (size_t c = 0; c < (size_t)cols; c++)
+            out[r * out_stride + c] = x[source * x_stride + c];
+    }
+}
+
 /* A NaN is never the greatest; a row of nothing else gives -inf at 0. */
 static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const float *x,
                    size_t x_stride, float *value_out, int32_t *index_out)
@@ -95,5 +120,7 @@ void sf_ref_rows_fill(struct sf_kernels *k)
     k->rope = rope;
     k->swiglu = swiglu;
     k->add_bias = add_bias;
+    k->add_leaves = add_leaves;
+    k->copy_rows = copy_rows;
     k->argmax = argmax;
 }

@@ -151,6 +151,60 @@ static void test_rope(void)
     }
 }
 
+/* The same additions in the same order, so the same bits: none, one and many leaves, onto x and in
+ * its place, and in place of the first leaf. */
+static void test_add_leaves(void)
+{
+    static const int32_t counts[] = { 0, 1, 2, 5, 9 };
+    enum { COLS = 129, GAP = 3, STRIDE = COLS + GAP, LEAF = ROWS * STRIDE };
+    random_fill(a, 9 * LEAF, 2, 16);
+    a[0] = a[LEAF] = -0.0f;
+    for (size_t n = 0; n < sizeof counts / sizeof *counts; n++)
+        for (int onto = 0; onto < 2; onto++) {
+            random_fill(b, LEAF, 2, 17);
+            memcpy(expected, b, LEAF * sizeof *b);
+            ref->k->add_leaves(ref, ROWS, COLS, a, counts[n], LEAF, STRIDE, onto, expected,
+                               STRIDE);
+            for (int i = 0; i < count; i++) {
+                struct sf_device *device = variants[i].device;
+                memcpy(actual, b, LEAF * sizeof *b);
+                device->k->add_leaves(device, ROWS, COLS, a, counts[n], LEAF, STRIDE, onto, actual,
+                                      STRIDE);
+                compare_bits(variants[i].text, "add_leaves", actual, expected,
+                             LEAF * sizeof *actual);
+                memcpy(actual, a, 9 * LEAF * sizeof *a);
+                device->k->add_leaves(device, ROWS, COLS, actual, counts[n], LEAF, STRIDE, 0,
+                                      actual, STRIDE);
+                for (int32_t r = 0; r < ROWS && !onto; r++)
+                    compare_bits(variants[i].text, "add_leaves in place", actual + r * STRIDE,
+                                 expected + r * STRIDE, COLS * sizeof *actual);
+            }
+        }
+}
+
+/* Rows in order, chosen ones and one of them twice; what lies between the rows stays. */
+static void test_copy_rows(void)
+{
+    enum { COLS = 65, STRIDE = COLS + 4, OUT = COLS + 2 };
+    int32_t from[ROWS];
+    random_fill(a, ROWS * STRIDE, 3, 18);
+    for (int32_t r = 0; r < ROWS; r++) from[r] = random_below(ROWS, 19, (uint64_t)r);
+    for (int chosen = 0; chosen < 2; chosen++) {
+        memset(expected, 0x55, ROWS * OUT * sizeof *expected);
+        ref->k->copy_rows(ref, ROWS, COLS, chosen ? from : NULL, a, STRIDE, expected, OUT);
+        for (int32_t r = 0; r < ROWS; r++)
+            SF_CHECK(expected[r * OUT + 7] == a[(chosen ? from[r] : r) * STRIDE + 7]);
+        for (int i = 0; i < count; i++) {
+            struct sf_device *device = variants[i].device;
+            memset(actual, 0x55, ROWS * OUT * sizeof *actual);
+            device->k->copy_rows(device, ROWS, COLS, chosen ? from : NULL, a, STRIDE, actual, OUT);
+            compare_bits(variants[i].text, "copy_rows", actual, expected,
+                         ROWS * OUT * sizeof *actual);
+            device->k->copy_rows(device, 0, COLS, NULL, a, STRIDE, actual, OUT);
+        }
+    }
+}
+
 /* Ties, NaN, infinities, and the greatest value at every place of a row. */
 static void test_argmax(void)
 {
@@ -182,7 +236,8 @@ static void test_argmax(void)
 static const struct sf_test tests[] = {
     { "rmsnorm", test_rmsnorm }, { "swiglu", test_swiglu },
     { "swiglu extremes", test_swiglu_extremes }, { "add_bias", test_add_bias },
-    { "rope", test_rope }, { "argmax", test_argmax }, { NULL, NULL }
+    { "rope", test_rope }, { "add_leaves", test_add_leaves }, { "copy_rows", test_copy_rows },
+    { "argmax", test_argmax }, { NULL, NULL }
 };
 
 int main(int argc, char **argv)

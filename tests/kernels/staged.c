@@ -137,6 +137,34 @@ static void add_bias(struct sf_device *device, int32_t rows, int32_t cols, const
     drop(&b, 0);
 }
 
+static void add_leaves(struct sf_device *device, int32_t rows, int32_t cols, const float *leaf,
+                       int32_t leaves, size_t leaf_stride, size_t row_stride, int onto, float *x,
+                       size_t x_stride)
+{
+    size_t n = (size_t)rows, c = (size_t)cols, more = leaves > 0 ? (size_t)leaves - 1 : 0;
+    struct twin l = carry(device, leaf, more * leaf_stride * 4 + extent(n, row_stride, c, 4));
+    struct twin a = carry(device, x, extent(n, x_stride, c, 4));
+    int same = leaf == x;               /* one block for the host, so one for the device */
+    inner_of(device)->k->add_leaves(inner_of(device), rows, cols, l.device, leaves, leaf_stride,
+                                    row_stride, onto, same ? l.device : a.device, x_stride);
+    drop(&a, !same);
+    drop(&l, same);
+}
+
+static void copy_rows(struct sf_device *device, int32_t rows, int32_t cols, const int32_t *from,
+                      const float *x, size_t x_stride, float *out, size_t out_stride)
+{
+    size_t last = (size_t)rows;
+    for (int32_t r = 0; from && r < rows; r++)
+        if ((size_t)from[r] + 1 > last) last = (size_t)from[r] + 1;
+    struct twin a = carry(device, x, extent(last, x_stride, (size_t)cols, 4));
+    struct twin o = carry(device, out, extent((size_t)rows, out_stride, (size_t)cols, 4));
+    inner_of(device)->k->copy_rows(inner_of(device), rows, cols, from, a.device, x_stride,
+                                   o.device, out_stride);
+    drop(&o, 1);
+    drop(&a, 0);
+}
+
 static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const float *x,
                    size_t x_stride, float *value_out, int32_t *index_out)
 {
@@ -422,7 +450,8 @@ static void table_fill(const struct sf_kernels *inner)
     table = (struct sf_kernels){
         .name = inner->name, .alloc = host_alloc, .free = host_free, .upload = host_copy,
         .download = host_copy, .sync = staged_sync, .rmsnorm = rmsnorm, .rope_table = rope_table,
-        .rope = rope, .swiglu = swiglu, .add_bias = add_bias, .argmax = argmax,
+        .rope = rope, .swiglu = swiglu, .add_bias = add_bias,
+        .add_leaves = add_leaves, .copy_rows = copy_rows, .argmax = argmax,
         .mat_bytes = inner->mat_bytes, .mat_create = mat_create, .mat_destroy = mat_destroy,
         .mat_pack = mat_pack, .matmul = matmul, .matmul_leaves = matmul_leaves,
         .kv_clear = kv_clear, .kv_append = kv_append, .kv_move = kv_move, .kv_drop = kv_drop,
@@ -441,7 +470,7 @@ sf_status staged_open(const char *name, int reversed, struct sf_device **device_
     if (!device || !staged) abort();
     table_fill(inner->k);
     *staged = (struct staged){ inner, reversed };
-    *device = (struct sf_device){ &table, 1, inner->isa, staged };
+    *device = (struct sf_device){ .k = &table, .threads = 1, .isa = inner->isa, .impl = staged };
     *device_out = device;
     return SF_OK;
 }
