@@ -457,8 +457,9 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
                  " micro-batches %d\n", plan->tensor, plan->pipeline, plan->data, plan->ranks,
             plan->threads, plan->micro_batches);
     int on_cpu = strcmp(plan->device, "cpu") == 0;
-    fprintf(out, "device     %s%s%s%s\n", plan->device, plan->device_why[0] != '\0' ? " (auto: " : "",
-            plan->device_why, plan->device_why[0] != '\0' ? ")" : "");
+    int why = plan->device_why[0] != '\0';
+    fprintf(out, "device     %s%s%s%s\n", plan->device, why ? " (auto: " : "", plan->device_why,
+            why ? ")" : "");
     fprintf(out, "numbers    %s %s%s%s\n", sf_dtype_name(plan->dtype),
             !on_cpu || sf_isa_multiplies(isa, plan->dtype) ? "multiplied natively on "
                                                 : "stored, multiplied in f32 panels on ",

@@ -83,7 +83,8 @@ int sf_device_driver(void)
            access("/dev/dxg", F_OK) == 0;
 }
 
-sf_status sf_device_outline(const char *name, int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
+sf_status sf_device_outline(const char *name,
+                            int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
                             int *host_memory_out)
 {
     struct sf_device_spec spec = { .name = name, .threads = 1, .rows_max = 1 };

@@ -46,7 +46,8 @@ sf_status sf_device_probe(const char *name, int32_t local_rank, struct sf_device
 /* Whether this machine seems to have a driver at all: cheap, loads nothing. */
 int       sf_device_driver(void);
 /* What a plan needs of a backend, on whatever machine: its table's mat_bytes and host_memory. */
-sf_status sf_device_outline(const char *name, int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
+sf_status sf_device_outline(const char *name,
+                            int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
                             int *host_memory_out);
 
 /* Best instruction set of this machine. */

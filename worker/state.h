@@ -1,8 +1,9 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * sums.c (of ranks), head.c (logits), sample.c (the choice of a token), score.c (log probabilities), compare.c (rows
- * of two caches), pipe.c (between stages), report.c and hub.c (to the coordinator), load.c. */
+ * sums.c (over ranks), head.c (logits), sample.c (the choice of a token), score.c (log
+ * probabilities), compare.c (rows of two caches), pipe.c (between stages), report.c and hub.c (to
+ * the coordinator), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
@@ -131,22 +132,6 @@ sf_status sf_forward_layers(struct sf_worker *, const struct sf_rows *);
  * samples of all items. */
 sf_status sf_head(struct sf_worker *, const struct sf_wire_step *, struct sf_wire_result *);
 
-/* ---- sums.c ---- */
-sf_status sf_sums_take(struct sf_worker *);     /* its memory, after the other buffers */
-void      sf_sums_give(struct sf_worker *);
-/* Collective over the tensor group, then over the column; mine: how opening went so far here. */
-sf_status sf_sums_open(struct sf_worker *, sf_status mine);
-void      sf_sums_close(struct sf_worker *);
-/* Where this rank's leaves go: device, [leaves_max] of [tile_rows][d_model], so far apart. */
-float    *sf_sums_leaf(struct sf_worker *);
-size_t    sf_sums_leaf_stride(const struct sf_worker *);
-/* x[r] += the sum of all leaves, on every rank of the tensor group. */
-sf_status sf_sums_add(struct sf_worker *, int32_t rows, const struct sf_leaf *, int32_t leaves,
-                      float *x);
-/* The columns that a tensor rank passes to the next stage where a link does: how many, equal on
- * all. */
-int32_t   sf_sums_block(const struct sf_worker *, int32_t tensor_rank, int32_t *first_out);
-
 /* ---- pipe.c ---- */
 sf_status sf_pipe_receive(struct sf_worker *, int32_t rows);     /* into residual */
 sf_status sf_pipe_send(struct sf_worker *, int32_t rows);
@@ -159,6 +144,7 @@ sf_status sf_pipe_drain(struct sf_worker *);
 
 #include "worker/hub.h"
 #include "worker/report.h"
+#include "worker/sums.h"
 /* To the coordinator: by ring on rank 0, by message elsewhere. */
 sf_status sf_worker_send(struct sf_worker *, int32_t tag, const void *bytes, size_t count);
 

@@ -27,8 +27,8 @@ SPREADS = ("ttft", "tpot", "itl", "e2el", "queue")
 PHASES = ("gemm_ms", "decode_attention_ms", "statistics_ms", "edit_ms", "comm_ms", "wait_ms",
           "sample_ms", "other_ms")
 TOP = {"machine", "version", "config", "roof", "runs"}
-MACHINE = {"processor", "cores_per_node", "threads_per_rank", "isa", "memory_per_rank_bytes",
-           "ranks", "nodes", "hosts"}
+MACHINE = {"processor", "device", "cores_per_node", "threads_per_rank", "isa",
+           "memory_per_rank_bytes", "ranks", "nodes", "hosts"}
 RUN = {"methods", "stack", "config_file", "max_num_seqs", "num_prompts", "input_len", "output_len",
        "duration_s", "input_tokens", "output_tokens", "request_throughput", "output_throughput",
        "total_token_throughput", "prefill_tok_s", "decode_tok_s", "step_ms", "schedule_ms",

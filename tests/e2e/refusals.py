@@ -51,8 +51,10 @@ def bad_configs(tally):
     refused(tally, "no version", 1, good.replace("schema_version: 1\n", ""), GOOD, 2,
             [".yaml:1:1: error:", "schema_version"])
     refused(tally, "no model", 1, "schema_version: 1\n", GOOD, 2, ["model.path is missing"])
-    refused(tally, "not built yet", 1, good + "device: cuda\n", GOOD, 2,
-            [".yaml:9:9: error:", "device", "'cuda'"])
+    refused(tally, "not built yet", 1, good + "kv_cache: {dtype: int8}\n", GOOD, 2,
+            [".yaml:9:19: error:", "kv_cache.dtype", "'int8'", "not built yet"])
+    if not os.path.exists("/dev/nvidiactl"):
+        refused(tally, "no GPU", 1, good + "device: cuda\n", GOOD, 2, ["error: "])
     refused(tally, "method's option", 1, good + "kv_cache: {methods: [{name: window, "
             "recent_tokns: 5}]}\n", GOOD, 2, [".yaml:9:37: error:", "recent_tokens"])
     refused(tally, "layers that are not there", 1, good, GOOD, 2, ["0-99", "0 to 29"],
