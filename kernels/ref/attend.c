@@ -5,8 +5,8 @@
  *   M   = max_s l_s,  Z = sum_s e^(l_s - M),  out = sum_s e^(l_s - M) v_s / Z,  lse = M + ln Z
  *
  * A row that sees no live slot gives out = 0 and lse = -inf.  Where a lane of one row wants its
- * logits left, they are the l_s, rounded to f32, and -inf for all other slots.  The logits are computed again for
- * every pass over the slots, so that no scratch is needed; f64 throughout. */
+ * logits left, they are the l_s, rounded to f32, and -inf for all other slots.  The logits are
+ * computed again for every pass over the slots, so that no scratch is needed; f64 throughout. */
 #include <math.h>
 #include "kernels/backend.h"
 #include "kernels/ref/ref.h"

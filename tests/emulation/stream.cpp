@@ -5,8 +5,8 @@
  * Work for several ranks (nccl.cpp) may find that another rank has not come yet.  Whoever runs the
  * stream then lets go of the lock, so that the other rank, if it is a thread, can come.  A GPU
  * would go on with such work while its host does something else, and hosts rely on it: a stage
- * sends and then waits for its next step.  So a thread of the emulation runs streams whose work for several
- * ranks has been queued for a while. */
+ * sends and then waits for its next step.  So a thread of the emulation runs streams whose work for
+ * several ranks has been queued for a while. */
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
