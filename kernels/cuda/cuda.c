@@ -2,6 +2,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/log.h"
 #include "base/memory.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda.h"
@@ -228,6 +229,7 @@ static sf_status cuda_open(const struct sf_device_spec *spec, struct sf_device *
 {
     int count, gpu;
     SF_TRY(gpu_pick(spec->local_rank, &count, &gpu));
+    sf_log(SF_LOG_DEBUG, "computes on GPU %d of %d", gpu, count);
     pthread_once(&table_once, table_fill);
     struct sf_cuda *cuda;
     SF_TRY(sf_alloc(sizeof *cuda, "cuda device", (void **)&cuda));
