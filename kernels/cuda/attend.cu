@@ -1,28 +1,27 @@
-/* kernels/cuda/attend.cu: attention over paged lanes.
+/* kernels/cuda/attend.cu: attention over paged lanes: the cut (attend.h), units of any layout, and
+ * the merge of their states.
  *
- *   split   SF_SPLIT_SLOTS slots of a lane, always at the same places
- *   block   one tile of vectors (lanes.h) and one split: leaves the split's state for each vector,
- *           out_e = sum e^(l - max) v_e, max, sum, in the scratch
+ *   unit    one block: up to SF_VECTORS vectors and one split; threads are slots for the logits,
+ *           warps are vectors for the softmax, and for the values threads are (vector, element)
+ *           pairs, so that keys and values are read in whole lines
  *   merge   one block a vector: adds the states of its splits in order, by log-sum-exp
  *
- * Parts of a lane in other layouts are further splits behind its own.
- *
- * In a block, threads are slots for the logits, warps are vectors for the softmax, and for the
- * values threads are (vector, element) pairs, so that keys and values are read in whole lines.
+ * Units of 16-bit slots go to the tensor cores (attend_tensor.cu) where their dims allow; what is
+ * left here are f32 slots, which hold little, and odd dims.
  *
  * Why a vector's bits depend on nothing but itself and the slots that it sees: slots are cut by
  * their physical number; a logit is one chain (lanes.h); masked slots have the logit -inf, weigh 0
  * and are passed over in the sum of values; sums run over the same threads at the same places; a
  * split that the vector does not see has the sum 0 and is passed over by the merge.
  *
- * Bytes read per slot and tile: one key and one value, and bias and pos; per split and vector
- * v_dim + 2 floats are written and read again.  Bound by memory for decode.  Not measured on a
- * device yet; prefill makes no use of the tensor cores. */
+ * Bytes read per slot and unit: one key and one value, and bias and pos; per split and vector
+ * a state is written and read again.  Not measured on a device yet. */
 #include "kernels/backend.h"
-#include "kernels/cuda/lanes.h"
+#include "kernels/cuda/attend.h"
 
 enum { THREADS = 128, WARPS = THREADS / SF_WARP };
 
+/* `state`: of the first vector's first split; `splits` states on is the next vector's. */
 struct tile { int32_t lane, first, vectors, splits, state; };
 enum { TILE_WORDS = 5 };
 
@@ -39,43 +38,25 @@ static __device__ __forceinline__ int32_t end_of(const struct sf_cuda_lane &lane
     return sf_row_end(lane, vector / lane.q_heads);
 }
 
-static __host__ __device__ __forceinline__ int32_t splits_of(int32_t slots)
-{
-    return slots <= 0 ? 0 : (slots + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
-}
-
-/* Turns a lane to where split number *split of the tile lies, and *split to its number there. */
-static __device__ __forceinline__ void lane_turn(struct sf_cuda_view &view,
-                                                 struct sf_cuda_lane &lane,
-                                                 const struct tile &tile, int32_t *split)
-{
-    int32_t own = splits_of(end_of(lane, tile.first + tile.vectors - 1));
-    for (int32_t part = 0; *split >= own; part++) {
-        *split -= own;
-        sf_lane_turn(view, lane, part);
-        own = splits_of(lane.slots);
-    }
-}
-
 /* ---- one split ------------------------------------------------------------------------------ */
 
-/* logits[j][s] of the split's slots for every vector of the tile, -inf where it does not see. */
+/* logits[j][s] of the split's slots for every vector of the unit, -inf where it does not see. */
 static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &view,
                                                    const struct sf_cuda_lane &lane,
-                                                   const struct tile &tile, int32_t from,
-                                                   int32_t count, sf_shared<const float> q,
+                                                   const struct sf_unit &unit, int32_t count,
+                                                   sf_shared<const float> q,
                                                    sf_shared<float> logits)
 {
     for (int32_t s = (int32_t)threadIdx.x; s < count; s += THREADS) {
-        struct sf_cuda_slot at = sf_slot_at(view, lane, from + s);
+        struct sf_cuda_slot at = sf_slot_at(view, lane, unit.from + s);
         float dot[SF_VECTORS], bias = sf_bias_of(view.layout, at);
         int32_t pos = view.window != 0 ? sf_pos_of(view.layout, at) : 0;
         bool hole = bias == -INFINITY;
-        if (!hole) sf_dots_any(view.layout, at, q, tile.vectors, dot);
-        for (int32_t j = 0; j < tile.vectors; j++) {
-            bool seen = !hole && from + s < end_of(lane, tile.first + j);
+        if (!hole) sf_dots_any(view.layout, at, q, unit.vectors, dot);
+        for (int32_t j = 0; j < unit.vectors; j++) {
+            bool seen = !hole && unit.from + s < end_of(lane, unit.first + j);
             if (seen && view.window != 0) {
-                int32_t row = lane.row_first + (tile.first + j) / lane.q_heads;
+                int32_t row = lane.row_first + (unit.first + j) / lane.q_heads;
                 seen = (int64_t)pos > (int64_t)(int32_t)view.row_pos[row] - view.window;
             }
             logits[j * SF_SPLIT_SLOTS + s] = seen ? fmaf(dot[j], view.scale, bias) : -INFINITY;
@@ -84,12 +65,12 @@ static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &vi
 }
 
 /* Turns the logits of each vector into weights e^(l - max); leaves max and sum in its state. */
-static __device__ __forceinline__ void weights_make(const struct tile &tile, int32_t count,
-                                                    sf_shared<float> logits,
+static __device__ __forceinline__ void weights_make(const struct sf_unit &unit, int32_t v_dim,
+                                                    int32_t count, sf_shared<float> logits,
                                                     sf_global<float> state, size_t state_floats)
 {
     int32_t lane = (int32_t)(threadIdx.x % SF_WARP), warp = (int32_t)(threadIdx.x / SF_WARP);
-    for (int32_t j = warp; j < tile.vectors; j += WARPS) {
+    for (int32_t j = warp; j < unit.vectors; j += WARPS) {
         sf_shared<float> logit = logits + (size_t)j * SF_SPLIT_SLOTS;
         float most = -INFINITY, sum = 0;
         for (int32_t s = lane; s < count; s += SF_WARP) most = fmaxf(most, logit[s]);
@@ -101,7 +82,7 @@ static __device__ __forceinline__ void weights_make(const struct tile &tile, int
         }
         sum = sf_warp_sum(sum);
         if (lane < 2)
-            state[(size_t)j * (size_t)tile.splits * state_floats + state_floats - 2 + lane] =
+            state[(size_t)j * (size_t)unit.stride * state_floats + (size_t)(v_dim + lane)] =
                 lane == 0 ? most : sum;
     }
 }
@@ -109,18 +90,18 @@ static __device__ __forceinline__ void weights_make(const struct tile &tile, int
 /* out_e of every vector: a thread takes pairs (vector, element) and goes over the slots. */
 static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &view,
                                                   const struct sf_cuda_lane &lane,
-                                                  const struct tile &tile, int32_t from,
-                                                  int32_t count, sf_shared<const float> weights,
+                                                  const struct sf_unit &unit, int32_t count,
+                                                  sf_shared<const float> weights,
                                                   sf_global<float> state, size_t state_floats)
 {
     int32_t v_dim = view.layout.v_dim;
     size_t values = (size_t)view.layout.page_slots * (size_t)view.layout.k_dim;
-    for (int32_t i = (int32_t)threadIdx.x; i < tile.vectors * v_dim; i += THREADS) {
-        int32_t j = i / v_dim, e = i % v_dim, end = end_of(lane, tile.first + j) - from;
+    for (int32_t i = (int32_t)threadIdx.x; i < unit.vectors * v_dim; i += THREADS) {
+        int32_t j = i / v_dim, e = i % v_dim, end = end_of(lane, unit.first + j) - unit.from;
         float sum = 0;
         if (end > count) end = count;
         for (int32_t block = 0; block < end; block += SF_BLOCK_SLOTS) {
-            struct sf_cuda_slot at = sf_slot_at(view, lane, from + block);
+            struct sf_cuda_slot at = sf_slot_at(view, lane, unit.from + block);
             for (int32_t s = block; s < block + SF_BLOCK_SLOTS && s < end; s++) {
                 float weight = weights[j * SF_SPLIT_SLOTS + s];
                 size_t row = values + (size_t)(at.slot + s - block) * (size_t)v_dim;
@@ -128,32 +109,29 @@ static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &vie
                     sum = fmaf(weight, sf_get(view.layout.dtype, at.page, row + (size_t)e), sum);
             }
         }
-        state[(size_t)j * (size_t)tile.splits * state_floats + (size_t)e] = sum;
+        state[(size_t)j * (size_t)unit.stride * state_floats + (size_t)e] = sum;
     }
 }
 
 static __global__ void __launch_bounds__(THREADS)
-attend_split(struct sf_cuda_view view, sf_global<const int32_t> tiles, sf_global<float> states)
+attend_split(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global<float> states)
 {
     SF_SHARED_DYNAMIC(float, room);     /* [vectors][k_dim], then [vectors][SF_SPLIT_SLOTS] */
-    struct tile tile = tile_at(tiles, blockIdx.x);
-    if ((int32_t)blockIdx.y >= tile.splits) return;
-    struct sf_cuda_lane lane = sf_lane_at(view, tile.lane);
-    sf_shared<float> logits = room + (size_t)tile.vectors * (size_t)view.layout.k_dim;
-    int32_t split = (int32_t)blockIdx.y;
-    lane_turn(view, lane, tile, &split);
-    int32_t from = split * SF_SPLIT_SLOTS;
-    int32_t count = end_of(lane, tile.first + tile.vectors - 1) - from;
+    struct sf_unit unit = sf_unit_at(units, blockIdx.x);
+    struct sf_cuda_lane lane = sf_lane_at(view, unit.lane);
+    sf_lane_turn(view, lane, unit.part);
+    sf_shared<float> logits = room + (size_t)unit.vectors * (size_t)view.layout.k_dim;
+    int32_t count = end_of(lane, unit.first + unit.vectors - 1) - unit.from;
     if (count > SF_SPLIT_SLOTS) count = SF_SPLIT_SLOTS;
-    size_t state_floats = (size_t)view.layout.v_dim + 2;
-    sf_global<float> state = states + ((size_t)tile.state + blockIdx.y) * state_floats;
-    sf_queries_stage(view, lane, tile.first, tile.vectors, room);
+    size_t state_floats = (size_t)sf_state_floats(view.layout.v_dim);
+    sf_global<float> state = states + (size_t)unit.state * state_floats;
+    sf_queries_stage(view, lane, unit.first, unit.vectors, room);
     __syncthreads();
-    logits_make(view, lane, tile, from, count, room, logits);
+    logits_make(view, lane, unit, count, room, logits);
     __syncthreads();
-    weights_make(tile, count, logits, state, state_floats);
+    weights_make(unit, (int32_t)view.layout.v_dim, count, logits, state, state_floats);
     __syncthreads();
-    values_sum(view, lane, tile, from, count, logits, state, state_floats);
+    values_sum(view, lane, unit, count, logits, state, state_floats);
 }
 
 /* ---- merge ---------------------------------------------------------------------------------- */
@@ -174,7 +152,7 @@ attend_merge(struct sf_cuda_view view, sf_global<const int32_t> tiles,
     int32_t j = (int32_t)blockIdx.y, v_dim = view.layout.v_dim;
     if (j >= tile.vectors) return;
     struct sf_cuda_lane lane = sf_lane_at(view, tile.lane);
-    size_t state_floats = (size_t)v_dim + 2;
+    size_t state_floats = (size_t)sf_state_floats(v_dim);
     sf_global<const float> state =
         states + ((size_t)tile.state + (size_t)j * (size_t)tile.splits) * state_floats;
     float most = -INFINITY, total = 0;
@@ -201,79 +179,209 @@ attend_merge(struct sf_cuda_view view, sf_global<const int32_t> tiles,
         to.lse[row * to.lse_stride + head] = total > 0 ? most + logf(total) : -INFINITY;
 }
 
-/* ---- host ----------------------------------------------------------------------------------- */
+/* ---- the cut -------------------------------------------------------------------------------- */
 
-/* Vectors of a tile whose queries and logits fit into the shared memory of a block. */
-static int32_t tile_vectors(const struct sf_layout *layout)
+/* Who computes a split: the tensor cores, by type of slot, or the kernel above. */
+enum kind { BF16, F16, PLAIN, KINDS };
+
+/* Of one launch: lanes lane_first .. lane_end - 1 of the job, from one vector of the first on. */
+struct piece {
+    int32_t lane_first, lane_end, tiles, splits_most, vectors_most;
+    size_t units[KINDS], states;
+};
+/* A place among the vectors of a job. */
+struct cursor { int32_t lane, vector; };
+
+/* In tiles, units and pages a piece fits into half a ring (4 MiB) with room for lanes and rows. */
+enum { TILES_MOST = 1 << 15, UNITS_MOST = 1 << 15, PAGES_MOST = 1 << 18 };
+
+static int32_t splits_of(int32_t slots)
+{
+    return slots <= 0 ? 0 : (slots + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
+}
+
+static enum kind kind_of(const struct sf_attend_job *job, const struct sf_lane_job *lane,
+                         int32_t part)
+{
+    const struct sf_layout *layout = part < 0 ? &job->layout : lane->part[part].layout;
+    if (!sf_tensor_takes(layout, job->pool, job->page_bytes)) return PLAIN;
+    return layout->dtype == SF_BF16 ? BF16 : F16;
+}
+
+/* Vectors of a plain unit, whose queries and logits fit into the shared memory of a block. */
+static int32_t plain_vectors(const struct sf_layout *layout)
 {
     int32_t fits = SF_SHARED_FLOATS / (layout->k_dim + SF_SPLIT_SLOTS);
     SF_ASSERT(fits >= 1);
     return fits < SF_VECTORS ? fits : SF_VECTORS;
 }
 
-/* Fills up to `most` tiles, from vector *vector of lane *lane on, as long as their states fit into
- * the scratch; both are moved on. */
-static size_t tiles_fill(const struct sf_attend_job *job, int32_t *lane, int32_t *vector,
-                         size_t most, struct tile *tiles, int32_t *splits_most)
+/* Splits of a tile in one part of its lane: as many as its last row sees. */
+static int32_t tile_splits(const struct sf_lane_job *lane, const struct tile *tile, int32_t part)
 {
-    int32_t width = tile_vectors(&job->layout);
-    size_t state_bytes = ((size_t)job->layout.v_dim + 2) * sizeof(float);
-    size_t states = SF_CUDA_SCRATCH_BYTES / state_bytes, used = 0, n = 0;
-    *splits_most = 0;
-    for (; *lane < job->lanes; (*lane)++, *vector = 0) {
-        const struct sf_lane_job *of = &job->lane[*lane];
-        int32_t vectors = of->rows * of->q_heads;
-        while (*vector < vectors) {
-            int32_t count = vectors - *vector < width ? vectors - *vector : width;
-            int32_t last = (*vector + count - 1) / of->q_heads;
-            int32_t splits = splits_of(sf_lane_part_seen(of, -1, last));
-            for (int32_t p = 0; p < of->parts; p++) splits += splits_of(of->part[p].slots);
-            size_t needed = (size_t)count * (size_t)splits;
-            SF_ASSERT(needed <= states);
-            if (n == most || used + needed > states) return n;
-            tiles[n++] = (struct tile){ *lane, *vector, count, splits, (int32_t)used };
-            if (splits > *splits_most) *splits_most = splits;
-            used += needed;
-            *vector += count;
-        }
+    int32_t row = (tile->first + tile->vectors - 1) / lane->q_heads;
+    return splits_of(sf_lane_part_seen(lane, part, row));
+}
+
+/* The tile at the cursor, but for its state; 0: there is none. */
+static int tile_next(const struct sf_attend_job *job, struct cursor *at, struct tile *tile)
+{
+    for (; at->lane < job->lanes; at->lane++, at->vector = 0) {
+        const struct sf_lane_job *lane = &job->lane[at->lane];
+        int32_t left = lane->rows * lane->q_heads - at->vector;
+        if (left <= 0) continue;
+        *tile = { at->lane, at->vector, left < SF_TILE_VECTORS ? left : SF_TILE_VECTORS, 0, 0 };
+        for (int32_t p = -1; p < lane->parts; p++) tile->splits += tile_splits(lane, tile, p);
+        at->vector += tile->vectors;
+        return 1;
+    }
+    return 0;
+}
+
+/* Units that a tile adds to the piece. */
+static void tile_count(const struct sf_attend_job *job, const struct tile *tile,
+                       struct piece *piece)
+{
+    const struct sf_lane_job *lane = &job->lane[tile->lane];
+    int32_t plain = plain_vectors(&job->layout);
+    for (int32_t p = -1; p < lane->parts; p++) {
+        enum kind kind = kind_of(job, lane, p);
+        int32_t each = kind == PLAIN ? (tile->vectors + plain - 1) / plain : 1;
+        piece->units[kind] += (size_t)(tile_splits(lane, tile, p) * each);
+    }
+    piece->tiles++;
+    piece->states += (size_t)(tile->vectors * tile->splits);
+    if (tile->splits > piece->splits_most) piece->splits_most = tile->splits;
+    if (tile->vectors > piece->vectors_most) piece->vectors_most = tile->vectors;
+    piece->lane_end = tile->lane + 1;
+}
+
+/* The tiles from the cursor on that fit; the cursor moves behind them. */
+static struct piece piece_take(const struct sf_attend_job *job, struct cursor *at)
+{
+    size_t state_bytes = (size_t)sf_state_floats(job->layout.v_dim) * sizeof(float), pages = 0;
+    struct piece piece = {};
+    struct tile tile;
+    struct cursor next = *at;
+    for (int32_t last = -1; tile_next(job, &next, &tile); *at = next) {
+        struct piece more = piece;
+        if (piece.tiles == 0) more.lane_first = tile.lane;
+        tile_count(job, &tile, &more);
+        if (tile.lane != last) pages += sf_cuda_lane_pages(job, &job->lane[tile.lane]);
+        last = tile.lane;
+        bool fits = more.tiles <= TILES_MOST && pages <= PAGES_MOST &&
+                    more.states * state_bytes <= SF_CUDA_SCRATCH_BYTES &&
+                    more.units[BF16] + more.units[F16] + more.units[PLAIN] <= UNITS_MOST;
+        if (!fits && piece.tiles > 0) return piece;
+        SF_ASSERT(fits);
+        piece = more;
+    }
+    *at = next;
+    return piece;
+}
+
+static size_t tiles_fill(const struct sf_attend_job *job, struct cursor at,
+                         const struct piece *piece, struct tile *tiles)
+{
+    size_t states = 0;
+    for (int32_t i = 0; i < piece->tiles; i++) {
+        tile_next(job, &at, &tiles[i]);
+        tiles[i].state = (int32_t)states;
+        states += (size_t)(tiles[i].vectors * tiles[i].splits);
+    }
+    return states;
+}
+
+/* One split of one tile; `before`: the tile's splits in front of the part. */
+static size_t split_fill(const struct sf_attend_job *job, const struct tile *tile, int32_t part,
+                         int32_t split, int32_t before, enum kind kind, int32_t lane_first,
+                         struct sf_unit *units)
+{
+    int32_t step = kind == PLAIN ? plain_vectors(&job->layout) : SF_TILE_VECTORS;
+    size_t n = 0;
+    for (int32_t v = 0; v < tile->vectors; v += step) {
+        int32_t count = tile->vectors - v < step ? tile->vectors - v : step;
+        units[n++] = { tile->lane - lane_first, part, split * SF_SPLIT_SLOTS, tile->first + v,
+                       count, tile->state + v * tile->splits + before + split, tile->splits, 0 };
     }
     return n;
 }
 
-static void tiles_launch(struct sf_cuda *cuda, const struct sf_attend_job *job,
-                         const struct sf_cuda_packed *packed, size_t n, int32_t splits)
+/* Units of one kind.  Up to four tiles of a lane go through the splits together: their units read
+ * the same slots, and they are in one block or near it. */
+static size_t units_fill(const struct sf_attend_job *job, const struct piece *piece,
+                         const struct tile *tiles, enum kind kind, struct sf_unit *units)
 {
-    const int32_t *tiles = (const int32_t *)(const void *)(packed->block.device +
-                                                           packed->extra_at);
+    size_t n = 0;
+    for (int32_t i = 0, end; i < piece->tiles; i = end) {
+        const struct sf_lane_job *lane = &job->lane[tiles[i].lane];
+        int32_t before[4] = { 0 };
+        for (end = i + 1; end < piece->tiles && end - i < 4; end++)
+            if (tiles[end].lane != tiles[i].lane) break;
+        for (int32_t p = -1; p < lane->parts; p++) {
+            int32_t most = tile_splits(lane, &tiles[end - 1], p);
+            for (int32_t s = 0; kind_of(job, lane, p) == kind && s < most; s++)
+                for (int32_t t = i; t < end; t++)
+                    if (s < tile_splits(lane, &tiles[t], p))
+                        n += split_fill(job, &tiles[t], p, s, before[t - i], kind,
+                                        piece->lane_first, units + n);
+            for (int32_t t = i; t < end; t++) before[t - i] += tile_splits(lane, &tiles[t], p);
+        }
+    }
+    SF_ASSERT(n == piece->units[kind]);
+    return n;
+}
+
+/* ---- host ----------------------------------------------------------------------------------- */
+
+/* Tiles, numbered within the piece's lanes, then units by kind; all on the device. */
+static void piece_launch(struct sf_cuda *cuda, const struct sf_attend_job *job,
+                         const struct piece *piece, const struct sf_cuda_packed *packed,
+                         size_t units_at)
+{
+    const unsigned char *block = packed->block.device;
+    const int32_t *tiles = (const int32_t *)(const void *)(block + packed->extra_at);
+    const int32_t *units = (const int32_t *)(const void *)(block + units_at);
+    const int32_t *f16 = units + piece->units[BF16] * SF_UNIT_WORDS;
+    const int32_t *plain = f16 + piece->units[F16] * SF_UNIT_WORDS;
     float *states = (float *)(void *)cuda->scratch;
-    int32_t vectors = tile_vectors(&job->layout);
-    size_t room = (size_t)vectors * (size_t)(job->layout.k_dim + SF_SPLIT_SLOTS) * sizeof(float);
+    size_t each = (size_t)(job->layout.k_dim + SF_SPLIT_SLOTS) * sizeof(float);
     struct output to = { (unsigned char *)job->out, job->out_stride, job->out_head_stride,
                          job->out_dtype, job->lse, job->lse_stride };
-    if (splits > 0)
-        SF_LAUNCH(attend_split, dim3((unsigned)n, (unsigned)splits), THREADS, room, cuda->stream,
-                  packed->view, tiles, states);
-    SF_LAUNCH(attend_merge, dim3((unsigned)n, (unsigned)vectors), THREADS, 0, cuda->stream,
-              packed->view, tiles, states, to);
+    sf_tensor_launch(cuda, &packed->view, SF_BF16, units, piece->units[BF16], states);
+    sf_tensor_launch(cuda, &packed->view, SF_F16, f16, piece->units[F16], states);
+    if (piece->units[PLAIN] > 0)
+        SF_LAUNCH(attend_split, (unsigned)piece->units[PLAIN], THREADS,
+                  (size_t)plain_vectors(&job->layout) * each, cuda->stream, packed->view, plain,
+                  states);
+    SF_LAUNCH(attend_merge, dim3((unsigned)piece->tiles, (unsigned)piece->vectors_most), THREADS, 0,
+              cuda->stream, packed->view, tiles, states, to);
 }
 
 void sf_cuda_attend(struct sf_device *device, const struct sf_attend_job *job)
 {
-    const size_t tiles_most = 1 << 16;
     struct sf_cuda *cuda = sf_cuda_of(device);
-    size_t left = 0;
-    int32_t width = tile_vectors(&job->layout), lane = 0, vector = 0, splits;
-    for (int32_t i = 0; i < job->lanes; i++)
-        left += (size_t)((job->lane[i].rows * job->lane[i].q_heads + width - 1) / width);
-    while (left > 0) {
-        size_t most = left < tiles_most ? left : tiles_most;
+    struct cursor at = { 0, 0 };
+    for (;;) {
+        struct cursor begin = at;
+        struct piece piece = piece_take(job, &at);
+        struct sf_attend_job lanes = *job;
         struct sf_cuda_packed packed;
-        sf_cuda_pack(cuda, job, most * sizeof(struct tile), &packed);
-        size_t n = tiles_fill(job, &lane, &vector, most,
-                              (struct tile *)(void *)(packed.block.host + packed.extra_at),
-                              &splits);
+        size_t tiles_bytes = sf_cuda_part((size_t)piece.tiles * sizeof(struct tile)), n = 0;
+        size_t units = piece.units[BF16] + piece.units[F16] + piece.units[PLAIN];
+        if (piece.tiles == 0) return;
+        lanes.lane = job->lane + piece.lane_first;
+        lanes.lanes = piece.lane_end - piece.lane_first;
+        sf_cuda_pack(cuda, &lanes, tiles_bytes + units * sizeof(struct sf_unit), &packed);
+        size_t units_at = packed.extra_at + tiles_bytes;
+        struct tile *tile = (struct tile *)(void *)(packed.block.host + packed.extra_at);
+        struct sf_unit *unit = (struct sf_unit *)(void *)(packed.block.host + units_at);
+        size_t states = tiles_fill(job, begin, &piece, tile);
+        SF_ASSERT(states == piece.states);
+        for (int kind = 0; kind < KINDS; kind++)
+            n += units_fill(job, &piece, tile, (enum kind)kind, unit + n);
+        for (int32_t i = 0; i < piece.tiles; i++) tile[i].lane -= piece.lane_first;
         sf_cuda_send(cuda, &packed.block);
-        tiles_launch(cuda, job, &packed, n, splits);
-        left -= n;
+        piece_launch(cuda, job, &piece, &packed, units_at);
     }
 }

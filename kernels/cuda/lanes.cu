@@ -18,18 +18,24 @@ static size_t rows_of(const struct sf_attend_job *job)
     return rows;
 }
 
+size_t sf_cuda_lane_pages(const struct sf_attend_job *job, const struct sf_lane_job *lane)
+{
+    size_t pages = 0;
+    for (int32_t p = -1; lane->rows > 0 && p < lane->parts; p++) {
+        struct sf_lane_part part = sf_lane_part_of(&job->layout, lane, p);
+        pages += (size_t)pages_of(&part);
+    }
+    return pages;
+}
+
 struct count { size_t parts, pages; };
 
 static struct count count_of(const struct sf_attend_job *job)
 {
     struct count count = { 0, 0 };
     for (int32_t i = 0; i < job->lanes; i++) {
-        const struct sf_lane_job *lane = &job->lane[i];
-        count.parts += (size_t)lane->parts;
-        for (int32_t p = -1; lane->rows > 0 && p < lane->parts; p++) {
-            struct sf_lane_part part = sf_lane_part_of(&job->layout, lane, p);
-            count.pages += (size_t)pages_of(&part);
-        }
+        count.parts += (size_t)job->lane[i].parts;
+        count.pages += sf_cuda_lane_pages(job, &job->lane[i]);
     }
     return count;
 }

@@ -42,6 +42,8 @@ struct sf_cuda_view {
 struct sf_cuda_packed { struct sf_cuda_block block; size_t extra_at; struct sf_cuda_view view; };
 void sf_cuda_pack(struct sf_cuda *, const struct sf_attend_job *, size_t extra,
                   struct sf_cuda_packed *out);
+/* Pages of a lane and its parts, as many as packing it takes. */
+size_t sf_cuda_lane_pages(const struct sf_attend_job *, const struct sf_lane_job *);
 
 static __device__ __forceinline__ struct sf_cuda_lane sf_lane_at(const struct sf_cuda_view &view,
                                                                  int32_t i)

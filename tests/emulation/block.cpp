@@ -67,7 +67,7 @@ void context_begin(context *c, unsigned char *stack, void (*entry)())
 /* ---- a block -------------------------------------------------------------------------------- */
 
 enum waiting { READY, AT_BARRIER, AT_WARP, DONE };
-enum warp_kind { EXCHANGE, BALLOT, SYNC };
+enum warp_kind { EXCHANGE, BALLOT, SYNC, MMA };
 
 struct fiber : thread_view {
     context resume;
@@ -78,6 +78,8 @@ struct fiber : thread_view {
     unsigned mask;
     uint64_t value, result;
     int source;                         /* lane that the value is taken from, -1: its own */
+    mma_lane operands;
+    float (*widen)(uint16_t);
 };
 
 std::vector<fiber> threads;
@@ -126,6 +128,20 @@ void barrier_complete()
     now.barrier++;
 }
 
+/* All 32 lanes take part in a product. */
+void product_complete(const fiber *t)
+{
+    mma_lane lanes[LANES];
+    unsigned first = first_of_warp(t);
+    for (unsigned i = 0; i < LANES; i++) {
+        if (first + i >= warp_end(t) || threads[first + i].state == DONE)
+            defect("divergent warp", "lane %u does not take part in the product at line %d of %s",
+                   i, t->at.line, t->at.file);
+        lanes[i] = threads[first + i].operands;
+    }
+    mma_run(t->widen, lanes);
+}
+
 /* Completes the operation at which `t` waits, if all living lanes of its mask have come to it. */
 bool warp_complete(fiber *t)
 {
@@ -151,6 +167,7 @@ bool warp_complete(fiber *t)
             o->result = threads[from].value;
         }
     }
+    if (t->kind == MMA) product_complete(t);
     for (unsigned i = first; i < end; i++)
         if ((t->mask >> (i - first) & 1) && threads[i].state == AT_WARP) threads[i].state = READY;
     if (t->kind == SYNC) now.warp_sync = ++warp_syncs[first / LANES];
@@ -327,6 +344,14 @@ unsigned ballot(site at, unsigned mask, bool truth)
     running->value = truth;
     warp_wait(at, BALLOT, mask);
     return (unsigned)running->result;
+}
+
+void mma(site at, float (*widen)(uint16_t), float *d, const uint32_t *a, const uint32_t *b)
+{
+    running->value = 0;
+    running->operands = { d, a, b };
+    running->widen = widen;
+    warp_wait(at, MMA, 0xffffffffu);
 }
 
 const void *shared_read(const void *address, size_t bytes)

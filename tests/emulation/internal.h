@@ -34,6 +34,10 @@ void mark_read(mark *, const char *space, size_t offset);
 void mark_write(mark *, const char *space, size_t offset);
 void mark_atomic(mark *, const char *space, size_t offset);
 
+/* What the lanes of a warp give to one product of the tensor cores. */
+struct mma_lane { float *d; const uint32_t *a, *b; };
+void mma_run(float (*widen)(uint16_t), const mma_lane *lanes);
+
 /* Where `bytes` bytes of device memory really are; must lie in one allocation. */
 unsigned char *device_range(const void *address, size_t bytes, const char *what);
 bool is_device(const void *address);

@@ -1,0 +1,407 @@
+/* kernels/cuda/attend_tensor.cu: one split of attention over 16-bit slots, by the tensor cores.
+ *
+ * A unit is a warp's: up to 16 vectors against 512 slots, in chunks of 32 slots with a running max
+ * and sum.  Keys and values go from the page to registers in 16-byte loads (8-byte ones for f16
+ * keys) and are read once for all vectors; nothing is staged in shared memory but the queries, and
+ * there each thread keeps what only it reads.  Four warps of a block are units side by side: splits
+ * of a lane in decode, tiles at the same split in prefill, which meet in the first-level cache.
+ *
+ * Why keys need no shuffle: in a page a pair of elements of 16 slots lies side by side, and a word
+ * of it is what a thread gives to a product (tensor.h, b).  A thread loads the pair of four
+ * neighbouring slots; they are columns of four products.
+ *
+ *     chunk       slots 0 .. 31; column c of product i (0 .. 3) is slot 4c + i
+ *     thread t    r = t / 4, q = t % 4: loads pairs q, q + 4 of each 16 elements for slots 4r ..
+ *                 4r + 3, gets logits of vectors r, r + 8 and slots 8q .. 8q + 7
+ *     values      thread t loads elements 8r .. 8r + 7 of slots 8q .. 8q + 7; column c of product
+ *                 d (0 .. 7) is element 8c + d, rows are slots as the logits lie
+ *
+ * Precision: a query is a sum of two or three 16-bit numbers (f16: 22 bits, after scaling by a
+ * power of two; bf16: all 24), a weight of two (at least 16 bits); slots are what they are.  Sums
+ * are f32.  So a vector's bits depend on itself and the slots alone: a chunk that it does not see
+ * adds zeros to it and leaves its max.  Values must be finite, also where nobody sees them.
+ *
+ * Bytes read per slot and unit: key, value, bias; per split and vector a state is written.  Bound by memory in decode (about 160 products per 16.6 KB at k_dim 128), by products and the
+ * softmax in prefill.  Not measured on a device yet. */
+#include "kernels/cuda/attend.h"
+#include "kernels/cuda/tensor.h"
+
+enum { WARPS = 4, THREADS = WARPS * SF_WARP, CHUNK = 32, STEPS = 4, K_DIM_MAX = 128 };
+#define LOG2_E 1.44269504f
+
+/* Numbers that a query is split into. */
+template <enum sf_dtype D> struct terms { enum { count = D == SF_BF16 ? 3 : 2 }; };
+
+/* What a thread knows of the two vectors whose logits it gets, r and r + 8. */
+struct rows {
+    int32_t end[2], pos[2];             /* slots seen at most; position less window */
+    float scale[2], max[2], sum[2];     /* sum: this thread's slots */
+};
+
+/* ---- queries -------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ sf_global<const float> query_at(const struct sf_cuda_view &view,
+                                                                  const struct sf_cuda_lane &lane,
+                                                                  int32_t vector)
+{
+    int32_t row = lane.row_first + vector / lane.q_heads;
+    int32_t head = lane.q_first + vector % lane.q_heads;
+    return view.q + ((size_t)row * view.q_stride + (size_t)head * (size_t)view.layout.k_dim);
+}
+
+/* The power of two that brings a query into (-2, 2): f16 has no room for more, and loses what is
+ * much smaller.  The same in all four threads of a row. */
+static __device__ __forceinline__ float power_of(sf_global<const float> q, int32_t k_dim)
+{
+    float most = 0;
+    for (int32_t e = (int32_t)(threadIdx.x % 4); e < k_dim; e += 4)
+        most = fmaxf(most, fabsf(q[e]));
+    most = fmaxf(most, __shfl_xor_sync(SF_FULL_MASK, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(SF_FULL_MASK, most, 2));
+    uint32_t bits;
+    memcpy(&bits, &most, sizeof bits);
+    bits &= 0x7f800000u;
+    if (bits == 0 || bits >= 0x7f000000u) return 1;
+    memcpy(&most, &bits, sizeof most);
+    return most;
+}
+
+/* This thread's parts of the queries, [k_dim / 16][terms] at its own places. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void queries_stage(const struct sf_cuda_view &view,
+                                                     const struct sf_cuda_lane &lane,
+                                                     const struct sf_unit &unit,
+                                                     struct rows &rows, sf_shared<sf_quad> mine)
+{
+    int32_t r = (int32_t)(threadIdx.x % SF_WARP / 4), q = (int32_t)(threadIdx.x % 4);
+    int32_t k_dim = view.layout.k_dim;
+    sf_global<const float> query[2];
+    float shrink[2];
+    SF_UNROLL
+    for (int i = 0; i < 2; i++) {
+        bool there = r + 8 * i < unit.vectors;
+        query[i] = query_at(view, lane, unit.first + (there ? r + 8 * i : 0));
+        float power = D == SF_F16 ? power_of(query[i], k_dim) : 1;
+        shrink[i] = there ? 1 / power : 0;
+        rows.scale[i] = view.scale * power;
+    }
+    for (int32_t step = 0; step < k_dim / 16; step++) {
+        float part[4][2];
+        SF_UNROLL
+        for (int w = 0; w < 4; w++)
+            SF_UNROLL
+            for (int i = 0; i < 2; i++)
+                part[w][i] = query[w % 2][step * 16 + w / 2 * 8 + 2 * q + i] * shrink[w % 2];
+        SF_UNROLL
+        for (int term = 0; term < terms<D>::count; term++) {
+            sf_quad quad;
+            SF_UNROLL
+            for (int w = 0; w < 4; w++) {
+                quad.word[w] = sf_pack_two<D>(part[w][0], part[w][1]);
+                part[w][0] -= sf_widen<D>((uint16_t)quad.word[w]);
+                part[w][1] -= sf_widen<D>((uint16_t)(quad.word[w] >> 16));
+            }
+            mine[(step * terms<D>::count + term) * SF_WARP] = quad;
+        }
+    }
+}
+
+/* ---- logits --------------------------------------------------------------------------------- */
+
+/* Words b[0], b[1] of the four products for elements 16 step .. of slots 4r .. 4r + 3. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void keys_load(sf_global<const unsigned char> keys, int32_t step,
+                                                 sf_quad (&pair)[2])
+{
+    int32_t quad = (int32_t)(threadIdx.x % 16 / 4), q = (int32_t)(threadIdx.x % 4);
+    SF_UNROLL
+    for (int i = 0; i < 2; i++) {
+        int32_t word = step * 8 + i * 4 + q;            /* pair of elements */
+        if (D == SF_BF16) {
+            pair[i] = sf_as<const sf_quad>(keys)[word * 4 + quad];
+        } else {
+            sf_two one = sf_as<const sf_two>(keys)[word * 8 + quad];
+            sf_two two = sf_as<const sf_two>(keys)[word * 8 + 4 + quad];
+            pair[i].word[0] = sf_lows(one.word[0], two.word[0]);
+            pair[i].word[1] = sf_highs(one.word[0], two.word[0]);
+            pair[i].word[2] = sf_lows(one.word[1], two.word[1]);
+            pair[i].word[3] = sf_highs(one.word[1], two.word[1]);
+        }
+    }
+}
+
+/* q . k of the chunk: dots[i] of product i.  `keys`: the block of this thread's slots. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void dots_make(int32_t steps, sf_global<const unsigned char> keys,
+                                                 sf_shared<sf_quad> mine, float (&dots)[4][4])
+{
+    SF_UNROLL
+    for (int i = 0; i < 4; i++)
+        SF_UNROLL
+        for (int c = 0; c < 4; c++) dots[i][c] = 0;
+    for (int32_t first = 0; first < steps; first += STEPS) {
+        sf_quad pair[STEPS][2];
+        SF_UNROLL
+        for (int s = 0; s < STEPS; s++)
+            if (first + s < steps) keys_load<D>(keys, first + s, pair[s]);
+        SF_UNROLL
+        for (int s = 0; s < STEPS; s++) {
+            if (first + s >= steps) break;
+            SF_UNROLL
+            for (int term = 0; term < terms<D>::count; term++) {
+                sf_quad a = mine[((first + s) * terms<D>::count + term) * SF_WARP];
+                SF_UNROLL
+                for (int i = 0; i < 4; i++)
+                    sf_mma<D>(dots[i], a, pair[s][0].word[i], pair[s][1].word[i]);
+            }
+        }
+    }
+}
+
+/* Logits of the chunk that begins at slot s, in place; -inf where a vector does not see. */
+static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &view,
+                                                   sf_global<const unsigned char> page,
+                                                   int32_t in_page, int32_t s,
+                                                   const struct rows &rows, float (&dots)[4][4])
+{
+    int32_t at = in_page + (int32_t)(threadIdx.x % 2) * 8;
+    s += (int32_t)(threadIdx.x % 4) * 8;
+    size_t word = (sf_bias_word(view.layout) + (size_t)at) / 4;
+    SF_UNROLL
+    for (int half = 0; half < 2; half++) {              /* slots 8q + 4 half + i */
+        sf_quad_f bias = sf_as<const sf_quad_f>(page)[word + (size_t)half];
+        sf_quad pos = { { 0, 0, 0, 0 } };
+        if (view.window != 0)
+            pos = sf_as<const sf_quad>(page)[word + (size_t)half +
+                                             (size_t)view.layout.page_slots / 4];
+        SF_UNROLL
+        for (int i = 0; i < 4; i++)
+            SF_UNROLL
+            for (int v = 0; v < 2; v++) {
+                float &dot = dots[i][2 * v + half];
+                bool seen = s + 4 * half + i < rows.end[v];
+                if (view.window != 0) seen = seen && (int32_t)pos.word[i] > rows.pos[v];
+                dot = seen ? fmaf(dot, rows.scale[v], bias.word[i]) : -INFINITY;
+            }
+    }
+}
+
+/* ---- weights -------------------------------------------------------------------------------- */
+
+/* Turns logits into weights e^(l - max) for the new max; the factor for what was summed before. */
+static __device__ __forceinline__ float weights_make(struct rows &rows, int v, float (&dots)[4][4])
+{
+    float most = rows.max[v], sum = 0;
+    SF_UNROLL
+    for (int i = 0; i < 4; i++) most = fmaxf(most, fmaxf(dots[i][2 * v], dots[i][2 * v + 1]));
+    most = fmaxf(most, __shfl_xor_sync(SF_FULL_MASK, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(SF_FULL_MASK, most, 2));
+    bool none = most == -INFINITY;
+    float factor = none ? 1 : exp2f((rows.max[v] - most) * LOG2_E);
+    SF_UNROLL
+    for (int i = 0; i < 4; i++)
+        SF_UNROLL
+        for (int half = 0; half < 2; half++) {
+            float &dot = dots[i][2 * v + half];
+            dot = none ? 0 : exp2f((dot - most) * LOG2_E);
+            sum += dot;
+        }
+    rows.max[v] = most;
+    rows.sum[v] = fmaf(rows.sum[v], factor, sum);
+    return factor;
+}
+
+/* The weights of products i and i + 1 as two tiles that add up to them. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void weights_pack(const float (&dots)[4][4], int i,
+                                                    sf_quad (&tile)[2])
+{
+    SF_UNROLL
+    for (int w = 0; w < 4; w++) {
+        float low = dots[i + w / 2][w % 2 * 2], high = dots[i + w / 2][w % 2 * 2 + 1];
+        uint32_t first = sf_pack_two<D>(low, high);
+        tile[0].word[w] = first;
+        tile[1].word[w] = sf_pack_two<D>(low - sf_widen<D>((uint16_t)first),
+                                         high - sf_widen<D>((uint16_t)(first >> 16)));
+    }
+}
+
+/* ---- values --------------------------------------------------------------------------------- */
+
+/* Elements 64 half + 8r .. of slots 8q .. 8q + 7; beyond v_dim the first ones again, for nobody. */
+static __device__ __forceinline__ void values_load(const struct sf_layout &layout,
+                                                   sf_global<const unsigned char> page,
+                                                   int32_t in_page, int32_t half,
+                                                   sf_quad (&value)[8])
+{
+    int32_t at = in_page + (int32_t)(threadIdx.x % 2) * 8;
+    int32_t e = half * 64 + (int32_t)(threadIdx.x % SF_WARP / 4) * 8;
+    if (e >= layout.v_dim) e = 0;
+    size_t v_dim = (size_t)layout.v_dim, keys = (size_t)layout.page_slots * (size_t)layout.k_dim;
+    size_t first = keys + (size_t)at * v_dim + (size_t)e;
+    SF_UNROLL
+    for (int s = 0; s < 8; s++)
+        value[s] = sf_as<const sf_quad>(page)[(first + (size_t)s * v_dim) / 8];
+}
+
+/* out += weights times values, for eight products of one half. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void values_add(const sf_quad (&tile)[2][2],
+                                                  const sf_quad (&value)[8], float (&out)[8][4])
+{
+    SF_UNROLL
+    for (int step = 0; step < 2; step++) {              /* slots 8q + 2 step, + 1, and 4 further */
+        const sf_quad &a = value[2 * step], &b = value[2 * step + 4];
+        const sf_quad &c = value[2 * step + 1], &d = value[2 * step + 5];
+        SF_UNROLL
+        for (int w = 0; w < 4; w++) {
+            uint32_t low0 = sf_lows(a.word[w], b.word[w]), low1 = sf_lows(c.word[w], d.word[w]);
+            uint32_t high0 = sf_highs(a.word[w], b.word[w]), high1 = sf_highs(c.word[w], d.word[w]);
+            SF_UNROLL
+            for (int term = 0; term < 2; term++) {
+                sf_mma<D>(out[2 * w], tile[step][term], low0, low1);
+                sf_mma<D>(out[2 * w + 1], tile[step][term], high0, high1);
+            }
+        }
+    }
+}
+
+/* ---- a unit --------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ void rows_begin(const struct sf_cuda_view &view,
+                                                  const struct sf_cuda_lane &lane,
+                                                  const struct sf_unit &unit, struct rows &rows)
+{
+    SF_UNROLL
+    for (int i = 0; i < 2; i++) {
+        int32_t j = (int32_t)(threadIdx.x % SF_WARP / 4) + 8 * i;
+        int32_t row = (unit.first + j) / lane.q_heads;
+        bool there = j < unit.vectors;
+        rows.end[i] = there ? sf_row_end(lane, row) : 0;
+        rows.pos[i] = there && view.window != 0
+                          ? (int32_t)view.row_pos[lane.row_first + row] - view.window : 0;
+        rows.max[i] = -INFINITY;
+        rows.sum[i] = 0;
+    }
+}
+
+/* A thread has 16 successive elements of each of its vectors in each half. */
+template <int HALVES>
+static __device__ __forceinline__ void state_store(const struct sf_cuda_view &view,
+                                                   const struct sf_unit &unit,
+                                                   const struct rows &rows,
+                                                   const float (&out)[HALVES][8][4],
+                                                   sf_global<float> states)
+{
+    int32_t q = (int32_t)(threadIdx.x % 4), v_dim = view.layout.v_dim;
+    SF_UNROLL
+    for (int v = 0; v < 2; v++) {
+        int32_t j = (int32_t)(threadIdx.x % SF_WARP / 4) + 8 * v;
+        float sum = rows.sum[v];
+        sum += __shfl_xor_sync(SF_FULL_MASK, sum, 1);
+        sum += __shfl_xor_sync(SF_FULL_MASK, sum, 2);
+        if (j >= unit.vectors) continue;
+        size_t at = (size_t)unit.state + (size_t)j * (size_t)unit.stride;
+        sf_global<float> state = states + at * (size_t)sf_state_floats(v_dim);
+        SF_UNROLL
+        for (int half = 0; half < HALVES; half++)
+            SF_UNROLL
+            for (int part = 0; part < 4; part++) {      /* elements 64 half + 16q + 4 part .. */
+                int32_t e = half * 64 + q * 16 + part * 4;
+                sf_quad_f four;
+                SF_UNROLL
+                for (int i = 0; i < 4; i++)
+                    four.word[i] = out[half][part % 2 * 4 + i][2 * v + part / 2];
+                if (e < v_dim) sf_as<sf_quad_f>(state)[e / 4] = four;
+            }
+        if (q < 2) state[v_dim + q] = q == 0 ? rows.max[v] : sum;
+    }
+}
+
+template <enum sf_dtype D, int HALVES>
+static __global__ void __launch_bounds__(THREADS, HALVES == 1 ? 3 : 2)
+attend_tensor(struct sf_cuda_view view, sf_global<const int32_t> units, int32_t count,
+              sf_global<float> states)
+{
+    SF_SHARED_DYNAMIC(sf_quad, room);   /* [warps][k_dim / 16][terms][threads] */
+    int32_t warp = (int32_t)(threadIdx.x / SF_WARP), thread = (int32_t)(threadIdx.x % SF_WARP);
+    int32_t number = (int32_t)blockIdx.x * WARPS + warp, steps = view.layout.k_dim / 16;
+    if (number >= count) return;
+    struct sf_unit unit = sf_unit_at(units, (size_t)number);
+    struct sf_cuda_lane lane = sf_lane_at(view, unit.lane);
+    sf_shared<sf_quad> mine = room + (warp * steps * terms<D>::count * SF_WARP + thread);
+    struct rows rows;
+    sf_lane_turn(view, lane, unit.part);
+    rows_begin(view, lane, unit, rows);
+    queries_stage<D>(view, lane, unit, rows, mine);
+
+    /* Thread i looks up the page of block i of the split; behind the last slot it is the first. */
+    int32_t page_slots = view.layout.page_slots, block = unit.from + thread * SF_BLOCK_SLOTS;
+    if (block >= lane.slots) block = unit.from;
+    int32_t page_of = view.pages[lane.pages_first + block / page_slots];
+    int32_t in_page_of = block % page_slots;
+    int32_t end = sf_row_end(lane, (unit.first + unit.vectors - 1) / lane.q_heads);
+    if (end > unit.from + SF_SPLIT_SLOTS) end = unit.from + SF_SPLIT_SLOTS;
+
+    float out[HALVES][8][4];
+    SF_UNROLL
+    for (int i = 0; i < HALVES * 32; i++) out[i / 32][i / 4 % 8][i % 4] = 0;
+    for (int32_t s = unit.from; s < end; s += CHUNK) {
+        int32_t first = (s - unit.from) / SF_BLOCK_SLOTS;
+        int32_t key_block = first + thread / 16, value_block = first + thread % 4 / 2;
+        int32_t key_page = __shfl_sync(SF_FULL_MASK, page_of, key_block);
+        int32_t key_at = __shfl_sync(SF_FULL_MASK, in_page_of, key_block);
+        int32_t value_page = __shfl_sync(SF_FULL_MASK, page_of, value_block);
+        int32_t value_at = __shfl_sync(SF_FULL_MASK, in_page_of, value_block);
+        sf_global<const unsigned char> keys =
+            view.pool + ((size_t)key_page * view.page_bytes +
+                         (size_t)key_at * (size_t)view.layout.k_dim * 2);
+        sf_global<const unsigned char> page = view.pool + (size_t)value_page * view.page_bytes;
+        float dots[4][4], factor[2];
+        sf_quad value[8], tile[2][2];
+        dots_make<D>(steps, keys, mine, dots);
+        values_load(view.layout, page, value_at, 0, value);
+        logits_make(view, page, value_at, s, rows, dots);
+        factor[0] = weights_make(rows, 0, dots);
+        factor[1] = weights_make(rows, 1, dots);
+        weights_pack<D>(dots, 0, tile[0]);
+        weights_pack<D>(dots, 2, tile[1]);
+        SF_UNROLL
+        for (int half = 0; half < HALVES; half++) {
+            if (half > 0) values_load(view.layout, page, value_at, half, value);
+            SF_UNROLL
+            for (int i = 0; i < 32; i++) out[half][i / 4][i % 4] *= factor[i % 4 / 2];
+            values_add<D>(tile, value, out[half]);
+        }
+    }
+    state_store<HALVES>(view, unit, rows, out, states);
+}
+
+/* ---- host ----------------------------------------------------------------------------------- */
+
+int sf_tensor_takes(const struct sf_layout *layout, const unsigned char *pool, size_t page_bytes)
+{
+    return layout->dtype != SF_F32 && layout->k_dim % 16 == 0 && layout->k_dim <= K_DIM_MAX &&
+           layout->v_dim % 8 == 0 && layout->v_dim <= 128 && (size_t)pool % 16 == 0 &&
+           page_bytes % 16 == 0;
+}
+
+template <enum sf_dtype D, int HALVES>
+static void launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, const int32_t *units,
+                   size_t count, float *states)
+{
+    size_t room = (size_t)(WARPS * (view->layout.k_dim / 16) * terms<D>::count * SF_WARP);
+    SF_LAUNCH((attend_tensor<D, HALVES>), sf_blocks(count, WARPS), THREADS, room * sizeof(sf_quad),
+              cuda->stream, *view, units, (int32_t)count, states);
+}
+
+void sf_tensor_launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, enum sf_dtype dtype,
+                      const int32_t *units, size_t count, float *states)
+{
+    bool wide = view->layout.v_dim > 64;
+    if (count == 0) return;
+    if (dtype == SF_BF16 && wide) launch<SF_BF16, 2>(cuda, view, units, count, states);
+    else if (dtype == SF_BF16) launch<SF_BF16, 1>(cuda, view, units, count, states);
+    else if (wide) launch<SF_F16, 2>(cuda, view, units, count, states);
+    else launch<SF_F16, 1>(cuda, view, units, count, states);
+}
