@@ -53,7 +53,9 @@ static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &vi
         int32_t pos = view.window != 0 ? sf_pos_of(view.layout, at) : 0;
         bool hole = bias == -INFINITY;
         if (!hole) sf_dots_any(view.layout, at, q, unit.vectors, dot);
-        for (int32_t j = 0; j < unit.vectors; j++) {
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++) {
+            if (j >= unit.vectors) continue;
             bool seen = !hole && unit.from + s < end_of(lane, unit.first + j);
             if (seen && view.window != 0) {
                 int32_t row = lane.row_first + (unit.first + j) / lane.q_heads;

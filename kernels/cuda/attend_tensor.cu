@@ -21,8 +21,9 @@
  * are f32.  So a vector's bits depend on itself and the slots alone: a chunk that it does not see
  * adds zeros to it and leaves its max.  Values must be finite, also where nobody sees them.
  *
- * Bytes read per slot and unit: key, value, bias; per split and vector a state is written.  Bound by memory in decode (about 160 products per 16.6 KB at k_dim 128), by products and the
- * softmax in prefill.  Not measured on a device yet. */
+ * Bytes read per slot and unit: key, value, bias; per split and vector a state is written.  Bound
+ * by memory in decode (about 160 products per 16.6 KB at k_dim 128), by products and the softmax in
+ * prefill.  Not measured on a device yet. */
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/tensor.h"
 

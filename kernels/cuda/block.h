@@ -13,6 +13,11 @@
 
 enum { SF_WARP = 32 };
 
+/* What one load takes. */
+struct alignas(8) sf_two { uint32_t word[2]; };
+struct alignas(16) sf_quad { uint32_t word[4]; };
+struct alignas(16) sf_quad_f { float word[4]; };
+
 static __device__ __forceinline__ float sf_warp_sum(float value)
 {
     for (int bits = SF_WARP / 2; bits > 0; bits /= 2)

@@ -80,7 +80,9 @@ static __device__ __forceinline__ float weight_of(const struct sf_cuda_view &vie
         __syncthreads();
         if (!seen) continue;
         sf_dots_any(view.layout, at, q, heads, dot);
-        for (int32_t j = 0; j < heads; j++) {
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++) {
+            if (j >= heads) continue;
             size_t row = (size_t)(lane.row_first + r), head = (size_t)(lane.q_first + h + j);
             float lse = fold.lse[row * fold.lse_stride + head];
             float w = lse == -INFINITY ? 0 : expf(fmaf(dot[j], view.scale, bias) - lse);
@@ -114,7 +116,7 @@ static __device__ __forceinline__ bool row_lives(const struct sf_cuda_lane &lane
 }
 
 /* units: [blocks][UNIT_WORDS], a lane, one of its parts or -1, and the first of its slots. */
-static __global__ void __launch_bounds__(SLOTS)
+static __global__ void __launch_bounds__(SLOTS, 6)
 columns_slots(struct sf_cuda_view view, sf_global<const int32_t> units, struct fold fold,
               int32_t group)
 {

@@ -121,32 +121,61 @@ static __device__ __forceinline__ void sf_queries_stage(const struct sf_cuda_vie
     }
 }
 
-/* dot[j] = q_j . k of the slot, j < vectors.  Lanes of a warp hold neighbouring slots, whose
- * elements lie side by side; each key element is loaded once for all vectors. */
+/* Elements e .. e + N - 1 of a slot's key; lanes of a warp hold neighbouring slots, whose elements
+ * lie side by side.  `block`: the first element of the slot's block. */
+template <enum sf_dtype D, int N>
+static __device__ __forceinline__ void sf_key_load(const struct sf_cuda_slot &at, size_t block,
+                                                   int32_t e, float (&key)[N])
+{
+    size_t lane = (size_t)(at.slot % SF_BLOCK_SLOTS);
+    SF_UNROLL
+    for (int i = 0; i < N; i += D == SF_BF16 ? 2 : 1) {
+        if (D == SF_BF16) {
+            size_t word = block / 2 + (size_t)((e + i) / 2) * SF_BLOCK_SLOTS + lane;
+            uint32_t pair = sf_as<const uint32_t>(at.page)[word];
+            key[i] = sf_bf16_widen((uint16_t)pair);
+            key[i + 1] = sf_bf16_widen((uint16_t)(pair >> 16));
+        } else {
+            key[i] = sf_get(D, at.page, block + (size_t)(e + i) * SF_BLOCK_SLOTS + lane);
+        }
+    }
+}
+
+/* dot[j] = q_j . k of the slot, j < vectors.  Each key element is loaded once for all vectors, 16
+ * at a time where k_dim lets queries be read in fours. */
 template <enum sf_dtype D>
 static __device__ __forceinline__ void sf_dots(int32_t k_dim, const struct sf_cuda_slot &at,
                                                sf_shared<const float> q, int32_t vectors,
                                                float *dot)
 {
-    size_t lane = (size_t)(at.slot % SF_BLOCK_SLOTS);
+    enum { STEP = 16, LAST = D == SF_BF16 ? 2 : 1 };
     size_t block = (size_t)(at.slot / SF_BLOCK_SLOTS) * SF_BLOCK_SLOTS * (size_t)k_dim;
-    const int per_word = D == SF_BF16 ? 2 : 1;
+    int32_t whole = k_dim % 4 == 0 ? k_dim / STEP * STEP : 0;
     SF_UNROLL
     for (int j = 0; j < SF_VECTORS; j++) dot[j] = 0;
-    for (int32_t e = 0; e < k_dim; e += per_word) {
-        float k0, k1 = 0;
-        if (D == SF_BF16) {
-            size_t word = block / 2 + (size_t)(e / 2) * SF_BLOCK_SLOTS + lane;
-            uint32_t pair = sf_as<const uint32_t>(at.page)[word];
-            k0 = sf_bf16_widen((uint16_t)pair);
-            k1 = sf_bf16_widen((uint16_t)(pair >> 16));
-        } else {
-            k0 = sf_get(D, at.page, block + (size_t)e * SF_BLOCK_SLOTS + lane);
-        }
+    for (int32_t e = 0; e < whole; e += STEP) {
+        float key[STEP];
+        sf_key_load<D>(at, block, e, key);
         SF_UNROLL
         for (int j = 0; j < SF_VECTORS; j++) {
-            if (j < vectors) dot[j] = fmaf(q[j * k_dim + e], k0, dot[j]);
-            if (j < vectors && D == SF_BF16) dot[j] = fmaf(q[j * k_dim + e + 1], k1, dot[j]);
+            if (j >= vectors) continue;
+            sf_shared<const sf_quad_f> four = sf_as<const sf_quad_f>(q + (j * k_dim + e));
+            SF_UNROLL
+            for (int i = 0; i < STEP / 4; i++) {
+                sf_quad_f some = four[i];
+                SF_UNROLL
+                for (int w = 0; w < 4; w++) dot[j] = fmaf(some.word[w], key[4 * i + w], dot[j]);
+            }
+        }
+    }
+    for (int32_t e = whole; e < k_dim; e += LAST) {
+        float key[LAST];
+        sf_key_load<D>(at, block, e, key);
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++) {
+            if (j >= vectors) continue;
+            SF_UNROLL
+            for (int i = 0; i < LAST; i++) dot[j] = fmaf(q[j * k_dim + e + i], key[i], dot[j]);
         }
     }
 }

@@ -1,4 +1,4 @@
-/* kernels/cuda/tensor.h: products of small tiles by the tensor cores, and 16-byte loads.
+/* kernels/cuda/tensor.h: products of small tiles by the tensor cores.
  *
  *   d [16][8] += a [16][16] b [16][8], a and b of 16-bit elements, d in f32, spread over a warp:
  *   thread t, with r = t / 4 and q = t % 4, holds pairs of neighbours, the first in the low half
@@ -14,10 +14,6 @@
 #ifndef SHEAF_KERNELS_CUDA_TENSOR_H
 #define SHEAF_KERNELS_CUDA_TENSOR_H
 #include "kernels/cuda/block.h"
-
-struct alignas(16) sf_quad { uint32_t word[4]; };
-struct alignas(8) sf_two { uint32_t word[2]; };
-struct alignas(16) sf_quad_f { float word[4]; };
 
 #if defined(__CUDACC__)
 
