@@ -19,7 +19,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/attend.h"
 
-enum { THREADS = 128, WARPS = THREADS / SF_WARP };
+enum { THREADS = 128, WARPS = THREADS / SF_WARP, SUMS = 8, V_DIM_MAX = SUMS * THREADS };
 
 /* `state`: of the first vector's first split; `splits` states on is the next vector's. */
 struct tile { int32_t lane, first, vectors, splits, state; };
@@ -146,38 +146,58 @@ struct output {
     size_t lse_stride;
 };
 
+/* Splits are weighed THREADS at a time, a thread each; the sums over them go in their order. */
 static __global__ void __launch_bounds__(THREADS)
 attend_merge(struct sf_cuda_view view, sf_global<const int32_t> tiles,
              sf_global<const float> states, struct output to)
 {
+    SF_SHARED(float, part, WARPS);
+    SF_SHARED(float, weight, THREADS);
+    SF_SHARED(float, share, THREADS);   /* of the total */
     struct tile tile = tile_at(tiles, blockIdx.x);
-    int32_t j = (int32_t)blockIdx.y, v_dim = view.layout.v_dim;
+    int32_t j = (int32_t)blockIdx.y, v_dim = view.layout.v_dim, thread = (int32_t)threadIdx.x;
     if (j >= tile.vectors) return;
     struct sf_cuda_lane lane = sf_lane_at(view, tile.lane);
     size_t state_floats = (size_t)sf_state_floats(v_dim);
     sf_global<const float> state =
         states + ((size_t)tile.state + (size_t)j * (size_t)tile.splits) * state_floats;
-    float most = -INFINITY, total = 0;
-    for (int32_t s = 0; s < tile.splits; s++)
+    float most = -INFINITY, total = 0, sum[SUMS] = {};
+    for (int32_t s = thread; s < tile.splits; s += THREADS)
         most = fmaxf(most, state[(size_t)s * state_floats + (size_t)v_dim]);
-    for (int32_t s = 0; s < tile.splits; s++) {
-        size_t at = (size_t)s * state_floats + (size_t)v_dim;
-        float sum = state[at + 1];
-        if (sum > 0) total = fmaf(sum, expf(state[at] - most), total);
+    most = sf_block_max(most, part);
+    for (int32_t first = 0; first < tile.splits; first += THREADS) {
+        int32_t count = tile.splits - first < THREADS ? tile.splits - first : THREADS;
+        __syncthreads();
+        if (thread < count) {
+            size_t at = (size_t)(first + thread) * state_floats + (size_t)v_dim;
+            float own = state[at + 1], factor = own > 0 ? expf(state[at] - most) : 0;
+            weight[thread] = factor;
+            share[thread] = own * factor;
+        }
+        __syncthreads();
+        for (int32_t s = 0; s < count; s++) {
+            float factor = weight[s];
+            total += share[s];
+            if (factor == 0) continue;
+            SF_UNROLL
+            for (int i = 0; i < SUMS; i++) {
+                int32_t e = thread + i * THREADS;
+                if (e < v_dim)
+                    sum[i] = fmaf(state[(size_t)(first + s) * state_floats + (size_t)e], factor,
+                                  sum[i]);
+            }
+        }
     }
     size_t row = (size_t)(lane.row_first + (tile.first + j) / lane.q_heads);
     size_t head = (size_t)(lane.q_first + (tile.first + j) % lane.q_heads);
-    for (int32_t e = (int32_t)threadIdx.x; e < v_dim; e += THREADS) {
-        float sum = 0;
-        for (int32_t s = 0; s < tile.splits; s++) {
-            size_t at = (size_t)s * state_floats;
-            if (state[at + (size_t)v_dim + 1] > 0)
-                sum = fmaf(state[at + (size_t)e], expf(state[at + (size_t)v_dim] - most), sum);
-        }
-        sf_put(to.dtype, to.out, row * to.stride + head * to.head_stride + (size_t)e,
-               total > 0 ? sum / total : 0);
+    SF_UNROLL
+    for (int i = 0; i < SUMS; i++) {
+        int32_t e = thread + i * THREADS;
+        if (e < v_dim)
+            sf_put(to.dtype, to.out, row * to.stride + head * to.head_stride + (size_t)e,
+                   total > 0 ? sum[i] / total : 0);
     }
-    if (to.lse && threadIdx.x == 0)
+    if (to.lse && thread == 0)
         to.lse[row * to.lse_stride + head] = total > 0 ? most + logf(total) : -INFINITY;
 }
 
@@ -364,6 +384,7 @@ void sf_cuda_attend(struct sf_device *device, const struct sf_attend_job *job)
 {
     struct sf_cuda *cuda = sf_cuda_of(device);
     struct cursor at = { 0, 0 };
+    SF_ASSERT(job->layout.v_dim <= V_DIM_MAX);
     for (;;) {
         struct cursor begin = at;
         struct piece piece = piece_take(job, &at);

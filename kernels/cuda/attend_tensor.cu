@@ -11,8 +11,9 @@
  * neighbouring slots; they are columns of four products.
  *
  *     chunk       slots 0 .. 31; column c of product i (0 .. 3) is slot 4c + i
- *     thread t    r = t / 4, q = t % 4: loads pairs q, q + 4 of each 16 elements for slots 4r ..
- *                 4r + 3, gets logits of vectors r, r + 8 and slots 8q .. 8q + 7
+ *     thread t    r = t / 4, q = t % 4: loads elements 4q .. 4q + 3 of each 16 for slots 4r ..
+ *                 4r + 3, gets logits of vectors r, r + 8 and slots 8q .. 8q + 7.  (Elements 4q and
+ *                 4q + 1 are rows 2q and 2q + 1 of a product, the others 2q + 8 and 2q + 9.)
  *     values      thread t loads elements 8r .. 8r + 7 of slots 8q .. 8q + 7; column c of product
  *                 d (0 .. 7) is element 8c + d, rows are slots as the logits lie
  *
@@ -67,7 +68,17 @@ static __device__ __forceinline__ float power_of(sf_global<const float> q, int32
     return most;
 }
 
-/* This thread's parts of the queries, [k_dim / 16][terms] at its own places. */
+/* Elements e .. e + 3 of a query. */
+static __device__ __forceinline__ sf_quad_f query_load(sf_global<const float> q, int32_t e,
+                                                       bool aligned)
+{
+    if (aligned) return sf_as<const sf_quad_f>(q)[e / 4];
+    sf_quad_f four = { { q[e], q[e + 1], q[e + 2], q[e + 3] } };
+    return four;
+}
+
+/* This thread's parts of the queries, [k_dim / 16][terms] at its own places.  A vector that is not
+ * there is zero. */
 template <enum sf_dtype D>
 static __device__ __forceinline__ void queries_stage(const struct sf_cuda_view &view,
                                                      const struct sf_cuda_lane &lane,
@@ -76,6 +87,7 @@ static __device__ __forceinline__ void queries_stage(const struct sf_cuda_view &
 {
     int32_t r = (int32_t)(threadIdx.x % SF_WARP / 4), q = (int32_t)(threadIdx.x % 4);
     int32_t k_dim = view.layout.k_dim;
+    bool aligned = view.q_stride % 4 == 0 && sf_aligned(view.q, 16);
     sf_global<const float> query[2];
     float shrink[2];
     SF_UNROLL
@@ -87,20 +99,22 @@ static __device__ __forceinline__ void queries_stage(const struct sf_cuda_view &
         rows.scale[i] = view.scale * power;
     }
     for (int32_t step = 0; step < k_dim / 16; step++) {
-        float part[4][2];
+        sf_quad_f part[2] = {};
         SF_UNROLL
-        for (int w = 0; w < 4; w++)
+        for (int i = 0; i < 2; i++) {
+            if (shrink[i] != 0) part[i] = query_load(query[i], step * 16 + 4 * q, aligned);
             SF_UNROLL
-            for (int i = 0; i < 2; i++)
-                part[w][i] = query[w % 2][step * 16 + w / 2 * 8 + 2 * q + i] * shrink[w % 2];
+            for (int e = 0; e < 4; e++) part[i].word[e] *= shrink[i];
+        }
         SF_UNROLL
         for (int term = 0; term < terms<D>::count; term++) {
             sf_quad quad;
             SF_UNROLL
             for (int w = 0; w < 4; w++) {
-                quad.word[w] = sf_pack_two<D>(part[w][0], part[w][1]);
-                part[w][0] -= sf_widen<D>((uint16_t)quad.word[w]);
-                part[w][1] -= sf_widen<D>((uint16_t)(quad.word[w] >> 16));
+                float &low = part[w % 2].word[w / 2 * 2], &high = part[w % 2].word[w / 2 * 2 + 1];
+                quad.word[w] = sf_pack_two<D>(low, high);
+                low -= sf_widen<D>((uint16_t)quad.word[w]);
+                high -= sf_widen<D>((uint16_t)(quad.word[w] >> 16));
             }
             mine[(step * terms<D>::count + term) * SF_WARP] = quad;
         }
@@ -109,15 +123,18 @@ static __device__ __forceinline__ void queries_stage(const struct sf_cuda_view &
 
 /* ---- logits --------------------------------------------------------------------------------- */
 
-/* Words b[0], b[1] of the four products for elements 16 step .. of slots 4r .. 4r + 3. */
+/* Words b[0], b[1] of the four products for elements 16 step .. of slots 4r .. 4r + 3; zeros if the
+ * block is not there. */
 template <enum sf_dtype D>
 static __device__ __forceinline__ void keys_load(sf_global<const unsigned char> keys, int32_t step,
-                                                 sf_quad (&pair)[2])
+                                                 bool there, sf_quad (&pair)[2])
 {
     int32_t quad = (int32_t)(threadIdx.x % 16 / 4), q = (int32_t)(threadIdx.x % 4);
     SF_UNROLL
     for (int i = 0; i < 2; i++) {
-        int32_t word = step * 8 + i * 4 + q;            /* pair of elements */
+        int32_t word = step * 8 + q * 2 + i;            /* pair of elements */
+        pair[i] = {};
+        if (!there) continue;
         if (D == SF_BF16) {
             pair[i] = sf_as<const sf_quad>(keys)[word * 4 + quad];
         } else {
@@ -134,7 +151,8 @@ static __device__ __forceinline__ void keys_load(sf_global<const unsigned char> 
 /* q . k of the chunk: dots[i] of product i.  `keys`: the block of this thread's slots. */
 template <enum sf_dtype D>
 static __device__ __forceinline__ void dots_make(int32_t steps, sf_global<const unsigned char> keys,
-                                                 sf_shared<sf_quad> mine, float (&dots)[4][4])
+                                                 bool there, sf_shared<sf_quad> mine,
+                                                 float (&dots)[4][4])
 {
     SF_UNROLL
     for (int i = 0; i < 4; i++)
@@ -144,7 +162,7 @@ static __device__ __forceinline__ void dots_make(int32_t steps, sf_global<const 
         sf_quad pair[STEPS][2];
         SF_UNROLL
         for (int s = 0; s < STEPS; s++)
-            if (first + s < steps) keys_load<D>(keys, first + s, pair[s]);
+            if (first + s < steps) keys_load<D>(keys, first + s, there, pair[s]);
         SF_UNROLL
         for (int s = 0; s < STEPS; s++) {
             if (first + s >= steps) break;
@@ -229,20 +247,23 @@ static __device__ __forceinline__ void weights_pack(const float (&dots)[4][4], i
 
 /* ---- values --------------------------------------------------------------------------------- */
 
-/* Elements 64 half + 8r .. of slots 8q .. 8q + 7; beyond v_dim the first ones again, for nobody. */
+/* Elements 64 half + 8r .. of slots 8q .. 8q + 7; zeros beyond v_dim and where the block is
+ * not there. */
 static __device__ __forceinline__ void values_load(const struct sf_layout &layout,
                                                    sf_global<const unsigned char> page,
-                                                   int32_t in_page, int32_t half,
+                                                   int32_t in_page, bool there, int32_t half,
                                                    sf_quad (&value)[8])
 {
     int32_t at = in_page + (int32_t)(threadIdx.x % 2) * 8;
     int32_t e = half * 64 + (int32_t)(threadIdx.x % SF_WARP / 4) * 8;
-    if (e >= layout.v_dim) e = 0;
+    there = there && e < layout.v_dim;
     size_t v_dim = (size_t)layout.v_dim, keys = (size_t)layout.page_slots * (size_t)layout.k_dim;
     size_t first = keys + (size_t)at * v_dim + (size_t)e;
     SF_UNROLL
-    for (int s = 0; s < 8; s++)
-        value[s] = sf_as<const sf_quad>(page)[(first + (size_t)s * v_dim) / 8];
+    for (int s = 0; s < 8; s++) {
+        value[s] = {};
+        if (there) value[s] = sf_as<const sf_quad>(page)[(first + (size_t)s * v_dim) / 8];
+    }
 }
 
 /* out += weights times values, for eight products of one half. */
@@ -360,8 +381,10 @@ attend_tensor(struct sf_cuda_view view, sf_global<const int32_t> units, int32_t 
         sf_global<const unsigned char> page = view.pool + (size_t)value_page * view.page_bytes;
         float dots[4][4], factor[2];
         sf_quad value[8], tile[2][2];
-        dots_make<D>(steps, keys, mine, dots);
-        values_load(view.layout, page, value_at, 0, value);
+        bool keys_there = s + thread / 16 * SF_BLOCK_SLOTS < lane.slots;
+        bool values_there = s + thread % 4 / 2 * SF_BLOCK_SLOTS < lane.slots;
+        dots_make<D>(steps, keys, keys_there, mine, dots);
+        values_load(view.layout, page, value_at, values_there, 0, value);
         logits_make(view, page, value_at, s, rows, dots);
         factor[0] = weights_make(rows, 0, dots);
         factor[1] = weights_make(rows, 1, dots);
@@ -369,7 +392,7 @@ attend_tensor(struct sf_cuda_view view, sf_global<const int32_t> units, int32_t 
         weights_pack<D>(dots, 2, tile[1]);
         SF_UNROLL
         for (int half = 0; half < HALVES; half++) {
-            if (half > 0) values_load(view.layout, page, value_at, half, value);
+            if (half > 0) values_load(view.layout, page, value_at, values_there, half, value);
             SF_UNROLL
             for (int i = 0; i < 32; i++) out[half][i / 4][i % 4] *= factor[i % 4 / 2];
             values_add<D>(tile, value, out[half]);

@@ -50,6 +50,16 @@ static __device__ __forceinline__ float sf_block_sum(float value, sf_shared<floa
     return total;
 }
 
+static __device__ __forceinline__ float sf_block_max(float value, sf_shared<float> part)
+{
+    float most = sf_warp_max(value);
+    if (threadIdx.x % SF_WARP == 0) part[threadIdx.x / SF_WARP] = most;
+    __syncthreads();
+    for (unsigned w = 0; w < blockDim.x / SF_WARP; w++) most = fmaxf(most, part[w]);
+    __syncthreads();
+    return most;
+}
+
 /* ---- elements ------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ float sf_bf16_widen(uint16_t bits)

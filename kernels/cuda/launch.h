@@ -3,6 +3,7 @@
  *
  *   sf_global<T>   T * in device memory: x[i], x + n, sf_as<U>(x) for another element type
  *   sf_shared<T>   T * in shared memory, the same
+ *   sf_aligned(p, bytes)               whether the address is a multiple of bytes
  *   SF_SHARED(T, name, count);         a static array of the block
  *   SF_SHARED_DYNAMIC(T, name);        the array whose bytes the launch names
  *   SF_UNROLL                          in front of a loop of constant length
@@ -24,6 +25,10 @@ template <class U, class T> __host__ __device__ __forceinline__ U *sf_as(T *p)
 {
     return reinterpret_cast<U *>(p);
 }
+template <class T> __device__ __forceinline__ bool sf_aligned(const T *p, size_t bytes)
+{
+    return reinterpret_cast<size_t>(p) % bytes == 0;
+}
 #define SF_UNROLL _Pragma("unroll")
 #define SF_SHARED(type, name, count) __shared__ type name[count]
 #define SF_SHARED_DYNAMIC(type, name)                                                              \
@@ -42,6 +47,10 @@ template <class T> using sf_shared = emu::shared<T>;
 template <class U, class T, class S> emu::pointer<U, S> sf_as(emu::pointer<T, S> p)
 {
     return emu::as<U>(p);
+}
+template <class T, class S> bool sf_aligned(emu::pointer<T, S> p, size_t bytes)
+{
+    return (size_t)p.at % bytes == 0;
 }
 #define SF_UNROLL
 #define SF_SHARED(type, name, count)                                                               \
