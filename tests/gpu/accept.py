@@ -5,11 +5,8 @@
 DEVICE is cuda; with cuda-emulated the script itself can be tried without a GPU, with a small model
 in the bench.  Ranks share the GPUs that are there.
 """
-import array
 import json
 import os
-import random
-import struct
 import subprocess
 import sys
 import time
@@ -18,76 +15,23 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 # pylint: disable=wrong-import-position
 import emulated
 import job
-import tiny
+import made_model
 
 LIMIT_S = 150
-# Of the bench: a llama with grouped heads.
-LARGE = {"layers": 24, "d": 1024, "ffn": 2816, "q": 16, "kv": 4, "head": 64, "vocab": 32000}
-SMALL = {"layers": 2, "d": 64, "ffn": 96, "q": 4, "kv": 2, "head": 16, "vocab": 256}
-F32, F16 = 0, 1                                 # types of GGUF tensors
-
-
-def shapes_of(size):
-    """Name -> (rows, columns); a vector has 0 rows."""
-    d, ffn, head = size["d"], size["ffn"], size["head"]
-    found = {"token_embd": (size["vocab"], d), "output_norm": (0, d)}
-    for layer in range(size["layers"]):
-        name = f"blk.{layer}"
-        found.update({
-            f"{name}.attn_norm": (0, d), f"{name}.ffn_norm": (0, d),
-            f"{name}.attn_q": (size["q"] * head, d), f"{name}.attn_k": (size["kv"] * head, d),
-            f"{name}.attn_v": (size["kv"] * head, d), f"{name}.attn_output": (d, size["q"] * head),
-            f"{name}.ffn_gate": (ffn, d), f"{name}.ffn_up": (ffn, d), f"{name}.ffn_down": (d, ffn)})
-    return found
-
-
-def write_model(path, size):
-    """Random weights: one block of them over and over, from another place for each tensor."""
-    rng = random.Random(5)
-    block = struct.pack("<65536e", *(rng.gauss(0, 0.03) for _ in range(65536)))
-    keys = [("general.architecture", "llama"), ("llama.block_count", size["layers"]),
-            ("llama.embedding_length", size["d"]), ("llama.context_length", 4096),
-            ("llama.feed_forward_length", size["ffn"]), ("llama.attention.head_count", size["q"]),
-            ("llama.attention.head_count_kv", size["kv"]),
-            ("llama.attention.key_length", size["head"]),
-            ("llama.attention.value_length", size["head"]),
-            ("llama.attention.layer_norm_rms_epsilon", 1e-5), ("llama.rope.freq_base", 10000.0),
-            ("llama.vocab_size", size["vocab"])]
-    shapes = shapes_of(size)
-    head, at, bytes_of = b"", 0, {}
-    for name, (rows, cols) in shapes.items():
-        dims = (cols, rows) if rows else (cols,)
-        bytes_of[name] = rows * cols * 2 if rows else cols * 4
-        head += tiny.text(f"{name}.weight") + struct.pack(
-            f"<I{len(dims)}QIQ", len(dims), *dims, F16 if rows else F32, at)
-        at += -(-bytes_of[name] // tiny.ALIGN) * tiny.ALIGN
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys)) + b"".join(
-        tiny.key(*entry) for entry in keys) + head
-    with open(path, "wb") as file:
-        file.write(head + bytes(-len(head) % tiny.ALIGN))
-        for number, (name, (rows, cols)) in enumerate(shapes.items()):
-            begin = number * 7919 * 2 % len(block)
-            left = bytes_of[name]
-            if not rows:
-                file.write(array.array("f", [1.0] * cols).tobytes())
-            while rows and left > 0:
-                part = block[begin:begin + left]
-                file.write(part)
-                left, begin = left - len(part), 0
-            file.write(bytes(-bytes_of[name] % tiny.ALIGN))
 
 
 def bench(tally, folder, device, report):
     small = device != "cuda"
     path, output = folder.file("bench.gguf"), folder.file("bench.json")
-    write_model(path, SMALL if small else LARGE)
+    made_model.write(path, "tiny" if small else "1b")
     names = []
-    for methods in ("", ", methods: [{name: window, num_sink_tokens: 4, recent_tokens: 128}]"):
+    for methods in ("", ", methods: [{name: window, num_sink_tokens: 4, recent_tokens: 124}]"):
         text = job.config("f32" if small else "bf16", 1, 1, 1, False, 64, f"device: {device}\n"
-                          f"kv_cache: {{memory: {'8MiB' if small else '4GiB'}{methods}}}\n")
+                          f"kv_cache: {{memory: {'8MiB' if small else '16GiB'}{methods}}}\n")
         names.append(folder.file(f"bench{len(names)}.yaml", text.replace(job.MODEL, path)))
     sizes = ["--max-num-seqs", "2", "--input-len", "12", "--output-len", "4"] if small else \
-        ["--max-num-seqs", "1,16,64", "--input-len", "256", "--output-len", "64"]
+        ["--max-num-seqs", "32,256", "--num-prompts", "256", "--input-len", "512",
+         "--output-len", "64"]
     start = time.monotonic()
     done = job.sheaf(1, ["bench", *names, *sizes, "--json", output], LIMIT_S)
     report["bench_seconds"] = time.monotonic() - start

@@ -4,11 +4,13 @@
 #   tests/gpu/accept.sh [BUILD] [REPORT]
 #
 # BUILD is a build folder, or a folder with what is needed of one: sheaf, libsheaf_cuda.so, tests/
-# (test_kernels_*_cuda), lib/ (shared objects that the machine lacks); default build/dev.  REPORT is
-# a JSON file with every figure; default accept.json in BUILD.  One GPU is enough: ranks share it.
+# (test_kernels_*_gpu, test_gpu_nccl, kernel_bench), lib/ (shared objects that the machine lacks);
+# default build/dev.  REPORT is a JSON file with every figure; default accept.json in BUILD; those
+# of the kernels are beside it, in accept.kernels.json.  One GPU is enough: ranks share it.
 # A build without MPI has ranks as threads, which serves as well.
 #
-#   kernels   the kernel table of tests/kernels on the GPU
+#   kernels   the kernel table of tests/kernels on the GPU, NCCL, and what each kernel reaches of
+#             the GPU's bandwidth and of its rate of products (kernel_bench.c)
 #   runs      tokens of the tiny models on the GPU against the CPU and the reference
 #             implementation, over layouts and methods (accept.py)
 #   bench     `sheaf bench` of a made-up model on the GPU
@@ -23,14 +25,10 @@ export SHEAF_BUILD=$build
 if [[ -d $build/lib ]]; then export LD_LIBRARY_PATH=$build/lib:${LD_LIBRARY_PATH:-}; fi
 failed=0
 
-# ---- kernels: every program that runs the table on the device "cuda" ----------------------------
-programs=0
-for program in "$build"/tests/test_kernels_*_cuda; do
-    [[ -x $program ]] || continue
-    programs=$((programs + 1))
-    (cd "$root" && timeout 120 "$program") || failed=1
-done
-if [[ $programs == 0 ]]; then echo "kernels: no test_kernels_*_cuda in $build/tests"; fi
+# ---- kernels and NCCL ---------------------------------------------------------------------------
+bash "$here/kernels.sh" "$build" || failed=1
+timeout 60 "$build/tests/test_gpu_nccl" cuda || failed=1
+timeout 180 "$build/tests/kernel_bench" --json "${report%.json}.kernels.json" || failed=1
 
 # ---- runs and bench -----------------------------------------------------------------------------
 python3 "$here/accept.py" "$report" || failed=1

@@ -3,7 +3,7 @@
 
     python3 tests/gpu/made_model.py --shape 1b OUT.gguf
 
-The shapes are those of Llama 3: 1b (3.2-1B, tied head) and 8b (3.1-8B).  Weights are f16, normal,
+The shapes are those of Llama 3: 1b (3.2-1B, tied head) and 8b (3.1-8B); tiny is for trying things.  Weights are f16, normal,
 scaled by 1 / sqrt(inputs), from one block of random numbers that is used again at another place for
 each tensor; so the answers mean nothing, but every product and every cache is of the real size.
 No tokenizer: prompts are token ids.
@@ -21,7 +21,9 @@ from tiny import ALIGN, key, text
 SHAPES = {"1b": {"layers": 16, "d": 2048, "ffn": 8192, "q": 32, "kv": 8, "head": 64,
                  "vocab": 128256, "tied": True},
           "8b": {"layers": 32, "d": 4096, "ffn": 14336, "q": 32, "kv": 8, "head": 128,
-                 "vocab": 128256, "tied": False}}
+                 "vocab": 128256, "tied": False},
+          "tiny": {"layers": 2, "d": 64, "ffn": 96, "q": 4, "kv": 2, "head": 16, "vocab": 256,
+                   "tied": True}}
 BLOCK, F32, F16 = 1 << 24, 0, 1
 
 
@@ -75,21 +77,26 @@ def write_matrix(file, block, place, rows, cols):
         left, place = left - len(part), 0
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
-    parser.add_argument("output")
-    options = parser.parse_args()
-    tensors = list(tensors_of(SHAPES[options.shape]))
+def write(path, name):
+    """The model of that shape, whole, at `path`."""
+    tensors = list(tensors_of(SHAPES[name]))
     block = numpy.random.default_rng(7).standard_normal(BLOCK, dtype=numpy.float32)
-    with open(options.output, "wb") as file:
-        file.write(header_of(SHAPES[options.shape], tensors))
+    with open(path, "wb") as file:
+        file.write(header_of(SHAPES[name], tensors))
         for number, (_, rows, cols) in enumerate(tensors):
             if rows:
                 write_matrix(file, block, number * 7919, rows, cols)
             else:
                 file.write(numpy.ones(cols, dtype="<f4").tobytes())
             file.write(bytes(-file.tell() % ALIGN))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
+    parser.add_argument("output")
+    options = parser.parse_args()
+    write(options.output, options.shape)
 
 
 if __name__ == "__main__":
