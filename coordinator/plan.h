@@ -50,7 +50,12 @@ struct sf_launch_plan {
 sf_status sf_launch_plan_make(struct sf_config *, const struct sf_model *,
                               const struct sf_cluster *, struct sf_launch_plan *out);
 void      sf_launch_plan_free(struct sf_launch_plan *);
-/* For people, and interface.md section 7; malloc'd. */
+/* For people, and interface.md section 7; malloc'd.  Beside the keys there, in JSON:
+ *   ranks[].kv_beside_bytes   what the cache takes beside its pages (struct sf_cache_bytes): total,
+ *                             tables, mirrors, masses, step, copies, sequences, scratch (at most)
+ *   imbalance.memory          stored bytes at max_model_len of the fullest tensor rank of a stage /
+ *                             the mean, of the worst stage: identity, KV heads in blocks; placed
+ *   imbalance.layers          the same layer by layer, summed: what a step waits for */
 sf_status sf_launch_plan_text(const struct sf_launch_plan *, const struct sf_config *,
                               const struct sf_model *, char **text_out);
 sf_status sf_launch_plan_json(const struct sf_launch_plan *, const struct sf_config *,

@@ -221,6 +221,25 @@ static void put_capacity(struct json_writer *w, const struct sf_launch_plan *pla
     put(w, root, "kv_bound", sf_json_new(bound ? SF_JSON_TRUE : SF_JSON_FALSE));
 }
 
+/* How level the tensor ranks are with heads in blocks, and as they are placed (plan_place.c). */
+static struct sf_json *imbalance_json(struct json_writer *w, const struct sf_launch_plan *plan,
+                                      const struct sf_model_desc *desc)
+{
+    struct sf_plan_level level[2] = { { 1, 1 }, { 1, 1 } };
+    static const char *const key[] = { "identity", "placed" };
+    struct sf_json *json = sf_json_new(SF_JSON_OBJECT);
+    struct sf_json *memory = sf_json_new(SF_JSON_OBJECT), *layers = sf_json_new(SF_JSON_OBJECT);
+    if (w->status == SF_OK) w->status = sf_plan_level(plan, desc, SF_PLACE_IDENTITY, &level[0]);
+    if (w->status == SF_OK) w->status = sf_plan_level(plan, desc, plan->placing.rule, &level[1]);
+    for (int i = 0; i < 2; i++) {
+        put(w, memory, key[i], sf_json_new_real(level[i].memory));
+        put(w, layers, key[i], sf_json_new_real(level[i].layers));
+    }
+    put(w, json, "memory", memory);
+    put(w, json, "layers", layers);
+    return json;
+}
+
 sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf_config *cfg,
                               const struct sf_model *model, char **text_out)
 {
@@ -251,6 +270,7 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
     put(&w, comm, "per_method", sf_json_new(SF_JSON_OBJECT));
     put(&w, root, "comm", comm);
     put_capacity(&w, plan, cfg, &costs, &exact, root);
+    put(&w, root, "imbalance", imbalance_json(&w, plan, sf_model_desc(model)));
     sf_plan_costs_free(&costs);
     sf_plan_costs_free(&exact);
 

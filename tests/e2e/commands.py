@@ -18,7 +18,8 @@ LAYERS, KV_HEADS, TOKENS = 30, 3, 8192          # of SmolLM2-135M
 RANK_KEYS = {"rank", "node", "stage", "tp_rank", "dp_rank", "layers", "kv_heads", "weight_bytes",
              "kv_bytes_per_token", "kv_bytes_at_len", "kv_peak_bytes_at_len", "max_kv_tokens",
              "workspace_bytes", "kv_beside_bytes"}
-PLAN_KEYS = {"fits", "reason", "ranks", "groups", "comm", "capacity", "kv_ratio", "kv_bound"}
+PLAN_KEYS = {"fits", "reason", "ranks", "groups", "comm", "capacity", "kv_ratio", "kv_bound",
+             "imbalance"}
 COMM_KEYS = {"tp_bytes_per_token", "pp_bytes_per_token", "cross_node_bytes_per_token",
              "per_method"}
 COMMANDS = ["run", "bench", "eval", "calibrate", "lab", "plan", "merge", "inspect", "methods",
@@ -97,6 +98,11 @@ def plans(tally, name):
         tally.true(f"{what}: exact", plan["kv_ratio"] == 1 and all(
             rank["kv_bytes_at_len"]["4096"][0] == rank["kv_bytes_at_len"]["4096"][1]
             for rank in plan["ranks"]), str(plan["kv_ratio"]))
+        level = plan["imbalance"]
+        tally.true(f"{what}: one rank of a stage is level", tensor > 1 or all(
+            value == 1 for part in level.values() for value in part.values()), str(level))
+        tally.true(f"{what}: placed as level as in blocks, or more", all(
+            1 <= part["placed"] <= part["identity"] for part in level.values()), str(level))
         if tensor <= KV_HEADS:                  # no copies: 90 lanes of 64 + 64 bf16 and 8 bytes
             per_token = sum(rank["kv_bytes_per_token"] for rank in plan["ranks"])
             tally.check(f"{what}: KV bytes", per_token, LAYERS * KV_HEADS * (128 * 2 + 8))

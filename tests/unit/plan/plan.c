@@ -536,6 +536,28 @@ static double fullest_to_mean(const struct made *m)
     return worst;
 }
 
+/* The same figures in the JSON form. */
+static void check_imbalance(const struct made *m, const struct sf_plan_level *identity,
+                            const struct sf_plan_level *placed)
+{
+    static const char *const keys[] = { "identity", "placed" };
+    const struct sf_plan_level *const levels[] = { identity, placed };
+    char *text = NULL;
+    struct sf_json *root = NULL;
+    SF_MUST(sf_launch_plan_json(&m->plan, &m->cfg, m->model, &text));
+    SF_MUST(sf_json_parse(text, strlen(text), 1 << 20, &root));
+    const struct sf_json *imbalance = member(root, "imbalance");
+    for (int i = 0; i < 2; i++) {
+        double memory = 0, layers = 0;
+        SF_CHECK(sf_json_get_real(member(member(imbalance, "memory"), keys[i]), &memory));
+        SF_CHECK(sf_json_get_real(member(member(imbalance, "layers"), keys[i]), &layers));
+        SF_CHECK_NEAR(memory, levels[i]->memory, 0);
+        SF_CHECK_NEAR(layers, levels[i]->layers, 0);
+    }
+    sf_json_free(root);
+    free(text);
+}
+
 static void check_placed(int32_t tensor, int32_t pipeline, double level_most)
 {
     struct made m, blocks;
@@ -566,6 +588,8 @@ static void check_placed(int32_t tensor, int32_t pipeline, double level_most)
              placed.layers);
     SF_CHECK(strstr(text, want) != NULL);
     free(text);
+    check_imbalance(&m, &identity, &placed);
+    check_imbalance(&blocks, &identity, &identity);
     drop(&blocks);
     drop(&m);
 }
