@@ -113,7 +113,7 @@ run_jobs()
 {
     local preset=$1 script before
     before_command "$preset"
-    for script in tiny shapes lab; do
+    for script in tiny shapes calibrate_tiny eval_tiny lab; do
         # lab has a case with several threads in a rank; OpenMP's are not instrumented.
         if [[ $preset/$script == tsan/lab ]]; then continue; fi
         tally_run "$preset/e2e/$script" 900 "${before[@]}" \

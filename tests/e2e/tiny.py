@@ -71,7 +71,8 @@ def key(name, value):
     return text(name) + struct.pack("<II", 4, value)
 
 
-def write_gguf(folder, path):
+def write_gguf(folder, path, more=()):
+    """more: keys that are packed already."""
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
     heads, width = config["num_attention_heads"], config["hidden_size"]
@@ -98,8 +99,8 @@ def write_gguf(folder, path):
                                                                                   len(data))
         data += values.tobytes()
         data += bytes(-len(data) % ALIGN)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(found), len(keys))
-    head += b"".join(key(*entry) for entry in keys) + tensors
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(found), len(keys) + len(more))
+    head += b"".join([key(*entry) for entry in keys] + list(more)) + tensors
     with open(path, "wb") as file:
         file.write(head + bytes(-len(head) % ALIGN) + data)
 
