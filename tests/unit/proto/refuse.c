@@ -293,7 +293,8 @@ static void reports_not_taken(void)
         {1, PLAIN, 1, 1}, {2, PLAIN, 1, 0}, {5, PLAIN, 1, 1}, {6, PLAIN, 1, 2}, {7, PLAIN, 1, 2},
         {8, PLAIN, 1, 1}, {9, REAL, SF_PHASES, 1}, {11, PLAIN, 1, 5}, {23, REAL, SF_PHASES, 1},
         {16, VARINT, 1, 1}, {17, VARINT, 1, 1}, {18, VARINT, 1, 1}, {19, VARINT, 1, 1},
-        {20, VARINT, 1, 1}, {21, VARINT, 1, 1}, {22, VARINT, 1, 1}};
+        {20, VARINT, 1, 1}, {21, VARINT, 1, 1}, {22, VARINT, 1, 1}, {25, PLAIN, 1, 1},
+        {26, PLAIN, 1, 1}, {27, VARINT, 1, 1}};
     static const struct field bad[] = {
         {1, PLAIN, 1, -1}, {2, PLAIN, 1, 99}, {5, PLAIN, 1, 3}, {5, PLAIN, 1, -1},
         {7, PLAIN, 1, 3}, {7, PLAIN, 1, 257}, {8, PLAIN, 1, 0}, {9, REAL, SF_PHASES - 1, 1},
@@ -301,7 +302,8 @@ static void reports_not_taken(void)
         {11, PLAIN, 1, -1}, {12, PLAIN, 1, -1}, {13, PLAIN, 1, -1}, {14, PLAIN, 1, -1},
         {15, PLAIN, 1, -1}, {23, REAL, SF_PHASES - 1, 1}, {23, REAL, SF_PHASES, NAN},
         {24, PLAIN, 1, -1}, {24, PLAIN, 1, 6}, {17, VARINT, 1, -1}, {22, VARINT, 1, -1},
-        {22, VARINT, 2, 1}, {99, PLAIN, 1, 1}};
+        {22, VARINT, 2, 1}, {25, PLAIN, 1, -1}, {26, PLAIN, 1, -1}, {27, VARINT, 2, 1},
+        {99, PLAIN, 1, 1}};
     check_fields(take_report, good, sizeof good / sizeof good[0], bad, sizeof bad / sizeof bad[0]);
     sf_box_free(&box);
 }
