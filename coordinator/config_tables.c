@@ -86,7 +86,7 @@ static const struct sf_opt scheduler[] = {
       1 << 20, NO_AUTO, BUILT, NULL, NULL, "tokens",
       "most tokens of one step of a data-parallel group" },
     { "enable_prefix_caching", SF_OPT_BOOL, AT(scheduler.prefix_caching), "true", 0, 0, NO_AUTO,
-      BUILT, NULL, NULL, "", "share the cache of equal prompt beginnings (no run does so yet)" },
+      BUILT, NULL, NULL, "", "share the cache of equal prompt beginnings" },
     { "max_model_len", SF_OPT_INT32, AT(scheduler.max_model_len), "auto", 1, 1 << 27, AUTO, BUILT,
       NULL, NULL, "tokens", "longest prompt and answer together; auto: the model's own context" },
     { 0 }

@@ -10,7 +10,7 @@ struct row {
     const struct sf_columns_job *job;
     const struct sf_lane_job *lane;
     struct sf_ref_part as_seen, as_there;   /* with the window, without */
-    const float *logit;                 /* of the part and first head, left by attend; or NULL */
+    const float *logit;                 /* of the part, first head, left by attend; or NULL */
     const float *q, *lse;               /* of the lane's first query head */
     int32_t number, pos;
     double mean;                        /* 1 / slots that the row sees, of all parts */

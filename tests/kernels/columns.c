@@ -239,7 +239,8 @@ static void check_found(const struct sums *s, const struct fold *fold, const cha
 }
 
 /* A weight's relative error is its logit's error; then logit and lse are subtracted, where they may
- * be twice as large, and exp adds 2e-7.  The reference computes weights in f64, of logits that are rounded once. */
+ * be twice as large, and exp adds 2e-7.  The reference computes weights in f64, of logits that are
+ * rounded once. */
 static void test_formula(void)
 {
     for (int c = 0; c < shapes_count; c++) {

@@ -133,7 +133,8 @@ static void problem_make(struct problem *p, const struct mixture *m)
     for (int l = 0; l < LANES; l++) {
         int32_t flat_slots = 0;
         p->flat[l] = (struct sf_lane_job){ p->flat_pages + l * p->flat_pool_pages / LANES, 0,
-                                           l * m->rows, m->rows, l * Q_HEADS, Q_HEADS, NULL, 0, NULL, 0 };
+                                           l * m->rows, m->rows, l * Q_HEADS, Q_HEADS, NULL, 0,
+                                           NULL, 0 };
         for (int s = 0; s <= PARTS; s++) {
             p->page_first[l][s] = page;
             for (int32_t n = pages_of(p->slots[s], p->layout[s].page_slots); n > 0; n--, page++)

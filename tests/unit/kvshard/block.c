@@ -418,7 +418,8 @@ static void test_methods(void)
 
 static const struct sf_watch watches[][2] = {
     { { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_MEAN },
-      { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_MAX, .flags = SF_WATCH_RESET, .prompt_rows = 3 } },
+      { .fold = SF_FOLD_SUM, .head_fold = SF_FOLD_MAX, .flags = SF_WATCH_RESET,
+        .prompt_rows = 3 } },
     { { .fold = SF_FOLD_MEAN, .head_fold = SF_FOLD_SUM },
       { .fold = SF_FOLD_MEAN, .head_fold = SF_FOLD_SUM, .prompt_rows = 2, .decode_rows = 1 } },
     { { .fold = SF_FOLD_DECAY, .head_fold = SF_FOLD_SUM, .decay = 0.9f },
