@@ -7,7 +7,8 @@
 
 const struct sf_case *sf_case_at(int32_t index)
 {
-    const struct sf_case *const tables[] = { sf_cases_message, sf_cases_group, sf_cases_reduce };
+    const struct sf_case *const tables[] = { sf_cases_message, sf_cases_group, sf_cases_reduce,
+                                              sf_cases_link };
     for (size_t t = 0; t < sizeof tables / sizeof tables[0]; t++)
         for (const struct sf_case *one = tables[t]; one->name != NULL; one++)
             if (index-- == 0) return one;

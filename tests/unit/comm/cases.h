@@ -18,7 +18,8 @@ struct sf_ranked {
 
 struct sf_case { const char *name; int32_t ranks_min; void (*run)(struct sf_ranked *); };
 /* Each ends with a NULL name. */
-extern const struct sf_case sf_cases_message[], sf_cases_group[], sf_cases_reduce[];
+extern const struct sf_case sf_cases_message[], sf_cases_group[], sf_cases_reduce[],
+    sf_cases_link[];
 
 /* The cases of all tables, in one order; NULL after the last. */
 const struct sf_case *sf_case_at(int32_t index);

@@ -52,11 +52,13 @@ static void run_cases(const struct sf_case *table)
 static void test_messages(void) { run_cases(sf_cases_message); }
 static void test_groups(void) { run_cases(sf_cases_group); }
 static void test_reduce(void) { run_cases(sf_cases_reduce); }
+static void test_link(void) { run_cases(sf_cases_link); }
 
 static const struct sf_test tests[] = {
     { "messages", test_messages },
     { "groups", test_groups },
     { "reduce", test_reduce },
+    { "link", test_link },
     { NULL, NULL }
 };
 SF_TEST_MAIN("comm_loopback", tests)
