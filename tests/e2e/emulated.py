@@ -7,8 +7,9 @@ The tiny Llama with random weights, in f32.  Shown: on one rank, on two and four
 both) the greedy tokens are the CPU's, with free and with fixed products, exact and with every
 method that the device's kernels serve; where a method drops slots, up to the first step whose two
 likeliest tokens are within TIE.  Scores and sampled tokens come from rows that are fetched; a
-rerun of one layout gives the same bytes; a job that is killed is finished by --resume; a rank
-takes the GPU of its number on the node, of those that it sees; nobody sees one: one line, exit 2.
+rerun of one layout gives the same bytes; a job that is killed is finished by --resume; `sheaf lab`
+gives attention in plain Python; a rank takes the GPU of its number on the node, of those that it
+sees; nobody sees one: one line, exit 2.
 
 tests/gpu/accept.py asks the same of a real GPU.
 """
@@ -20,6 +21,7 @@ import sys
 import time
 
 import job
+import lab
 import tiny
 
 TIE = 0.01
@@ -187,6 +189,21 @@ def check_gpus(tally, rig, device):
             tally.check("no GPU: lines", len(done.error_lines()), 1)
 
 
+def check_lab(tally, device):
+    """A trace on one rank and on two: outputs and lanes of attention in plain Python."""
+    trace = lab.Trace(lab.SHAPES["3:1, chunks"], 1)
+    for ranks, window in ((1, (4, 9)), (2, None)) if job.has_ranks() else ((1, (4, 9)),):
+        what = f"lab on {ranks}"
+        config = lab.BASE + f"device: {device}\n" + (lab.method(*window) if window else "")
+        if ranks > 1:
+            config += f"parallel: {{tensor_parallel_size: {ranks}}}\n"
+        found = lab.lab(tally, what, trace, config, ranks)
+        if found is not None:
+            outs, lanes = lab.reference(trace, [window] * len(trace.layers))
+            lab.check_outputs(tally, what, trace, found[0], outs, 1e-4)
+            lab.check_lanes(tally, what, trace, found[0], lanes, 1e-4)
+
+
 def main():
     tally, device = job.Tally("emulated"), "cuda-emulated"
     if not os.path.exists(os.path.join(os.path.dirname(job.SHEAF), "libsheaf_cuda_emulated.so")):
@@ -200,6 +217,7 @@ def main():
     check_fixed(tally, rig, device)
     check_gpus(tally, rig, device)
     check_resume(tally, rig, device)
+    check_lab(tally, device)
     rig.folder.remove()
     tally.end()
 
