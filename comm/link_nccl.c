@@ -9,10 +9,15 @@
  *
  * A wait for the GPU is a wait of comm without a peer: it shows signs of life, rank 0 watches the
  * others, and whoever is silent gets named.  If all are alive and the deadline passes, the words
- * name the group and who waited.  Then the communicator is aborted and the link is lost. */
+ * name the group and who waited.  Then the communicator is aborted and the link is lost.
+ *
+ * Entries of the device wait too, when they bring something to the host, and have no status to end
+ * with.  They ask the device's `waiting`, which is ours while it has a link: on a failure it gives
+ * up all links of the device, so that the wait ends, and the next call of a link tells. */
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "comm/backend.h"
@@ -21,6 +26,7 @@
 
 /* The first waits of a step are short; only longer ones may sleep. */
 static const int64_t eager_ns = 20 * 1000 * 1000;
+enum { DRAIN_S = 10 };
 
 struct nccl {
     struct sf_link link;                /* first */
@@ -28,6 +34,10 @@ struct nccl {
     void *impl;                         /* the plugin's */
     struct sf_wait wait;
     int lost;
+    struct nccl *next;                  /* link of the same device */
+    sf_status why;                      /* lost while an entry of the device waited, with words */
+    char words[256];
+    int64_t gave_up_ns;
 };
 
 enum offer_state { OFFER_NCCL, OFFER_STAGED, OFFER_NONE };   /* staged: asked for, or no GPU */
@@ -69,10 +79,59 @@ static sf_status fail(void *arg, const char *what, const char *why)
                    host_of(group), what, group->label, why);
 }
 
+static void keep(struct nccl *nccl, sf_status why)
+{
+    nccl->why = why;
+    nccl->gave_up_ns = sf_now_ns();
+    snprintf(nccl->words, sizeof nccl->words, "%s", sf_error_text());
+    if (!nccl->lost) nccl->plugin->give_up(nccl->impl);
+    nccl->lost = 1;
+}
+
+/* The device's `waiting`.  A stream whose communicators are gone goes on, so it ends soon; if not,
+ * there is no way out but the end of the job. */
+static void waiting(void *arg, int64_t round)
+{
+    struct nccl *first = arg;
+    if (first->why != SF_OK) {
+        sf_sleep_us(100);
+        if (sf_seconds_since(first->gave_up_ns) < DRAIN_S) return;
+        sf_log(SF_LOG_ERROR, "%s", first->words);
+        sf_comm_abort(first->link.group, 1);
+        sf_assert_failed(__FILE__, __LINE__, "a device goes on when its links have been given up");
+    }
+    sf_status status = SF_OK;
+    for (struct nccl *one = first; one != NULL && status == SF_OK; one = one->next)
+        if (!one->lost) status = one->plugin->check(one->impl);
+    if (status == SF_OK) status = pause(first, "wait", round);
+    if (status == SF_OK) return;
+    for (struct nccl *one = first; one != NULL; one = one->next) keep(one, status);
+}
+
+static void waiting_add(struct nccl *nccl)
+{
+    struct sf_device *device = nccl->link.spec.device;
+    nccl->next = device->waiting != NULL ? device->waiting_arg : NULL;
+    device->waiting = waiting;
+    device->waiting_arg = nccl;
+}
+
+static void waiting_remove(struct nccl *nccl)
+{
+    struct sf_device *device = nccl->link.spec.device;
+    struct nccl *first = device->waiting_arg;
+    if (first == nccl) first = nccl->next;
+    for (struct nccl *one = first; one != NULL; one = one->next)
+        if (one->next == nccl) one->next = nccl->next;
+    device->waiting_arg = first;
+    if (first == NULL) device->waiting = NULL;
+}
+
 /* ---- calls ----------------------------------------------------------------------------------- */
 static sf_status begin(struct sf_link *link, size_t bytes, struct nccl **out)
 {
     *out = (struct nccl *)(void *)link;
+    if ((*out)->lost && (*out)->why != SF_OK) return SF_FAIL((*out)->why, "%s", (*out)->words);
     if ((*out)->lost)
         return SF_FAIL(SF_LOST, "rank %d: the nccl link of group '%s' has been given up",
                        link->group->world->rank, link->group->label);
@@ -125,6 +184,7 @@ static sf_status nccl_settle(struct sf_link *link)
 static void nccl_close(struct sf_link *link)
 {
     struct nccl *nccl = (struct nccl *)(void *)link;
+    waiting_remove(nccl);
     nccl->plugin->close(nccl->impl, nccl->lost || link->group->world->broken);
     sf_free(nccl);
 }
@@ -205,6 +265,7 @@ static sf_status seat_take(struct sf_comm *group, const struct sf_link_spec *spe
     seat->host = (struct sf_link_host){ pause, fail, nccl };
     sf_status status = plugin->open(seat, &nccl->impl);
     if (status == SF_OK) {
+        waiting_add(nccl);
         *out = &nccl->link;
         return SF_OK;
     }

@@ -49,6 +49,8 @@ struct sf_link_plugin {
     /* Sends and receives between begin 1 and begin 0 go on side by side. */
     sf_status (*group)(void *link, int begin);
     sf_status (*settle)(void *link);    /* waits for all that has been queued on the stream */
+    sf_status (*check)(void *link);     /* has the library failed? */
+    void      (*give_up)(void *link);   /* aborts the communicator: what waits for it ends */
 };
 
 extern __attribute__((visibility("default"))) const struct sf_link_plugin sf_link_plugin;

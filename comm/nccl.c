@@ -219,7 +219,21 @@ static sf_status nccl_group(void *at, int begin)
     return queued(link, "group", begin ? nccl.ncclGroupStart() : nccl.ncclGroupEnd());
 }
 
+static sf_status nccl_check(void *at)
+{
+    struct nccl_link *link = at;
+    ncclResult_t state = ncclSuccess;
+    ncclResult_t asked = nccl.ncclCommGetAsyncError(link->comm, &state);
+    if (asked != ncclSuccess) state = asked;
+    return state == ncclSuccess || state == ncclInProgress ? SF_OK : fail(link, "wait", state);
+}
+
+static void nccl_give_up(void *at)
+{
+    give_up(at);
+}
+
 const struct sf_link_plugin sf_link_plugin = {
     "nccl", nccl_probe, nccl_id, nccl_open, nccl_close, nccl_sum, nccl_send, nccl_recv,
-    nccl_all_gather, nccl_group, nccl_settle
+    nccl_all_gather, nccl_group, nccl_settle, nccl_check, nccl_give_up
 };

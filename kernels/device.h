@@ -23,6 +23,10 @@ struct sf_device {
     enum sf_isa isa;
     /* 1: the host may read and write the device's memory, and work is done on return */
     int host_memory;
+    /* Set by who lets this device wait for others' (comm/link_nccl.c), else NULL: called again and
+     * again, round from 0 on, while an entry waits for the device. */
+    void (*waiting)(void *arg, int64_t round);
+    void *waiting_arg;
     void *impl;                         /* the backend's own */
 };
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/log.h"
 #include "kernels/backend.h"
 
 /* The folder of the program, with '/' at its end; "" if the system does not tell. */
@@ -41,6 +42,8 @@ sf_status sf_backend_load(const char *name, const struct sf_backend **backend_ou
         return SF_FAIL(SF_UNSUPPORTED, "there is no backend '%s' here: %s", name,
                        why ? why : "its shared object is empty");
     }
+    /* This call has sf_log linked into every program that opens plugins, which use it too. */
+    sf_log(SF_LOG_DEBUG, "backend '%s' is in a shared object", name);
     *backend_out = backend;
     return SF_OK;
 }

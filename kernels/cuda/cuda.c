@@ -50,6 +50,27 @@ static void block_free(struct sf_device *device, void *block)
     SF_CUDA_MUST(cudaFree(block));      /* waits for work that may still use it */
 }
 
+/* The device may wait for another rank's, and then for ever if that one is gone: whoever makes it
+ * wait is asked meanwhile, and does what ends the wait. */
+static void wait_for(struct sf_cuda *cuda, cudaEvent_t event)
+{
+    struct sf_device *device = cuda->owner;
+    for (int64_t round = 0; device->waiting; round++) {
+        cudaError_t error = cudaEventQuery(event);
+        if (error == cudaSuccess) return;
+        (void)cudaGetLastError();       /* else the next launch finds it */
+        if (error != cudaErrorNotReady) SF_CUDA_MUST(error);
+        device->waiting(device->waiting_arg, round);
+    }
+    SF_CUDA_MUST(cudaEventSynchronize(event));
+}
+
+static void wait_for_all(struct sf_cuda *cuda)
+{
+    SF_CUDA_MUST(cudaEventRecord(cuda->done, cuda->stream));
+    wait_for(cuda, cuda->done);
+}
+
 struct sf_cuda_block sf_cuda_stage(struct sf_cuda *cuda, size_t bytes)
 {
     struct sf_cuda_ring *ring = &cuda->ring;
@@ -59,7 +80,7 @@ struct sf_cuda_block sf_cuda_stage(struct sf_cuda *cuda, size_t bytes)
         SF_CUDA_MUST(cudaEventRecord(ring->passed[ring->half], cuda->stream));
         ring->half = !ring->half;
         ring->used = 0;
-        SF_CUDA_MUST(cudaEventSynchronize(ring->passed[ring->half]));
+        wait_for(cuda, ring->passed[ring->half]);
     }
     size_t at = (size_t)ring->half * ring->half_bytes + ring->used;
     ring->used += whole;
@@ -91,6 +112,7 @@ void sf_cuda_download(struct sf_device *device, void *host_dst, const void *devi
 {
     struct sf_cuda *cuda = sf_cuda_of(device);
     if (bytes == 0) return;
+    if (device->waiting) wait_for_all(cuda);    /* the copy blocks if its target is not pinned */
     SF_CUDA_MUST(cudaMemcpyAsync(host_dst, device_src, bytes, cudaMemcpyDeviceToHost,
                                  cuda->stream));
     SF_CUDA_MUST(cudaStreamSynchronize(cuda->stream));
@@ -98,7 +120,7 @@ void sf_cuda_download(struct sf_device *device, void *host_dst, const void *devi
 
 static void sync_stream(struct sf_device *device)
 {
-    SF_CUDA_MUST(cudaStreamSynchronize(sf_cuda_of(device)->stream));
+    wait_for_all(sf_cuda_of(device));
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */
@@ -123,6 +145,7 @@ static void cuda_close(struct sf_device *device)
     struct sf_cuda *cuda = sf_cuda_of(device);
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
     if (cuda->blas) cublasDestroy(cuda->blas);
+    if (cuda->done) cudaEventDestroy(cuda->done);
     for (int i = 0; i < 2; i++)
         if (cuda->ring.passed[i]) cudaEventDestroy(cuda->ring.passed[i]);
     cudaFreeHost(cuda->ring.host);
@@ -160,6 +183,8 @@ static sf_status parts_make(struct sf_cuda *cuda)
     void *block = NULL;
     SF_TRY(fail_unless(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking) ==
                        cudaSuccess, "stream"));
+    SF_TRY(fail_unless(cudaEventCreateWithFlags(&cuda->done, cudaEventDisableTiming) ==
+                       cudaSuccess, "event"));
     SF_TRY(ring_make(&cuda->ring));
     SF_TRY(block_take(SF_CUDA_SCRATCH_BYTES, "scratch", &block));
     cuda->scratch = block;
@@ -236,6 +261,7 @@ static sf_status cuda_open(const struct sf_device_spec *spec, struct sf_device *
     device->k = &table;
     device->isa = SF_ISA_GENERIC;
     device->impl = cuda;
+    cuda->owner = device;
     sf_status status = parts_make(cuda);
     if (status != SF_OK) cuda_close(device);
     return status;

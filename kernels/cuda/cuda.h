@@ -27,6 +27,8 @@ struct sf_cuda {                        /* sf_device.impl */
     cublasHandle_t blas;
     struct sf_cuda_ring ring;
     unsigned char *scratch, *workspace; /* device */
+    struct sf_device *owner;
+    cudaEvent_t done;                   /* of whoever waits for all that is queued */
 };
 
 static inline struct sf_cuda *sf_cuda_of(struct sf_device *device)

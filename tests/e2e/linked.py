@@ -1,10 +1,10 @@
 """Whole runs whose ranks have a GPU each, `device: cuda-emulated`: sums and rows go by NCCL, under
 emulation, and not through host memory.
 
-Shown: over tensor, pipeline and both, exact and with a method that reads attention back, the greedy
-tokens are the CPU's; with fixed products a run over NCCL and one through host memory, which ranks of
-one GPU have to take and one line says so, give the same tokens; a rank that is stopped while the
-others' GPUs wait for its own ends the job in time, by name.
+Shown: over tensor, pipeline and both, exact and with a method that reads attention back, the
+greedy tokens are the CPU's; with fixed products a run over NCCL and one through host memory, which
+ranks of one GPU have to take and one line says so, give the same tokens; a rank that is stopped
+while the others' GPUs wait for its own ends the job in time, by name.
 """
 # not with --quick
 import os

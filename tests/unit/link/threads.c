@@ -124,14 +124,15 @@ static void plant_host_target(struct planted *p)
     if (p->t->rank == 0) (void)sf_link_send(p->link, 1, p->l.x, 400);
     else (void)sf_link_recv(p->link, 0, host[1], 400);
 }
-/* The host asks for the result without settle while the other rank does not come. */
+/* The host frees, without settle, what a sum still needs while the other rank does not come. */
 static void plant_unsettled(struct planted *p)
 {
-    float host[10];
+    void *block;
+    if (p->l.device->k->alloc(p->l.device, 400, "block", &block) != SF_OK) return;
     emu_set_patience_ms(300);
     while (p->t->rank == 1) (void)sf_comm_beat(p->t->world, "away", 1), sf_sleep_us(1000);
-    (void)sf_link_sum(p->link, p->l.x, 10);
-    p->l.device->k->download(p->l.device, host, p->l.x, sizeof host);
+    (void)sf_link_sum(p->link, block, 10);
+    p->l.device->k->free(p->l.device, block);
 }
 static void plant_leak(struct planted *p)
 {
@@ -154,7 +155,7 @@ static const struct {
     { "out of bounds", plant_long, "past the end of a buffer" },
     { "host memory", plant_host, "a host buffer is summed" },
     { "host memory", plant_host_target, "a host buffer receives" },
-    { "stuck", plant_unsettled, "the host reads without settle" },
+    { "stuck", plant_unsettled, "a free without settle" },
     { "leak", plant_leak, "a link that is not closed" },
     { "", plant_nothing, "nothing planted" }
 };
@@ -281,10 +282,11 @@ static void test_unattended(void)
 }
 
 /* ---- what goes wrong ------------------------------------------------------------------------- */
-enum { AWAY, AWAY_0, SILENT, FAILS, FAILS_IN_OPEN };
+enum { AWAY, AWAY_0, SILENT, DOWNLOAD, FAILS, FAILS_IN_OPEN };
 
-/* In a group of all but the last rank the victim does not come to a sum: it lives (AWAY), is rank 0
- * of all and lives (AWAY_0), says nothing any more (SILENT); or the library fails on some rank. */
+/* The victim does not come to a sum: it lives (AWAY), is rank 0 of all and lives (AWAY_0), says
+ * nothing any more (SILENT); the other reads before it settles (DOWNLOAD); or the library fails on
+ * some rank. */
 static void run_wrong(struct world *world, struct sf_ranked *t)
 {
     struct linked l;
@@ -310,7 +312,10 @@ static void run_wrong(struct world *world, struct sf_ranked *t)
         began = sf_now_ns();
         if (world->variant == FAILS && t->rank == victim) emu_nccl_fail(6);
         if (t->rank != victim || world->variant == FAILS) {
+            float host[COUNT];
             status = sf_link_sum(link, l.x, COUNT);
+            if (world->variant == DOWNLOAD)
+                l.device->k->download(l.device, host, l.x, sizeof host);
             if (status == SF_OK) status = sf_link_settle(link);
         } else {
             while (!atomic_load(&world->over))
@@ -321,7 +326,8 @@ static void run_wrong(struct world *world, struct sf_ranked *t)
     world->status[t->rank] = status;
     snprintf(world->words[t->rank], sizeof world->words[0], "%s",
              status == SF_OK ? "" : sf_error_text());
-    if (status != SF_OK && link != NULL) R_STATUS(t, sf_link_sum(link, l.x, 1), SF_LOST);
+    if (status != SF_OK && link != NULL)
+        R_STATUS(t, sf_link_sum(link, l.x, 1), world->variant == DOWNLOAD ? SF_TIMEOUT : SF_LOST);
     atomic_store(&world->over, 1);
     if (status != SF_OK) sf_link_close(link);
     world->took_ms[t->rank] = (sf_now_ns() - began) / 1000000;
@@ -369,7 +375,8 @@ static void check_away(const struct world *world)
     snprintf(words, sizeof words, "rank %d (host ", other);
     check_words(world, other, words);
     check_words(world, other, ") waited ");
-    check_words(world, other, "in vain (nccl settle, group 'tensor')");
+    check_words(world, other, world->variant == DOWNLOAD ? "in vain (nccl wait, group 'tensor')"
+                                                         : "in vain (nccl settle, group 'tensor')");
 }
 
 static void test_failing(void)
@@ -383,14 +390,14 @@ static void test_failing(void)
 
 static void test_away(void)
 {
-    static struct world worlds[SILENT + 1];
-    for (int32_t variant = AWAY; variant <= SILENT; variant++) {
+    static struct world worlds[DOWNLOAD + 1];
+    for (int32_t variant = AWAY; variant <= DOWNLOAD; variant++) {
         worlds[variant].ranks = 2;
         worlds[variant].run = run_wrong;
         worlds[variant].variant = variant;
         world_start(&worlds[variant], 60000);
     }
-    for (int32_t variant = AWAY; variant <= SILENT; variant++) {
+    for (int32_t variant = AWAY; variant <= DOWNLOAD; variant++) {
         world_join(&worlds[variant]);
         check_away(&worlds[variant]);
     }
