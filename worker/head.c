@@ -227,7 +227,7 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
         if (w->weights.head != NULL)
             k->matmul(device, w->weights.head, rows, w->normed, d_model, w->logits,
                       (size_t)w->spec.share->vocab_count);
-        k->sync(device);
+        SF_TRY(sf_sums_settle(w));
         sf_phase(w, SF_PHASE_SAMPLE);
         SF_TRY(best_of(w, rows));
         float *all = NULL;

@@ -130,6 +130,14 @@ void sf_sums_close(struct sf_worker *w)
     if (w->reduce != NULL) sf_reduce_destroy(w->reduce);
 }
 
+sf_status sf_sums_settle(struct sf_worker *w)
+{
+    if (w->sum_link != NULL) return sf_link_settle(w->sum_link);
+    if (w->pipe_link != NULL) return sf_link_settle(w->pipe_link);
+    w->device->k->sync(w->device);
+    return SF_OK;
+}
+
 float *sf_sums_leaf(struct sf_worker *w)
 {
     return w->reduce != NULL ? sf_reduce_leaf(w->reduce, 0) : w->leaves;

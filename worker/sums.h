@@ -10,6 +10,9 @@ void      sf_sums_give(struct sf_worker *);
 /* Collective over the tensor group, then over the column; mine: how opening went so far here. */
 sf_status sf_sums_open(struct sf_worker *, sf_status mine);
 void      sf_sums_close(struct sf_worker *);
+/* Waits for the device before the host takes a result from it.  The device may wait for another
+ * rank's, so this wait has the links' deadline, which a plain download has not. */
+sf_status sf_sums_settle(struct sf_worker *);
 /* Where this rank's leaves go: device, [leaves_max] of [tile_rows][d_model], so far apart. */
 float    *sf_sums_leaf(struct sf_worker *);
 size_t    sf_sums_leaf_stride(const struct sf_worker *);
