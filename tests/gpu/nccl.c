@@ -1,8 +1,8 @@
 /* tests/gpu/nccl.c [DEVICE]: NCCL itself on one GPU, in communicators of one rank, by the calls
- * that links make (comm/link_plugin.h): what is summed, gathered and sent to oneself in a group is what
- * was given, in the order of the stream; several communicators live on one stream; one with work
- * under way can be given up; and the link of a world of one rank is of kind nccl.  DEVICE is `cuda`
- * (as at the start), or `cuda-emulated`, where the same program runs without a GPU.
+ * that links make (comm/link_plugin.h): what is summed, gathered and sent to oneself in a group is
+ * what was given, in the order of the stream; several communicators live on one stream; one with
+ * work under way can be given up; and the link of a world of one rank is of kind nccl.  DEVICE is
+ * `cuda` (as at the start), or `cuda-emulated`, where the same program runs without a GPU.
  *
  * Skips, with the reason, where there is no such device or no libnccl. */
 #include <stdlib.h>
