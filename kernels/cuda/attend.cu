@@ -2,8 +2,8 @@
  * the merge of their states.
  *
  *   unit    one block: up to SF_VECTORS vectors and one split; threads are slots for the logits,
- *           warps are vectors for the softmax, and for the values threads are (vector, element)
- *           pairs, so that keys and values are read in whole lines
+ *           warps are vectors for the softmax, and for the values threads are elements, so that
+ *           keys and values are read in whole lines, once for all vectors
  *   merge   one block a vector: adds the states of its splits in order, by log-sum-exp
  *
  * Units of 16-bit slots go to the tensor cores (attend_tensor.cu) where their dims allow; what is
@@ -89,7 +89,8 @@ static __device__ __forceinline__ void weights_make(const struct sf_unit &unit, 
     }
 }
 
-/* out_e of every vector: a thread takes pairs (vector, element) and goes over the slots. */
+/* out_e of every vector: a thread takes elements, goes over the slots, and loads each value once
+ * for all vectors. */
 static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &view,
                                                   const struct sf_cuda_lane &lane,
                                                   const struct sf_unit &unit, int32_t count,
@@ -98,24 +99,36 @@ static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &vie
 {
     int32_t v_dim = view.layout.v_dim;
     size_t values = (size_t)view.layout.page_slots * (size_t)view.layout.k_dim;
-    for (int32_t i = (int32_t)threadIdx.x; i < unit.vectors * v_dim; i += THREADS) {
-        int32_t j = i / v_dim, e = i % v_dim, end = end_of(lane, unit.first + j) - unit.from;
-        float sum = 0;
-        if (end > count) end = count;
-        for (int32_t block = 0; block < end; block += SF_BLOCK_SLOTS) {
+    for (int32_t e = (int32_t)threadIdx.x; e < v_dim; e += THREADS) {
+        float sum[SF_VECTORS] = {};
+        for (int32_t block = 0; block < count; block += SF_BLOCK_SLOTS) {
             struct sf_cuda_slot at = sf_slot_at(view, lane, unit.from + block);
-            for (int32_t s = block; s < block + SF_BLOCK_SLOTS && s < end; s++) {
-                float weight = weights[j * SF_SPLIT_SLOTS + s];
-                size_t row = values + (size_t)(at.slot + s - block) * (size_t)v_dim;
-                if (weight != 0)
-                    sum = fmaf(weight, sf_get(view.layout.dtype, at.page, row + (size_t)e), sum);
+            size_t row = values + (size_t)at.slot * (size_t)v_dim + (size_t)e;
+            int32_t slots = count - block < SF_BLOCK_SLOTS ? count - block : SF_BLOCK_SLOTS;
+            float value[SF_BLOCK_SLOTS];
+            SF_UNROLL
+            for (int s = 0; s < SF_BLOCK_SLOTS; s++)
+                value[s] = s < slots ? sf_get(view.layout.dtype, at.page,
+                                              row + (size_t)s * (size_t)v_dim) : 0;
+            SF_UNROLL
+            for (int j = 0; j < SF_VECTORS; j++) {
+                if (j >= unit.vectors) continue;
+                SF_UNROLL
+                for (int s = 0; s < SF_BLOCK_SLOTS; s++) {
+                    if (s >= slots) continue;
+                    float weight = weights[j * SF_SPLIT_SLOTS + block + s];
+                    if (weight != 0) sum[j] = fmaf(weight, value[s], sum[j]);
+                }
             }
         }
-        state[(size_t)j * (size_t)unit.stride * state_floats + (size_t)e] = sum;
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++)
+            if (j < unit.vectors)
+                state[(size_t)j * (size_t)unit.stride * state_floats + (size_t)e] = sum[j];
     }
 }
 
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 5)
 attend_split(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global<float> states)
 {
     SF_SHARED_DYNAMIC(float, room);     /* [vectors][k_dim], then [vectors][SF_SPLIT_SLOTS] */

@@ -51,13 +51,26 @@ static __device__ __forceinline__ sf_global<const float> query_at(const struct s
     return view.q + ((size_t)row * view.q_stride + (size_t)head * (size_t)view.layout.k_dim);
 }
 
+/* Elements e .. e + 3 of a query. */
+static __device__ __forceinline__ sf_quad_f query_load(sf_global<const float> q, int32_t e,
+                                                       bool aligned)
+{
+    if (aligned) return sf_as<const sf_quad_f>(q)[e / 4];
+    sf_quad_f four = { { q[e], q[e + 1], q[e + 2], q[e + 3] } };
+    return four;
+}
+
 /* The power of two that brings a query into (-2, 2): f16 has no room for more, and loses what is
  * much smaller.  The same in all four threads of a row. */
-static __device__ __forceinline__ float power_of(sf_global<const float> q, int32_t k_dim)
+static __device__ __forceinline__ float power_of(sf_global<const float> q, int32_t k_dim,
+                                                 bool aligned)
 {
     float most = 0;
-    for (int32_t e = (int32_t)(threadIdx.x % 4); e < k_dim; e += 4)
-        most = fmaxf(most, fabsf(q[e]));
+    for (int32_t e = (int32_t)(threadIdx.x % 4) * 4; e < k_dim; e += 16) {
+        sf_quad_f four = query_load(q, e, aligned);
+        SF_UNROLL
+        for (int i = 0; i < 4; i++) most = fmaxf(most, fabsf(four.word[i]));
+    }
     most = fmaxf(most, __shfl_xor_sync(SF_FULL_MASK, most, 1));
     most = fmaxf(most, __shfl_xor_sync(SF_FULL_MASK, most, 2));
     uint32_t bits;
@@ -66,15 +79,6 @@ static __device__ __forceinline__ float power_of(sf_global<const float> q, int32
     if (bits == 0 || bits >= 0x7f000000u) return 1;
     memcpy(&most, &bits, sizeof most);
     return most;
-}
-
-/* Elements e .. e + 3 of a query. */
-static __device__ __forceinline__ sf_quad_f query_load(sf_global<const float> q, int32_t e,
-                                                       bool aligned)
-{
-    if (aligned) return sf_as<const sf_quad_f>(q)[e / 4];
-    sf_quad_f four = { { q[e], q[e + 1], q[e + 2], q[e + 3] } };
-    return four;
 }
 
 /* This thread's parts of the queries, [k_dim / 16][terms] at its own places.  A vector that is not
@@ -94,7 +98,7 @@ static __device__ __forceinline__ void queries_stage(const struct sf_cuda_view &
     for (int i = 0; i < 2; i++) {
         bool there = r + 8 * i < unit.vectors;
         query[i] = query_at(view, lane, unit.first + (there ? r + 8 * i : 0));
-        float power = D == SF_F16 ? power_of(query[i], k_dim) : 1;
+        float power = D == SF_F16 ? power_of(query[i], k_dim, aligned) : 1;
         shrink[i] = there ? 1 / power : 0;
         rows.scale[i] = view.scale * power;
     }
@@ -177,6 +181,21 @@ static __device__ __forceinline__ void dots_make(int32_t steps, sf_global<const 
     }
 }
 
+/* Words 4 half + i of eight that begin at `first`, half 0 and 1.  A thread loads one half and gets
+ * the other from the thread beside it, so that the warp asks for each sector once. */
+static __device__ __forceinline__ void eight_load(sf_global<const unsigned char> page, size_t first,
+                                                  sf_quad (&eight)[2])
+{
+    int32_t own = (int32_t)(threadIdx.x / 4 % 2);
+    sf_quad mine = sf_as<const sf_quad>(page)[first / 4 + (size_t)own];
+    SF_UNROLL
+    for (int i = 0; i < 4; i++) {
+        uint32_t other = __shfl_xor_sync(SF_FULL_MASK, mine.word[i], 4);
+        eight[0].word[i] = own == 0 ? mine.word[i] : other;
+        eight[1].word[i] = own == 0 ? other : mine.word[i];
+    }
+}
+
 /* Logits of the chunk that begins at slot s, in place; -inf where a vector does not see. */
 static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &view,
                                                    sf_global<const unsigned char> page,
@@ -185,24 +204,24 @@ static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &vi
 {
     int32_t at = in_page + (int32_t)(threadIdx.x % 2) * 8;
     s += (int32_t)(threadIdx.x % 4) * 8;
-    size_t word = (sf_bias_word(view.layout) + (size_t)at) / 4;
+    size_t word = sf_bias_word(view.layout) + (size_t)at;
+    sf_quad bias[2], pos[2] = {};
+    eight_load(page, word, bias);
+    if (view.window != 0) eight_load(page, word + (size_t)view.layout.page_slots, pos);
     SF_UNROLL
-    for (int half = 0; half < 2; half++) {              /* slots 8q + 4 half + i */
-        sf_quad_f bias = sf_as<const sf_quad_f>(page)[word + (size_t)half];
-        sf_quad pos = { { 0, 0, 0, 0 } };
-        if (view.window != 0)
-            pos = sf_as<const sf_quad>(page)[word + (size_t)half +
-                                             (size_t)view.layout.page_slots / 4];
+    for (int half = 0; half < 2; half++)                /* slots 8q + 4 half + i */
         SF_UNROLL
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) {
+            float added;
+            memcpy(&added, &bias[half].word[i], sizeof added);
             SF_UNROLL
             for (int v = 0; v < 2; v++) {
                 float &dot = dots[i][2 * v + half];
                 bool seen = s + 4 * half + i < rows.end[v];
-                if (view.window != 0) seen = seen && (int32_t)pos.word[i] > rows.pos[v];
-                dot = seen ? fmaf(dot, rows.scale[v], bias.word[i]) : -INFINITY;
+                if (view.window != 0) seen = seen && (int32_t)pos[half].word[i] > rows.pos[v];
+                dot = seen ? fmaf(dot, rows.scale[v], added) : -INFINITY;
             }
-    }
+        }
 }
 
 /* ---- weights -------------------------------------------------------------------------------- */

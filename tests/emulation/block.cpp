@@ -140,6 +140,7 @@ void product_complete(const fiber *t)
         lanes[i] = threads[first + i].operands;
     }
     mma_run(t->widen, lanes);
+    if (counting) count_product(kernel_name);
 }
 
 /* Completes the operation at which `t` waits, if all living lanes of its mask have come to it. */
@@ -356,6 +357,7 @@ void mma(site at, float (*widen)(uint16_t), float *d, const uint32_t *a, const u
 
 const void *shared_read(const void *address, size_t bytes)
 {
+    if (counting) count_access(address, bytes, COUNT_SHARED, __builtin_return_address(0));
     if (!checks) return address;
     if (!arena_inside(address, bytes) || !arena_written[arena_offset(address) / 4])
         arena_access(address, bytes, "a read", false);
@@ -365,6 +367,7 @@ const void *shared_read(const void *address, size_t bytes)
 
 void *shared_write(void *address, size_t bytes)
 {
+    if (counting) count_access(address, bytes, COUNT_SHARED, __builtin_return_address(0));
     if (!checks) return address;
     if (arena_inside(address, bytes) && bytes == 4) arena_written[arena_offset(address) / 4] = true;
     else arena_access(address, bytes, "a write", true);
@@ -374,6 +377,7 @@ void *shared_write(void *address, size_t bytes)
 
 void *shared_atomic(void *address, size_t bytes)
 {
+    if (counting) count_access(address, bytes, COUNT_SHARED, __builtin_return_address(0));
     if (!checks) return address;
     arena_access(address, bytes, "an atomic", false);
     mark_atomic(arena_mark(address), "shared", arena_offset(address));
@@ -421,10 +425,12 @@ void grid_run(const char *kernel, index3 blocks, index3 size, size_t shared_byte
     arena_used = arena_dynamic = shared_bytes;
     now.launch++;
     launches++;
+    if (counting) count_launch(kernel);
     for (uint64_t b = 0; b < most * blocks.z; b++) {
         grid.block = { (unsigned)(b % blocks.x), (unsigned)(b / blocks.x % blocks.y),
                        (unsigned)(b / most) };
         block_run((unsigned)b);
+        if (counting) count_block(kernel_name);
     }
 }
 

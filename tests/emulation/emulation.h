@@ -51,6 +51,20 @@ EMU_PUBLIC void emu_set_idle_ms(int ms);
 EMU_PUBLIC void emu_set_patience_ms(int ms);
 /* The next question after a communicator's state finds this ncclResult_t. */
 EMU_PUBLIC void emu_nccl_fail(int result);
+/* Counting, off at the start: 1 begins anew, 0 stops and keeps what was counted.  Of a kernel since
+ * then: sectors (32 bytes) of device memory that its warps asked for, instruction by instruction,
+ * and the bytes of them that were used; accesses of warps to shared memory and the turns that they
+ * lost to bank conflicts; products of the tensor cores.  Caches are not counted: what two
+ * instructions read is read twice. */
+struct emu_count {
+    char kernel[64];                    /* as the launch names it */
+    int64_t launches, blocks;
+    int64_t read_sectors, read_bytes, written_sectors, written_bytes;
+    int64_t shared, conflicts, products;
+};
+EMU_PUBLIC void emu_set_counting(int on);
+/* At most `most` kernels, in the order of their first launch; how many. */
+EMU_PUBLIC int emu_counts(struct emu_count *out, int most);
 
 #ifdef __cplusplus
 }

@@ -34,6 +34,15 @@ void mark_read(mark *, const char *space, size_t offset);
 void mark_write(mark *, const char *space, size_t offset);
 void mark_atomic(mark *, const char *space, size_t offset);
 
+/* Counting (count.cpp), only where `counting`: an access of the running thread from a place in the
+ * code; the end of a block; launches and products. */
+extern bool counting;
+enum count_way : uint8_t { COUNT_READ, COUNT_WRITE, COUNT_SHARED };
+void count_access(const void *address, size_t bytes, count_way, const void *place);
+void count_block(const char *kernel);
+void count_launch(const char *kernel);
+void count_product(const char *kernel);
+
 /* What the lanes of a warp give to one product of the tensor cores. */
 struct mma_lane { float *d; const uint32_t *a, *b; };
 void mma_run(float (*widen)(uint16_t), const mma_lane *lanes);

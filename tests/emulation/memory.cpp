@@ -196,6 +196,7 @@ unsigned char *device_range(const void *address, size_t bytes, const char *what)
 
 const void *global_read(const void *address, size_t bytes)
 {
+    if (counting) count_access(address, bytes, COUNT_READ, __builtin_return_address(0));
     if (checks) {
         place p = access(address, bytes, "a read");
         mark_read(p.at, "global", p.offset);
@@ -205,6 +206,7 @@ const void *global_read(const void *address, size_t bytes)
 
 void *global_write(void *address, size_t bytes)
 {
+    if (counting) count_access(address, bytes, COUNT_WRITE, __builtin_return_address(0));
     if (checks) {
         place p = access(address, bytes, "a write");
         mark_write(p.at, "global", p.offset);
@@ -214,6 +216,8 @@ void *global_write(void *address, size_t bytes)
 
 void *global_atomic(void *address, size_t bytes)
 {
+    if (counting) count_access(address, bytes, COUNT_READ, __builtin_return_address(0));
+    if (counting) count_access(address, bytes, COUNT_WRITE, __builtin_return_address(0));
     if (checks) {
         place p = access(address, bytes, "an atomic");
         mark_atomic(p.at, "global", p.offset);
