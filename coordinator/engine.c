@@ -59,10 +59,11 @@ static void need(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t
     const struct sf_engine *e = arg;
     const struct sf_launch_plan *plan = e->spec.plan;
     for (int32_t r = 0; r < e->group_ranks; r++) {
+        const struct sf_spot at = {.prompt = prompt, .tokens = tokens,
+                                   .tightened = settled > 1 ? settled - 1 : 0};
         struct sf_cost cost;
-        sf_status status =
-            sf_account_sequence(&plan->setup, &e->spec.config->kv.stack, &plan->rank[r].lanes,
-                                plan->kv_dtype, prompt, tokens, &cost);
+        sf_status status = sf_account_tightened(&plan->setup, &e->spec.config->kv.stack,
+                                                &plan->rank[r].lanes, plan->kv_dtype, &at, &cost);
         SF_ASSERT(status == SF_OK);     /* the plan has asked for longer ones */
         pages_out[r] = settled ? cost.pages_after : cost.pages_peak;
     }
@@ -115,6 +116,8 @@ static sf_status make_sched(struct sf_engine *e)
                                      .pages = pages,
                                      .need = need,
                                      .need_arg = e,
+                                     .tightens = !plan->fixed &&
+                                                 sf_stack_tightens(&e->spec.config->kv.stack),
                                      .sharing = sharing_of(e),
                                      .attach = attach, .attach_arg = e,
                                      .block_tokens = plan->page_slots,
@@ -273,7 +276,7 @@ static struct flight *flight_of(const struct sf_engine *e, int32_t group, int32_
     return &e->flight[group * e->spec.plan->micro_batches + batch];
 }
 
-static void note_step(struct sf_engine *e, int32_t group, const struct sf_wire_step *step)
+static sf_status note_step(struct sf_engine *e, int32_t group, const struct sf_wire_step *step)
 {
     struct flight flight = {.sent_ns = sf_now_ns()};
     for (int32_t i = 0; i < step->items; i++) {
@@ -286,6 +289,11 @@ static void note_step(struct sf_engine *e, int32_t group, const struct sf_wire_s
     for (int32_t i = 0; e->spec.events.on_open != NULL && i < step->opens; i++)
         e->spec.events.on_open(e->spec.events.arg,
                                e->slot[sf_seq_slot(step->open[i].seq)].owner);
+    for (int32_t i = 0; e->spec.events.on_tightened != NULL && i < step->tightens; i++)
+        SF_TRY(e->spec.events.on_tightened(e->spec.events.arg,
+                                           e->slot[sf_seq_slot(step->tighten[i].seq)].owner,
+                                           step->tighten[i].tokens));
+    return SF_OK;
 }
 
 /* The step's time goes to its rows. */
@@ -311,8 +319,8 @@ static sf_status send_steps(struct sf_engine *e)
     int64_t start = sf_now_ns();
     sf_status status = SF_OK;
     while (status == SF_OK && sf_sched_next(e->sched, &group, &step)) {
-        note_step(e, group, step);
-        status = send(e, group, step);
+        status = note_step(e, group, step);
+        if (status == SF_OK) status = send(e, group, step);
     }
     e->counts.schedule_seconds += sf_seconds_since(start);
     look(e);
@@ -475,9 +483,10 @@ void sf_engine_dump(const struct sf_engine *e)
 {
     struct sf_sched_load load = sf_sched_load(e->sched);
     sf_log(SF_LOG_INFO, "state: %d running, %d waiting, %d steps in flight, KV %.0f %% promised, "
-           "%lld preempted, %lld prompt tokens reused, %lld blocks evicted", load.running,
-           load.waiting, load.in_flight, 100 * load.kv_busy, (long long)load.preempted,
-           (long long)load.reused_tokens, (long long)load.evicted_blocks);
+           "%lld preempted, %lld tightened, %lld prompt tokens reused, %lld blocks evicted",
+           load.running, load.waiting, load.in_flight, 100 * load.kv_busy,
+           (long long)load.preempted, (long long)load.tightened, (long long)load.reused_tokens,
+           (long long)load.evicted_blocks);
     for (int32_t r = 0; r < e->spec.plan->ranks; r++)
         sf_log(SF_LOG_INFO, "state: rank %d at step %llu had %lld of %lld pages free", r,
                (unsigned long long)e->rank[r].step, (long long)e->rank[r].pages_free,

@@ -31,6 +31,8 @@ struct sf_engine_events {
     /* A score of a token that was asked for, before on_token where the token is new.  One of the
      * prompt may come twice.  May be NULL where none is asked for. */
     sf_status (*on_score)(void *arg, void *owner, const struct sf_wire_score *);
+    /* It is tightened, at so many tokens of prompt and answer (memory pressure).  May be NULL. */
+    sf_status (*on_tightened)(void *arg, void *owner, int32_t tokens);
     /* All ranks have closed it; the receipt is summed over them.  The slot is free, and the tokens
      * of the last on_token are gone after this. */
     sf_status (*on_closed)(void *arg, void *owner, const struct sf_wire_receipt *);

@@ -126,6 +126,7 @@ const struct sf_wire_step *sf_sched_empty(struct sf_sched *s, int32_t group)
     SF_ASSERT(group >= 0 && group < s->limits.groups);
     s->step = (struct sf_wire_step){.id = s->group[group].next_step++, .close = s->step.close,
                                     .open = s->step.open, .item = s->step.item,
+                                    .tighten = s->step.tighten,
                                     .token = s->step.token};
     return &s->step;
 }
@@ -134,7 +135,8 @@ struct sf_sched_load sf_sched_load(const struct sf_sched *s)
 {
     struct sf_sched_load load = {.waiting = s->waiting_count, .running = s->running,
                                  .in_flight = s->in_flight, .reused_tokens = s->reused_tokens,
-                                 .preempted = s->preempted, .evicted_blocks = s->evicted_blocks};
+                                 .preempted = s->preempted, .tightened = s->tightened,
+                                 .evicted_blocks = s->evicted_blocks};
     for (int32_t g = 0; g < s->limits.groups; g++) {
         const struct group *group = &s->group[g];
         int64_t unheld = group->prefix != NULL ? sf_prefix_unheld(group->prefix) : 0;
@@ -196,10 +198,12 @@ static sf_status make(struct sf_sched *s, const struct sf_sched_limits *limits)
                (size_t)limits->ranks * sizeof *s->block_pages);
     s->limits.block_pages = s->block_pages;
     SF_TRY(take((size_t)limits->ranks, sizeof *s->more, &s->more));
+    SF_TRY(take(2 * (size_t)limits->ranks, sizeof *s->saved, &s->saved));
     SF_TRY(take(slots, sizeof *s->seq, &s->seq));
     SF_TRY(take(slots * (size_t)limits->ranks, sizeof *s->need, &s->need));
     SF_TRY(take(slots, sizeof *s->waiting, &s->waiting));
     SF_TRY(take(lanes, sizeof *s->step.close, &s->step.close));
+    SF_TRY(take(lanes, sizeof *s->step.tighten, &s->step.tighten));
     SF_TRY(take(lanes, sizeof *s->step.open, &s->step.open));
     SF_TRY(take(lanes, sizeof *s->step.item, &s->step.item));
     SF_TRY(take((size_t)limits->rows_max, sizeof *s->step.token, &s->step.token));
@@ -214,6 +218,7 @@ sf_status sf_sched_create(const struct sf_sched_limits *limits, struct sf_sched 
     SF_ASSERT(limits->groups >= 1 && limits->micro_batches >= 1 && limits->ranks >= 1);
     SF_ASSERT(limits->seqs_max >= 1 && limits->rows_max >= 1 && limits->slots_max >= 1);
     SF_ASSERT(limits->chunk_rows >= 0 && limits->chunk_rows <= limits->rows_max);
+    SF_ASSERT(!limits->tightens || limits->sharing != SF_SHARE_KEPT);
     SF_ASSERT(limits->need != NULL && limits->slots_max <= 1 << SF_SEQ_SLOT_BITS);
     struct sf_sched *s = calloc(1, sizeof *s);
     if (!s) return SF_FAIL(SF_NO_MEMORY, "no memory for the scheduler");
@@ -241,10 +246,12 @@ void sf_sched_destroy(struct sf_sched *s)
     free(s->pages);
     free(s->block_pages);
     free(s->more);
+    free(s->saved);
     free(s->seq);
     free(s->need);
     free(s->waiting);
     free(s->step.close);
+    free(s->step.tighten);
     free(s->step.open);
     free(s->step.item);
     free(s->step.token);

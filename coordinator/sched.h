@@ -11,9 +11,11 @@
  * will probably need; they stay promised to it until it is closed.  What its prompt alone needed
  * (a method cuts the cache at the prompt's end) is free for others from then on.  It goes where the
  * fewest are.
- * One that outgrows its promise gets more, and where there is nothing left the youngest sequence of
- * the micro-batch loses its place: it waits again, at the front, and is admitted for the most that
- * it can need.  Nothing is lost: its answer so far is fed to it again.
+ * One that outgrows its promise gets more.  Where there is nothing left, sequences of the group
+ * whose methods answer to memory pressure are tightened, one by one, those first that this frees
+ * most pages of; if all of them together would not do, nobody is, and the youngest sequence of the
+ * micro-batch loses its place: it waits again, at the front, and is admitted for the most that it
+ * can need.  Nothing is lost: its answer so far is fed to it again.
  *
  * A step holds one row for each sequence that decodes and, in what is left of rows_max, chunks of
  * the known tokens (prompts, and answers that are fed again), oldest first.  Prompts that begin
@@ -59,10 +61,12 @@ struct sf_sched_limits {
                                            load; 0: wherever the rows run out */
     int32_t slots_max;                  /* sequences known at once, waiting ones included */
     const int64_t *pages;               /* [groups][ranks] of each rank's pool; copied */
-    /* Most pages[ranks] that a sequence holds on its way to `tokens`; settled: once its prompt has
-     * ended, which is never more.  Pure, never falls as tokens rise. */
+    /* Most pages[ranks] that a sequence holds on its way to `tokens`; settled: 1 once its prompt
+     * has ended, 1 + n once it was tightened n times, which is never more.  Pure, never falls as
+     * tokens rise. */
     void (*need)(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out);
     void *need_arg;
+    uint8_t tightens;                   /* sequences may be tightened; not with SF_SHARE_KEPT */
     enum sf_sharing sharing;
     int32_t block_tokens, blocks_max;   /* blocks_max: of one group; both only where shared */
     /* How many of `blocks` blocks that are there a prompt attaches; the others it computes itself
@@ -88,7 +92,7 @@ struct sf_sched_load {
     double kv_use;                      /* promised share of the fullest rank's pool, 0 to 1 */
     double kv_busy;                     /* the same without blocks that nobody holds */
     int64_t reused_tokens;              /* so far: prompt tokens that were attached, not computed */
-    int64_t preempted, evicted_blocks;
+    int64_t preempted, tightened, evicted_blocks;
 };
 
 sf_status sf_sched_create(const struct sf_sched_limits *, struct sf_sched **out);

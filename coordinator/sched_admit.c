@@ -37,7 +37,7 @@ static void promise(const struct sf_sched *s, struct group *group, const int64_t
 /* Evicts unused blocks until the pages are there; none if that would not do. */
 static int make_room(struct sf_sched *s, struct group *group, const int64_t *more)
 {
-    if (!fits(s, group, more, unheld(group))) return 0;
+    if (!sched_has_pages(s, group, more)) return 0;
     while (!fits(s, group, more, 0)) {
         int32_t block = sf_prefix_evict(group->prefix);
         SF_ASSERT(block >= 0 && group->drops < s->limits.blocks_max);
@@ -59,10 +59,15 @@ int sched_fits_alone(const struct sf_sched *s, const int64_t *need)
     return 0;
 }
 
-/* The pages that are a sequence's own when it may grow to `tokens`. */
-static void own_pages(const struct sf_sched *s, const struct seq *seq, int32_t tokens, int64_t *out)
+int sched_has_pages(const struct sf_sched *s, const struct group *group, const int64_t *more)
 {
-    s->limits.need(s->limits.need_arg, seq->prompt, tokens, seq->settled, out);
+    return fits(s, group, more, unheld(group));
+}
+
+void sched_own_pages(const struct sf_sched *s, const struct seq *seq, int32_t tokens, int settled,
+                     int64_t *out)
+{
+    s->limits.need(s->limits.need_arg, seq->prompt, tokens, settled, out);
     for (int32_t r = 0; r < s->limits.ranks && s->limits.sharing == SF_SHARE_KEPT; r++)
         out[r] -= seq->blocks * s->block_pages[r];
 }
@@ -70,7 +75,7 @@ static void own_pages(const struct sf_sched *s, const struct seq *seq, int32_t t
 int sched_grow(struct sf_sched *s, struct group *group, struct seq *seq, int32_t tokens)
 {
     int64_t *need = sched_need(s, seq);
-    own_pages(s, seq, tokens, s->more);
+    sched_own_pages(s, seq, tokens, seq->settled, s->more);
     for (int32_t r = 0; r < s->limits.ranks; r++) {
         s->more[r] -= need[r];
         SF_ASSERT(s->more[r] >= 0);
@@ -82,19 +87,24 @@ int sched_grow(struct sf_sched *s, struct group *group, struct seq *seq, int32_t
     return 1;
 }
 
+void sched_cut(struct sf_sched *s, struct group *group, struct seq *seq)
+{
+    int64_t *need = sched_need(s, seq);
+    seq->cut = seq->settled++ == 0 ? seq->prompt : seq->fed;
+    sched_own_pages(s, seq, seq->promised, seq->settled, s->more);
+    for (int32_t r = 0; r < s->limits.ranks; r++) {
+        SF_ASSERT(s->more[r] <= need[r]);
+        group->promised[r] -= need[r] - s->more[r];
+        need[r] = s->more[r];
+    }
+}
+
 void sched_settle(struct sf_sched *s, struct group *group, const struct batch *batch)
 {
     for (int32_t i = 0; i < batch->lanes; i++) {
         struct seq *seq = &s->seq[batch->lane[i]];
         if (seq->state != SEQ_OPEN || seq->settled || seq->fed < seq->prompt) continue;
-        int64_t *need = sched_need(s, seq);
-        seq->settled = 1;
-        own_pages(s, seq, seq->promised, s->more);
-        for (int32_t r = 0; r < s->limits.ranks; r++) {
-            SF_ASSERT(s->more[r] <= need[r]);
-            group->promised[r] -= need[r] - s->more[r];
-            need[r] = s->more[r];
-        }
+        sched_cut(s, group, seq);
     }
 }
 

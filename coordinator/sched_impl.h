@@ -1,5 +1,6 @@
 /* coordinator/sched_impl.h: what the files of the scheduler share: sched.c (events, making),
- * sched_admit.c (who gets a place and which pages) and sched_step.c (which rows a step has).
+ * sched_admit.c (who gets a place and which pages), sched_tighten.c (memory pressure) and
+ * sched_step.c (which rows a step has).
  *
  *   struct seq [slots_max]   by the slot of a sequence's number
  *   waiting                  ring of slots, in order of arrival
@@ -26,7 +27,9 @@ struct seq {
     int32_t reused, filled, blocks;     /* of `block`; the first `filled` hold rows */
     int32_t *block;                     /* of the prefix table, owned; NULL: none */
     uint8_t score_prompt;
-    uint8_t settled;                    /* its prompt has ended, and pages are promised for that */
+    uint8_t settled;                    /* 1: its prompt has ended, and pages are promised for that;
+                                           1 + n: it was tightened n times, likewise */
+    int32_t cut;                        /* rows fed when it was tightened last, or the prompt's */
     struct sf_wire_sampling sampling;
     const int32_t *token;
 };
@@ -51,12 +54,12 @@ struct sf_sched {
     int64_t *block_pages;               /* [ranks] */
     struct seq *seq;
     int64_t *need;                      /* [slots_max][ranks] pages promised to a sequence */
-    int64_t *more;                      /* [ranks] scratch */
+    int64_t *more, *saved;              /* [ranks] scratch */
     int32_t *waiting, waiting_first, waiting_count;
     struct group *group;
     int32_t cursor;                     /* micro-batches are served in turn */
     int32_t running, in_flight;
-    int64_t reused_tokens, preempted, evicted_blocks;
+    int64_t reused_tokens, preempted, tightened, evicted_blocks;
     int64_t looking_back;               /* prompt tokens of those whose sampling looks at them */
     size_t token_places;                /* of step.token */
     uint8_t last;
@@ -85,6 +88,21 @@ int  sched_must_wait(const struct sf_sched *, const struct group *, const struct
 void sched_share(struct sf_sched *, struct group *, struct seq *);
 /* Takes back all pages and blocks of a sequence. */
 void sched_leave(struct sf_sched *, struct group *, struct seq *);
+
+/* Whether every rank has `more` pages, where blocks that nobody holds are evicted. */
+int  sched_has_pages(const struct sf_sched *, const struct group *, const int64_t *more);
+/* The pages that are its own when it may grow to `tokens`, settled as said. */
+void sched_own_pages(const struct sf_sched *, const struct seq *, int32_t tokens, int settled,
+                     int64_t *pages_out);
+/* Its cache is cut, or was: what it needs less is given back. */
+void sched_cut(struct sf_sched *, struct group *, struct seq *);
+
+/* ---- sched_tighten.c ------------------------------------------------------------------------- */
+/* Tightens one sequence with the step that is built, so that `growing` comes closer to its next
+ * row's pages.  0 if it would not get them even if all were. */
+int  sched_tighten(struct sf_sched *, struct group *, const struct seq *growing);
+/* It loses its place with the step that is built, so the step does not tighten it. */
+void sched_untighten(struct sf_sched *, const struct seq *);
 
 /* ---- sched_step.c ---------------------------------------------------------------------------- */
 int  sched_has_work(const struct sf_sched *, const struct group *, const struct batch *);

@@ -43,6 +43,7 @@ static void preempt(struct sf_sched *s, struct group *group, struct seq *seq)
 {
     sched_leave(s, group, seq);
     if (seq->state == SEQ_OPEN) {
+        sched_untighten(s, seq);
         s->step.close[s->step.closes++] = seq->id;
         seq->id += UINT64_C(1) << SF_SEQ_ATTEMPT_BIT;
     }
@@ -71,13 +72,14 @@ static int grow(struct sf_sched *s, struct group *group, struct seq *seq)
            sched_grow(s, group, seq, next);
 }
 
-/* Every sequence that decodes has pages for its next row, or lanes of the micro-batch give way. */
+/* Every sequence that decodes has pages for its next row, or others are tightened, or lanes of the
+ * micro-batch give way. */
 static void make_pages(struct sf_sched *s, struct group *group, struct batch *batch)
 {
     for (int32_t i = 0; i < batch->lanes; i++) {
         struct seq *seq = &s->seq[batch->lane[i]];
         while (seq->state == SEQ_OPEN && seq->fed >= seq->promised && !grow(s, group, seq))
-            preempt(s, group, youngest(s, batch));
+            if (!sched_tighten(s, group, seq)) preempt(s, group, youngest(s, batch));
     }
     keep_lanes(s, batch);
 }
@@ -177,7 +179,7 @@ void sched_build(struct sf_sched *s, struct group *group, struct batch *batch)
     step->id = group->next_step++;
     step->batch = (int32_t)(batch - group->batch);
     step->stop = step->measure = 0;
-    step->closes = step->drops = step->opens = step->items = step->tokens = 0;
+    step->closes = step->drops = step->tightens = step->opens = step->items = step->tokens = 0;
     add_closes(s, group, batch);
     make_pages(s, group, batch);
     sched_admit(s);

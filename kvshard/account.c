@@ -117,10 +117,10 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     if (prompt_slots > spot->tokens) prompt_slots = spot->tokens;
     int64_t most = slots > prompt_slots ? slots : prompt_slots;
     /* A lane whose peak comes later than its prompt is not cut at the end of that. */
-    int cut_at_end = (entry->plan.whens & 1u << SF_AT_PREFILL_END) != 0 &&
-                     foot.slots_peak <= spot->prompt;
+    int is_cut = (entry->plan.whens & 1u << SF_AT_PREFILL_END && foot.slots_peak <= spot->prompt) ||
+                 (entry->plan.whens & 1u << SF_AT_PRESSURE && spot->tightened > 0);
     cost.pages_peak = pages_of(most, setup.page_slots) + tier_pages;
-    cost.pages_after = pages_of(cut_at_end ? slots : most, setup.page_slots) + tier_pages;
+    cost.pages_after = pages_of(is_cut ? slots : most, setup.page_slots) + tier_pages;
     *cost_out = cost;
     return SF_OK;
 }
@@ -129,14 +129,23 @@ sf_status sf_account_sequence(const struct sf_setup *setup, const struct sf_stac
                               const struct sf_rank_lanes *lanes, enum sf_dtype dtype,
                               int32_t prompt, int32_t tokens, struct sf_cost *cost_out)
 {
+    const struct sf_spot at = { .prompt = prompt, .tokens = tokens };
+    return sf_account_tightened(setup, stack, lanes, dtype, &at, cost_out);
+}
+
+sf_status sf_account_tightened(const struct sf_setup *setup, const struct sf_stack *stack,
+                               const struct sf_rank_lanes *lanes, enum sf_dtype dtype,
+                               const struct sf_spot *at, struct sf_cost *cost_out)
+{
     struct sf_cost sum = { 0 };
-    SF_ASSERT(prompt >= 0 && tokens >= prompt);
+    SF_ASSERT(at->prompt >= 0 && at->tokens >= at->prompt);
     for (int32_t i = 0; i < lanes->layers; i++) {
         int32_t layer = lanes->layer_first + i;
         for (int32_t l = lanes->lane_ptr[i]; l < lanes->lane_ptr[i + 1]; l++) {
-            struct sf_spot spot = { .layer = layer, .head_global = lanes->head_global[l],
-                                    .prompt = prompt, .tokens = tokens };
+            struct sf_spot spot = *at;
             struct sf_lane_cost lane;
+            spot.layer = layer;
+            spot.head_global = lanes->head_global[l];
             SF_TRY(sf_account_lane(setup, stack, dtype, &spot, &lane));
             sum.pages_peak += lane.pages_peak;
             sum.pages_after += lane.pages_after;

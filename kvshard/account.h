@@ -34,10 +34,15 @@ struct sf_lane_cost {
 };
 sf_status sf_account_lane(const struct sf_setup *, const struct sf_stack *, enum sf_dtype,
                           const struct sf_spot *, struct sf_lane_cost *cost_out);
-/* A sequence of `prompt` tokens that has grown to `tokens` (peak: on the way there). */
+/* A sequence of `prompt` tokens that has grown to `tokens` (peak: on the way there).  The second
+ * form takes them from a spot, with how often it was tightened: pages_after is what holds then;
+ * layer and head are not looked at. */
 sf_status sf_account_sequence(const struct sf_setup *, const struct sf_stack *,
                               const struct sf_rank_lanes *, enum sf_dtype, int32_t prompt,
                               int32_t tokens, struct sf_cost *cost_out);
+sf_status sf_account_tightened(const struct sf_setup *, const struct sf_stack *,
+                               const struct sf_rank_lanes *, enum sf_dtype,
+                               const struct sf_spot *, struct sf_cost *cost_out);
 /* Sequences of this cost that so many pages hold at once: one in its prompt, the others after it.
  * INT64_MAX for a rank that has no lanes. */
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *);

@@ -55,14 +55,14 @@ static sf_status dup(struct sf_answer *answer, const void *source, size_t count,
     return SF_OK;
 }
 
-/* A lane that has reached its trigger comes back to its budget, so that what admission counted on
- * holds; protected slots stay even where they are more. */
+/* A lane that has reached its trigger comes back to its budget, and under pressure every one does,
+ * so that what admission counted on holds; protected slots stay even where they are more. */
 static sf_status check_budget(const struct sf_answer *answer, const struct sf_lane *lane,
                               const struct sf_view *view, int32_t slots_left)
 {
     int32_t guarded = 0;
-    if (lane->slots_keep == 0 || lane->slots < lane->slots_trigger ||
-        slots_left <= lane->slots_keep)
+    if (lane->slots_keep == 0 || slots_left <= lane->slots_keep ||
+        (answer->when != SF_AT_PRESSURE && lane->slots < lane->slots_trigger))
         return SF_OK;
     for (int32_t s = 0; s < lane->slots; s++)
         guarded += sf_is_protected(&answer->method->entry->plan, view->tokens, lane->pos[s]);
@@ -90,8 +90,9 @@ static sf_status record_budget(struct sf_answer *answer, const struct sf_lane *l
     struct sf_view *view;
     SF_TRY(view_of(answer, lane, &view));
     const struct sf_store_method *method = answer->method;
-    struct sf_spot spot = { lane->layer, lane->head_global, view->seq->prompt,
-                            view->seq->tokens_max };
+    struct sf_spot spot = { .layer = lane->layer, .head_global = lane->head_global,
+                            .prompt = view->seq->prompt, .tokens = view->seq->tokens_max,
+                            .tightened = view->seq->tightened };
     struct sf_foot foot = { .slots_peak = spot.prompt };
     SF_TRY(method->entry->method->policy->footprint(&method->setup, &spot, &foot));
     int32_t most = trigger - 1 < spot.tokens ? trigger - 1 : spot.tokens;

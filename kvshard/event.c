@@ -63,6 +63,7 @@ static int lane_is_due(const struct sf_store_method *method, const struct sf_kv_
                        enum sf_when when)
 {
     int32_t slots = sf_lane_total(lane);
+    if (when == SF_AT_PRESSURE) return lane->slots_keep > 0 && slots > lane->slots_keep;
     if (by_default(method)) {
         int32_t more = when == SF_AT_FULL ? lane->slots_trigger : lane->slots_trigger + 1;
         if (lane->slots_trigger == 0) more = when == SF_AT_FULL ? INT32_MAX : 0;
@@ -86,6 +87,7 @@ static int seq_is_due(const struct sf_store *store, int32_t layer, const struct 
     case SF_AT_FULL: return tokens > seq->prompt;
     case SF_AT_INTERVAL:
         return tokens > seq->prompt && to_interval(plan, seq, tokens) == plan->every_tokens;
+    case SF_AT_PRESSURE: return tokens >= seq->prompt;
     default: return 0;                  /* refused by sf_stack_check */
     }
 }
@@ -327,7 +329,8 @@ static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_
                !span_is_due(store, layer, step->item[next].seq, method, when, next))
             next++;
         if (next == step->items) return SF_OK;
-        struct sf_answer answer = { .store = store, .method = m, .layer = layer };
+        struct sf_answer answer = { .store = store, .method = m, .layer = layer,
+                                    .when = when };
         SF_TRY(show(&answer, step, method, when, &next));
         SF_TRY(sf_copies_agree(&answer));
         SF_TRY(call_hook(&answer, method, when));
@@ -349,5 +352,12 @@ sf_status sf_events_after(struct sf_store *store, int32_t layer, const struct sf
     for (int32_t m = 0; m < store->methods; m++)
         for (int when = SF_AT_PREFILL_END; when <= SF_AT_INTERVAL; when++)
             SF_TRY(fire(store, layer, step, m, (enum sf_when)when));
+    return SF_OK;
+}
+
+sf_status sf_events_pressure(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
+{
+    for (int32_t m = 0; m < store->methods; m++)
+        SF_TRY(fire(store, layer, step, m, SF_AT_PRESSURE));
     return SF_OK;
 }

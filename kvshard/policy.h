@@ -57,7 +57,8 @@ struct sf_shape {                         /* whole model, before placement; arra
     uint8_t *acts_on;                     /* [lanes] 0: this method leaves the lane exact */
     uint8_t  cut;                         /* enum sf_cut */
 };
-struct sf_spot { int32_t layer, head_global, prompt, tokens; }; /* tokens: prompt + generated */
+struct sf_spot { int32_t layer, head_global, prompt, tokens; /* tokens: prompt + generated */
+                 int32_t tightened; };  /* times that SF_AT_PRESSURE came; never raises an answer */
 struct sf_foot {                          /* one lane at one length; account.c turns it to bytes */
     int32_t slots_lo[SF_TIERS], slots_hi[SF_TIERS]; /* equal where the data do not decide */
     int32_t slots_peak;                   /* most slots at once before the first edit */
@@ -82,7 +83,9 @@ enum sf_when { SF_AT_PREFILL_CHUNK,       /* before the next chunk, layer by lay
                SF_AT_PREFILL_END,         /* per layer group, as soon as its last layer has run */
                SF_AT_FULL,                /* decode: slots >= slots_trigger, after attention */
                SF_AT_INTERVAL, SF_AT_SENTENCE_END, SF_AT_TURN_END, /* decode: after attention */
-               SF_AT_PRESSURE };          /* pages run out; slots_keep of the lanes is lowered */
+               SF_AT_PRESSURE };          /* decode, between two steps: pages have run out, and */
+                                          /* each lane comes down to what footprint() now says; */
+                                          /* never under run.deterministic */
 enum sf_need { SF_NEED_PRE_ROPE = 1, SF_NEED_TOKENS = 2, SF_NEED_SENTENCES = 4, SF_NEED_Q_MAX = 8,
                SF_NEED_PROFILE = 16, SF_NEED_INNER = 32, SF_NEED_SELECT_PREFILL = 64,
                SF_NEED_SELECT_DECODE = 128 };

@@ -152,6 +152,19 @@ static sf_status check_watch(const struct sf_stack_entry *entry, const struct sf
     return SF_OK;
 }
 
+/* Pressure comes between two steps at any time: the last rows before it are not known while they
+ * run, and not every rank need have a lane that it concerns. */
+static sf_status check_pressure(const struct sf_stack_entry *entry)
+{
+    const struct sf_plan *plan = &entry->plan;
+    if (!(plan->whens & 1u << SF_AT_PRESSURE)) return SF_OK;
+    if (plan->reduce_bytes > 0) return lacks(entry, "reductions under memory pressure");
+    for (int w = 0; w < 2; w++)
+        if (plan->watch[w].fold != SF_FOLD_NONE && plan->watch[w].decode_rows > 0)
+            return lacks(entry, "the last rows before memory pressure");
+    return SF_OK;
+}
+
 static sf_status check_plan(const struct sf_stack_entry *entry)
 {
     const struct sf_plan *plan = &entry->plan;
@@ -160,11 +173,12 @@ static sf_status check_plan(const struct sf_stack_entry *entry)
     if (policy->admit != NULL) return lacks(entry, "rewritten prompts");
     if (policy->select != NULL) return lacks(entry, "picks");
     if (plan->whens & ~(1u << SF_AT_PREFILL_CHUNK | 1u << SF_AT_PREFILL_END | 1u << SF_AT_FULL |
-                        1u << SF_AT_INTERVAL))
-        return lacks(entry, "events at sentence or turn ends or under memory pressure");
+                        1u << SF_AT_INTERVAL | 1u << SF_AT_PRESSURE))
+        return lacks(entry, "events at sentence or turn ends");
     SF_TRY(check_edits(entry));
     SF_TRY(check_tiers(entry));
     for (int w = 0; w < 2; w++) SF_TRY(check_watch(entry, &plan->watch[w]));
+    SF_TRY(check_pressure(entry));
     if (plan->draft.lookahead != 0 || plan->draft.window != 0)
         return lacks(entry, "a draft model");
     if (plan->v_top.slots != 0) return lacks(entry, "reading only the best values");
@@ -226,16 +240,37 @@ static sf_status check_foot(const struct sf_stack_entry *entry, const struct sf_
     return SF_OK;
 }
 
+/* What a method that answers to memory pressure says of a lane that was tightened. */
+static sf_status check_tightened(const struct sf_stack_entry *entry, const struct sf_setup *setup,
+                                 const struct sf_spot *spot, const struct sf_foot *before)
+{
+    struct sf_spot after = *spot;
+    struct sf_foot foot = { .slots_peak = spot->prompt };
+    after.tightened = 1;
+    SF_TRY(entry->method->policy->footprint(setup, &after, &foot));
+    SF_TRY(check_foot(entry, &after, &foot));
+    if (before->slots_keep == 0 || foot.slots_keep == 0 || foot.slots_trigger == 0 ||
+        foot.slots_keep > before->slots_keep || foot.slots_trigger > before->slots_trigger)
+        return SF_FAIL(SF_INVALID, "method %s answers to memory pressure, but the budget of layer"
+                       " %d head %d goes from %d slots (trigger %d) to %d (%d)",
+                       entry->method->name, spot->layer, spot->head_global, before->slots_keep,
+                       before->slots_trigger, foot.slots_keep, foot.slots_trigger);
+    return SF_OK;
+}
+
 /* A footprint that could be asked at any time is asked once a lane, at the longest prompt. */
 static sf_status check_footprints(const struct sf_stack_entry *entry, const struct sf_setup *setup)
 {
     for (int32_t l = 0; l < setup->layers; l++)
         for (int32_t h = 0; h < setup->layer[l].groups; h++) {
-            struct sf_spot spot = { l, h, setup->tokens_max, setup->tokens_max };
+            struct sf_spot spot = { .layer = l, .head_global = h, .prompt = setup->tokens_max,
+                                    .tokens = setup->tokens_max };
             struct sf_foot foot = { .slots_peak = spot.prompt };
             if (!entry->shape.acts_on[setup->layer[l].lane_first + h]) continue;
             SF_TRY(entry->method->policy->footprint(setup, &spot, &foot));
             SF_TRY(check_foot(entry, &spot, &foot));
+            if (entry->plan.whens & 1u << SF_AT_PRESSURE)
+                SF_TRY(check_tightened(entry, setup, &spot, &foot));
         }
     return SF_OK;
 }
@@ -304,6 +339,13 @@ int sf_stack_tiers_fit(const struct sf_stack *stack, const struct sf_setup *setu
                 if (sf_codec_layout(&stack->entry[i].plan, t, &raw, &tier) != SF_OK) return 0;
         }
     return 1;
+}
+
+int sf_stack_tightens(const struct sf_stack *stack)
+{
+    for (int32_t i = 0; i < stack->entries; i++)
+        if (stack->entry[i].plan.whens & 1u << SF_AT_PRESSURE) return 1;
+    return 0;
 }
 
 int32_t sf_stack_entry_of(const struct sf_stack *stack, const struct sf_setup *setup, int32_t layer,

@@ -212,22 +212,18 @@ static sf_status seq_alloc(const struct sf_store *store, struct sf_seq *seq)
     return sf_seq_lanes_alloc(store, seq);
 }
 
-/* The methods' budgets for a prompt of this length. */
 static sf_status seq_budgets(const struct sf_store *store, struct sf_seq *seq)
 {
     for (int32_t layer = 0; layer < store->layers; layer++) {
         const struct sf_layer_state *state = &store->layer[layer];
         for (int32_t l = 0; l < state->spec.lanes; l++) {
             if (state->method[l] < 0) continue;
-            const struct sf_store_method *method = &store->method[state->method[l]];
             struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l);
-            struct sf_spot spot = { store->layer_first + layer, state->spec.lane[l].head_global,
-                                    seq->prompt, seq->prompt };
-            struct sf_foot foot = { .slots_peak = seq->prompt };
-            SF_TRY(method->entry->method->policy->footprint(&method->setup, &spot, &foot));
+            struct sf_foot foot;
+            SF_TRY(sf_seq_budget(store, seq, layer, l, &foot));
             lane->slots_trigger = foot.slots_trigger;
             lane->slots_keep = foot.slots_keep;
-            lane->mirrored = method->entry->plan.whens != 0;
+            lane->mirrored = store->method[state->method[l]].entry->plan.whens != 0;
         }
     }
     return SF_OK;

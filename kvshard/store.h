@@ -112,6 +112,10 @@ struct sf_kv_step {                     /* one layer of one step */
  * SF_NO_PAGES takes no page; rows up to an earlier event of the call stand, and those before an
  * edit that needs copies of shared pages (lane.h).  The job ends. */
 sf_status sf_store_layer(struct sf_store *, int32_t layer_local, const struct sf_kv_step *);
+/* Memory pressure, between two steps: every lane whose method answers SF_AT_PRESSURE comes down to
+ * the budget of a sequence that was tightened once more.  SF_INTERNAL for one whose prompt has not
+ * ended in every layer, or that has not `tokens` in each. */
+sf_status sf_store_tighten(struct sf_store *, struct sf_seq *, int32_t tokens);
 
 int64_t sf_store_pages_free(const struct sf_store *);
 int64_t sf_store_pages(const struct sf_store *);

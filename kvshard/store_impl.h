@@ -1,8 +1,9 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
  * step), block.c (shared beginnings), tier.c (lanes of several tiers), watch.c (attention's
  * statistics), copies.c (those of lanes that several ranks hold), event.c (which hooks fall due,
- * views), edit.c (answers, checks), apply.c (carrying out), turn.c (keys before RoPE) and service.c
- * (what a hook may call).  Nobody else includes it but its tests. */
+ * views), tighten.c (budgets, memory pressure), edit.c (answers, checks), apply.c (carrying out),
+ * turn.c (keys before RoPE) and service.c (what a hook may call).  Nobody else includes it but its
+ * tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
@@ -34,7 +35,7 @@ struct sf_kept {                        /* queries of one lane and watch (kept.c
 };
 struct sf_seq {
     int64_t id;
-    int32_t prompt, tokens_max;
+    int32_t prompt, tokens_max, tightened;
     int32_t *tokens;                    /* [layers] that have been appended */
     struct sf_kv_lane *lane;            /* [lanes of all layers] */
     int32_t *page_tables;               /* of all lanes, one after the other */
@@ -133,6 +134,13 @@ int32_t   sf_events_rows(const struct sf_store *, int32_t layer, const struct sf
 /* Before (chunk events) and after the attention of a round; store->done and rows are set. */
 sf_status sf_events_before(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 sf_status sf_events_after(struct sf_store *, int32_t layer, const struct sf_kv_step *);
+/* SF_AT_PRESSURE of the items' sequences, whose prompts have ended and budgets are set. */
+sf_status sf_events_pressure(struct sf_store *, int32_t layer, const struct sf_kv_step *);
+
+/* ---- tighten.c ------------------------------------------------------------------------------ */
+/* The method's budget of a lane, for its prompt and as often as it was tightened; none: 0. */
+sf_status sf_seq_budget(const struct sf_store *, const struct sf_seq *, int32_t layer, int32_t lane,
+                        struct sf_foot *foot_out);
 
 /* ---- watch.c -------------------------------------------------------------------------------- */
 static inline int sf_is_watched(const struct sf_plan *plan, int w)
@@ -157,6 +165,7 @@ struct sf_answer {
     struct sf_store *store;
     const struct sf_store_method *method;
     int32_t layer;
+    enum sf_when when;
     struct sf_span *span;
     int32_t spans, views;
     struct sf_lane *shown;              /* [views] */

@@ -16,6 +16,9 @@
 static const struct sf_column
     ask_columns[] = {SF_COLUMN_VALUE(Sf__Step, ask, uint64_t)},
     close_columns[] = {SF_COLUMN_VALUE(Sf__Step, close, uint64_t)},
+    tighten_columns[] = {
+        SF_COLUMN(Sf__Step, tighten_seq, struct sf_wire_tighten, seq),
+        SF_COLUMN(Sf__Step, tighten_tokens, struct sf_wire_tighten, tokens)},
     drop_columns[] = {SF_COLUMN_VALUE(Sf__Step, drop, int32_t)},
     token_columns[] = {SF_COLUMN_VALUE(Sf__Step, token, int32_t)},
     open_columns[] = {
@@ -48,6 +51,8 @@ static const struct sf_list list[] = {
     SF_LIST("asked sequences", ask_columns, uint64_t, -1, struct sf_wire_step, ask, asks),
     SF_LIST("closed sequences", close_columns, uint64_t, -1, struct sf_wire_step, close, closes),
     SF_LIST("dropped blocks", drop_columns, int32_t, -1, struct sf_wire_step, drop, drops),
+    SF_LIST("tightened sequences", tighten_columns, struct sf_wire_tighten, -1,
+            struct sf_wire_step, tighten, tightens),
     SF_LIST("items", item_columns, struct sf_wire_item, -1, struct sf_wire_step, item, items),
     SF_LIST("tokens", token_columns, int32_t, -1, struct sf_wire_step, token, tokens)};
 static const struct sf_lists lists = {&sf__step__descriptor, list, sizeof list / sizeof list[0]};
@@ -137,11 +142,17 @@ static sf_status step_check(const struct sf_wire_step *step)
     SF_TRY(sf_columns_count_check("asked sequences", step->asks));
     SF_TRY(sf_columns_count_check("closed sequences", step->closes));
     SF_TRY(sf_columns_count_check("dropped blocks", step->drops));
+    SF_TRY(sf_columns_count_check("tightened sequences", step->tightens));
     SF_TRY(sf_columns_count_check("opened sequences", step->opens));
     SF_TRY(sf_columns_count_check("items", step->items));
     SF_TRY(sf_columns_count_check("tokens", step->tokens));
     SF_TRY(ids_check(step, "block", step->drop, step->drops));
     SF_TRY(ids_check(step, "token", step->token, step->tokens));
+    for (int32_t i = 0; i < step->tightens; i++)
+        if (step->tighten[i].tokens < 1)
+            return SF_FAIL(SF_FORMAT, "step %llu tightens sequence %llu at %d tokens",
+                           (unsigned long long)step->id,
+                           (unsigned long long)step->tighten[i].seq, step->tighten[i].tokens);
     for (int32_t i = 0; i < step->opens; i++) SF_TRY(open_check(&step->open[i], step->tokens));
     for (int32_t i = 0; i < step->items; i++) SF_TRY(item_check(&step->item[i], step->tokens));
     return SF_OK;

@@ -72,6 +72,10 @@ struct sf_wire_item {                   /* rows of one sequence */
                                            row; -1: not known, that row is not scored */
     uint8_t logits;                     /* these bits */
 };
+struct sf_wire_tighten {                /* a sequence whose cache is to become smaller */
+    uint64_t seq;
+    int32_t tokens;                     /* that it has, its prompt and more */
+};
 struct sf_wire_step {
     uint64_t id;                        /* rises by one within a data-parallel group */
     int32_t batch;                      /* micro-batch */
@@ -80,6 +84,7 @@ struct sf_wire_step {
     uint64_t *ask; int32_t asks;        /* sequences whose receipts so far are told, before all */
     uint64_t *close; int32_t closes;    /* sequences that leave, before drops and opens */
     int32_t *drop; int32_t drops;       /* blocks that leave the prefix cache, before the opens */
+    struct sf_wire_tighten *tighten; int32_t tightens;  /* memory pressure; before the opens */
     struct sf_wire_open *open; int32_t opens;
     struct sf_wire_item *item; int32_t items;
     int32_t *token; int32_t tokens;

@@ -1,6 +1,7 @@
 /* worker/step.c: one step, from the coordinator's message to results and receipts.
  *
- *   close -> drop blocks -> open -> rows -> (embed | receive) -> layers -> (send | head, results)
+ *   close -> drop blocks -> tighten -> open -> rows -> (embed | receive) -> layers
+ *         -> (send | head, results)
  *
  * Every index in the message is checked here before anything is touched: the sequences exist, the
  * rows fit the buffers, positions are inside the sequence, token ids inside the vocabulary. */
@@ -106,6 +107,20 @@ static sf_status share_blocks(struct sf_worker *w, const struct sf_wire_step *st
         seq->history[i] = token;
     }
     seq->history_tokens = tokens;
+    return SF_OK;
+}
+
+/* Memory pressure: pages come free here, before a row of this step needs them. */
+static sf_status tighten_sequences(struct sf_worker *w, const struct sf_wire_step *step)
+{
+    for (int32_t i = 0; i < step->tightens; i++) {
+        const struct sf_wire_tighten *tighten = &step->tighten[i];
+        const struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, tighten->seq);
+        if (seq == NULL)
+            return SF_FAIL(SF_INTERNAL, "step %llu tightens sequence %llu, which is not open",
+                           (unsigned long long)step->id, (unsigned long long)tighten->seq);
+        SF_TRY(sf_store_tighten(w->stores[seq->stack], seq->cache, tighten->tokens));
+    }
     return SF_OK;
 }
 
@@ -304,6 +319,7 @@ sf_status sf_worker_step(struct sf_worker *w, const struct sf_wire_step *step)
     free(receipt);
     SF_TRY(status);
     for (int32_t i = 0; i < step->drops; i++) SF_TRY(sf_block_drop(w->store, step->drop[i]));
+    SF_TRY(tighten_sequences(w, step));
     SF_TRY(open_sequences(w, step));
     SF_TRY(compute(w, step));
     w->stats.steps++;

@@ -23,6 +23,8 @@
  *            head_budget sparsity: at the first event of a layer a head gets B_h in the place of
  *            B, f = w + max((B - w) / 4, N0 + 1) and of Hkv (B - f) a share in proportion to the
  *            fewest candidates that hold 90 % of its s; it keeps that for good
+ *            Under memory pressure, if it may: C is halved, down to 1, each time; what is over is
+ *            evicted or merged by the same score, and the lane goes on with the smaller B
  * Crosses    nothing: no head, layer or rank knows of another; with head_budget sparsity one sum of
  *            Hkv integers over the tensor ranks a layer and sequence
  * State      per slot s_glo and the local mass (the store's), m as uint32
@@ -49,7 +51,7 @@ struct ems_cfg {
     int32_t budget, window, sinks, interval, pool_kernel;
     int32_t global_norm, combine, tbm_rule, key_norm, merge_space, mass_bias, head_budget;
     double tbm_mass, tbm_ratio, threshold;
-    uint8_t guard;
+    uint8_t guard, tighten;
 };
 
 static const char *const norms[] = { "none", "count", NULL };
@@ -97,6 +99,9 @@ static const struct sf_opt ems_opts[] = {
       .help = "a lane grows by so many in decode; auto: recent_tokens" },
     { .key = "head_budget", .type = SF_OPT_ENUM, AT(head_budget), .fallback = "uniform",
       .choices = budgets, .help = "how the budget of a layer is shared out" },
+    { .key = "tighten_under_pressure", .type = SF_OPT_BOOL, AT(tighten), .fallback = "false",
+      .help = "when pages run out, halve the slots between sinks and window before a sequence is"
+              " preempted; never under run.deterministic" },
     { .key = NULL }
 };
 
@@ -107,6 +112,14 @@ enum { ROWS = 64, PANEL = 8, GROUP = 4 };
 static int32_t interval_of(const struct ems_cfg *cfg)
 {
     return cfg->interval == SF_OPT_AUTO ? cfg->window : cfg->interval;
+}
+
+/* Of a sequence that was tightened so often: sinks and window stay, the centres are halved. */
+static int32_t budget_of(const struct ems_cfg *cfg, int32_t tightened)
+{
+    int32_t beside = cfg->window + cfg->sinks, n = tightened < 30 ? tightened : 30;
+    int32_t centres = (cfg->budget - beside) >> n;
+    return beside + (centres > 1 ? centres : 1);
 }
 
 /* With head_budget sparsity: the least that a head gets, and the most. */
@@ -164,7 +177,12 @@ static sf_status ems_plan(const struct sf_setup *setup, struct sf_plan *plan)
     if (cfg->head_budget == PROFILE)
         return SF_FAIL(SF_UNSUPPORTED, "method ems: head_budget %s is not built yet; allowed:"
                        " uniform, sparsity", budgets[cfg->head_budget]);
+    if (cfg->tighten && cfg->head_budget != UNIFORM)
+        return SF_FAIL(SF_UNSUPPORTED, "method ems: tighten_under_pressure is not built for"
+                       " head_budget %s, whose budgets are shared out once",
+                       budgets[cfg->head_budget]);
     plan->whens = 1u << SF_AT_PREFILL_END | 1u << SF_AT_FULL;
+    if (cfg->tighten) plan->whens |= 1u << SF_AT_PRESSURE;
     plan->edits = SF_EDITS_MIX;
     if (cfg->merge_space == PRE_ROPE) {
         plan->needs |= SF_NEED_PRE_ROPE;
@@ -206,6 +224,12 @@ static sf_status ems_footprint(const struct sf_setup *setup, const struct sf_spo
     if (spot->prompt <= cfg->budget) foot->slots_peak = spot->tokens < full ? spot->tokens : full;
     foot->slots_trigger = full;
     foot->slots_keep = cfg->budget;
+    if (spot->tightened == 0) return SF_OK;
+    foot->slots_keep = budget_of(cfg, spot->tightened);
+    foot->slots_trigger = foot->slots_keep + interval_of(cfg);
+    foot->slots_lo[0] = spot->tokens < foot->slots_keep ? spot->tokens : foot->slots_keep;
+    foot->slots_hi[0] = foot->slots_trigger - 1;    /* when it was, nobody knows */
+    if (foot->slots_hi[0] > spot->tokens) foot->slots_hi[0] = spot->tokens;
     return SF_OK;
 }
 
@@ -590,10 +614,11 @@ static sf_status compress_lane(struct work *w, const struct sf_lane *lane, int32
 }
 
 /* ---- 5. budgets of the heads of a layer ------------------------------------------------------ */
-/* A layer's budgets are set at its first event: the end of a prompt longer than the budget, else
- * when its lanes are full for the first time, all at once. */
+/* With head_budget sparsity a layer's budgets are set at its first event: the end of a prompt
+ * longer than the budget, else when its lanes are full for the first time, all at once. */
 static int is_first(const struct ems_cfg *cfg, const struct sf_span *span, enum sf_when when)
 {
+    if (cfg->head_budget != SPARSITY) return 0;
     if (when == SF_AT_PREFILL_END) return span->prompt > cfg->budget;
     return span->prompt <= cfg->budget && span->tokens == cfg->budget + interval_of(cfg);
 }
@@ -655,12 +680,12 @@ static sf_status ems_compress(const struct sf_env *env, enum sf_when when,
         for (int32_t l = 0; l < batch->span[i].lanes; l++) {
             const struct sf_lane *lane = &batch->span[i].lane[l];
             first |= is_first(cfg, &batch->span[i], when);
-            if (lane->slots > cfg->budget || is_due(lane, &batch->span[i], when, cfg))
+            if (lane->slots > lane->slots_keep || is_due(lane, &batch->span[i], when, cfg))
                 most = lane->slots > most ? lane->slots : most;
         }
     if (most == 0) return SF_OK;
     SF_TRY(work_open(&work, env, most));
-    if (cfg->head_budget == SPARSITY && first) SF_TRY(set_budgets(&work, when, batch, answer));
+    if (first) SF_TRY(set_budgets(&work, when, batch, answer));
     for (int32_t i = 0; i < batch->spans; i++) {
         const struct sf_span *span = &batch->span[i];
         for (int32_t l = 0; l < span->lanes; l++)

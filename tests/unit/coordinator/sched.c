@@ -3,9 +3,10 @@
  *
  * A step is written in a line, to be compared with the one expected:
  *
- *   0: close 2 drop 5 open 1.1[2/3] rows 0:9+1* 1.1:8+4*
+ *   0: close 2 drop 5 tighten 0@9 open 1.1[2/3] rows 0:9+1* 1.1:8+4*
  *
- * micro-batch 0; sequence 2 leaves; block 5 is dropped; sequence 1 enters, in its second attempt,
+ * micro-batch 0; sequence 2 leaves; block 5 is dropped; sequence 0 is tightened at 9 tokens;
+ * sequence 1 enters, in its second attempt,
  * with 2 of its 3 blocks attached; one row of sequence 0 at position 9 and four of sequence 1 from
  * position 8, both sampled (*).  A row that feeds the last sample has one plus sign more, and rows
  * that are scored a # and the token that follows the last. */
@@ -26,6 +27,7 @@ static struct {
     struct sent sent[MICRO_BATCHES];
     int32_t page_tokens;
     uint8_t cut;                        /* the cache is cut at the prompt's end */
+    int32_t tight;                      /* pages of one that was tightened, at most; 0: none is */
     const struct sf_wire_step *step;    /* the last one */
     char text[512];
     size_t chars;
@@ -38,6 +40,7 @@ static void need(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t
     SF_ASSERT(tokens > prompt);
     *pages_out = (tokens + rig.page_tokens - 1) / rig.page_tokens;
     if (rig.cut && !settled) *pages_out += 2;
+    if (settled > 1 && *pages_out > rig.tight) *pages_out = rig.tight;
 }
 
 struct job {
@@ -46,6 +49,7 @@ struct job {
     int64_t pages;
     enum sf_sharing sharing;
     uint8_t cut, pairs;                 /* pairs: blocks are attached two at a time */
+    int32_t tight;
 };
 
 static int32_t in_pairs(void *arg, int32_t prompt, int32_t blocks)
@@ -61,12 +65,13 @@ static void begin(struct job job)
         .groups = 1, .stages = job.stages > 0 ? job.stages : job.batches,
         .micro_batches = job.batches, .ranks = 1, .seqs_max = job.seqs, .rows_max = job.rows,
         .chunk_rows = job.chunk, .slots_max = SEQS, .pages = &job.pages, .need = need,
-        .sharing = job.sharing, .block_tokens = job.page_tokens,
+        .tightens = job.tight > 0, .sharing = job.sharing, .block_tokens = job.page_tokens,
         .blocks_max = (int32_t)job.pages, .block_pages = &block_pages,
         .attach = job.pairs ? in_pairs : NULL};
     memset(&rig, 0, sizeof rig);
     rig.page_tokens = job.page_tokens;
     rig.cut = job.cut;
+    rig.tight = job.tight;
     if (sf_sched_create(&limits, &rig.sched) != SF_OK) abort();
 }
 
@@ -120,6 +125,11 @@ static void say_step(const struct sf_wire_step *step)
         say_seq(step->close[i]);
     }
     for (int32_t i = 0; i < step->drops; i++) say(" drop %d", step->drop[i]);
+    for (int32_t i = 0; i < step->tightens; i++) {
+        say(" tighten ");
+        say_seq(step->tighten[i].seq);
+        say("@%d", step->tighten[i].tokens);
+    }
     for (int32_t i = 0; i < step->opens; i++) {
         say(" open ");
         say_seq(step->open[i].seq);
@@ -397,6 +407,83 @@ static void gives_way(void)
     finish();
 }
 
+/* ---- memory pressure ------------------------------------------------------------------------- */
+/* The same step again and again: the micro-batch is answered, and its next one is as expected. */
+static void steps(int32_t batch, const char *const *expected, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        answer(batch);
+        SF_CHECK_STR(next(), expected[i]);
+    }
+}
+
+/* 4 + 2 pages are promised of 6 when both sequences want a fifth and a third: the long one comes
+ * down to 2 pages for good, and nobody gives way.  Without a method that answers, one has to. */
+static void is_tightened(void)
+{
+    static const char *const before[] = {"0: rows 0:12++1* 1:4++1*", "0: rows 0:13++1* 1:5++1*",
+                                         "0: rows 0:14++1* 1:6++1*", "0: rows 0:15++1* 1:7++1*"};
+    for (int32_t tight = 0; tight <= 2; tight += 2) {
+        begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 6,
+                           .tight = tight});
+        SF_MUST(add_like(0, 12, 0, 8, 1));
+        SF_MUST(add_like(1, 4, 0, 9, 1));
+        SF_CHECK_STR(next(), "0: open 0 open 1 rows 0:0+12* 1:0+4*");
+        steps(0, before, sizeof before / sizeof before[0]);
+        SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 1, 1e-12);
+        answer(0);
+        SF_CHECK_STR(next(), tight ? "0: tighten 0@16 rows 0:16++1* 1:8++1*"
+                                   : "0: close 1 rows 0:16++1*");
+        SF_CHECK_INT(sf_sched_load(rig.sched).tightened, tight > 0);
+        SF_CHECK_INT(sf_sched_load(rig.sched).preempted, tight == 0);
+        if (tight) SF_CHECK_NEAR(sf_sched_load(rig.sched).kv_use, 1, 1e-12);
+        finish();
+    }
+}
+
+/* The one that can spare pages is in flight in another micro-batch: its row there counts. */
+static void in_flight_is_tightened(void)
+{
+    static const char *const before[] = {"0: rows 0:5++1*", "0: rows 0:6++1*", "0: rows 0:7++1*",
+                                         "0: tighten 1@13 rows 0:8++1*"};
+    begin((struct job){.batches = 2, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 6,
+                       .tight = 2});
+    SF_MUST(add_like(0, 4, 0, 9, 1));
+    SF_MUST(add_like(1, 12, 0, 8, 1));
+    SF_CHECK_STR(next(), "0: open 0 rows 0:0+4*");
+    SF_CHECK_STR(next(), "1: open 1 rows 1:0+12*");
+    answer(0);
+    answer(1);
+    SF_CHECK_STR(next(), "0: rows 0:4++1*");
+    SF_CHECK_STR(next(), "1: rows 1:12++1*");
+    steps(0, before, sizeof before / sizeof before[0]);
+    answer(1);
+    SF_CHECK_STR(next(), "1: rows 1:13++1*");
+    SF_CHECK_INT(sf_sched_load(rig.sched).preempted, 0);
+    finish();
+}
+
+/* One page comes free of the youngest, the first takes it, the second needs one as well: now the
+ * youngest has to go, and the step says nothing else of it.  Having decoded nothing since, it could
+ * not be asked twice. */
+static void tightened_in_vain(void)
+{
+    static const char *const before[] = {
+        "0: rows 0:4++1* 1:4++1* 2:12++1*", "0: rows 0:5++1* 1:5++1* 2:13++1*",
+        "0: rows 0:6++1* 1:6++1* 2:14++1*", "0: rows 0:7++1* 1:7++1* 2:15++1*",
+        "0: close 2 rows 0:8++1* 1:8++1*"};
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 8,
+                       .tight = 3});
+    SF_MUST(add_like(0, 4, 0, 9, 1));
+    SF_MUST(add_like(1, 4, 0, 9, 1));
+    SF_MUST(add_like(2, 12, 0, 9, 1));
+    SF_CHECK_STR(next(), "0: open 0 open 1 open 2 rows 0:0+4* 1:0+4* 2:0+12*");
+    steps(0, before, sizeof before / sizeof before[0]);
+    SF_CHECK_INT(sf_sched_load(rig.sched).preempted, 1);
+    SF_CHECK_INT(sf_sched_load(rig.sched).tightened, 0);
+    finish();
+}
+
 /* Of 6 pages a prompt takes 4, and 2 when it has ended: then there is room for the next one, and
  * two more than that would not have been. */
 static void settles(void)
@@ -671,6 +758,9 @@ static const struct sf_test tests[] = {
     {"a scored prompt", scored_prompt},
     {"results are checked", results_are_checked},
     {"the youngest gives way", gives_way},
+    {"tightened instead of preempted", is_tightened},
+    {"tightened in flight", in_flight_is_tightened},
+    {"tightened in vain", tightened_in_vain},
     {"a prompt that has ended makes room", settles},
     {"grows", grows},
     {"gives way itself", gives_way_itself},

@@ -3,6 +3,9 @@
 
 #include "tests/check.h"
 
+enum { HALVED = 16 };                   /* pages of a lane without a window that was tightened
+                                           once, doubled */
+
 /* ---- pages ----------------------------------------------------------------------------------- */
 void model_need(void *model, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out)
 {
@@ -11,6 +14,9 @@ void model_need(void *model, int32_t prompt, int32_t tokens, int settled, int64_
     int64_t lane = (tokens + size - 1) / size;
     if (window > 0 && lane > window) lane = window;
     if (window > 0 && tokens >= prompt && !settled) lane += (prompt + size - 1) / size / 4;
+    int64_t most = settled > 1 ? (window > 0 ? window : HALVED) >> (settled - 1) : lane;
+    if (most < 1) most = 1;
+    if (lane > most) lane = most;
     for (int32_t r = 0; r < m->shape.ranks; r++)
         pages_out[r] = m->flush ? m->pages[r] : lane * (r + 1);
 }
@@ -56,6 +62,7 @@ void model_result(struct model *m, int32_t g, int32_t b)
             known->settled || known->fed < known->prompt)
             continue;
         known->settled = 1;
+        known->cut = known->prompt;
         hold_pages(m, g, step, known);
         m->settled++;
     }
@@ -129,6 +136,26 @@ static void take_drops(struct model *m, int32_t g, const struct sf_wire_step *st
         free_block(m, g, b);
         hold_block(m, g, -1);
         m->dropped++;
+    }
+}
+
+/* Somebody who is open and has decoded since its cache was cut last; once in a step. */
+static void take_tightens(struct model *m, int32_t g, const struct sf_wire_step *step)
+{
+    PROMISE(m, step->tightens == 0 || m->shape.tightens);
+    for (int32_t i = 0; i < step->tightens; i++) {
+        struct known *known = find(m, step->tighten[i].seq);
+        PROMISE(m, known->seq == step->tighten[i].seq && known->state == OPEN);
+        PROMISE(m, known->group == g && step->tighten[i].tokens == known->fed);
+        PROMISE(m, known->settled > 0 && known->fed > known->cut);
+        if (m->bad) return;
+        int64_t before = known->pages[0];
+        known->settled++;
+        known->cut = known->fed;
+        hold_pages(m, g, step, known);
+        PROMISE(m, known->pages[0] <= before);
+        m->given_back += before - known->pages[0];
+        m->tightened++;
     }
 }
 
@@ -358,6 +385,7 @@ void model_take(struct model *m, int32_t g, const struct sf_wire_step *step)
     memset(pointed, 0, (size_t)step->tokens);
     take_closes(m, g, step);
     take_drops(m, g, step);
+    take_tightens(m, g, step);
     take_opens(m, g, step);
     take_items(m, g, step);
     for (int32_t i = 0; i < step->tokens; i++) PROMISE(m, pointed[i]);
@@ -371,6 +399,7 @@ void model_take_empty(struct model *m, int32_t g, const struct sf_wire_step *ste
 {
     PROMISE(m, step->id == m->next_step[g]++);
     PROMISE(m, step->closes + step->drops + step->opens + step->items + step->tokens == 0);
+    PROMISE(m, step->tightens == 0);
     PROMISE(m, !step->stop && !step->measure);
 }
 
@@ -391,7 +420,8 @@ int model_make(struct model *m, const struct shape *shape)
         .micro_batches = shape->batches, .ranks = shape->ranks,
         .seqs_max = shape->seqs, .rows_max = shape->rows, .chunk_rows = shape->chunk,
         .slots_max = SLOTS, .pages = m->pages, .need = model_need, .need_arg = m,
-        .sharing = shape->sharing, .block_tokens = shape->page_tokens,
+        .tightens = (uint8_t)shape->tightens, .sharing = shape->sharing,
+        .block_tokens = shape->page_tokens,
         .blocks_max = m->blocks_max, .block_pages = block_pages,
         .attach = shape->own > 0 ? attach : NULL, .attach_arg = m};
     return sf_sched_create(&limits, &m->sched) == SF_OK;

@@ -23,9 +23,12 @@ struct shape {
     int32_t page_tokens;                /* of a lane; rank r has r + 1 lanes */
     int32_t window;                     /* pages that a lane may have, with a peak at the prompt's
                                            end; 0: as many as there are tokens */
-    enum { POOL_ANY, POOL_TIGHT, POOL_GENEROUS } pool;  /* many lose their place; nobody may */
+    enum { POOL_ANY, POOL_TIGHT,        /* many lose their place */
+           POOL_PRESSED,                /* many are tightened */
+           POOL_GENEROUS } pool;        /* nobody may be either */
     int32_t own;                        /* last rows of a prompt that each computes itself, and
                                            blocks are attached in pairs; 0: no such rule */
+    int tightens;                       /* each time halves what a lane may have, to one page */
 };
 
 struct known {
@@ -39,7 +42,9 @@ struct known {
     int32_t blocks, filled, block[PROMPT];
     int64_t pages[RANKS];               /* its own */
     uint8_t scored;
-    uint8_t settled;                    /* the step that ended its prompt has come back */
+    uint8_t settled;                    /* 1: the step that ended its prompt has come back; and one
+                                           more for each time that it was tightened */
+    int32_t cut;                        /* tokens when that was last */
     uint8_t alone;                      /* its prompt begins as no other, so it never waits */
     struct sf_wire_sampling sampling;
     struct sf_wire_bias bias;
@@ -63,7 +68,8 @@ struct model {
     int64_t pages[GROUPS * RANKS], held[GROUPS][RANKS];
     int32_t blocks_max, blocks[GROUPS], open[GROUPS], in_flight;
     uint64_t newest[GROUPS][BATCHES];   /* of the sequences alone that were opened there */
-    int64_t steps, opened, preempted, reused, dropped;
+    int64_t steps, opened, preempted, tightened, reused, dropped;
+    int64_t given_back;                 /* pages of rank 0, by being tightened */
     int64_t added, closed, settled;
     uint32_t serial;
     uint8_t last;                       /* sf_sched_last was called */

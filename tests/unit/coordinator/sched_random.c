@@ -152,6 +152,7 @@ static int step_once(struct model *m)
         load = sf_sched_load(m->sched);
         if (load.waiting + load.running != m->added - m->closed ||
             load.in_flight != m->in_flight || load.preempted < m->preempted ||
+            load.tightened != m->tightened ||
             load.reused_tokens != m->reused)
             broken(m, __LINE__, "the load is not what the steps say");
         return 1;
@@ -205,9 +206,10 @@ static void drive_out(struct model *m)
 
 static void print_shape(const struct shape *s)
 {
-    printf("  in {%d, %d, %d, %d, %d, %d, %lld, %d, %d, %d, %d, %d, %d}\n", s->groups, s->batches,
-           s->ranks, s->seqs, s->rows, s->chunk, (long long)s->pages, s->prompt, s->answer,
-           (int)s->sharing, s->page_tokens, s->window, (int)s->pool);
+    printf("  in {%d, %d, %d, %d, %d, %d, %lld, %d, %d, %d, %d, %d, %d, %d}\n", s->groups,
+           s->batches, s->ranks, s->seqs, s->rows, s->chunk, (long long)s->pages, s->prompt, s->answer,
+           (int)s->sharing, s->page_tokens, s->window, (int)s->pool,
+           s->tightens);
 }
 
 /* Only blocks are left, and all that happened is in the counts. */
@@ -218,6 +220,9 @@ static void check_end(const struct model *m)
     SF_CHECK_INT(m->closed, m->added);
     SF_CHECK(m->settled >= m->closed);
     if (m->shape.pool == POOL_GENEROUS) SF_CHECK_INT(load.preempted, 0);
+    if (m->shape.pool == POOL_GENEROUS) SF_CHECK_INT(load.tightened, 0);
+    if (m->shape.pool == POOL_PRESSED)
+        SF_CHECK(m->tightened > m->added / 100 && m->given_back > 0);
     if (m->shape.pool == POOL_TIGHT) SF_CHECK(m->preempted > m->added / 100);
     if (m->shape.sharing == SF_SHARE_NOTHING) SF_CHECK_INT(m->reused + m->dropped, 0);
     SF_CHECK(load.evicted_blocks >= m->dropped);
@@ -252,7 +257,7 @@ void random_steps(void)
 {
     static const struct shape shapes[] = {
         /* groups, batches, ranks, seqs, rows, chunk, pages, longest prompt, longest answer,
-         * sharing, tokens of a page, window, pool, own rows */
+         * sharing, tokens of a page, window, pool, own rows, whether sequences are tightened */
         {1, 1, 1, 1, 1, 0, 12, 20, 10, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0},
         {1, 1, 2, 8, 64, 0, 24, 100, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0},
         {2, 2, 3, 9, 32, 0, 40, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0},
@@ -263,6 +268,11 @@ void random_steps(void)
         {1, 4, 3, 64, 8, 8, 40, 60, 40, SF_SHARE_NOTHING, 4, 0, POOL_TIGHT, 0},
         {3, 2, 3, 20, 100, 32, 24, 199, 60, SF_SHARE_NOTHING, 16, 8, POOL_ANY, 0},
         {2, 1, 2, 5, 33, 0, 15, 100, 60, SF_SHARE_NOTHING, 16, 0, POOL_TIGHT, 0},
+        {1, 1, 1, 8, 64, 0, 17, 60, 60, SF_SHARE_NOTHING, 4, 12, POOL_PRESSED, 0, 1},
+        {2, 3, 3, 24, 60, 0, 26, 40, 64, SF_SHARE_NOTHING, 4, 16, POOL_PRESSED, 0, 1},
+        {1, 1, 2, 10, 40, 16, 20, 60, 64, SF_SHARE_COPIED, 8, 14, POOL_PRESSED, 0, 1},
+        {1, 4, 3, 40, 50, 0, 34, 60, 64, SF_SHARE_NOTHING, 4, 0, POOL_PRESSED, 0, 1},
+        {1, 2, 2, 8, 40, 0, 4000, 100, 64, SF_SHARE_NOTHING, 4, 14, POOL_GENEROUS, 0, 1},
         {1, 2, 1, 7, 7, 4, 2000, 199, 60, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0},
         {2, 2, 2, 16, 50, 0, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS, 0},
         {1, 4, 2, 40, 60, 16, 4000, 150, 30, SF_SHARE_NOTHING, 4, 20, POOL_GENEROUS, 0},
@@ -288,6 +298,7 @@ void random_shapes(void)
         if (random_below(2) && shape.sharing != SF_SHARE_KEPT)
             shape.window = 1 + random_below(most);
         if (random_below(2) && shape.sharing == SF_SHARE_COPIED) shape.own = 1 + random_below(40);
+        if (random_below(2) && shape.sharing != SF_SHARE_KEPT) shape.tightens = 1;
         shape.pages = most + random_below(3 * most);
         run_shape(&shape, 5000);
     }

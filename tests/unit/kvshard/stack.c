@@ -121,12 +121,12 @@ static void test_asks(void)
     LACKS(plan->needs = SF_NEED_SELECT_PREFILL, "picks in the prompt");
     LACKS(plan->needs = SF_NEED_SELECT_DECODE, "picks in decode");
     LACKS(plan->needs = 1u << 30, "something of which the store knows nothing");
-    LACKS(plan->whens |= 1u << SF_AT_SENTENCE_END,
-          "events at sentence or turn ends or under memory pressure");
-    LACKS(plan->whens |= 1u << SF_AT_TURN_END,
-          "events at sentence or turn ends or under memory pressure");
-    LACKS(plan->whens |= 1u << SF_AT_PRESSURE,
-          "events at sentence or turn ends or under memory pressure");
+    LACKS(plan->whens |= 1u << SF_AT_SENTENCE_END, "events at sentence or turn ends");
+    LACKS(plan->whens |= 1u << SF_AT_TURN_END, "events at sentence or turn ends");
+    LACKS((plan->whens |= 1u << SF_AT_PRESSURE, plan->reduce_bytes = 8),
+          "reductions under memory pressure");
+    LACKS((plan->whens |= 1u << SF_AT_PRESSURE, plan->watch[0] = summed,
+           plan->watch[0].decode_rows = 3), "the last rows before memory pressure");
     LACKS(plan->edits |= SF_EDITS_GROUP, "edits of layer groups");
     LACKS(plan->edits |= SF_EDITS_DENSE, "mixes by a dense matrix");
     LACKS(plan->edits |= 1u << 20, "edits of which the store knows nothing");
@@ -239,6 +239,8 @@ static void test_sense(void)
               "has no compress()");
     SENSELESS(by_default, plan->whens |= 1u << SF_AT_PREFILL_CHUNK; plan->chunk_tokens = 1,
               "has no compress()");
+    SENSELESS(plain, plan->whens |= 1u << SF_AT_PRESSURE,
+              "the budget of layer 0 head 0 goes from 0");
     SENSELESS(plain, foot_of_last_head.slots_lo[0] = -1, "states -1 to 100 slots");
     SENSELESS(plain, foot_of_last_head.slots_lo[0] = 101, "states 101 to 100 slots");
     SENSELESS(plain, foot_of_last_head.slots_keep = -1, "keep -1 for layer 2 head 1");

@@ -346,3 +346,30 @@ static const struct sf_policy_ops chunks_ops = { .plan = chunks_plan,
                                                  .footprint = chunks_footprint,
                                                  .compress = chunks_compress };
 const struct sf_method toy_chunks = { .name = "toy_chunks", .policy = &chunks_ops };
+
+/* ---- the newest, fewer under pressure -------------------------------------------------------- */
+static sf_status recent_plan(const struct sf_setup *setup, struct sf_plan *plan)
+{
+    (void)setup;
+    plan->whens = 1u << SF_AT_PREFILL_END | 1u << SF_AT_FULL | 1u << SF_AT_PRESSURE;
+    plan->edits = SF_EDITS_KEEP;
+    plan->sink_tokens = TOY_SINKS;
+    plan->tail_tokens = TOY_TAIL;
+    plan->prefix = SF_PREFIX_KV;
+    return SF_OK;
+}
+
+static sf_status recent_footprint(const struct sf_setup *setup, const struct sf_spot *spot,
+                                  struct sf_foot *foot)
+{
+    int32_t keep = TOY_RECENT_KEEP >> (spot->tightened < 4 ? spot->tightened : 4);
+    (void)setup;
+    if (keep < TOY_SINKS + TOY_TAIL) keep = TOY_SINKS + TOY_TAIL;
+    int32_t trigger = keep + TOY_RECENT_GROWTH;
+    slots_are(foot, at_most(spot->tokens, keep), at_most(spot->tokens, trigger), trigger, keep);
+    return SF_OK;
+}
+
+static const struct sf_policy_ops recent_ops = { .plan = recent_plan,
+                                                 .footprint = recent_footprint };
+const struct sf_method toy_recent = { .name = "toy_recent", .policy = &recent_ops };

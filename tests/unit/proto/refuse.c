@@ -28,9 +28,13 @@ static void steps_not_sent(void)
                                              .biases = 1, .scores = 1, .tops = 64},
                                 .reused = 1, .blocks = 2, .block = block, .reused_first = 2};
     struct sf_wire_item item = {.seq = 1, .rows = 3, .logits = 3, .next = -1};
+    struct sf_wire_tighten tighten = {.seq = 1, .tokens = 1};
     struct sf_wire_step step = {.opens = 1, .open = &open, .items = 1, .item = &item, .tokens = 3,
-                                .token = token, .drop = &drop, .drops = 1, .measure = 1};
+                                .token = token, .drop = &drop, .drops = 1, .measure = 1,
+                                .tighten = &tighten, .tightens = 1};
 #define REFUSED(member, bad) REFUSED_BY(sf_wire_pack_step, step, member, bad)
+    REFUSED(tighten.tokens, 0);
+    REFUSED(step.tightens, -1);
     REFUSED(step.batch, -1);
     REFUSED(step.stop, 2);
     REFUSED(step.measure, 2);

@@ -83,17 +83,21 @@ static struct sf_wire_step random_step(void)
                                 .stop = (uint8_t)random_below(2),
                                 .measure = (uint8_t)random_below(2), .asks = random_below(40),
                                 .closes = random_below(40),
-                                .drops = random_below(40), .opens = random_below(40),
+                                .drops = random_below(40), .tightens = random_below(9),
+                                .opens = random_below(40),
                                 .items = random_below(40), .tokens = random_below(400)};
     step.ask = list(step.asks, sizeof *step.ask);
     step.close = list(step.closes, sizeof *step.close);
     step.drop = list(step.drops, sizeof *step.drop);
+    step.tighten = list(step.tightens, sizeof *step.tighten);
     step.open = list(step.opens, sizeof *step.open);
     step.item = list(step.items, sizeof *step.item);
     step.token = list(step.tokens, sizeof *step.token);
     for (int32_t i = 0; i < step.asks; i++) step.ask[i] = random_u64();
     for (int32_t i = 0; i < step.closes; i++) step.close[i] = random_u64();
     for (int32_t i = 0; i < step.drops; i++) step.drop[i] = random_below(INT32_MAX);
+    for (int32_t i = 0; i < step.tightens; i++)
+        step.tighten[i] = (struct sf_wire_tighten){random_u64(), 1 + random_below(1 << 30)};
     for (int32_t i = 0; i < step.tokens; i++) step.token[i] = random_below(INT32_MAX);
     for (int32_t i = 0; i < step.opens; i++) step.open[i] = random_open(step.tokens);
     for (int32_t i = 0; i < step.items; i++) {
@@ -195,8 +199,12 @@ static int same_step(const struct sf_wire_step *a, const struct sf_wire_step *b)
 {
     if (a->id != b->id || a->batch != b->batch || a->stop != b->stop || a->measure != b->measure ||
         a->asks != b->asks || a->closes != b->closes || a->drops != b->drops ||
+        a->tightens != b->tightens ||
         a->opens != b->opens || a->items != b->items || a->tokens != b->tokens)
         return 0;
+    for (int32_t i = 0; i < a->tightens; i++)
+        if (a->tighten[i].seq != b->tighten[i].seq || a->tighten[i].tokens != b->tighten[i].tokens)
+            return 0;
     for (int32_t i = 0; i < a->asks; i++)
         if (a->ask[i] != b->ask[i]) return 0;
     for (int32_t i = 0; i < a->closes; i++)
