@@ -340,5 +340,8 @@ static struct sf_json *receipt_of(const struct sf_answer_out *answer,
     sf_json_put(&status, o, "slots_merged", sf_json_new_int(receipt->slots_merged));
     sf_json_put(&status, o, "slots_requantised", sf_json_new_int(receipt->slots_requantised));
     put_idle(&status, o, answer, facts);
+    if (answer->tightenings > 0)
+        sf_json_put(&status, o, "tightened_at",
+                    ids_of(answer->tightened, (size_t)answer->tightenings));
     return sf_json_built(status, o);
 }

@@ -41,6 +41,8 @@ struct sf_answer_out {                  /* one finished record */
     const struct sf_choice_out *choice; int32_t choices;
     const struct sf_scores *prompt_scores;      /* of prompt tokens 1 .., where asked for */
     struct sf_wire_receipt receipt;     /* summed over ranks and choices */
+    const int32_t *tightened; int32_t tightenings;      /* tokens that a choice had when memory
+                                           pressure made its cache smaller, each time in order */
 };
 struct sf_body_facts {                  /* of the run */
     const char *id, *model;

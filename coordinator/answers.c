@@ -125,7 +125,9 @@ static sf_status finish(struct job *job, struct record *record)
                                    .choice = out,
                                    .choices = (int32_t)choices,
                                    .prompt_scores = &record->prompt_scores,
-                                   .receipt = record->receipt};
+                                   .receipt = record->receipt,
+                                   .tightened = record->tightened,
+                                   .tightenings = record->tightenings};
     if (status == SF_OK) status = sf_emit_answer(job->emit, &answer);
     free(out);
     SF_TRY(status);
@@ -164,6 +166,18 @@ static sf_status on_closed(void *arg, void *owner, const struct sf_wire_receipt 
     return status;
 }
 
+static sf_status on_tightened(void *arg, void *owner, int32_t tokens)
+{
+    struct record *record = ((struct choice *)owner)->record;
+    size_t count = (size_t)record->tightenings + 1;
+    int32_t *list = realloc(record->tightened, count * sizeof *list);
+    (void)arg;
+    if (list == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a receipt");
+    list[record->tightenings++] = tokens;
+    record->tightened = list;
+    return SF_OK;
+}
+
 static sf_status on_signal(void *arg, int32_t rank, int signal)
 {
     struct job *job = arg;
@@ -179,6 +193,7 @@ static sf_status on_signal(void *arg, int32_t rank, int signal)
 struct sf_engine_events job_events(struct job *job)
 {
     return (struct sf_engine_events){.on_token = on_token, .on_score = on_score,
+                                     .on_tightened = on_tightened,
                                      .on_closed = on_closed, .on_signal = on_signal, .arg = job};
 }
 

@@ -102,6 +102,7 @@ static void put_time(sf_status *status, struct sf_json *o, const struct bench_ru
                      (double)counts->step_bytes / (double)counts->steps);
     sf_json_put_int(status, o, "running_max", counts->running_max);
     sf_json_put_int(status, o, "preempted", run->load.preempted);
+    sf_json_put_int(status, o, "tightened", run->load.tightened);
     sf_json_put_int(status, o, "reused_tokens", run->load.reused_tokens);
 }
 

@@ -42,6 +42,7 @@ struct record {
     int32_t added, closed;              /* choices that the engine has got, and is done with */
     struct sf_scores prompt_scores;
     struct sf_wire_receipt receipt;
+    int32_t *tightened; int32_t tightenings; /* tokens that a choice had each time, in this run */
 };
 struct job {
     const struct sf_run_spec *spec;

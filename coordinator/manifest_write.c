@@ -42,6 +42,7 @@ static struct sf_json *totals_of(const struct sf_run_summary *sum)
     sf_json_put(&status, o, "replay_seconds", sf_json_new_real(sum->replay_seconds));
     sf_json_put(&status, o, "reused_tokens", sf_json_new_int(sum->reused_tokens));
     sf_json_put(&status, o, "preempted", sf_json_new_int(sum->preempted));
+    sf_json_put(&status, o, "tightened", sf_json_new_int(sum->tightened));
     sf_json_put(&status, o, "batch_max", sf_json_new_int(sum->batch_max));
     if (status == SF_OK) return o;
     sf_json_free(o);

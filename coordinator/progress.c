@@ -113,6 +113,9 @@ void sf_progress_end(struct sf_progress *p, const struct sf_run_summary *sum, in
     if (sum->reused_tokens > 0 || sum->preempted > 0)
         sf_log(SF_LOG_INFO, "%lld prompt tokens came from shared beginnings, %lld sequences were "
                "preempted", (long long)sum->reused_tokens, (long long)sum->preempted);
+    if (sum->tightened > 0)
+        sf_log(SF_LOG_INFO, "memory pressure: caches were tightened %lld times",
+               (long long)sum->tightened);
     sf_log(SF_LOG_INFO, "KV cache: %.1f MiB exact, %.1f MiB stored, ratio %.2f, %lld slots evicted",
            (double)sum->kv_bytes_exact / (1 << 20), (double)sum->kv_bytes_stored / (1 << 20),
            ratio_of(sum->kv_bytes_exact, sum->kv_bytes_stored), (long long)sum->slots_evicted);

@@ -28,6 +28,7 @@ void job_free_record(struct job *job, struct record *record)
     for (int32_t i = 0; record->choice != NULL && i < record->request.choices; i++)
         free_choice(&record->choice[i]);
     free(record->choice);
+    free(record->tightened);
     sf_scores_free(&record->prompt_scores);
     sf_record_free(&record->request);
     *record = (struct record){.next = job->free_record};

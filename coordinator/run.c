@@ -74,6 +74,7 @@ static sf_status show(struct job *job, int last)
     job->sum.batch_max = counts.running_max;
     job->sum.reused_tokens = load.reused_tokens;
     job->sum.preempted = load.preempted;
+    job->sum.tightened = load.tightened;
     job->sum.seconds = sf_seconds_since(job->started_ns);
     struct sf_progress_now now = {.running = load.running, .kv_use = load.kv_busy,
                                   .kv_bytes_stored = kv.bytes_stored,

@@ -38,7 +38,7 @@ struct sf_run_summary {
     int64_t sampled_tokens;             /* in this run, as all below */
     int64_t replayed_tokens;            /* of answers that an earlier run had begun */
     int64_t reused_tokens;              /* of prompts, that were attached and not computed */
-    int64_t preempted;
+    int64_t preempted, tightened;
     double seconds, replay_seconds;     /* replay: from the start until all replayed ones go on */
     int32_t batch_max;                  /* most sequences running at once */
     const struct sf_idle *idle;         /* which methods changed what in this run; NULL: unknown,

@@ -33,9 +33,9 @@ RUN = {"methods", "stack", "config_file", "max_num_seqs", "num_prompts", "input_
        "duration_s", "input_tokens", "output_tokens", "request_throughput", "output_throughput",
        "total_token_throughput", "prefill_tok_s", "decode_tok_s", "step_ms", "schedule_ms",
        "schedule_share", "bubble_share", "batch_full", "steps", "decode_steps", "rows_per_step",
-       "step_bytes_per_step", "running_max", "preempted", "reused_tokens", "kv_bytes_exact",
-       "kv_bytes_stored", "kv_bytes_peak", "slots_evicted", "slots_merged", "slots_requantised",
-       "peak_rss_bytes", "share_of_roof", "kv_bound", *PHASES,
+       "step_bytes_per_step", "running_max", "preempted", "tightened", "reused_tokens",
+       "kv_bytes_exact", "kv_bytes_stored", "kv_bytes_peak", "slots_evicted", "slots_merged",
+       "slots_requantised", "peak_rss_bytes", "share_of_roof", "kv_bound", *PHASES,
        *(f"{name}_ms_{part}" for name in SPREADS for part in PARTS)}
 FOM = re.compile(r"^FOM (\S+)\.(\d+)\.(\w+): (\S+)$", re.M)
 

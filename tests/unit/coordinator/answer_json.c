@@ -127,6 +127,7 @@ static void bodies(void)
 {
     struct made m;
     struct sf_stack_entry *entry;
+    static const int32_t at[] = {70, 91};
     SF_MUST(sf_stack_add(&stack, "window", &entry));
     for (int i = 0; i < 4; i++) {
         char keys[256] = "";
@@ -134,6 +135,8 @@ static void bodies(void)
         make(&m, chat, IDS(ABC, AB));
         m.request.return_token_ids = (uint8_t)ids;
         m.answer.receipt = (struct sf_wire_receipt){0, 100, 50, 128, 3, 2, 1, 0};
+        m.answer.tightened = at;
+        m.answer.tightenings = chat ? 2 : 0;
         answer_with(&m, 0, " a\"\n", IDS(SPACE_A, BYTE('"'), BYTE('\n'), END), 1);
         struct sf_json *body = check_choices(&m,
             i == 0 ? "[{'index':0,'text':' a\\'\\n','logprobs':null,'finish_reason':"
@@ -158,9 +161,12 @@ static void bodies(void)
         check_text(sf_json_member(body, "usage"),
                    "{'prompt_tokens':2,'completion_tokens':4,'total_tokens':6}");
         check_text(sf_json_member(body, "sheaf"),
-                   "{'methods':['window'],'kv_bytes_exact':100,'kv_bytes_stored':50,"
-                   "'kv_bytes_peak':128,'slots_evicted':3,'slots_merged':2,"
-                   "'slots_requantised':1}");
+                   chat ? "{'methods':['window'],'kv_bytes_exact':100,'kv_bytes_stored':50,"
+                          "'kv_bytes_peak':128,'slots_evicted':3,'slots_merged':2,"
+                          "'slots_requantised':1,'tightened_at':[70,91]}"
+                        : "{'methods':['window'],'kv_bytes_exact':100,'kv_bytes_stored':50,"
+                          "'kv_bytes_peak':128,'slots_evicted':3,'slots_merged':2,"
+                          "'slots_requantised':1}");
         drop(&m, body);
     }
     sf_stack_free(&stack);

@@ -289,7 +289,7 @@ static const struct sf_run_summary sum = {.records = 5, .answered = 4, .errors =
     .answered_before = 3, .errors_before = 1, .prompt_tokens = 30, .output_tokens = 25,
     .kv_bytes_exact = 1000, .kv_bytes_stored = 500, .kv_bytes_peak = 600, .slots_evicted = 7,
     .sampled_tokens = 20, .replayed_tokens = 6, .reused_tokens = 16, .preempted = 2,
-    .seconds = 4.0, .replay_seconds = 0.5, .batch_max = 3};
+    .tightened = 9,    .seconds = 4.0, .replay_seconds = 0.5, .batch_max = 3};
 #define RUNNING "version config config_hash model model_sha256 ranks hosts started resumes finished"
 
 static void check_totals(const struct sf_json *json)
@@ -298,7 +298,8 @@ static void check_totals(const struct sf_json *json)
     check_keys(json, "totals", "records answered errors answered_before errors_before "
                "prompt_tokens output_tokens sampled_tokens seconds output_tok_s kv_bytes_exact "
                "kv_bytes_stored kv_bytes_peak slots_evicted slots_merged slots_requantised "
-               "replayed_tokens replay_seconds reused_tokens preempted batch_max");
+               "replayed_tokens replay_seconds reused_tokens preempted tightened batch_max");
+    SF_CHECK_INT(int_at(json, "totals.tightened"), 9);
     SF_CHECK_INT(int_at(json, "totals.answered"), 4);
     SF_CHECK_INT(int_at(json, "totals.answered_before"), 3);
     SF_CHECK_INT(int_at(json, "totals.replayed_tokens"), 6);
