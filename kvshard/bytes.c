@@ -305,7 +305,7 @@ static sf_status hook_bytes(const struct sizing *s, int32_t layer, int32_t m, in
         const struct sf_kv_share *lane = lane_of(s, layer, l);
         if (entry_of(s, layer, l) != m) continue;
         struct sf_spot spot = { s->share->layer_first + layer, lane->kv_head,
-                                s->room->tokens_max, s->room->tokens_max };
+                                s->room->tokens_max, s->room->tokens_max, 0 };
         struct sf_lane_cost cost;
         SF_TRY(sf_account_lane(s->setup, s->stack, s->room->dtype, &spot, &cost));
         struct sf_foot foot = { .slots_peak = spot.prompt };

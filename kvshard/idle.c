@@ -55,7 +55,7 @@ sf_status sf_account_idle(const struct sf_setup *common, const struct sf_stack *
     setup.shape = &entry->shape;
     for (int32_t l = 0; l < setup.layers; l++)
         for (int32_t h = 0; h < setup.layer[l].groups; h++) {
-            struct sf_spot spot = { l, h, prompt, tokens };
+            struct sf_spot spot = { l, h, prompt, tokens, 0 };
             struct sf_foot foot = { .slots_peak = prompt };
             if (sf_stack_entry_of(stack, common, l, h) != m) continue;
             lanes++;

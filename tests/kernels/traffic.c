@@ -46,8 +46,8 @@ static struct sums measure(const struct traffic *t)
     int32_t pages[1024], used = 0;
     struct sums sums = { 0 };
     for (int i = 0; i < LANES; i++) {
-        lane[i] = (struct sf_lane_job){ pages + used, t->slots[i], 0, 1, i * t->heads, t->heads,
-                                        NULL, 0 };
+        lane[i] = (struct sf_lane_job){ .pages = pages + used, .slots = t->slots[i], .rows = 1,
+                                        .q_first = i * t->heads, .q_heads = t->heads };
         for (int32_t p = 0; p < (t->slots[i] + PAGE - 1) / PAGE; p++, used++) pages[used] = used;
         sums.lanes += (double)t->slots[i] * (2 * DIM * (double)sf_dtype_bytes(t->dtype) + 4);
     }
