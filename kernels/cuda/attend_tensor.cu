@@ -360,7 +360,7 @@ static __device__ __forceinline__ void state_store(const struct sf_cuda_view &vi
 }
 
 template <enum sf_dtype D, int HALVES>
-static __global__ void __launch_bounds__(THREADS, HALVES == 1 ? 3 : 2)
+static __global__ void __launch_bounds__(THREADS, 2)
 attend_tensor(struct sf_cuda_view view, sf_global<const int32_t> units, int32_t count,
               sf_global<float> states)
 {
