@@ -300,7 +300,7 @@ static int is_exact_before(const struct sf_stack *stack)
         const struct sf_policy_ops *policy = stack->entry[i].method->policy;
         if (policy->admit != NULL || policy->select != NULL || plan->v_top.slots > 0 ||
             plan->draft.lookahead != 0 || plan->tiers > 1 ||
-            plan->whens & (1u << SF_AT_PREFILL_CHUNK | 1u << SF_AT_PRESSURE))
+            plan->whens & 1u << SF_AT_PREFILL_CHUNK)
             return 0;
     }
     return 1;

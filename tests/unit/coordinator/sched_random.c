@@ -207,9 +207,8 @@ static void drive_out(struct model *m)
 static void print_shape(const struct shape *s)
 {
     printf("  in {%d, %d, %d, %d, %d, %d, %lld, %d, %d, %d, %d, %d, %d, %d}\n", s->groups,
-           s->batches, s->ranks, s->seqs, s->rows, s->chunk, (long long)s->pages, s->prompt, s->answer,
-           (int)s->sharing, s->page_tokens, s->window, (int)s->pool,
-           s->tightens);
+           s->batches, s->ranks, s->seqs, s->rows, s->chunk, (long long)s->pages, s->prompt,
+           s->answer, (int)s->sharing, s->page_tokens, s->window, (int)s->pool, s->tightens);
 }
 
 /* Only blocks are left, and all that happened is in the counts. */
