@@ -64,7 +64,7 @@ class Rig:
 
     def run(self, device, layout=(1, 1), fixed=False, method=None, given=None):
         return job.run(layout[0] * layout[1], self.config(device, layout, fixed, method),
-                       given or self.given)
+                       given or self.given, limit_s=120)
 
 
 def sure(answer):
