@@ -39,7 +39,7 @@ static inline struct sf_lane_part sf_lane_part_of(const struct sf_layout *layout
                                                   const struct sf_lane_job *lane, int32_t part)
 {
     if (part >= 0) return lane->part[part];
-    return (struct sf_lane_part){ layout, lane->pages, lane->slots };
+    return (struct sf_lane_part){ layout, lane->pages, lane->slots, NULL };
 }
 /* How many of them the row sees, from the first on. */
 static inline int32_t sf_lane_part_seen(const struct sf_lane_job *lane, int32_t part, int32_t row)

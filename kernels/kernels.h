@@ -38,6 +38,20 @@ struct sf_mat_shape {
 };
 
 /* ---- attention over the lanes of one layer -------------------------------------------------- */
+/* What makes keys and values of a part whose slots are rows of a basis that several lanes share: of
+ * slot j, a row a_k and a row a_v,
+ *
+ *   k_j = R(pos_j) (a_k b_k),  v_j = a_v b_v
+ *
+ * with b_k [rank_k][k_dim] and b_v [rank_v][v_dim] of the lane, and R the rotation of half-split
+ * pairs.  Row i of both is slot i of the pages here. */
+struct sf_lane_factors {
+    const struct sf_layout *layout;     /* host; its k_dim and v_dim are the job's */
+    const int32_t *pages;               /* host */
+    int32_t rank_k, rank_v;
+    const float *turns;                 /* [positions][2][rope_dim / 2] cos, sin; not read for */
+    int32_t rope_dim;                   /* rope_dim 0 */
+};
 /* Slots of a lane that lie in pages of another layout (its k_dim and v_dim are the job's): they
  * come behind the lane's own in every sum, and each row sees all of them, but for holes and the
  * window. */
@@ -45,6 +59,8 @@ struct sf_lane_part {
     const struct sf_layout *layout;     /* host */
     const int32_t *pages;               /* host */
     int32_t slots;                      /* physical */
+    /* host; NULL: slots as they are.  Else the layout's k_dim and v_dim are the ranks, or more. */
+    const struct sf_lane_factors *factors;
 };
 struct sf_lane_job {                    /* host; the rows of one sequence against one lane */
     const int32_t *pages;               /* host, [pages of the lane] page numbers in the pool */
@@ -253,7 +269,15 @@ struct sf_kernels {
     void (*attend)(struct sf_device *, const struct sf_attend_job *);
     void (*columns)(struct sf_device *, const struct sf_columns_job *);
 
-    /* ---- low rank ---- */
+    /* ---- low rank; all four NULL in a backend that has none, whose attend then takes no part with
+     * factors, as columns never does ---- */
+    /* Slots of a part with factors: k [n][k_dim], v [n][v_dim] f32 as attention takes them; either
+     * may be NULL.  The list's pages are the part's. */
+    void (*kv_rebuild)(struct sf_device *, const struct sf_lane_part *, const unsigned char *pool,
+                       size_t page_bytes, const struct sf_slot_list *, float *k, float *v);
+    /* Columns of a matrix to columns of another: y[r][c] = x[r][c], and 0 from x_cols on. */
+    void (*copy_columns)(struct sf_device *, int32_t rows, int32_t x_cols, int32_t cols,
+                         const float *x, size_t x_stride, float *y, size_t y_stride);
     /* Bytes of scratch; looks at rows, cols, rank, how and oversample alone. */
     size_t (*factor_bytes)(const struct sf_factor_job *);
     /* SF_INVALID if x holds what is not finite, SF_INTERNAL if the library does not converge; a and

@@ -15,7 +15,7 @@
 #include <omp.h>
 #include <string.h>
 #include "kernels/backend.h"
-#include "kernels/cpu/tile.h"
+#include "kernels/cpu/basis.h"
 
 /* ---- one tile ----------------------------------------------------------------------------------
  * */
@@ -25,6 +25,7 @@ struct work {
     float *logits;
     struct sf_partial split, total;
     struct sf_gathered gathered;
+    float *more;                        /* of basis.c */
 };
 
 static int32_t out_width(const struct sf_layout *layout)
@@ -45,10 +46,14 @@ static struct sf_partial state_at(const struct sf_layout *layout, float *floats,
 }
 
 /* Vectors of a tile that fit into a thread's floats. */
-static int32_t tile_vectors(const struct sf_layout *layout)
+static int32_t tile_vectors(const struct sf_attend_job *job, const struct sf_lane_job *lane)
 {
-    size_t each = (size_t)layout->k_dim + SF_SPLIT_SLOTS + 2 * state_size(layout, 1);
-    int32_t fits = (int32_t)(SF_THREAD_FLOATS / each);
+    const struct sf_layout *layout = &job->layout;
+    size_t each = (size_t)layout->k_dim + SF_SPLIT_SLOTS + 2 * state_size(layout, 1) +
+                  sf_basis_vector_floats(lane);
+    size_t more = sf_basis_thread_floats(job, lane);
+    SF_ASSERT(more < SF_THREAD_FLOATS);
+    int32_t fits = (int32_t)((SF_THREAD_FLOATS - more) / each);
     SF_ASSERT(fits >= 1);
     return fits < SF_TILE_VECTORS ? fits : SF_TILE_VECTORS;
 }
@@ -73,6 +78,7 @@ static void work_begin(const struct sf_cpu_isa *isa, const struct sf_attend_job 
     work->total = state_at(layout, work->split.out + state_size(layout, tile->vectors),
                            tile->vectors);
     work->gathered.q = work->total.out + state_size(layout, tile->vectors);
+    work->more = work->gathered.q + n * (size_t)layout->k_dim;
     sf_tile_gather(isa, job, tile, &work->gathered);
 }
 
@@ -120,6 +126,11 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
     s.logits = work->logits;
     s.partial = into;
     int32_t part = tile->lane->parts > 0 ? part_of_split(tile, &split) : -1;
+    if (part >= 0 && tile->lane->part[part].factors) {
+        sf_basis_split(isa, job, tile, part, &work->gathered, split * SF_SPLIT_SLOTS,
+                       (split + 1) * SF_SPLIT_SLOTS, work->logits, work->more, into);
+        return;
+    }
     sf_tile_blocks(job, tile, part, &work->gathered, split * SF_SPLIT_SLOTS,
                    (split + 1) * SF_SPLIT_SLOTS, &s);
     s.left = NULL;
@@ -187,11 +198,10 @@ static int64_t split_cost(const struct sf_tile *tile) { return tile->vectors + 2
 static void tiles_take(struct sf_attention *attention, const struct sf_attend_job *job,
                        int32_t *lane, int32_t *vector)
 {
-    int32_t most = tile_vectors(&job->layout);
     attention->tiles = 0;
     while (*lane < job->lanes && attention->tiles < SF_TILES_MAX) {
         const struct sf_lane_job *at = &job->lane[*lane];
-        int32_t left = at->rows * at->q_heads - *vector;
+        int32_t left = at->rows * at->q_heads - *vector, most = tile_vectors(job, at);
         if (left <= 0) {
             *lane += 1;
             *vector = 0;

@@ -1,4 +1,4 @@
-/* kernels/cpu/isa.h: what is compiled once per instruction set (attend.inc, columns.inc,
+/* kernels/cpu/isa.h: what is compiled once per instruction set (attend.inc, basis.inc, columns.inc,
  * rows.inc), as a table that is chosen when a device is opened.  Everything here is single-threaded
  * and allocates nothing. */
 #ifndef SHEAF_KERNELS_CPU_ISA_H
@@ -18,7 +18,7 @@ struct sf_partial {
 /* One tile of query vectors against one split of a lane, cut into blocks of 16 slots.  Only blocks
  * in which some vector sees a live slot are listed. */
 struct sf_split {
-    enum sf_dtype dtype;
+    enum sf_dtype dtype, v_dtype;       /* of keys, of values */
     int32_t k_dim, v_dim, vectors, blocks;
     const float *q;                     /* [vectors][k_dim], times the softmax scale */
     const unsigned char *keys[SF_SPLIT_BLOCKS], *values[SF_SPLIT_BLOCKS];
@@ -31,6 +31,16 @@ struct sf_split {
     float *left; size_t left_stride;    /* [vectors][left_stride] logits from the split's first slot
                                            on, for others to read; NULL */
     struct sf_partial partial;          /* written */
+};
+
+/* Keys of some blocks, from some elements of the rank on which the basis has its rows. */
+struct sf_rebuild {
+    enum sf_dtype dtype;                /* of the basis */
+    int32_t k_dim, rank, blocks;        /* rank: elements here, from an even one on */
+    uint8_t first;                      /* else they add to the keys that are there */
+    const unsigned char *const *basis;  /* [blocks] the first of them in each block */
+    const float *b;                     /* its rows' key blocks as they lie (layout.h), but f32 */
+    float *keys;                        /* [blocks][k_dim][SF_BLOCK_SLOTS] */
 };
 
 /* How a tile changes the mass of the blocks of a split.  It holds whole rows, or, where a lane has
@@ -57,6 +67,10 @@ struct sf_cpu_isa {
     void (*merge)(int32_t vectors, int32_t width, struct sf_partial into, struct sf_partial from);
     /* out / sum of one vector as v_dim elements of `dtype` at `target`; 0 if it saw nothing. */
     void (*finish)(int32_t v_dim, const float *out, float sum, enum sf_dtype dtype, void *target);
+
+    /* ---- slots that are rows of a basis ---- */
+    void (*rebuild)(const struct sf_rebuild *);
+    void (*turn)(float *key, const int32_t *pos, const float *turns, int32_t rope_dim);
 
     /* ---- its column sums ---- */
     void (*columns)(struct sf_split *, const struct sf_columns *);  /* no values, no partial */

@@ -48,7 +48,7 @@ void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile,
     int32_t seen = part < 0 ? gathered->seen_most : from.slots;
     size_t width = sf_dtype_bytes(layout->dtype), v_offset = sf_layout_v_offset(layout);
     size_t bias_offset = sf_layout_bias_offset(layout), pos_offset = sf_layout_pos_offset(layout);
-    split->dtype = layout->dtype;
+    split->dtype = split->v_dtype = layout->dtype;
     split->k_dim = layout->k_dim;
     split->v_dim = layout->v_dim;
     split->vectors = tile->vectors;

@@ -29,11 +29,22 @@ struct sf_ref_part sf_ref_part_of(const struct sf_attend_job *job, const struct 
                                   int32_t part, int32_t row)
 {
     struct sf_lane_part from = sf_lane_part_of(&job->layout, lane, part);
-    struct sf_ref_part one = { *job, *lane, sf_lane_part_seen(lane, part, row) };
+    struct sf_ref_part one = { *job, *lane, sf_lane_part_seen(lane, part, row), from.factors };
     one.job.layout = *from.layout;
     one.lane.pages = from.pages;
     one.lane.slots = from.slots;
     return one;
+}
+
+/* The slot's bias, or -inf where the row does not see it. */
+static double bias_of(const struct sf_attend_job *job, struct view at, int32_t row_pos)
+{
+    const struct sf_layout *layout = &job->layout;
+    const float *bias = (const float *)(const void *)(at.page + sf_layout_bias_offset(layout));
+    const int32_t *pos = (const int32_t *)(const void *)(at.page + sf_layout_pos_offset(layout));
+    if (job->window != 0 && (int64_t)pos[at.slot] <= (int64_t)row_pos - job->window)
+        return -INFINITY;
+    return (double)bias[at.slot];
 }
 
 double sf_ref_logit(const struct sf_attend_job *job, const struct sf_lane_job *lane, int32_t slot,
@@ -41,16 +52,31 @@ double sf_ref_logit(const struct sf_attend_job *job, const struct sf_lane_job *l
 {
     const struct sf_layout *layout = &job->layout;
     struct view at = view_of(job, lane, slot);
-    const float *bias = (const float *)(const void *)(at.page + sf_layout_bias_offset(layout));
-    const int32_t *pos = (const int32_t *)(const void *)(at.page + sf_layout_pos_offset(layout));
-    if (job->window != 0 && (int64_t)pos[at.slot] <= (int64_t)row_pos - job->window)
-        return -INFINITY;
-    if (bias[at.slot] == -INFINITY) return -INFINITY;
-    double dot = 0;
+    double bias = bias_of(job, at, row_pos), dot = 0;
+    if (bias == -INFINITY) return -INFINITY;
     for (int32_t e = 0; e < layout->k_dim; e++)
         dot += (double)q[e] * (double)sf_ref_get(layout->dtype, at.page,
                                                  sf_layout_k_index(layout, at.slot, e));
-    return (double)job->scale * dot + (double)bias[at.slot];
+    return (double)job->scale * dot + bias;
+}
+
+static struct sf_ref_rebuilt rebuilt_of(const struct sf_ref_part *one, int32_t slot)
+{
+    struct view at = view_of(&one->job, &one->lane, slot);
+    return (struct sf_ref_rebuilt){ &one->job.layout, one->factors, one->job.pool, at.page,
+                                    one->job.page_bytes, at.slot };
+}
+
+/* As sf_ref_logit, of any part. */
+static double part_logit(const struct sf_ref_part *one, int32_t slot, const float *q,
+                         int32_t row_pos)
+{
+    if (!one->factors) return sf_ref_logit(&one->job, &one->lane, slot, q, row_pos);
+    struct sf_ref_rebuilt row = rebuilt_of(one, slot);
+    double bias = bias_of(&one->job, view_of(&one->job, &one->lane, slot), row_pos), dot = 0;
+    for (int32_t e = 0; bias > -INFINITY && e < one->factors->layout->k_dim; e++)
+        dot += (double)q[e] * sf_ref_rebuilt_key(&row, e);
+    return (double)one->job.scale * dot + bias;
 }
 
 /* value_e += sum_s e^(l_s - M) v_s over one part, for `count` elements e from `first` on. */
@@ -61,10 +87,13 @@ static void weigh_values(const struct sf_ref_part *one, const float *q, int32_t 
     size_t v_offset = sf_layout_v_offset(layout) / sf_dtype_bytes(layout->dtype);
     for (int32_t s = 0; s < one->seen; s++) {
         struct view at = view_of(&one->job, &one->lane, s);
-        double weight = exp(sf_ref_logit(&one->job, &one->lane, s, q, row_pos) - max);
+        double weight = exp(part_logit(one, s, q, row_pos) - max);
+        struct sf_ref_rebuilt row = rebuilt_of(one, s);
         size_t i = v_offset + (size_t)at.slot * (size_t)layout->v_dim + (size_t)first;
         for (int32_t e = 0; weight > 0 && e < count; e++)
-            value[e] += weight * (double)sf_ref_get(layout->dtype, at.page, i + (size_t)e);
+            value[e] += weight * (one->factors
+                                      ? sf_ref_rebuilt_value(&row, first + e)
+                                      : (double)sf_ref_get(layout->dtype, at.page, i + (size_t)e));
     }
 }
 
@@ -96,12 +125,12 @@ static void attend_one(const struct sf_attend_job *job, const struct sf_lane_job
     for (int32_t p = -1; p < lane->parts; p++) {
         struct sf_ref_part one = sf_ref_part_of(job, lane, p, r);
         for (int32_t s = 0; s < one.seen; s++)
-            max = fmax(max, sf_ref_logit(&one.job, &one.lane, s, q, row_pos));
+            max = fmax(max, part_logit(&one, s, q, row_pos));
     }
     for (int32_t p = -1; max > -INFINITY && p < lane->parts; p++) {
         struct sf_ref_part one = sf_ref_part_of(job, lane, p, r);
         for (int32_t s = 0; s < one.seen; s++)
-            sum += exp(sf_ref_logit(&one.job, &one.lane, s, q, row_pos) - max);
+            sum += exp(part_logit(&one, s, q, row_pos) - max);
     }
     for (int32_t first = 0; first < layout->v_dim; first += CHUNK) {
         double value[CHUNK] = { 0 };

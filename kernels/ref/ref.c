@@ -42,6 +42,8 @@ static void table_fill(void)
     sf_ref_cache_fill(&table);
     table.attend = sf_ref_attend;
     table.columns = sf_ref_columns;
+    table.kv_rebuild = sf_ref_kv_rebuild;
+    table.copy_columns = sf_ref_copy_columns;
     table.factor_bytes = sf_ref_factor_bytes;
     table.factor = sf_ref_factor;
 }

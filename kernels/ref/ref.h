@@ -11,15 +11,31 @@ void sf_ref_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_ref_columns(struct sf_device *, const struct sf_columns_job *);
 size_t sf_ref_factor_bytes(const struct sf_factor_job *);
 sf_status sf_ref_factor(struct sf_device *, const struct sf_factor_job *);
+void sf_ref_kv_rebuild(struct sf_device *, const struct sf_lane_part *, const unsigned char *pool,
+                       size_t page_bytes, const struct sf_slot_list *, float *k, float *v);
+void sf_ref_copy_columns(struct sf_device *, int32_t rows, int32_t x_cols, int32_t cols,
+                         const float *x, size_t x_stride, float *y, size_t y_stride);
 
 /* The slots of one part of a lane (-1: its own), as an ordinary lane of an ordinary job. */
 struct sf_ref_part {
     struct sf_attend_job job;
     struct sf_lane_job lane;
     int32_t seen;                       /* slots that the row sees, from the first on */
+    const struct sf_lane_factors *factors; /* NULL: slots as they are */
 };
 struct sf_ref_part sf_ref_part_of(const struct sf_attend_job *, const struct sf_lane_job *,
                                   int32_t part, int32_t row);
+
+/* Element e of the key or the value that a slot's row of the basis stands for. */
+struct sf_ref_rebuilt {
+    const struct sf_layout *layout;     /* of the basis */
+    const struct sf_lane_factors *factors;
+    const unsigned char *pool, *page;   /* page and slot in it: of the row */
+    size_t page_bytes;
+    int32_t slot;
+};
+double sf_ref_rebuilt_key(const struct sf_ref_rebuilt *, int32_t e);
+double sf_ref_rebuilt_value(const struct sf_ref_rebuilt *, int32_t e);
 
 /* The logit of a slot, or -inf where it is a hole or outside the window of a row at `row_pos`. */
 double sf_ref_logit(const struct sf_attend_job *, const struct sf_lane_job *, int32_t slot,

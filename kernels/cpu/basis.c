@@ -1,0 +1,224 @@
+/* kernels/cpu/basis.c: attention over slots that are rows of a basis.
+ *
+ *   a split, PIECE slots at a time:   basis a_k [rank_k][16] --b_k--> keys [k_dim][16], turned
+ *                                     keys and a_v as an ordinary split: sum of p_j a_v[j]
+ *   at its end                        out = (sum of p_j a_v[j]) b_v
+ *
+ * Keys must be rebuilt, since each is turned to its own position: 2 rank_k k_dim operations a slot,
+ * nearly all that there is to do.  Values are weighed as rows of the basis; the product with b_v
+ * comes once for each split, which is rank_v / 512 of a slot's price.  Pieces and splits are cut at
+ * fixed slots and merge in order, so the bits are the same whatever the tiles and threads. */
+#include "kernels/cpu/basis.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/backend.h"
+
+enum { PIECE = 128, RANK_ROWS = 64 };   /* slots; rows of b_k unpacked at once */
+
+static size_t padded(int32_t width)
+{
+    return ((size_t)width + SF_OUT_ALIGN - 1) / SF_OUT_ALIGN * SF_OUT_ALIGN;
+}
+
+size_t sf_basis_vector_floats(const struct sf_lane_job *lane)
+{
+    size_t most = 0;
+    for (int32_t p = 0; p < lane->parts; p++) {
+        if (!lane->part[p].factors) continue;
+        size_t floats = 2 * (padded(lane->part[p].layout->v_dim) + 2);
+        if (floats > most) most = floats;
+    }
+    return most;
+}
+
+size_t sf_basis_thread_floats(const struct sf_attend_job *job, const struct sf_lane_job *lane)
+{
+    for (int32_t p = 0; p < lane->parts; p++)
+        if (lane->part[p].factors)
+            return (PIECE + RANK_ROWS) * (size_t)job->layout.k_dim + padded(job->layout.v_dim);
+    return 0;
+}
+
+/* Where block i / 16 of b's rows has its keys, or where row i has its value. */
+static const unsigned char *row_at(const struct sf_attend_job *job,
+                                   const struct sf_lane_factors *factors, int32_t i, int values)
+{
+    const struct sf_layout *layout = factors->layout;
+    size_t inside = (size_t)(i % layout->page_slots), width = sf_dtype_bytes(layout->dtype);
+    const unsigned char *page =
+        job->pool + (size_t)factors->pages[i / layout->page_slots] * job->page_bytes;
+    if (values) return page + sf_layout_v_offset(layout) + inside * (size_t)layout->v_dim * width;
+    return page + inside * (size_t)layout->k_dim * width;
+}
+
+/* Keys of the listed blocks, f32, and the split then speaks of them. */
+static void rebuild(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
+                    const struct sf_lane_part *part, struct sf_split *split, float *b, float *keys)
+{
+    const struct sf_lane_factors *factors = part->factors;
+    const unsigned char *basis[SF_SPLIT_BLOCKS];
+    size_t block = (size_t)job->layout.k_dim * SF_BLOCK_SLOTS;
+    size_t row = SF_BLOCK_SLOTS * sf_dtype_bytes(part->layout->dtype);
+    struct sf_rebuild r = { .dtype = part->layout->dtype, .k_dim = job->layout.k_dim,
+                            .blocks = split->blocks, .basis = basis, .b = b, .keys = keys };
+    SF_ASSERT(factors->layout->dtype == part->layout->dtype);
+    for (int32_t i = 0; i < factors->rank_k; i += RANK_ROWS) {
+        r.rank = factors->rank_k - i < RANK_ROWS ? factors->rank_k - i : RANK_ROWS;
+        r.first = i == 0;
+        for (int32_t at = 0; at < r.rank; at += SF_BLOCK_SLOTS)
+            isa->to_f32(r.dtype, row_at(job, factors, i + at, 0),
+                        b + (size_t)(at / SF_BLOCK_SLOTS) * block, block);
+        for (int32_t j = 0; j < split->blocks; j++) basis[j] = split->keys[j] + (size_t)i * row;
+        isa->rebuild(&r);
+    }
+    for (int32_t j = 0; j < split->blocks; j++) {
+        split->keys[j] = (const unsigned char *)(const void *)(keys + (size_t)j * block);
+        if (factors->rope_dim > 0)
+            isa->turn(keys + (size_t)j * block, split->pos[j], factors->turns, factors->rope_dim);
+    }
+    split->dtype = SF_F32;
+    split->k_dim = job->layout.k_dim;
+}
+
+/* out [v_dim] = latent [rank_v] b_v */
+static void to_values(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
+                      const struct sf_lane_factors *factors, int32_t vectors, const float *latent,
+                      size_t latent_width, float *row, float *out)
+{
+    size_t width = padded(job->layout.v_dim);
+    memset(out, 0, (size_t)vectors * width * sizeof *out);
+    for (int32_t i = 0; i < factors->rank_v; i++) {
+        isa->to_f32(factors->layout->dtype, row_at(job, factors, i, 1), row,
+                    (size_t)job->layout.v_dim);
+        for (int32_t j = 0; j < vectors; j++) {
+            float weight = latent[(size_t)j * latent_width + (size_t)i];
+            float *into = out + (size_t)j * width;
+            for (int32_t e = 0; e < job->layout.v_dim; e++) into[e] += weight * row[e];
+        }
+    }
+}
+
+void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
+                    const struct sf_tile *tile, int32_t part_index, struct sf_gathered *gathered,
+                    int32_t first, int32_t end, float *logits, float *floats,
+                    struct sf_partial into)
+{
+    const struct sf_lane_part *part = &tile->lane->part[part_index];
+    size_t n = (size_t)tile->vectors, width = padded(part->layout->v_dim);
+    float *keys = floats, *b = keys + PIECE * (size_t)job->layout.k_dim;
+    float *row = b + RANK_ROWS * (size_t)job->layout.k_dim;
+    float *whole = row + padded(job->layout.v_dim), *piece = whole + n * width;
+    struct sf_partial latent = { whole, into.max, into.sum };
+    struct sf_split split;
+    split.logits = logits;
+    split.partial = (struct sf_partial){ piece, piece + n * width, piece + n * width + n };
+    memset(whole, 0, n * width * sizeof *whole);
+    for (size_t j = 0; j < n; j++) {
+        into.max[j] = -INFINITY;
+        into.sum[j] = 0;
+    }
+    if (end > part->slots) end = part->slots;
+    for (; first < end; first += PIECE) {
+        sf_tile_blocks(job, tile, part_index, gathered, first,
+                       end - first < PIECE ? end : first + PIECE, &split);
+        rebuild(isa, job, part, &split, b, keys);
+        isa->split(&split);
+        isa->merge(tile->vectors, (int32_t)width, latent, split.partial);
+    }
+    to_values(isa, job, part->factors, tile->vectors, whole, width, row, into.out);
+}
+
+/* ---- reading and copying -------------------------------------------------------------------- */
+/* Element e of the key in slot s of a page. */
+static float key_element(const struct sf_cpu_isa *isa, const struct sf_layout *layout,
+                         const unsigned char *page, int32_t s, int32_t e)
+{
+    float value;
+    isa->to_f32(layout->dtype,
+                page + sf_layout_k_index(layout, s, e) * sf_dtype_bytes(layout->dtype), &value, 1);
+    return value;
+}
+
+static void turn_key(const struct sf_lane_factors *factors, int32_t pos, float *k)
+{
+    int32_t half = factors->rope_dim / 2;
+    const float *turn = factors->turns + (size_t)pos * (size_t)factors->rope_dim;
+    for (int32_t i = 0; i < half; i++) {
+        float low = k[i], high = k[i + half];
+        k[i] = low * turn[i] - high * turn[i + half];
+        k[i + half] = high * turn[i] + low * turn[i + half];
+    }
+}
+
+struct reading {
+    const struct sf_cpu_isa *isa;
+    const struct sf_lane_part *part;
+    const unsigned char *pool;
+    size_t page_bytes;
+};
+
+/* One slot; `out` k (values 0) or v. */
+static void read_one(const struct reading *r, const unsigned char *page, int32_t slot, int values,
+                     float *out)
+{
+    const struct sf_layout *layout = r->part->layout, *of = r->part->factors->layout;
+    size_t width = sf_dtype_bytes(layout->dtype);
+    int32_t rank = values ? r->part->factors->rank_v : r->part->factors->rank_k;
+    int32_t dim = values ? of->v_dim : of->k_dim;
+    memset(out, 0, (size_t)dim * sizeof *out);
+    for (int32_t i = 0; i < rank; i++) {
+        const unsigned char *b =
+            r->pool + (size_t)r->part->factors->pages[i / of->page_slots] * r->page_bytes;
+        int32_t s = i % of->page_slots;
+        float a, factor;
+        if (values)
+            r->isa->to_f32(layout->dtype, page + sf_layout_v_offset(layout) +
+                           ((size_t)slot * (size_t)layout->v_dim + (size_t)i) * width, &a, 1);
+        else
+            a = key_element(r->isa, layout, page, slot, i);
+        for (int32_t e = 0; e < dim; e++) {
+            if (values)
+                r->isa->to_f32(of->dtype, b + sf_layout_v_offset(of) +
+                               ((size_t)s * (size_t)dim + (size_t)e) * width, &factor, 1);
+            else
+                factor = key_element(r->isa, of, b, s, e);
+            out[e] += a * factor;
+        }
+    }
+}
+
+void sf_cpu_kv_rebuild(struct sf_device *device, const struct sf_lane_part *part,
+                       const unsigned char *pool, size_t page_bytes,
+                       const struct sf_slot_list *list, float *k, float *v)
+{
+    struct reading r = { sf_cpu_of(device)->isa, part, pool, page_bytes };
+    const struct sf_layout *layout = part->layout, *of = part->factors->layout;
+    int pays = sf_cpu_threads_pay(device, (int64_t)list->n * layout->k_dim * of->k_dim);
+#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
+    for (int32_t i = 0; i < list->n; i++) {
+        int32_t slot = list->slot[i] % layout->page_slots;
+        const unsigned char *page =
+            pool + (size_t)list->pages[list->slot[i] / layout->page_slots] * page_bytes;
+        const int32_t *pos = (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout));
+        if (v) read_one(&r, page, slot, 1, v + (size_t)i * (size_t)of->v_dim);
+        if (!k) continue;
+        float *key = k + (size_t)i * (size_t)of->k_dim;
+        read_one(&r, page, slot, 0, key);
+        if (part->factors->rope_dim > 0) turn_key(part->factors, pos[slot], key);
+    }
+}
+
+void sf_cpu_copy_columns(struct sf_device *device, int32_t rows, int32_t x_cols, int32_t cols,
+                         const float *x, size_t x_stride, float *y, size_t y_stride)
+{
+    (void)device;
+    int32_t copied = x_cols < cols ? x_cols : cols;
+    for (int32_t r = 0; r < rows; r++) {
+        float *row = y + (size_t)r * y_stride;
+        if (copied > 0)
+            memcpy(row, x + (size_t)r * x_stride, (size_t)copied * sizeof *row);
+        memset(row + copied, 0, (size_t)(cols - copied) * sizeof *row);
+    }
+}

@@ -1,0 +1,319 @@
+/* tests/kernels/basis.c: a lane with a part whose slots are rows of a basis is attended like one f32
+ * lane of the keys and values that those rows stand for, which this file works out in f64; slots of
+ * the part are read like that too; and the bits of a row depend on nothing but itself. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "tests/check.h"
+#include "tests/kernels/variants.h"
+
+enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 12 };
+static const struct mixture {
+    const char *text;
+    enum sf_dtype own, part;            /* of the raw slots; of basis and factors */
+    int32_t k_dim, v_dim, rope_dim, rank_k, rank_v, own_slots, slots, rows, holes, window;
+} mixtures[] = {
+    { "f32, one split", SF_F32, SF_F32, 64, 64, 64, 24, 40, 5, 300, 1, 0, 0 },
+    { "f16, over split edges", SF_F16, SF_F16, 32, 48, 32, 70, 17, 20, 1100, 4, 10, 0 },
+    { "bf16, an odd rank", SF_BF16, SF_BF16, 40, 40, 24, 9, 33, 12, 600, 12, 5, 0 },
+    { "no rotation, ranks above the dims", SF_F32, SF_F32, 16, 16, 0, 130, 65, 3, 129, 3, 0, 0 },
+    { "a window", SF_F16, SF_F16, 64, 64, 64, 32, 32, 30, 500, 5, 3, 200 },
+    { "one slot", SF_F32, SF_BF16, 16, 24, 16, 1, 1, 1, 1, 1, 0, 0 },
+    { "all holes but the lane's own", SF_F32, SF_F32, 16, 16, 16, 4, 4, 9, 50, 2, 100, 0 },
+};
+enum { MIXTURES = sizeof mixtures / sizeof *mixtures };
+
+static struct variant variants[VARIANTS_MAX];
+static struct sf_device *ref;
+static int count;
+
+struct problem {
+    const struct mixture *m;
+    struct sf_layout own, basis, factors, flat;
+    size_t page_bytes;
+    unsigned char *pool;
+    int32_t pages, *own_page, *basis_page, *factor_page, *flat_page, row_pos[ROWS_MAX];
+    float *turns, *q, *flat_k, *flat_v; /* of the part's slots, rebuilt */
+    struct sf_lane_factors of;
+    struct sf_lane_part part;
+    struct sf_lane_job lane, alike;
+};
+
+/* Random rows as slots 0 .. n - 1 of some pages. */
+static void append(struct problem *p, const struct sf_layout *layout, const int32_t *pages,
+                   int32_t n, int32_t pos_first, int32_t k_cols, int32_t v_cols, float size,
+                   uint64_t stream)
+{
+    size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim, room = (size_t)n + 1;
+    float *k = calloc(room * k_dim, 4), *v = calloc(room * v_dim, 4);
+    int32_t *pos = malloc(room * 4);
+    for (int32_t i = 0; i < n; i++) {
+        random_fill(k + (size_t)i * k_dim, (size_t)k_cols, size, stream + 2 * (uint64_t)i);
+        random_fill(v + (size_t)i * v_dim, (size_t)v_cols, size, stream + 2 * (uint64_t)i + 1);
+        pos[i] = pos_first + i;
+    }
+    struct sf_append_lane at = { pages, 0, 0, n, 0 };
+    struct sf_append_job job = { *layout, p->pool, p->page_bytes, k, v, k_dim, v_dim, pos, NULL,
+                                 &at, 1 };
+    ref->k->kv_append(ref, &job);
+    free(k), free(v), free(pos);
+}
+
+static void read(const struct problem *p, const struct sf_layout *layout, const int32_t *pages,
+                 int32_t n, float *k, float *v)
+{
+    int32_t *slot = malloc(((size_t)n + 1) * 4);
+    for (int32_t i = 0; i < n; i++) slot[i] = i;
+    struct sf_slot_list list = { pages, slot, n };
+    ref->k->kv_read(ref, layout, p->pool, p->page_bytes, &list, k, v, NULL, NULL);
+    free(slot);
+}
+
+/* What the part's slots stand for, in f64, from the factors as they are stored. */
+static void rebuild(struct problem *p)
+{
+    const struct mixture *m = p->m;
+    int32_t most = m->rank_k > m->rank_v ? m->rank_k : m->rank_v, half = m->rope_dim / 2;
+    size_t a_dim = (size_t)p->basis.k_dim, k_dim = (size_t)m->k_dim, v_dim = (size_t)m->v_dim;
+    float *a_k = malloc((size_t)m->slots * a_dim * 4);
+    float *a_v = malloc((size_t)(m->slots * m->rank_v) * 4);
+    float *b_k = malloc((size_t)most * k_dim * 4), *b_v = malloc((size_t)most * v_dim * 4);
+    read(p, &p->basis, p->basis_page, m->slots, a_k, a_v);
+    read(p, &p->factors, p->factor_page, most, b_k, b_v);
+    for (size_t j = 0; j < (size_t)m->slots; j++) {
+        double key[64] = { 0 }, value;
+        for (size_t e = 0; e < k_dim; e++)
+            for (size_t i = 0; i < (size_t)m->rank_k; i++)
+                key[e] += (double)a_k[j * a_dim + i] * (double)b_k[i * k_dim + e];
+        for (int32_t e = 0; e < m->k_dim; e++) {
+            const float *turn = p->turns + (7 + j) * (size_t)m->rope_dim;
+            double turned = key[e];
+            if (e < half)
+                turned = key[e] * (double)turn[e] - key[e + half] * (double)turn[e + half];
+            else if (e < m->rope_dim)
+                turned = key[e] * (double)turn[e - half] + key[e - half] * (double)turn[e];
+            p->flat_k[j * k_dim + (size_t)e] = (float)turned;
+        }
+        for (size_t e = 0; e < v_dim; e++) {
+            value = 0;
+            for (size_t i = 0; i < (size_t)m->rank_v; i++)
+                value += (double)a_v[j * (size_t)m->rank_v + i] * (double)b_v[i * v_dim + e];
+            p->flat_v[j * v_dim + e] = (float)value;
+        }
+    }
+    free(a_k), free(a_v), free(b_k), free(b_v);
+}
+
+static int32_t pages_of(int32_t slots) { return (slots + PAGE - 1) / PAGE; }
+
+static int32_t *take_pages(struct problem *p, const struct sf_layout *layout, int32_t slots)
+{
+    int32_t n = pages_of(slots), *page = malloc(((size_t)n + 1) * 4);
+    for (int32_t i = 0; i < n; i++) {
+        page[i] = --p->pages;
+        ref->k->kv_clear(ref, layout, p->pool + (size_t)page[i] * p->page_bytes);
+    }
+    return page;
+}
+
+/* The part's slots first, then the lane's own, side by side. */
+static void flatten(struct problem *p)
+{
+    const struct mixture *m = p->m;
+    int32_t total = m->slots + m->own_slots, *pos = malloc((size_t)total * 4);
+    float *k = malloc((size_t)(total * m->k_dim) * 4), *v = malloc((size_t)(total * m->v_dim) * 4);
+    memcpy(k, p->flat_k, (size_t)(m->slots * m->k_dim) * 4);
+    memcpy(v, p->flat_v, (size_t)(m->slots * m->v_dim) * 4);
+    read(p, &p->own, p->own_page, m->own_slots, k + (size_t)(m->slots * m->k_dim),
+         v + (size_t)(m->slots * m->v_dim));
+    for (int32_t i = 0; i < total; i++) pos[i] = 7 + i;
+    struct sf_append_lane at = { p->flat_page, 0, 0, total, 0 };
+    struct sf_append_job job = { p->flat, p->pool, p->page_bytes, k, v, (size_t)m->k_dim,
+                                 (size_t)m->v_dim, pos, NULL, &at, 1 };
+    ref->k->kv_append(ref, &job);
+    free(k), free(v), free(pos);
+}
+
+static void drop(struct problem *p)
+{
+    int32_t *hole = malloc(((size_t)p->m->slots + 1) * 4), n = 0;
+    for (int32_t i = 0; i < p->m->slots; i++)
+        if (random_below(100, 77, (uint64_t)i) < p->m->holes) hole[n++] = i;
+    struct sf_slot_list basis = { p->basis_page, hole, n }, flat = { p->flat_page, hole, n };
+    ref->k->kv_drop(ref, &p->basis, p->pool, p->page_bytes, &basis);
+    ref->k->kv_drop(ref, &p->flat, p->pool, p->page_bytes, &flat);
+    free(hole);
+}
+
+static void problem_make(struct problem *p, const struct mixture *m)
+{
+    int32_t most = m->rank_k > m->rank_v ? m->rank_k : m->rank_v;
+    memset(p, 0, sizeof *p);
+    p->m = m;
+    p->own = (struct sf_layout){ m->own, PAGE, m->k_dim, m->v_dim };
+    p->basis = (struct sf_layout){ m->part, PAGE, (m->rank_k + 1) / 2 * 2, m->rank_v };
+    p->factors = (struct sf_layout){ m->part, PAGE, m->k_dim, m->v_dim };
+    p->flat = (struct sf_layout){ SF_F32, PAGE, m->k_dim, m->v_dim };
+    p->page_bytes = sf_layout_page_bytes(&p->flat);
+    if (sf_layout_page_bytes(&p->basis) > p->page_bytes)
+        p->page_bytes = sf_layout_page_bytes(&p->basis);
+    p->page_bytes = (p->page_bytes + 63) / 64 * 64;
+    p->pages = 2 * pages_of(m->slots) + 2 * pages_of(m->own_slots) + pages_of(most) + 3;
+    p->pool = aligned_alloc(64, (size_t)p->pages * p->page_bytes);
+    p->own_page = take_pages(p, &p->own, m->own_slots);
+    p->basis_page = take_pages(p, &p->basis, m->slots);
+    p->factor_page = take_pages(p, &p->factors, most);
+    p->flat_page = take_pages(p, &p->flat, m->slots + m->own_slots);
+    p->turns = malloc((size_t)((m->slots + 8) * (m->rope_dim + 1)) * 4);
+    random_fill(p->turns, (size_t)((m->slots + 8) * m->rope_dim), 1, 5);
+    p->q = malloc((size_t)(ROWS_MAX * Q_HEADS * m->k_dim) * 4);
+    random_fill(p->q, (size_t)(ROWS_MAX * Q_HEADS * m->k_dim), 1, 6);
+    p->flat_k = malloc((size_t)(m->slots * m->k_dim) * 4);
+    p->flat_v = malloc((size_t)(m->slots * m->v_dim) * 4);
+    append(p, &p->own, p->own_page, m->own_slots, 7 + m->slots, m->k_dim, m->v_dim, 1, 1000);
+    append(p, &p->basis, p->basis_page, m->slots, 7, m->rank_k, m->rank_v, 1, 90000);
+    append(p, &p->factors, p->factor_page, most, 0, m->k_dim, m->v_dim,
+           1 / sqrtf((float)most), 60000);
+    p->of = (struct sf_lane_factors){ &p->factors, p->factor_page, m->rank_k, m->rank_v, p->turns,
+                                      m->rope_dim };
+    p->part = (struct sf_lane_part){ &p->basis, p->basis_page, m->slots, &p->of };
+    rebuild(p);
+    flatten(p);
+    drop(p);
+    p->lane = (struct sf_lane_job){ p->own_page, m->own_slots, 0, m->rows, 0, Q_HEADS, &p->part,
+                                    1 };
+    p->alike = (struct sf_lane_job){ p->flat_page, m->slots + m->own_slots, 0, m->rows, 0, Q_HEADS,
+                                     NULL, 0 };
+    for (int32_t r = 0; r < m->rows; r++)
+        p->row_pos[r] = 7 + m->slots + m->own_slots - m->rows + r;
+}
+
+static void problem_free(struct problem *p)
+{
+    free(p->pool), free(p->own_page), free(p->basis_page), free(p->factor_page);
+    free(p->flat_page), free(p->turns), free(p->q), free(p->flat_k), free(p->flat_v);
+}
+
+struct result { float out[ROWS_MAX * Q_HEADS * 64], lse[ROWS_MAX * Q_HEADS]; };
+
+static void attend(struct sf_device *device, const struct problem *p, const struct sf_layout *layout,
+                   const struct sf_lane_job *lane, int32_t lanes, struct result *result)
+{
+    const struct mixture *m = p->m;
+    struct sf_attend_job job = {
+        .layout = *layout, .pool = p->pool, .page_bytes = p->page_bytes, .q = p->q,
+        .q_stride = (size_t)(Q_HEADS * m->k_dim), .out = result->out,
+        .out_stride = (size_t)(Q_HEADS * m->v_dim), .out_head_stride = (size_t)m->v_dim,
+        .out_dtype = SF_F32, .scale = 1 / sqrtf((float)m->k_dim), .window = m->window,
+        .row_pos = p->row_pos, .lane = lane, .lanes = lanes, .lse = result->lse,
+        .lse_stride = Q_HEADS };
+    device->k->attend(device, &job);
+}
+
+/* Rounding: a key is a sum of rank_k products below 1 in f32, so off by 1.2e-7 sqrt(rank_k) or
+ * less, and what follows as in tests/kernels/parts.c. */
+static void test_like_one_lane(void)
+{
+    static struct result flat, is;
+    for (int c = 0; c < MIXTURES; c++) {
+        const struct mixture *m = &mixtures[c];
+        struct problem p;
+        problem_make(&p, m);
+        double bound = 1.2e-7 * (2 * (2 * sqrt(m->k_dim) + 4) + 64 + 4 * sqrt(m->rank_k));
+        memset(&flat, 0, sizeof flat);
+        attend(ref, &p, &p.flat, &p.alike, 1, &flat);
+        for (int i = -1; i < count; i++) {
+            struct sf_device *device = i < 0 ? ref : variants[i].device;
+            const char *who = i < 0 ? "ref" : variants[i].text;
+            memset(&is, 0, sizeof is);
+            attend(device, &p, &p.own, &p.lane, 1, &is);
+            compare(who, m->text, is.out, flat.out, (size_t)m->rows,
+                    (size_t)(Q_HEADS * m->v_dim), i < 0 ? 1.2e-7 * 8 : bound);
+            compare(who, m->text, is.lse, flat.lse, (size_t)m->rows, Q_HEADS, 2 * bound);
+        }
+        problem_free(&p);
+    }
+}
+
+static void test_read(void)
+{
+    for (int c = 0; c < MIXTURES; c++) {
+        const struct mixture *m = &mixtures[c];
+        struct problem p;
+        problem_make(&p, m);
+        size_t k_dim = (size_t)m->k_dim, v_dim = (size_t)m->v_dim;
+        int32_t slot[3] = { m->slots - 1, 0, m->slots / 2 };
+        struct sf_slot_list list = { p.basis_page, slot, 3 };
+        float k[3 * 64], v[3 * 64];
+        if (m->holes > 0) list.n = 0;   /* a hole has no position */
+        for (int i = -1; i < count; i++) {
+            struct sf_device *device = i < 0 ? ref : variants[i].device;
+            const char *who = i < 0 ? "ref" : variants[i].text;
+            device->k->kv_rebuild(device, &p.part, p.pool, p.page_bytes, &list, k, v);
+            for (int32_t s = 0; s < list.n; s++) {
+                compare(who, m->text, k + (size_t)s * k_dim,
+                        p.flat_k + (size_t)slot[s] * k_dim, 1, k_dim, 4e-6);
+                compare(who, m->text, v + (size_t)s * v_dim,
+                        p.flat_v + (size_t)slot[s] * v_dim, 1, v_dim, 4e-6);
+            }
+        }
+        problem_free(&p);
+    }
+}
+
+static void test_bits(void)
+{
+    static struct result whole, alone;
+    for (int c = 0; c < MIXTURES; c++) {
+        struct problem p;
+        problem_make(&p, &mixtures[c]);
+        for (int i = 0; i < count; i++) {
+            struct sf_device *device = variants[i].device;
+            struct sf_lane_job job[ROWS_MAX * Q_HEADS];
+            int32_t n = 0;
+            if (device->threads == 1) {
+                memset(&whole, 0, sizeof whole);
+                attend(device, &p, &p.own, &p.lane, 1, &whole);
+            }
+            memset(&alone, 0, sizeof alone);
+            for (int32_t r = 0; r < p.m->rows; r++)
+                for (int32_t h = 0; h < Q_HEADS; h++) {
+                    job[n] = p.lane;
+                    job[n].slots -= p.m->rows - 1 - r;
+                    job[n].row_first += r;
+                    job[n].rows = 1;
+                    job[n].q_first += h;
+                    job[n++].q_heads = 1;
+                }
+            attend(device, &p, &p.own, job, n, &alone);
+            compare_bits(variants[i].text, p.m->text, alone.out, whole.out, sizeof whole.out);
+            compare_bits(variants[i].text, p.m->text, alone.lse, whole.lse, sizeof whole.lse);
+        }
+        problem_free(&p);
+    }
+}
+
+static void test_columns(void)
+{
+    float x[6] = { 1, 2, 3, 4, 5, 6 }, y[8];
+    for (int i = -1; i < count; i++) {
+        struct sf_device *device = i < 0 ? ref : variants[i].device;
+        memset(y, 0x5a, sizeof y);
+        device->k->copy_columns(device, 2, 2, 3, x, 3, y, 4);
+        float expected[8] = { 1, 2, 0, y[3], 4, 5, 0, y[3] };
+        compare(i < 0 ? "ref" : variants[i].text, "two columns and a zero", y, expected, 1, 8, 0);
+    }
+}
+
+static const struct sf_test tests[] = {
+    { "like one lane", test_like_one_lane }, { "read", test_read }, { "bits", test_bits },
+    { "columns", test_columns }, { NULL, NULL }
+};
+
+int main(int argc, char **argv)
+{
+    count = variants_open(variants, &ref);
+    int failed = sf_test_main("kernels_basis", tests, argc, argv);
+    variants_close(variants, count, ref);
+    return failed;
+}
