@@ -4,8 +4,8 @@
     lab.py METHOD --trace IN.safetensors --output OUT.safetensors [KEY=VALUE ...]
     lab.py make   --output IN.safetensors seed=1 prompt=200 decode=50 [KEY=VALUE ...]
 
-METHOD: none, window, razor_attention, ems.  Values are JSON, or else strings; keys are the method's
-options and element_bytes (of the cache's type), for `make` those of attention.make_trace.
+METHOD: none, window, razor_attention, ems, xkv.  Values are JSON, or else strings; keys are the
+method's options and element_bytes (of the cache's type), for `make` those of attention.make_trace.
 """
 import argparse
 import json
@@ -15,9 +15,11 @@ import attention
 import ems
 import razor_attention
 import window
+import xkv
 
 RUN = {"none": lambda trace, options, element_bytes: attention.run_exact(trace, element_bytes),
-       "window": window.run, "razor_attention": razor_attention.run, "ems": ems.run}
+       "window": window.run, "razor_attention": razor_attention.run, "ems": ems.run,
+       "xkv": xkv.run}
 
 
 def value_of(text):

@@ -6,6 +6,7 @@ import traceback
 import check_attention
 import check_ems
 import check_razor
+import check_xkv
 from attention import np
 
 
@@ -46,7 +47,7 @@ class Checks:
 
 def main():
     checks = Checks()
-    for module in (check_attention, check_razor, check_ems):
+    for module in (check_attention, check_razor, check_ems, check_xkv):
         for name, case in sorted(vars(module).items()):
             if not name.startswith("case_"):
                 continue
