@@ -17,8 +17,8 @@
  * (tests/kernels/columns.c).
  *
  * Where attend has left the logits of a lane of one row, they are read in place of its keys, 4
- * bytes a slot and query head: 0.20 to 0.23 ms in place of 1.6 for 64 lanes of 1,152 slots, as
- * above, and attend is not slower for it beyond what repetitions differ by (tests/kernels/left.c).
+ * bytes a slot and query head: 0.20 to 0.23 ms in place of 1.6 for 64 lanes of 1,152 slots,
+ * measured as above; attend takes up to 5 % longer for it (tests/kernels/left.c).
  *
  * A window keeps blocks that no row of a tile sees out of the work, but for DECAY, whose slots all
  * change with every row: that costs what it would without a window. */
