@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """tests/emulation/nvcc.py [--write] TABLE REPORT...: registers and shared memory of every kernel,
-as ptxas reports them, against the table of limits.  A kernel that takes more registers than its limit,
-other shared memory than its line says, or has no line, fails; so does a line of a compiled
-architecture that no kernel answers to.  --write makes the table from the reports."""
+as ptxas reports them, against the table of limits.
+
+A kernel that takes more registers than its limit, other shared memory than its line says, or has no
+line, fails; so does a line of a compiled architecture that no kernel answers to.  --write makes the
+table from the reports."""
 import re
 import subprocess
 import sys
