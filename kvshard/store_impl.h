@@ -7,6 +7,7 @@
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
+#include "kvshard/event.h"
 #include "kvshard/lane.h"
 #include "kvshard/policy.h"
 #include "kvshard/stack.h"
@@ -122,20 +123,6 @@ int32_t sf_blocks_rows(const struct sf_store *, int32_t layer, const struct sf_s
 void sf_blocks_note(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 /* The sequence goes: what it has not filled is nobody's. */
 void sf_blocks_leave(struct sf_store *, struct sf_seq *);
-
-/* A hook is shown no more sequences at once, and none beyond the one with which their tokens come
- * to so many: that bounds its memory (bytes.c), whatever falls due in a step. */
-enum { SF_HOOK_SPANS = 16, SF_HOOK_TOKENS = 8192 };
-
-/* ---- event.c -------------------------------------------------------------------------------- */
-/* Rows of an item that can run before an event of `layer` falls due, given `left` >= 1 of them. */
-int32_t   sf_events_rows(const struct sf_store *, int32_t layer, const struct sf_seq *,
-                         int32_t left);
-/* Before (chunk events) and after the attention of a round; store->done and rows are set. */
-sf_status sf_events_before(struct sf_store *, int32_t layer, const struct sf_kv_step *);
-sf_status sf_events_after(struct sf_store *, int32_t layer, const struct sf_kv_step *);
-/* SF_AT_PRESSURE of the items' sequences, whose prompts have ended and budgets are set. */
-sf_status sf_events_pressure(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 
 /* ---- tighten.c ------------------------------------------------------------------------------ */
 /* The method's budget of a lane, for its prompt and as often as it was tightened; none: 0. */

@@ -127,7 +127,7 @@ int32_t sf_lane_parts(const struct sf_store *store, int32_t layer, int32_t lane_
         const struct sf_kv_lane *tier = sf_lane_tier_of(lane, t);
         if (tier->live > 0)
             part_out[n++] = (struct sf_lane_part){ sf_store_layout(store, layer, lane_index, t),
-                                                   tier->page, tier->slots };
+                                                   tier->page, tier->slots, NULL };
     }
     return n;
 }

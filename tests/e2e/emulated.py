@@ -25,8 +25,6 @@ import lab
 import tiny
 
 TIE = 0.01
-# What attention over several tiers needs is not in kernels/cuda: without a name here it is tested.
-NOT_YET = {"razor_attention"}
 METHODS = {
     "window": "{name: window, num_sink_tokens: 2, recent_tokens: 12}",
     "ems": "{name: ems, budget_tokens: 20, recent_tokens: 8, num_sink_tokens: 2, "
@@ -133,9 +131,6 @@ def check_fixed(tally, rig, device):
 
 def check_methods(tally, rig, device, names=None):
     for name in names or METHODS:
-        if name in NOT_YET:
-            tally.skip(name, "kernels/cuda does not serve it yet")
-            continue
         reference = rig.run("cpu", method=name)
         tally.check(f"{name} on the cpu: exit code", reference.code, 0)
         tally.true(f"{name}: something was evicted",

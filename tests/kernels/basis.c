@@ -1,6 +1,6 @@
-/* tests/kernels/basis.c: a lane with a part whose slots are rows of a basis is attended like one f32
- * lane of the keys and values that those rows stand for, which this file works out in f64; slots of
- * the part are read like that too; and the bits of a row depend on nothing but itself. */
+/* tests/kernels/basis.c: a lane with a part whose slots are rows of a basis is attended like one
+ * f32 lane of the keys and values that those rows stand for, which this file works out in f64;
+ * slots of the part are read like that too; and the bits of a row depend on nothing but itself. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,8 +196,9 @@ static void problem_free(struct problem *p)
 
 struct result { float out[ROWS_MAX * Q_HEADS * 64], lse[ROWS_MAX * Q_HEADS]; };
 
-static void attend(struct sf_device *device, const struct problem *p, const struct sf_layout *layout,
-                   const struct sf_lane_job *lane, int32_t lanes, struct result *result)
+static void attend(struct sf_device *device, const struct problem *p,
+                   const struct sf_layout *layout, const struct sf_lane_job *lane, int32_t lanes,
+                   struct result *result)
 {
     const struct mixture *m = p->m;
     struct sf_attend_job job = {
