@@ -5,8 +5,8 @@
 
 The shapes are those of Llama 3: 1b (3.2-1B, tied head) and 8b (3.1-8B); tiny is for trying things.
 Weights are f16, normal, scaled by 1 / sqrt(inputs), from one block of random numbers that is used
-again at another place for each tensor; so the answers mean nothing, but every product and every cache
-is of the real size.
+again at another place for each tensor; so the answers mean nothing, but every product and every
+cache is of the real size.
 No tokenizer: prompts are token ids.
 """
 import argparse

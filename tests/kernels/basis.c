@@ -180,10 +180,10 @@ static void problem_make(struct problem *p, const struct mixture *m)
     rebuild(p);
     flatten(p);
     drop(p);
-    p->lane = (struct sf_lane_job){ p->own_page, m->own_slots, 0, m->rows, 0, Q_HEADS, &p->part,
-                                    1 };
-    p->alike = (struct sf_lane_job){ p->flat_page, m->slots + m->own_slots, 0, m->rows, 0, Q_HEADS,
-                                     NULL, 0 };
+    p->lane = (struct sf_lane_job){ .pages = p->own_page, .slots = m->own_slots, .rows = m->rows,
+                                    .q_heads = Q_HEADS, .part = &p->part, .parts = 1 };
+    p->alike = (struct sf_lane_job){ .pages = p->flat_page, .slots = m->slots + m->own_slots,
+                                     .rows = m->rows, .q_heads = Q_HEADS };
     for (int32_t r = 0; r < m->rows; r++)
         p->row_pos[r] = 7 + m->slots + m->own_slots - m->rows + r;
 }
