@@ -11,6 +11,7 @@
 #include "base/memory.h"
 #include "kvshard/account.h"
 #include "kvshard/store_impl.h"
+#include "kvshard/watch.h"
 
 enum { MAP_BYTES = 4096,                /* of a page of the system */
        LANE_ARRAYS = 48,                /* arrays of one lane in a hook, rounded up to SF_ALIGN */
@@ -158,6 +159,9 @@ static void size_step(const struct sizing *s, struct sf_cache_bytes *out)
     if (!notes.mirror || notes.masses == 0) return;
     out->step += block(seqs, sizeof(int32_t)) + block(jobs, sizeof(struct sf_lane_job)) +
                  block(s->room->rows_max * s->heads_most, sizeof(float));
+    int64_t logits = sf_logits_room(s->stack, s->room->tokens_max, s->setup->page_slots, seqs,
+                                    s->heads_most);
+    if (logits > 0) out->step += block(logits, sizeof(float));
 }
 
 static int64_t group_of(const struct sizing *s, int32_t layer)

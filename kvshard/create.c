@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "kvshard/copies.h"
+#include "kvshard/watch.h"
 
 static sf_status check_spec(const struct sf_store_spec *spec)
 {
@@ -130,19 +131,12 @@ static sf_status create_pool(struct sf_store *store, const struct sf_store_spec 
 }
 
 /* Room for the logits of a step that decodes, of as many lanes as fit (watch.c). */
-static sf_status create_logits(struct sf_store *store)
+static sf_status create_logits(struct sf_store *store, const struct sf_stack *stack)
 {
-    enum { LOGITS_MAX = 4 << 20 };
-    int watched = 0;
     void *block;
-    for (int32_t m = 0; m < store->methods; m++)
-        for (int w = 0; w < 2; w++)
-            watched |= sf_is_watched(&store->method[m].entry->plan, w) &&
-                       !(store->method[m].entry->plan.watch[w].flags & SF_WATCH_STORED);
-    if (!watched) return SF_OK;
-    int64_t slots = sf_lane_slots_bound(store->setup.tokens_max, store->page_slots);
-    int64_t logits = slots * store->seqs_max * (int64_t)store->lse_stride;
-    if (logits > LOGITS_MAX) logits = LOGITS_MAX;
+    int64_t logits = sf_logits_room(stack, store->setup.tokens_max, store->page_slots,
+                                    store->seqs_max, (int64_t)store->lse_stride);
+    if (logits == 0) return SF_OK;
     SF_TRY(store->device->k->alloc(store->device, (size_t)logits * sizeof *store->logit,
                                    "logits of attention", &block));
     store->logit = block;
@@ -150,7 +144,7 @@ static sf_status create_logits(struct sf_store *store)
     return SF_OK;
 }
 
-static sf_status create_step(struct sf_store *store)
+static sf_status create_step(struct sf_store *store, const struct sf_stack *stack)
 {
     int32_t lanes = 1;
     for (int32_t i = 0; i < store->layers; i++)
@@ -191,7 +185,7 @@ static sf_status create_step(struct sf_store *store)
                                                       sizeof *store->lse, "sums of attention",
                                    &block));
     store->lse = block;
-    SF_TRY(create_logits(store));
+    SF_TRY(create_logits(store, stack));
     return sf_copies_create(store);
 }
 
@@ -206,7 +200,7 @@ static sf_status create(struct sf_store *store, const struct sf_store_spec *spec
     SF_TRY(create_pool(store, spec));
     if (spec->stack) store->sharing = sf_stack_sharing(spec->stack);
     SF_TRY(sf_blocks_create(&store->pool, store->lanes, &store->blocks));
-    return create_step(store);
+    return create_step(store, spec->stack);
 }
 
 sf_status sf_store_create(const struct sf_store_spec *spec, struct sf_store **out)

@@ -67,6 +67,20 @@ static int is_counted(const struct sf_store *store, int32_t layer, const struct 
     return 0;
 }
 
+int64_t sf_logits_room(const struct sf_stack *stack, int32_t tokens_max, int32_t page_slots,
+                       int64_t seqs_max, int64_t heads)
+{
+    enum { LOGITS_MAX = 4 << 20 };
+    int watched = 0;
+    for (int32_t m = 0; stack && m < stack->entries; m++)
+        for (int w = 0; w < 2; w++)
+            watched |= sf_is_watched(&stack->entry[m].plan, w) &&
+                       !(stack->entry[m].plan.watch[w].flags & SF_WATCH_STORED);
+    int64_t logits = sf_lane_slots_bound(tokens_max, page_slots) * seqs_max * heads;
+    if (!watched) return 0;
+    return logits < LOGITS_MAX ? logits : LOGITS_MAX;
+}
+
 /* With copies the rows that count have more query heads than those that attend here. */
 void sf_watches_leave(struct sf_store *store, int32_t layer, const struct sf_kv_step *step)
 {

@@ -113,6 +113,7 @@ void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
     struct sf_partial latent = { whole, into.max, into.sum };
     struct sf_split split;
     split.logits = logits;
+    split.left = NULL;                  /* no logits are asked for where a part has factors */
     split.partial = (struct sf_partial){ piece, piece + n * width, piece + n * width + n };
     memset(whole, 0, n * width * sizeof *whole);
     for (size_t j = 0; j < n; j++) {
