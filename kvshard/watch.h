@@ -5,8 +5,8 @@
 #include "kvshard/store_impl.h"
 SF_C_BEGIN
 
-/* Floats for the logits that a step's lanes leave, of at most so many sequences and, in a layer, query
- * heads; 0 where nobody watches. */
+/* Floats for the logits that a step's lanes leave, of at most so many sequences and, in a layer,
+ * query heads; 0 where nobody watches. */
 int64_t sf_logits_room(const struct sf_stack *, int32_t tokens_max, int32_t page_slots,
                        int64_t seqs_max, int64_t heads);
 /* Before the round's attention, whose lanes are store->job: where their logits shall be left. */
