@@ -30,7 +30,7 @@ def bench(tally, folder, device, report):
                           f"kv_cache: {{memory: {'8MiB' if small else '16GiB'}{methods}}}\n")
         names.append(folder.file(f"bench{len(names)}.yaml", text.replace(job.MODEL, path)))
     sizes = ["--max-num-seqs", "2", "--input-len", "12", "--output-len", "4"] if small else \
-        ["--max-num-seqs", "32,256", "--num-prompts", "256", "--input-len", "512",
+        ["--max-num-seqs", "64,256", "--num-prompts", "256", "--input-len", "1024",
          "--output-len", "64"]
     start = time.monotonic()
     done = job.sheaf(1, ["bench", *names, *sizes, "--json", output], LIMIT_S)

@@ -162,6 +162,7 @@ static void test_left(void)
 /* What is read is what was left: a logit that is changed by hand changes its slot's mass. */
 static void test_read(void)
 {
+    if (VARIANTS_STAGED) SF_SKIP("the CUDA backend leaves no logits and reads none");
     for (int c = 0; c < shapes_count; c++) {
         struct rows r;
         if (shapes[c].rows[0] != 1 || shapes[c].window != 0 || shapes[c].holes_percent > 0)
