@@ -230,6 +230,32 @@ static sf_status overruled(const struct sf_node *map, size_t key, const struct s
     return SF_OK;
 }
 
+/* {svd: {method: exact}} is what the row svd.method is for; an inner key that is not there is named
+ * as a whole. */
+static sf_status apply_inner(const struct sf_node_item *outer, const struct sf_method *method,
+                             const char *prefix, struct sf_stack_entry *entry)
+{
+    for (size_t i = 0; i < outer->value->items; i++) {
+        char key[128];
+        struct sf_node_item inner = outer->value->item[i];
+        snprintf(key, sizeof key, "%s.%s", outer->key, inner.key);
+        const struct sf_opt *own = sf_opt_find(method->opts, key);
+        inner.key = key;
+        if (own == NULL) return unknown_option(&inner, method);
+        SF_TRY(apply_value(own, prefix, inner.value, entry->cfg));
+    }
+    return SF_OK;
+}
+
+/* Whether the table has rows `key`.something. */
+static int has_inner(const struct sf_opt *table, const char *key)
+{
+    size_t length = strlen(key);
+    for (const struct sf_opt *row = table; row->key != NULL; row++)
+        if (strncmp(row->key, key, length) == 0 && row->key[length] == '.') return 1;
+    return 0;
+}
+
 static sf_status apply_entry(const struct sf_node *map, int32_t index, struct sf_config *cfg)
 {
     if (map->kind != SF_NODE_MAP)
@@ -267,6 +293,8 @@ static sf_status apply_entry(const struct sf_node *map, int32_t index, struct sf
             if (!skip) SF_TRY(apply_value(own, prefix, item->value, entry->cfg));
         } else if (common != NULL) {
             SF_TRY(apply_value(common, prefix, item->value, entry));
+        } else if (item->value->kind == SF_NODE_MAP && has_inner(table, item->key)) {
+            SF_TRY(apply_inner(item, method, prefix, entry));
         } else {
             return unknown_option(item, method);
         }

@@ -142,7 +142,7 @@ const struct sf_section sf_config_sections[] = {
 
 const char *const sf_methods_to_come[] = {
     "loopserve", "x_ecomla", "kvcrush", "gear", "mikv", "minicache", "lococo", "zipvl",
-    "scissorhands", "kv_heads", "speckv", "specpc", "sigma_diffqkv", "xkv",
+    "scissorhands", "kv_heads", "speckv", "specpc", "sigma_diffqkv",
     "sub_moe", "sentencekv", NULL
 };
 

@@ -22,6 +22,7 @@ static sf_status check_nodes(const struct sf_config *, const struct sf_cluster *
                              const struct sf_launch_plan *);
 static sf_status cut_layers(const struct sf_config *, const struct sf_model_desc *,
                             const struct sf_launch_plan *, int32_t *count_out);
+static sf_status set_stages(struct sf_config *, const int32_t *count, struct sf_launch_plan *);
 static sf_status choose_placing(const struct sf_config *, struct sf_launch_plan *);
 static sf_status make_ranks(const struct sf_sizing *, const int32_t *count,
                             struct sf_launch_plan *);
@@ -54,6 +55,7 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
         status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
     if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
+    if (status == SF_OK) status = set_stages(cfg, count, &plan);
     if (status == SF_OK) status = choose_placing(cfg, &plan);
     sizing.placing = plan.placing;
     if (status == SF_OK) status = make_ranks(&sizing, count, &plan);
@@ -234,6 +236,18 @@ static sf_status cut_layers(const struct sf_config *cfg, const struct sf_model_d
         return SF_FAIL(SF_INVALID, "parallel.pipeline_layers sum to %lld, but the model has %d"
                        " layers", (long long)sum, desc->layers);
     return SF_OK;
+}
+
+/* The stack is checked once more with its stages, which cut its layer groups. */
+static sf_status set_stages(struct sf_config *cfg, const int32_t *count,
+                            struct sf_launch_plan *plan)
+{
+    int32_t *stage = calloc((size_t)plan->setup.layers, sizeof *stage);
+    if (stage == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", plan->setup.layers);
+    for (int32_t s = 0, l = 0; s < plan->pipeline; s++)
+        for (int32_t i = 0; i < count[s]; i++) stage[l++] = s;
+    plan->setup.stage = stage;
+    return sf_stack_check(&cfg->kv.stack, &plan->setup);
 }
 
 static sf_status choose_placing(const struct sf_config *cfg, struct sf_launch_plan *plan)

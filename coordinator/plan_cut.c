@@ -8,11 +8,15 @@
  *   SmolLM2-135M in bf16, 64 sequences, max_model_len 512, 2 stages, so 16 rows a step:
  *   30 layers of 7.1 MB + 1.6 MB of cache, head of 56.6 MB: [18][12 + head]  156 | 161 MB
  *
+ * Where a method encodes layers in groups, stages end between groups as long as that is not too
+ * dear (sf_shape: imbalance_max); elsewhere a group is cut, and its method counts anew from there.
+ *
  * A quarter of max_model_len, at most 1,024, stands for the tokens behind a row: sequences
  * start short, and few come near the limit.  Of their cached bytes counts what the methods store at
  * that length: a layer whose heads are cut is a cheap one. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include "coordinator/plan_impl.h"
 #include "coordinator/sched.h"
 
@@ -79,6 +83,13 @@ static int better(double most, double squares, const struct best *than)
 sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, int32_t stages,
                         int32_t *count_out)
 {
+    double most;
+    return sf_cut_stages_at(cost, layers, head_cost, stages, NULL, count_out, &most);
+}
+
+sf_status sf_cut_stages_at(const double *cost, int32_t layers, double head_cost, int32_t stages,
+                           const uint8_t *border, int32_t *count_out, double *most_out)
+{
     SF_ASSERT(stages >= 1 && stages <= layers);
     size_t width = (size_t)layers + 1;
     struct best *table = calloc((size_t)(stages + 1) * width, sizeof *table);
@@ -97,15 +108,18 @@ sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, in
             /* The earlier stage takes more where cuts are equal: later ones have the samples. */
             for (int32_t count = layers - first - (s - 1); count >= 1; count--) {
                 if (s == 1 && count != layers - first) break;
+                if (s > 1 && border != NULL && !border[first + count]) continue;
                 double mine = before[first + count] - before[first] + (s == 1 ? head_cost : 0);
                 const struct best *rest = &table[(size_t)(s - 1) * width + (size_t)(first + count)];
+                if (s > 1 && isinf(rest->most)) continue;
                 double most = s == 1 ? mine : fmax(mine, rest->most);
                 double squares = mine * mine + (s == 1 ? 0 : rest->squares);
                 if (isinf(here->most) || better(most, squares, here))
                     *here = (struct best){ most, squares, count };
             }
         }
-    for (int32_t s = stages, first = 0; s >= 1; s--) {
+    *most_out = table[(size_t)stages * width].most;
+    for (int32_t s = stages, first = 0; s >= 1 && !isinf(*most_out); s--) {
         int32_t count = table[(size_t)s * width + (size_t)first].count;
         count_out[stages - s] = count;
         first += count;
@@ -115,6 +129,46 @@ sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, in
     return SF_OK;
 }
 
+/* Marks the layers with which a stage may begin so that no group of the stack is cut; returns how
+ * much dearer than the mean the dearest stage may be for that, 0: there are no groups. */
+static double group_borders(const struct sf_setup *setup, const struct sf_stack *stack,
+                            uint8_t *border)
+{
+    double slack = 0;
+    memset(border, 1, (size_t)setup->layers);
+    for (int32_t m = 0; stack != NULL && m < stack->entries; m++) {
+        const struct sf_shape *shape = &stack->entry[m].shape;
+        if (shape->imbalance_max <= 0) continue;
+        slack = slack > 0 ? fmin(slack, shape->imbalance_max) : shape->imbalance_max;
+        for (int32_t l = 1; l < setup->layers; l++)
+            if (shape->layer_group[l] >= 0 && shape->layer_group[l] == shape->layer_group[l - 1])
+                border[l] = 0;
+    }
+    return slack;
+}
+
+/* Stages that end where groups do, if that costs no more than it may; else as level as can be. */
+static sf_status cut_between(const double *cost, const struct sf_setup *setup, double head,
+                             const struct sf_stack *stack, int32_t pipeline, int32_t *count_out)
+{
+    int32_t layers = setup->layers, *count = calloc((size_t)pipeline, sizeof *count);
+    uint8_t *border = calloc((size_t)layers, 1);
+    double level, whole, sum = head;
+    sf_status status = count != NULL && border != NULL
+                       ? sf_cut_stages_at(cost, layers, head, pipeline, NULL, count_out, &level)
+                       : SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", layers);
+    double slack = status == SF_OK ? group_borders(setup, stack, border) : 0;
+    if (status == SF_OK && slack > 0) {
+        for (int32_t l = 0; l < layers; l++) sum += cost[l];
+        status = sf_cut_stages_at(cost, layers, head, pipeline, border, count, &whole);
+        if (status == SF_OK && whole <= fmax(level, (1 + slack) * sum / pipeline) * (1 + 1e-9))
+            memcpy(count_out, count, (size_t)pipeline * sizeof *count);
+    }
+    free(border);
+    free(count);
+    return status;
+}
+
 sf_status sf_cut_layers(const struct sf_model_desc *desc, const struct sf_launch_plan *plan,
                         const struct sf_setup *setup, const struct sf_stack *stack,
                         int32_t pipeline, int32_t *count_out)
@@ -122,7 +176,7 @@ sf_status sf_cut_layers(const struct sf_model_desc *desc, const struct sf_launch
     double *cost = calloc((size_t)desc->layers, sizeof *cost), head;
     if (cost == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", desc->layers);
     sf_status status = sf_layer_costs(desc, plan, setup, stack, pipeline, cost, &head);
-    if (status == SF_OK) status = sf_cut_stages(cost, desc->layers, head, pipeline, count_out);
+    if (status == SF_OK) status = cut_between(cost, setup, head, stack, pipeline, count_out);
     free(cost);
     return status;
 }

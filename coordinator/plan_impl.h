@@ -16,6 +16,10 @@ SF_C_BEGIN
  * the most level one.  cost[layers] of each layer; the last stage costs head_cost more. */
 sf_status sf_cut_stages(const double *cost, int32_t layers, double head_cost, int32_t stages,
                         int32_t *count_out);
+/* The same with stages that begin at layers with border[layer] != 0 alone (NULL: at any); most_out:
+ * what the dearest costs, INFINITY where there are none such. */
+sf_status sf_cut_stages_at(const double *cost, int32_t layers, double head_cost, int32_t stages,
+                           const uint8_t *border, int32_t *count_out, double *most_out);
 /* Cost of each layer and of the output head in so many stages: bytes that a step reads.  The stack
  * has been checked with this setup; NULL: the exact cache. */
 sf_status sf_layer_costs(const struct sf_model_desc *, const struct sf_launch_plan *,

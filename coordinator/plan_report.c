@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "coordinator/plan_groups.h"
 #include "coordinator/plan_impl.h"
 #include "kernels/device.h"
 
@@ -259,8 +260,7 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
     for (int32_t r = 0; r < plan->ranks && w.status == SF_OK; r++)
         push(&w, ranks, rank_json(&w, plan, &costs, r));
     put(&w, root, "ranks", ranks);
-    /* Layer groups are a matter of methods that encode layers together; none of these is built. */
-    put(&w, root, "groups", sf_json_new(SF_JSON_ARRAY));
+    put(&w, root, "groups", sf_plan_groups_json(plan, &cfg->kv.stack, &w.status));
 
     struct sf_plan_traffic traffic;
     sf_plan_comm(plan, sf_model_desc(model), &traffic);
@@ -489,6 +489,7 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
     write_ranks(out, plan);
     sf_status status = write_stages(out, plan, cfg, desc);
     write_memory(out, plan);
+    sf_plan_groups_text(plan, &cfg->kv.stack, out);
     if (status == SF_OK) status = write_placement(out, plan, desc);
     if (status == SF_OK) status = write_capacity(out, plan, cfg);
     struct sf_plan_traffic traffic;

@@ -132,10 +132,11 @@ static void add_item(struct sf_sched *s, struct seq *seq, struct batch *batch, i
 
 /* Rows of the next chunk of known tokens; 0 if it has to wait for a step with more room.  A prompt
  * that is scored has chunks of its own: an answer that is fed again was scored when it was sampled.
- */
+ * So has one whose layers are encoded together: all of them have to end it before any goes on. */
 static int32_t chunk_of(const struct sf_sched *s, const struct seq *seq, int32_t room)
 {
-    int32_t end = seq->score_prompt && seq->fed < seq->prompt ? seq->prompt : seq->known;
+    int apart = seq->score_prompt || s->limits.prompt_apart;
+    int32_t end = apart && seq->fed < seq->prompt ? seq->prompt : seq->known;
     int32_t rows = end - seq->fed, chunk = s->limits.chunk_rows;
     if (chunk == 0) return rows < room ? rows : room;
     int32_t to_border = chunk - seq->fed % chunk;

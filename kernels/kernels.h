@@ -70,9 +70,10 @@ struct sf_lane_job {                    /* host; the rows of one sequence agains
                                            slots - rows + r + 1 physical slots of the lane */
     int32_t q_first, q_heads;           /* query heads (of this rank) that read the lane */
     const struct sf_lane_part *part; int32_t parts; /* host; usually none */
-    /* A lane of one row may have a place where attend leaves its logits for columns, or NULL:
-     * [q_heads][logit_stride] f32 on the device, slots as sf_lane_logit_first numbers them, -inf
-     * for one that the row does not see and up to the next multiple of SF_BLOCK_SLOTS. */
+    /* A lane of one row, no part of which has factors, may have a place where attend leaves its
+     * logits for columns, or NULL: [q_heads][logit_stride] f32 on the device, slots as
+     * sf_lane_logit_first numbers them, -inf for one that the row does not see and up to the next
+     * multiple of SF_BLOCK_SLOTS. */
     float *logit;
     size_t logit_stride;                /* a multiple of SF_BLOCK_SLOTS */
 };

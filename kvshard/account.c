@@ -11,7 +11,10 @@
  *   slots         rising ---> here |drop  rising here |drop   and here
  *
  * Pages of tiers beside the raw one come on top: an edit fills them before it frees what it
- * took. */
+ * took.
+ *
+ * What a layer group shares is counted once for each rank that has lanes of it: its bytes with the
+ * first lane that is no copy, as the store does (group.h).  One lane by itself gets its part. */
 #include "kvshard/account.h"
 
 #include <stdlib.h>
@@ -70,16 +73,35 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
     return SF_OK;
 }
 
-sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *stack,
-                          enum sf_dtype dtype, const struct sf_spot *spot,
-                          struct sf_lane_cost *cost_out)
+/* What a layer group's tier costs a lane: its factors, and the group's basis where `basis` of the
+ * bytes and pages are the lane's. */
+struct group_cost { int64_t bytes, pages; };
+struct group_share { int32_t lanes; double basis; }; /* lanes of the group here */
+static sf_status group_cost(const struct sf_setup *setup, const struct sf_stack_entry *entry,
+                            int32_t tier, const struct sf_layout *raw, int32_t layer,
+                            int64_t slots, const struct group_share *share,
+                            struct group_cost *out)
+{
+    *out = (struct group_cost){ 0, 0 };
+    if (slots == 0) return SF_OK;
+    struct sf_lowrank_ask ask = { .setup = setup, .shape = &entry->shape,
+                                  .tier = &entry->plan.tier[tier], .raw = *raw, .layer = layer,
+                                  .ranks = setup->tp_size, .lanes = share->lanes,
+                                  .tokens = (int32_t)slots };
+    struct sf_lowrank_size size;
+    SF_TRY(sf_lowrank_sizes(&ask, &size));
+    out->bytes = size.factor_bytes + (int64_t)(share->basis * (double)size.basis_bytes);
+    out->pages = size.factor_pages + (int64_t)(share->basis * (double)size.basis_pages);
+    return SF_OK;
+}
+
+static sf_status lane_cost(const struct sf_setup *common, const struct sf_stack *stack,
+                           int32_t number, enum sf_dtype dtype, const struct sf_spot *spot,
+                           const struct group_share *share, struct sf_lane_cost *cost_out)
 {
     struct sf_layout layout = layout_of(common, spot->layer, dtype);
     int64_t slot_bytes = (int64_t)sf_layout_slot_bytes(&layout);
     struct sf_lane_cost cost;
-    int32_t number = stack == NULL ? -1
-                                   : sf_stack_entry_of(stack, common, spot->layer,
-                                                       spot->head_global);
     cost.bytes_exact = spot->tokens * slot_bytes;
     if (number < 0) {
         cost.bytes_lo = cost.bytes_hi = cost.bytes_exact;
@@ -101,8 +123,15 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     for (int32_t t = 0; t < entry->plan.tiers || t == 0; t++) {
         struct sf_layout tier;
         SF_TRY(sf_codec_layout(&entry->plan, t, &layout, &tier));
-        if (t > 0) {
-            slot_bytes = (int64_t)sf_codec_of(&entry->plan, t)->slot_bytes(&tier);
+        if (t > 0) slot_bytes = (int64_t)sf_codec_of(&entry->plan, t)->slot_bytes(&tier);
+        if (t > 0 && sf_codec_of(&entry->plan, t)->facts & SF_CAN_GROUP) {
+            struct group_cost group;    /* here lo and hi are equal: stack.c has seen to it */
+            SF_TRY(group_cost(&setup, entry, t, &layout, spot->layer, foot.slots_hi[t], share,
+                              &group));
+            cost.bytes_lo += group.bytes;
+            cost.bytes_hi += group.bytes;
+            tier_pages += group.pages;
+        } else if (t > 0) {
             tier_pages += pages_of(sf_tier_slots_bound(live[t], tier.page_slots), tier.page_slots);
         }
         cost.slots_after += live[t];
@@ -122,6 +151,71 @@ sf_status sf_account_lane(const struct sf_setup *common, const struct sf_stack *
     cost.pages_peak = pages_of(most, setup.page_slots) + tier_pages;
     cost.pages_after = pages_of(is_cut ? slots : most, setup.page_slots) + tier_pages;
     *cost_out = cost;
+    return SF_OK;
+}
+
+static int32_t entry_of(const struct sf_setup *setup, const struct sf_stack *stack,
+                        const struct sf_spot *spot)
+{
+    return stack == NULL ? -1 : sf_stack_entry_of(stack, setup, spot->layer, spot->head_global);
+}
+
+sf_status sf_account_lane(const struct sf_setup *setup, const struct sf_stack *stack,
+                          enum sf_dtype dtype, const struct sf_spot *spot,
+                          struct sf_lane_cost *cost_out)
+{
+    struct group_share share = { 1, 0 };
+    int32_t number = entry_of(setup, stack, spot);
+    if (number >= 0 && stack->entry[number].shape.layer_group[spot->layer] >= 0) {
+        int32_t lanes = sf_group_lanes(setup, &stack->entry[number].shape, spot->layer);
+        share.lanes = (lanes + setup->tp_size - 1) / setup->tp_size;
+        share.basis = 1.0 / share.lanes;
+    }
+    return lane_cost(setup, stack, number, dtype, spot, &share, cost_out);
+}
+
+/* The lanes of a layer group on a rank, and whether the basis counts with lane `l`: its bytes with
+ * the first that is no copy, its pages with the first. */
+static struct group_share share_of(const struct sf_setup *setup, const struct sf_stack *stack,
+                                   const struct sf_rank_lanes *lanes, int32_t number,
+                                   int32_t layer, int32_t l, int *pages_out)
+{
+    const struct sf_shape *shape = &stack->entry[number].shape;
+    struct group_share share = { 0, 0 };
+    int32_t first = -1, counted = -1;
+    for (int32_t i = 0; i < lanes->layers; i++) {
+        int32_t other = lanes->layer_first + i;
+        if (shape->layer_group[other] != shape->layer_group[layer]) continue;
+        for (int32_t j = lanes->lane_ptr[i]; j < lanes->lane_ptr[i + 1]; j++) {
+            if (sf_stack_entry_of(stack, setup, other, lanes->head_global[j]) != number) continue;
+            if (first < 0) first = j;
+            if (counted < 0 && lanes->replica[j] == 0) counted = j;
+            share.lanes++;
+        }
+    }
+    share.basis = l == counted;
+    *pages_out = l == first;
+    return share;
+}
+
+/* Lane number `l` of a rank. */
+static sf_status rank_lane_cost(const struct sf_setup *setup, const struct sf_stack *stack,
+                                const struct sf_rank_lanes *lanes, enum sf_dtype dtype,
+                                const struct sf_spot *spot, int32_t l,
+                                struct sf_lane_cost *cost_out)
+{
+    struct group_share share = { 1, 0 };
+    int32_t number = entry_of(setup, stack, spot);
+    if (number < 0 || stack->entry[number].shape.layer_group[spot->layer] < 0)
+        return lane_cost(setup, stack, number, dtype, spot, &share, cost_out);
+    int pages;
+    struct sf_lane_cost pays;
+    share = share_of(setup, stack, lanes, number, spot->layer, l, &pages);
+    SF_TRY(lane_cost(setup, stack, number, dtype, spot, &share, cost_out));
+    share.basis = pages;
+    SF_TRY(lane_cost(setup, stack, number, dtype, spot, &share, &pays));
+    cost_out->pages_peak = pays.pages_peak;
+    cost_out->pages_after = pays.pages_after;
     return SF_OK;
 }
 
@@ -146,7 +240,7 @@ sf_status sf_account_tightened(const struct sf_setup *setup, const struct sf_sta
             struct sf_lane_cost lane;
             spot.layer = layer;
             spot.head_global = lanes->head_global[l];
-            SF_TRY(sf_account_lane(setup, stack, dtype, &spot, &lane));
+            SF_TRY(rank_lane_cost(setup, stack, lanes, dtype, &spot, l, &lane));
             sum.pages_peak += lane.pages_peak;
             sum.pages_after += lane.pages_after;
             if (lanes->replica[l] > 0) continue;
@@ -158,6 +252,24 @@ sf_status sf_account_tightened(const struct sf_setup *setup, const struct sf_sta
     sum.bytes_peak = sum.pages_peak * sf_account_page_bytes(setup, lanes, dtype);
     *cost_out = sum;
     return SF_OK;
+}
+
+void sf_account_group_ranks(const struct sf_setup *setup, const struct sf_stack_entry *entry,
+                            int32_t layer, int32_t *rank_k_out, int32_t *rank_v_out)
+{
+    const struct sf_layer *of = &setup->layer[layer];
+    int32_t lanes = sf_group_lanes(setup, &entry->shape, layer);
+    *rank_k_out = *rank_v_out = 0;
+    for (int32_t t = 1; t < entry->plan.tiers && lanes > 0; t++) {
+        if (!(sf_codec_facts(entry->plan.tier[t].codec) & SF_CAN_GROUP)) continue;
+        struct sf_lowrank_ask ask = { .setup = setup, .shape = &entry->shape,
+                                      .tier = &entry->plan.tier[t],
+                                      .raw = { .k_dim = of->k_dim, .v_dim = of->v_dim },
+                                      .layer = layer, .ranks = setup->tp_size,
+                                      .lanes = (lanes + setup->tp_size - 1) / setup->tp_size,
+                                      .tokens = INT32_MAX };
+        sf_lowrank_ranks(&ask, rank_k_out, rank_v_out);
+    }
 }
 
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *cost)

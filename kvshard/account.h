@@ -43,6 +43,10 @@ sf_status sf_account_sequence(const struct sf_setup *, const struct sf_stack *,
 sf_status sf_account_tightened(const struct sf_setup *, const struct sf_stack *,
                                const struct sf_rank_lanes *, enum sf_dtype,
                                const struct sf_spot *, struct sf_cost *cost_out);
+/* Columns of the two bases that the layer's group has on a tensor rank with its part of the heads;
+ * 0 where it has none. */
+void sf_account_group_ranks(const struct sf_setup *, const struct sf_stack_entry *, int32_t layer,
+                            int32_t *rank_k_out, int32_t *rank_v_out);
 /* Sequences of this cost that so many pages hold at once: one in its prompt, the others after it.
  * INT64_MAX for a rank that has no lanes. */
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *);

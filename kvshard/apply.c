@@ -16,8 +16,8 @@
 enum { SOURCES_AT_ONCE = 256 };         /* slots read and decoded in one piece */
 
 /* ---- keep ----------------------------------------------------------------------------------- */
-static void note_change(const struct sf_store *store, int32_t layer, struct sf_seq *seq,
-                        int32_t lane_index)
+void sf_note_change(const struct sf_store *store, int32_t layer, struct sf_seq *seq,
+                    int32_t lane_index)
 {
     int32_t m = store->layer[layer].method[lane_index];
     seq->changed |= 1u << (m < 31 ? m : 31);
@@ -30,7 +30,7 @@ static void count_dropped(const struct sf_store *store, int32_t layer, struct sf
     seq->evicted += evicted;
     seq->merged += merged;
     seq->edits++;
-    if (evicted > 0 || merged > 0) note_change(store, layer, seq, lane_index);
+    if (evicted > 0 || merged > 0) sf_note_change(store, layer, seq, lane_index);
 }
 
 static sf_status apply_keep(struct sf_answer *answer, const struct sf_lane *lane,
@@ -43,11 +43,11 @@ static sf_status apply_keep(struct sf_answer *answer, const struct sf_lane *lane
     SF_TRY(sf_scratch_items(&store->host, (size_t)lane->slots, 1, &keep));
     memset(keep, 0, (size_t)lane->slots);
     for (int32_t i = 0; i < view->keeps; i++) keep[view->keep[i]] = 1;
-    struct sf_slots all = sf_view_slots(answer->layer, view);
-    struct sf_held before = sf_store_held(store, view->seq, answer->layer, view->lane_index);
+    struct sf_slots all = sf_view_slots(view);
+    struct sf_held before = sf_store_held(store, view->seq, view->layer, view->lane_index);
     sf_status status = sf_tiers_keep(store, &all, keep);
-    sf_store_book(store, view->seq, answer->layer, view->lane_index, before);
-    count_dropped(store, answer->layer, view->seq, view->lane_index, drops, 0);
+    sf_store_book(store, view->seq, view->layer, view->lane_index, before);
+    count_dropped(store, view->layer, view->seq, view->lane_index, drops, 0);
     return status;
 }
 
@@ -113,7 +113,7 @@ static sf_status mix_rows(struct sf_answer *answer, const struct sf_lane *lane,
                 SF_TRY(sf_scratch_items(mem, slots, sizeof(float), &work->seen[w]));
         }
     int32_t method_aux = answer->method->entry->plan.aux_bytes;
-    struct sf_slots old = sf_view_slots(answer->layer, view);
+    struct sf_slots old = sf_view_slots(view);
     work->rows = 0;
     for (int32_t i = 0; i < mix->slots; i++) {
         int32_t first = mix->src[mix->ptr[i]];
@@ -175,10 +175,10 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_lane *lane,
 {
     struct sf_store *store = answer->store;
     const struct sf_kernels *k = store->device->k;
-    const struct sf_layout *layout = &store->layer[answer->layer].layout;
+    const struct sf_layout *layout = &store->layer[view->layer].layout;
     const struct sf_mix *mix = &view->mix;
     size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
-    struct sf_slots all = sf_view_slots(answer->layer, view);
+    struct sf_slots all = sf_view_slots(view);
     int32_t pos[SOURCES_AT_ONCE];
     float *dev, *host;
     size_t floats = SOURCES_AT_ONCE * (k_dim + v_dim);
@@ -198,7 +198,7 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_lane *lane,
             sf_slots_decode(store, &all, mix->src + first, n, dev, dev_v);
             for (int32_t j = 0; j < n; j++) pos[j] = lane->pos[mix->src[first + j]];
             if (mix->flags & SF_MIX_ROTATE)
-                SF_TRY(sf_turn(store, answer->layer, dev, pos, n, 1));
+                SF_TRY(sf_turn(store, view->layer, dev, pos, n, 1));
             k->download(store->device, host, dev, (size_t)n * (k_dim + v_dim) * sizeof(float));
             for (int32_t j = 0; j < n; j++) {
                 float k_weight = mix->k_weight[first + j], v_weight = mix->v_weight[first + j];
@@ -259,13 +259,13 @@ static sf_status mix_run(struct sf_answer *answer, const struct sf_lane *lane,
     float *dev = NULL;
     SF_TRY(mix_rows(answer, lane, view, work));
     if (work->rows > 0) {
-        const struct sf_layout *layout = &store->layer[answer->layer].layout;
+        const struct sf_layout *layout = &store->layer[view->layer].layout;
         size_t floats = (size_t)work->rows * (size_t)(layout->k_dim + layout->v_dim);
         SF_TRY(mix_sums(answer, lane, view, work));
         SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
     }
-    struct sf_held before = sf_store_held(store, view->seq, answer->layer, view->lane_index);
-    struct sf_slots old = sf_view_slots(answer->layer, view), fresh = old;
+    struct sf_held before = sf_store_held(store, view->seq, view->layer, view->lane_index);
+    struct sf_slots old = sf_view_slots(view), fresh = old;
     int moved[SF_TIERS] = { 0 };
     int32_t *slot;
     SF_TRY(sf_scratch_items(&store->host, (size_t)mix->slots + 1, sizeof *slot, &slot));
@@ -275,7 +275,7 @@ static sf_status mix_run(struct sf_answer *answer, const struct sf_lane *lane,
     mix_mirror(&store->pool, &fresh, mix, work, moved);
     sf_status status = work->rows > 0 ? mix_write_sums(store, &fresh, mix, work, dev) : SF_OK;
     if (status == SF_OK) status = sf_tiers_compact(store, &fresh, moved);
-    sf_store_book(store, view->seq, answer->layer, view->lane_index, before);
+    sf_store_book(store, view->seq, view->layer, view->lane_index, before);
     return status;
 }
 
@@ -285,7 +285,7 @@ static sf_status apply_mix(struct sf_answer *answer, const struct sf_lane *lane,
     struct mix_work work = { 0 };
     SF_TRY(mix_count(answer, lane, &view->mix, &work));
     SF_TRY(mix_run(answer, lane, view, &work));
-    count_dropped(answer->store, answer->layer, view->seq, view->lane_index, work.evicted,
+    count_dropped(answer->store, view->layer, view->seq, view->lane_index, work.evicted,
                   work.merged);
     return SF_OK;
 }
@@ -316,10 +316,10 @@ static sf_status apply_tier(struct sf_answer *answer, const struct sf_lane *lane
                                .tier = view->to_tier };
     SF_TRY(mix_run(answer, lane, &one, &work));
     sf_lane_live_all(&store->pool, view->lane, view->slot, view->tier);
-    if (store->layer[answer->layer].spec.lane[view->lane_index].replica > 0) return SF_OK;
+    if (store->layer[view->layer].spec.lane[view->lane_index].replica > 0) return SF_OK;
     view->seq->recoded += moves;
     view->seq->edits++;
-    note_change(store, answer->layer, view->seq, view->lane_index);
+    sf_note_change(store, answer->layer, view->seq, view->lane_index);
     return SF_OK;
 }
 
@@ -328,6 +328,8 @@ sf_status sf_answer_apply(struct sf_answer *answer)
 {
     if (answer->refused != SF_OK)
         return SF_FAIL(answer->refused, "%s", answer->words);
+    for (int32_t i = 0; i < answer->spans; i++)
+        if (answer->group[i].tier > 0) SF_TRY(sf_group_encode(answer, i));
     for (int32_t i = 0; i < answer->views; i++) {
         struct sf_view *view = &answer->view[i];
         view->lane->slots_keep = answer->shown[i].slots_keep;

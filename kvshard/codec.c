@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-static const struct sf_codec *const codecs[] = { &sf_codec_raw, NULL };
+static const struct sf_codec *const codecs[] = { &sf_codec_raw, &sf_codec_lowrank, NULL };
 
 const struct sf_codec *sf_codec_find(const char *name)
 {
@@ -17,6 +17,17 @@ uint32_t sf_codec_facts(const char *name)
 {
     const struct sf_codec *codec = sf_codec_find(name);
     return codec != NULL ? codec->facts : 0;
+}
+
+int32_t sf_layout_slots(const struct sf_layout *like, size_t room, int32_t slots_max)
+{
+    struct sf_layout layout = *like;
+    int32_t slots = 0;
+    for (layout.page_slots = SF_BLOCK_SLOTS;
+         layout.page_slots <= slots_max && sf_layout_page_bytes(&layout) <= room;
+         layout.page_slots *= 2)
+        slots = layout.page_slots;
+    return slots;
 }
 
 sf_status sf_codec_layout(const struct sf_plan *plan, int32_t tier, const struct sf_layout *raw,

@@ -1,11 +1,13 @@
 /* kvshard/codec.h: how the slots of a tier are encoded in its pages.
  *
- *   codec_raw.c   numbers as they are, in kv_cache.dtype or another type
+ *   codec_raw.c       numbers as they are, in kv_cache.dtype or another type
+ *   codec_lowrank.c   rows of a basis that the lanes of a layer group share
  *
  * A codec is one file and one line in codec.c.  Pages of all tiers come from one pool and are of
  * one size, so a codec says how many slots it has in a page; attention reads what lies there
  * (layout.h), and everything else passes through encode and decode.  A tier's pages belong to one
- * lane alone. */
+ * lane alone, or, where the codec is for groups (SF_CAN_GROUP), to the group; such a codec has no
+ * encode and no decode, and group.h does its work. */
 #ifndef SHEAF_KVSHARD_CODEC_H
 #define SHEAF_KVSHARD_CODEC_H
 #include "kernels/device.h"
@@ -45,10 +47,43 @@ static inline const struct sf_codec *sf_codec_of(const struct sf_plan *plan, int
 sf_status sf_codec_layout(const struct sf_plan *, int32_t tier, const struct sf_layout *raw,
                           struct sf_layout *layout_out);
 
+/* The greatest page_slots of at most `slots_max` with which a page takes no more than `room` bytes;
+ * 0: none. */
+int32_t sf_layout_slots(const struct sf_layout *, size_t room, int32_t slots_max);
+
 /* ---- what methods put into their plans ------------------------------------------------------ */
 struct sf_tier sf_tier_raw_f32(void);
 
-extern const struct sf_codec sf_codec_raw;
+struct sf_lowrank {                     /* codec lowrank; lies in codec_cfg */
+    int32_t rank_k, rank_v;             /* of a group of `layers` whole layers */
+    int32_t layers, power_iterations, oversample; /* the last two: kernels.h */
+    uint8_t how;                        /* enum sf_factor_how */
+    uint8_t dtype;                      /* 0: kv_cache.dtype; else 1 + enum sf_dtype */
+    int64_t seed;
+};
+struct sf_tier sf_tier_lowrank(const struct sf_lowrank *);
+
+/* ---- codec lowrank: sizes ------------------------------------------------------------------- */
+struct sf_lowrank_ask {
+    const struct sf_setup *setup; const struct sf_shape *shape; const struct sf_tier *tier;
+    struct sf_layout raw;               /* of the cache's pages */
+    int32_t layer, ranks;               /* any layer of the group; that share its heads out */
+    int32_t lanes, tokens;              /* of the group on one of them; rows of the basis */
+};
+struct sf_lowrank_size {
+    int32_t rank_k, rank_v;             /* of one rank: ceil(the group's / ranks), at most tokens */
+    struct sf_layout basis, factors;    /* and all elements of a row */
+    int64_t basis_bytes, factor_bytes;  /* stored: by the group; by each of its lanes */
+    int32_t basis_pages, factor_pages;  /* likewise */
+};
+/* The ranks alone, for which only the dims of `raw` matter. */
+void      sf_lowrank_ranks(const struct sf_lowrank_ask *, int32_t *rank_k_out, int32_t *rank_v_out);
+/* SF_INVALID with the reason where rows do not fit into a page. */
+sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *, struct sf_lowrank_size *out);
+/* Lanes of the layer's group in the whole model. */
+int32_t sf_group_lanes(const struct sf_setup *, const struct sf_shape *, int32_t layer);
+
+extern const struct sf_codec sf_codec_raw, sf_codec_lowrank;
 
 SF_C_END
 #endif

@@ -197,6 +197,7 @@ static sf_status create(struct sf_store *store, const struct sf_store_spec *spec
     store->layers = spec->layers;
     for (int32_t i = 0; i < spec->layers; i++) SF_TRY(create_layer(store, spec, i));
     SF_TRY(open_methods(store, spec));
+    SF_TRY(sf_groups_create(store, spec->stack));
     SF_TRY(create_pool(store, spec));
     if (spec->stack) store->sharing = sf_stack_sharing(spec->stack);
     SF_TRY(sf_blocks_create(&store->pool, store->lanes, &store->blocks));
@@ -245,6 +246,7 @@ void sf_store_destroy(struct sf_store *store)
     sf_free(store->append);
     if (store->pool.page_bytes) sf_blocks_destroy(&store->pool, &store->blocks);
     if (store->pool.page_bytes) sf_pages_destroy(&store->pool);
+    sf_groups_destroy(store);
     close_methods(store);
     for (int32_t i = 0; i < store->layers; i++) {
         sf_free((void *)(uintptr_t)store->layer[i].spec.lane);

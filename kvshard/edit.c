@@ -336,19 +336,79 @@ sf_status sf_edit_tier(struct sf_answer *answer, const struct sf_lane *lane, str
     return status == SF_OK ? SF_OK : refuse(answer, status);
 }
 
+/* ---- group ---------------------------------------------------------------------------------- */
+static sf_status check_group_lane(const struct sf_answer *answer, const struct sf_span *span,
+                                  const struct sf_lane *lane, struct sf_list list)
+{
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    const char *name = method_name(answer);
+    if (lane->slots != span->lane[0].slots)
+        return SF_FAIL(SF_INVALID, "%s: a group of lanes of %d and %d slots", name,
+                       span->lane[0].slots, lane->slots);
+    for (int32_t i = 0; i < list.n; i++) {
+        int32_t s = list.ids[i];
+        if (s < 0 || s >= lane->slots || (i > 0 && s <= list.ids[i - 1]))
+            return SF_FAIL(SF_INVALID, "%s: slot %d of layer %d head %d, which has %d, comes into a"
+                           " group out of order", name, s, lane->layer, lane->head_global,
+                           lane->slots);
+        if (lane->pos[s] != span->lane[0].pos[s] || lane->tier[s] != 0 || lane->bias[s] != 0.0f)
+            return SF_FAIL(SF_INVALID, "%s: slot %d of layer %d head %d is not a raw one of the"
+                           " group's token %d", name, s, lane->layer, lane->head_global,
+                           span->lane[0].pos[s]);
+        if (sf_is_protected(plan, span->tokens, lane->pos[s]))
+            return SF_FAIL(SF_INVALID, "%s: position %d of layer %d head %d comes into a group, but"
+                           " is protected (%d sinks, %d newest of %d tokens)", name, lane->pos[s],
+                           lane->layer, lane->head_global, plan->sink_tokens, plan->tail_tokens,
+                           span->tokens);
+    }
+    return SF_OK;
+}
+
+static sf_status record_group(struct sf_answer *answer, const struct sf_span *span,
+                              struct sf_list list, int tier)
+{
+    const struct sf_plan *plan = &answer->method->entry->plan;
+    const char *name = method_name(answer);
+    if (span < answer->span || span >= answer->span + answer->spans)
+        return SF_FAIL(SF_INVALID, "%s: group of a span that this event did not show", name);
+    struct sf_group_edit *edit = &answer->group[span - answer->span];
+    const struct sf_view *view = &answer->view[span->lane - answer->shown];
+    int32_t g = sf_group_of(answer->store, view->layer, view->lane_index);
+    if (tier < 1 || tier >= plan->tiers || g < 0 || answer->store->groups.group[g].tier != tier)
+        return SF_FAIL(SF_INVALID, "%s: group into tier %d, which is none for groups", name, tier);
+    if (edit->tier > 0 || answer->store->groups.group[g].lanes != span->lanes)
+        return SF_FAIL(SF_INVALID, "%s: second edit of a group in one answer, or one of a part of"
+                       " it", name);
+    if (view->seq->group[g].basis.live > 0)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: a second segment of a group is not built yet", name);
+    if (list.n < 1 || !list.ids)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: group of %d slots, or by a list on the device", name,
+                       list.n);
+    for (int32_t l = 0; l < span->lanes; l++)
+        SF_TRY(check_group_lane(answer, span, &span->lane[l], list));
+    SF_TRY(dup(answer, list.ids, (size_t)list.n, sizeof *list.ids, &edit->ids));
+    edit->n = list.n;
+    edit->tier = tier;
+    return SF_OK;
+}
+
+sf_status sf_edit_group(struct sf_answer *answer, const struct sf_span *span, struct sf_list slots,
+                        int tier, const struct sf_list *exact)
+{
+    if (!(answer->method->entry->plan.edits & SF_EDITS_GROUP))
+        return refuse(answer, SF_FAIL(SF_INVALID, "%s: group, which its plan does not declare",
+                                      method_name(answer)));
+    if (exact) return unsupported(answer, "a group of which lanes keep slots raw as well");
+    sf_status status = record_group(answer, span, slots, tier);
+    return status == SF_OK ? SF_OK : refuse(answer, status);
+}
+
 /* ---- what is not built ---------------------------------------------------------------------- */
 sf_status sf_edit_side(struct sf_answer *answer, const struct sf_lane *lane, int tier,
                        struct sf_buf *side)
 {
     (void)lane; (void)tier; (void)side;
     return unsupported(answer, "an edit of a codec's side data");
-}
-
-sf_status sf_edit_group(struct sf_answer *answer, const struct sf_span *span, struct sf_list slots,
-                        int tier, const struct sf_list *exact)
-{
-    (void)span; (void)slots; (void)tier; (void)exact;
-    return unsupported(answer, "an edit that encodes a layer group");
 }
 
 sf_status sf_pick_slots(struct sf_answer *answer, const struct sf_lane *lane, int q_head,

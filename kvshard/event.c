@@ -110,8 +110,8 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
 {
     struct sf_store *store = answer->store;
     const struct sf_page_pool *pool = &store->pool;
-    const struct sf_store_lane *spec = &store->layer[answer->layer].spec.lane[view->lane_index];
-    const struct sf_layer *layer = &store->setup.layer[store->layer_first + answer->layer];
+    const struct sf_store_lane *spec = &store->layer[view->layer].spec.lane[view->lane_index];
+    const struct sf_layer *layer = &store->setup.layer[store->layer_first + view->layer];
     const struct sf_kv_lane *lane = view->lane;
     size_t slots = (size_t)sf_lane_total(lane);
     size_t aux_bytes = (size_t)answer->method->entry->plan.aux_bytes;
@@ -128,7 +128,7 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
         if (sf_is_watched(&answer->method->entry->plan, w))
             SF_TRY(sf_scratch_items(&store->host, slots, sizeof *mass[w], &mass[w]));
     sf_lane_live_all(pool, lane, view->slot, view->tier);
-    struct sf_slots all = sf_view_slots(answer->layer, view);
+    struct sf_slots all = sf_view_slots(view);
     for (size_t s = 0; s < slots; s++) {
         size_t at = sf_slots_mirror(pool, &all, (int32_t)s);
         pos[s] = pool->pos[at];
@@ -139,7 +139,7 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
             if (mass[w]) mass[w][s] = sf_watch_shown(pool, &answer->method->entry->plan, w, at);
     }
     *shown = (struct sf_lane){
-        .layer = store->layer_first + answer->layer, .head = view->lane_index,
+        .layer = store->layer_first + view->layer, .head = view->lane_index,
         .head_global = spec->head_global,
         .head_class = answer->method->entry->shape.head_class[layer->lane_first +
                                                               spec->head_global],
@@ -152,49 +152,80 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
     return SF_OK;
 }
 
-/* The spans for which `when` is due, from sequence *next on: one a sequence, of this layer's lanes
- * that the method owns.  No more than a hook takes at once (store_impl.h); how many there are is
- * the same on all tensor ranks. */
-static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, int32_t method,
-                      enum sf_when when, int32_t *next)
+/* Layers whose lanes an event of `layer` shows: its own, or, at the end of a prompt, those of its
+ * group, which has to wait for its last layer: 0. */
+static int layers_shown(const struct sf_store *store, int32_t layer, int32_t method,
+                        enum sf_when when, int32_t *first_out)
+{
+    *first_out = layer;
+    for (int32_t l = 0; l < store->layer[layer].spec.lanes && when == SF_AT_PREFILL_END; l++) {
+        int32_t g = sf_group_of(store, layer, l);
+        if (g < 0 || store->groups.group[g].method != method) continue;
+        *first_out = store->groups.group[g].layer_first;
+        return store->groups.group[g].layer_last == layer;
+    }
+    return 1;
+}
+
+/* Adds the views of one layer's lanes that the method owns. */
+static sf_status show_layer(struct sf_answer *answer, struct sf_seq *seq, int32_t layer,
+                            int32_t method, enum sf_when when)
 {
     struct sf_store *store = answer->store;
-    const struct sf_layer_state *state = &store->layer[answer->layer];
-    int32_t left = step->items - *next;
-    size_t items = (size_t)(left < SF_HOOK_SPANS ? left : SF_HOOK_SPANS);
-    size_t lanes = items * (size_t)state->spec.lanes;
-    int32_t *lane_ptr, i = *next;
+    const struct sf_layer_state *state = &store->layer[layer];
+    for (int32_t l = 0; l < state->spec.lanes; l++) {
+        if (state->method[l] != method) continue;
+        struct sf_view *view = &answer->view[answer->views];
+        memset(view, 0, sizeof *view);
+        view->seq = seq;
+        view->lane = sf_store_lane_of(store, seq, layer, l);
+        view->layer = layer;
+        view->lane_index = l;
+        view->tokens = seq->tokens[layer];
+        for (int w = 0; w < 2; w++)
+            if (store->method[method].entry->plan.watch[w].flags & SF_WATCH_STORED)
+                SF_TRY(sf_kept_score(store, seq, layer, l, w));
+        view->due = (uint8_t)lane_is_due(&store->method[method], view->lane, when);
+        SF_TRY(show_lane(answer, &answer->shown[answer->views++], view));
+    }
+    return SF_OK;
+}
+
+/* The spans for which `when` is due, from sequence *next on: one a sequence, of the lanes in layers
+ * `first` to the answer's that the method owns.  No more than a hook takes at once (event.h); how
+ * many there are is the same on all tensor ranks. */
+static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, int32_t first,
+                      int32_t method, enum sf_when when, int32_t *next)
+{
+    struct sf_store *store = answer->store;
+    int32_t left = step->items - *next, layers = answer->layer - first + 1, *lane_ptr, i = *next;
+    size_t items = (size_t)(left < SF_HOOK_SPANS ? left : SF_HOOK_SPANS), lanes = 0;
     int64_t tokens = 0;
+    for (int32_t l = first; l <= answer->layer; l++)
+        lanes += items * (size_t)store->layer[l].spec.lanes;
     SF_TRY(sf_scratch_items(&store->host, items, sizeof *answer->span, &answer->span));
+    SF_TRY(sf_scratch_items(&store->host, items, sizeof *answer->group, &answer->group));
     SF_TRY(sf_scratch_items(&store->host, lanes, sizeof *answer->shown, &answer->shown));
     SF_TRY(sf_scratch_items(&store->host, lanes, sizeof *answer->view, &answer->view));
-    SF_TRY(sf_scratch_items(&store->host, 2 * items, sizeof *lane_ptr, &lane_ptr));
+    SF_TRY(sf_scratch_items(&store->host, ((size_t)layers + 1) * items, sizeof *lane_ptr,
+                            &lane_ptr));
     for (; i < step->items && answer->spans < SF_HOOK_SPANS && tokens < SF_HOOK_TOKENS; i++) {
         struct sf_seq *seq = step->item[i].seq;
         if (!span_is_due(store, answer->layer, seq, method, when, i)) continue;
-        int32_t first = answer->views;
+        int32_t before = answer->views;
         tokens += seq->tokens[answer->layer];
-        for (int32_t l = 0; l < state->spec.lanes; l++) {
-            if (state->method[l] != method) continue;
-            struct sf_view *view = &answer->view[answer->views];
-            memset(view, 0, sizeof *view);
-            view->seq = seq;
-            view->lane = sf_store_lane_of(store, seq, answer->layer, l);
-            view->lane_index = l;
-            view->tokens = seq->tokens[answer->layer];
-            for (int w = 0; w < 2; w++)
-                if (store->method[method].entry->plan.watch[w].flags & SF_WATCH_STORED)
-                    SF_TRY(sf_kept_score(store, seq, answer->layer, l, w));
-            view->due = (uint8_t)lane_is_due(&store->method[method], view->lane, when);
-            SF_TRY(show_lane(answer, &answer->shown[answer->views++], view));
+        lane_ptr[0] = 0;
+        for (int32_t l = 0; l < layers; l++) {
+            SF_ASSERT(seq->tokens[first + l] == seq->tokens[answer->layer]);
+            SF_TRY(show_layer(answer, seq, first + l, method, when));
+            lane_ptr[l + 1] = answer->views - before;
         }
-        int32_t *ptr = &lane_ptr[2 * answer->spans];
-        ptr[0] = 0;
-        ptr[1] = answer->views - first;
+        answer->group[answer->spans] = (struct sf_group_edit){ .tier = 0 };
         answer->span[answer->spans++] = (struct sf_span){
             .seq_id = seq->id, .prompt = seq->prompt, .tokens = seq->tokens[answer->layer],
-            .layers = 1, .lanes = answer->views - first, .lane_ptr = ptr,
-            .lane = &answer->shown[first] };
+            .layers = layers, .lanes = answer->views - before, .lane_ptr = lane_ptr,
+            .lane = &answer->shown[before] };
+        lane_ptr += layers + 1;
     }
     *next = i;
     return SF_OK;
@@ -210,7 +241,7 @@ static void keep_notes(const struct sf_answer *answer)
         const struct sf_lane *shown = &answer->shown[i];
         const struct sf_view *view = &answer->view[i];
         if (bytes == 0 && !shown->mass[0] && !shown->mass[1]) return;
-        struct sf_slots all = sf_view_slots(answer->layer, view);
+        struct sf_slots all = sf_view_slots(view);
         for (int32_t s = 0; s < shown->slots; s++) {
             size_t at = sf_slots_mirror(pool, &all, s);
             if (bytes > 0)
@@ -310,8 +341,8 @@ static sf_status call_hook(struct sf_answer *answer, int32_t method, enum sf_whe
     SF_TRY(sf_answer_apply(answer));
     for (int32_t i = 0; i < answer->views; i++)
         if (answer->view[i].due)
-            sf_watches_reset(answer->store, &m->entry->plan, answer->view[i].seq, answer->layer,
-                             answer->view[i].lane_index);
+            sf_watches_reset(answer->store, &m->entry->plan, answer->view[i].seq,
+                             answer->view[i].layer, answer->view[i].lane_index);
     return SF_OK;
 }
 
@@ -319,7 +350,8 @@ static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_
                       int32_t method, enum sf_when when)
 {
     struct sf_store_method *m = &store->method[method];
-    if (!wants(m, when)) return SF_OK;
+    int32_t first;
+    if (!wants(m, when) || !layers_shown(store, layer, method, when, &first)) return SF_OK;
     sf_scratch_reset(&store->host);
     sf_scratch_reset(&store->dev);
     if (by_default(m) && !m->entry->method->policy->score)
@@ -331,7 +363,7 @@ static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_
         if (next == step->items) return SF_OK;
         struct sf_answer answer = { .store = store, .method = m, .layer = layer,
                                     .when = when };
-        SF_TRY(show(&answer, step, method, when, &next));
+        SF_TRY(show(&answer, step, first, method, when, &next));
         SF_TRY(sf_copies_agree(&answer));
         SF_TRY(call_hook(&answer, method, when));
         sf_scratch_reset(&store->host);

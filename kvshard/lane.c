@@ -55,7 +55,8 @@ void sf_lane_free(struct sf_page_pool *pool, struct sf_kv_lane *lane)
 {
     for (int32_t i = 0; i < lane->pages; i++) sf_page_give(pool, lane->page[i]);
     lane->pages = lane->slots = lane->live = lane->scanned = 0;
-    for (int32_t t = 1; t < lane->tiers; t++) sf_lane_free(pool, &lane->more[t - 1]);
+    for (int32_t t = 1; t < lane->tiers; t++)
+        if (!lane->more[t - 1]->shared) sf_lane_free(pool, lane->more[t - 1]);
 }
 
 /* ---- pages of several holders --------------------------------------------------------------- */

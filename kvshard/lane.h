@@ -22,6 +22,7 @@
  *   tier 0   a b . c d e       order   0 0 1 0 0 0      the lane   a b S c d e
  *   tier 1   S
  *
+ * The list of a tier may be one that several lanes share (group.h); it is then freed by its owner.
  * Everything below speaks of one tier's list.  Tiers above 0 are packed as soon as that saves a
  * page and live / SF_HOLES_SHARE slots, since a few slots are all that many of them will ever
  * have. */
@@ -43,22 +44,26 @@ struct sf_kv_lane {
     int32_t slots_trigger, slots_keep;  /* the method's budget of all tiers; 0 = none */
     uint8_t mirrored;                   /* a method may edit it, so pool->pos is kept */
     uint8_t number, tiers;              /* which tier's list this is; tier 0: of how many */
-    struct sf_kv_lane *more;            /* [tiers - 1] of tier 0: tiers 1 and on; NULL */
+    uint8_t shared;                     /* of a layer group: its lanes all refer to it (group.h) */
+    const struct sf_layout *layout;     /* of its pages */
+    struct sf_kv_lane **more;           /* [tiers - 1] of tier 0: tiers 1 and on; NULL */
+    const struct sf_lane_factors *factors; /* of tier 0: what turns slots of a shared tier into */
+                                        /* the lane's own; NULL: it has none */
     uint8_t *order;                     /* of tier 0, if it has more: tier of each live slot */
 };
 static inline struct sf_kv_lane *sf_lane_tier(struct sf_kv_lane *lane, int32_t tier)
 {
-    return tier == 0 ? lane : &lane->more[tier - 1];
+    return tier == 0 ? lane : lane->more[tier - 1];
 }
 static inline const struct sf_kv_lane *sf_lane_tier_of(const struct sf_kv_lane *lane, int32_t tier)
 {
-    return tier == 0 ? lane : &lane->more[tier - 1];
+    return tier == 0 ? lane : lane->more[tier - 1];
 }
 /* Live slots of all tiers: what everybody else calls the lane's slots. */
 static inline int32_t sf_lane_total(const struct sf_kv_lane *lane)
 {
     int32_t total = lane->live;
-    for (int32_t t = 1; t < lane->tiers; t++) total += lane->more[t - 1].live;
+    for (int32_t t = 1; t < lane->tiers; t++) total += lane->more[t - 1]->live;
     return total;
 }
 /* What the moves work with. */

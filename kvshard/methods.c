@@ -4,10 +4,11 @@
 #include <string.h>
 
 extern const struct sf_method sf_method_ems, sf_method_none, sf_method_razor_attention,
-    sf_method_window;
+    sf_method_window, sf_method_xkv;
 
 const struct sf_method *const sf_methods[] = {
-    &sf_method_none, &sf_method_ems, &sf_method_razor_attention, &sf_method_window, NULL };
+    &sf_method_none, &sf_method_ems, &sf_method_razor_attention, &sf_method_window,
+    &sf_method_xkv, NULL };
 
 enum { METHODS = sizeof sf_methods / sizeof sf_methods[0] - 1 };
 

@@ -41,7 +41,8 @@ struct sf_setup {                         /* all that plan-time functions may lo
     int32_t tp_size, page_slots;          /* slots of a raw page (block_size) */
     const void *cfg;                      /* the method's options, parsed */
     const struct sf_profile *profile;     /* written by calibrate; NULL if none */
-    const struct sf_shape *shape;         /* groups as the planner cut them; NULL in shape() */
+    const struct sf_shape *shape;         /* NULL in shape() */
+    const int32_t *stage;                 /* [layers] of the pipeline; NULL before it is cut */
     const struct sf_rank *rank;           /* NULL before placement */
     const struct sf_plan *inner;          /* of the method that it refines; NULL if none */
 };
@@ -56,6 +57,9 @@ struct sf_shape {                         /* whole model, before placement; arra
     uint8_t *head_class;                  /* [lanes] enum sf_head_class, for `on:` of the stack */
     uint8_t *acts_on;                     /* [lanes] 0: this method leaves the lane exact */
     uint8_t  cut;                         /* enum sf_cut */
+    /* Stages end where groups do, as long as the dearest costs no more than the mean by this part;
+     * 0: stages are cut wherever they are level. */
+    double   imbalance_max;
 };
 struct sf_spot { int32_t layer, head_global, prompt, tokens; /* tokens: prompt + generated */
                  int32_t tightened; };  /* times that SF_AT_PRESSURE came; never raises an answer */
@@ -73,7 +77,8 @@ struct sf_tier {
     int32_t block_slots;                  /* slots that one tier edit encodes together; 0 = any */
     int64_t codec_cfg[8];                 /* the codec's own struct, set by its codec.h helper */
 };
-enum sf_codec_can { SF_CAN_DROP = 1, SF_CAN_MIX = 2, SF_CAN_RECODE = 4, SF_CAN_FORK = 8 };
+enum sf_codec_can { SF_CAN_DROP = 1, SF_CAN_MIX = 2, SF_CAN_RECODE = 4, SF_CAN_FORK = 8,
+                    SF_CAN_GROUP = 16 };  /* holds what group edits encode, and nothing else */
 enum sf_edits { SF_EDITS_KEEP = 1, SF_EDITS_MIX = 2,
                 SF_EDITS_TIER = 4,        /* side data as well */
                 SF_EDITS_GROUP = 8,
@@ -217,7 +222,8 @@ struct sf_policy_ops {
     /* pure, required */
     sf_status (*plan)(const struct sf_setup *, struct sf_plan *);
     sf_status (*footprint)(const struct sf_setup *, const struct sf_spot *, struct sf_foot *);
-    /* pure, may be NULL: no groups, no classes, acts on all; prompts stay as they are */
+    /* pure, may be NULL: no groups, no classes, acts on all; prompts stay as they are.  shape() is
+     * asked again with the stages; a group then lies inside one. */
     sf_status (*shape)(const struct sf_setup *, struct sf_shape *);
     sf_status (*admit)(const struct sf_setup *, const struct sf_prompt *, struct sf_admit *);
     /* pure, may be NULL: why a lane that it acts on is as it was after spot->tokens, in few words

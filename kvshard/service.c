@@ -53,7 +53,7 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
         return SF_FAIL(SF_UNSUPPORTED, "reading slots by a list on the device is not built yet");
     struct sf_store *store = answer->store;
     const struct sf_view *view = &answer->view[lane - answer->shown];
-    const struct sf_layout *layout = &store->layer[answer->layer].layout;
+    const struct sf_layout *layout = &store->layer[view->layer].layout;
     int32_t n = slots.n == -1 ? lane->slots : slots.n, *ids;
     if (n < 0) return SF_FAIL(SF_INVALID, "read of %d slots", n);
     if (k && k->bytes < (size_t)n * (size_t)layout->k_dim * sizeof(float))
@@ -69,11 +69,11 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
                            lane->layer, lane->head_global, lane->slots);
         ids[i] = s;
     }
-    struct sf_slots all = sf_view_slots(answer->layer, view);
+    struct sf_slots all = sf_view_slots(view);
     sf_slots_decode(store, &all, ids, n, k ? k->data : NULL, v ? v->data : NULL);
     if (pre_rope && k) {
         for (int32_t i = 0; i < n; i++) ids[i] = lane->pos[ids[i]];
-        SF_TRY(sf_turn(store, answer->layer, k->data, ids, n, 1));
+        SF_TRY(sf_turn(store, view->layer, k->data, ids, n, 1));
     }
     sf_scratch_back(&store->host, mark);        /* a hook may read many times */
     return SF_OK;

@@ -90,9 +90,9 @@ static sf_status check_needs(const struct sf_stack_entry *entry)
 static sf_status check_edits(const struct sf_stack_entry *entry)
 {
     uint32_t edits = entry->plan.edits;
-    if (edits & SF_EDITS_GROUP) return lacks(entry, "edits of layer groups");
     if (edits & SF_EDITS_DENSE) return lacks(entry, "mixes by a dense matrix");
-    if (edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX | SF_EDITS_TIER | SF_EDITS_ROTATE))
+    if (edits & ~(uint32_t)(SF_EDITS_KEEP | SF_EDITS_MIX | SF_EDITS_TIER | SF_EDITS_ROTATE |
+                            SF_EDITS_GROUP))
         return lacks(entry, "edits of which the store knows nothing");
     return SF_OK;
 }
@@ -225,6 +225,11 @@ static sf_status check_foot(const struct sf_stack_entry *entry, const struct sf_
         if (t > 0 && t >= plan->tiers && foot->slots_hi[t] != 0)
             return SF_FAIL(SF_INVALID, "method %s states %d slots in tier %d, its plan has %d",
                            name, foot->slots_hi[t], t, plan->tiers);
+        if (t > 0 && t < plan->tiers && foot->slots_lo[t] != foot->slots_hi[t] &&
+            sf_codec_facts(plan->tier[t].codec) & SF_CAN_GROUP)
+            return SF_FAIL(SF_INVALID, "method %s states %d to %d slots of a group in layer %d head"
+                           " %d, which do not depend on the data", name, foot->slots_lo[t],
+                           foot->slots_hi[t], spot->layer, spot->head_global);
         if (foot->slots_lo[t] < 0 || foot->slots_lo[t] > foot->slots_hi[t] ||
             foot->slots_keep < 0 || foot->slots_trigger < 0)
             return SF_FAIL(SF_INVALID, "method %s states %d to %d slots, trigger %d, keep %d for"
@@ -276,10 +281,58 @@ static sf_status check_footprints(const struct sf_stack_entry *entry, const stru
 }
 
 /* ---- one entry ------------------------------------------------------------------------------ */
+/* A layer belongs to its group as the one before it does. */
+static sf_status check_neighbours(const struct sf_stack_entry *entry, const struct sf_setup *setup,
+                                  int32_t l)
+{
+    const struct sf_layer *before = &setup->layer[l - 1], *layer = &setup->layer[l];
+    const int16_t *group = entry->shape.layer_group;
+    const char *name = entry->method->name;
+    for (int32_t other = 0; other < l - 1; other++)
+        if (group[other] == group[l] && group[l] != group[l - 1])
+            return SF_FAIL(SF_INVALID, "method %s puts layers %d and %d into one group, but not all"
+                           " between them", name, other, l);
+    if (group[l] != group[l - 1]) return SF_OK;
+    if (before->k_dim != layer->k_dim || before->v_dim != layer->v_dim ||
+        before->rope_dim != layer->rope_dim || before->window != layer->window ||
+        before->v_is_k_prefix != layer->v_is_k_prefix)
+        return SF_FAIL(SF_INVALID, "method %s puts layers %d and %d into one group, but their heads"
+                       " or their attention differ", name, l - 1, l);
+    if (setup->stage != NULL && setup->stage[l] != setup->stage[l - 1])
+        return SF_FAIL(SF_INVALID, "method %s puts layers %d and %d into one group, but they are in"
+                       " different pipeline stages; change its groups or"
+                       " parallel.pipeline_layers", name, l - 1, l);
+    return SF_OK;
+}
+
 static sf_status check_groups(const struct sf_stack_entry *entry, const struct sf_setup *setup)
 {
-    for (int32_t l = 0; l < setup->layers; l++)
-        if (entry->shape.layer_group[l] >= 0) return lacks(entry, "layer groups");
+    const struct sf_plan *plan = &entry->plan;
+    const char *name = entry->method->name;
+    int grouped = 0, tier = 0;
+    for (int32_t l = 0; l < setup->layers; l++) {
+        grouped |= entry->shape.layer_group[l] >= 0;
+        if (l > 0 && entry->shape.layer_group[l] >= 0)
+            SF_TRY(check_neighbours(entry, setup, l));
+    }
+    for (int32_t t = 1; t < plan->tiers; t++)
+        tier += (sf_codec_facts(plan->tier[t].codec) & SF_CAN_GROUP) != 0;
+    int edits = (plan->edits & SF_EDITS_GROUP) != 0;
+    if (tier > 1 || edits != (tier == 1) || (grouped && !edits))
+        return SF_FAIL(SF_INVALID, "method %s has %s layer groups, %d tiers for them, and declares"
+                       " %s edits of groups", name, grouped ? "some" : "no", tier,
+                       edits ? "some" : "no");
+    if (edits && plan->edits != SF_EDITS_GROUP)
+        return SF_FAIL(SF_INVALID, "method %s edits lanes whose slots a group shares: what goes"
+                       " from one of them would go from all", name);
+    if (edits && (plan->watch[0].fold != SF_FOLD_NONE || plan->watch[1].fold != SF_FOLD_NONE))
+        return lacks(entry, "statistics of attention over slots that a group shares");
+    for (int32_t l = 0; l < setup->layers && edits; l++)
+        for (int32_t h = 0; h < setup->layer[l].groups; h++)
+            if (entry->shape.acts_on[setup->layer[l].lane_first + h] &&
+                entry->shape.layer_group[l] < 0)
+                return SF_FAIL(SF_INVALID, "method %s acts on layer %d, which is in no group",
+                               name, l);
     return SF_OK;
 }
 
@@ -303,11 +356,11 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
     struct sf_setup setup = *common;
     setup.cfg = entry->cfg;
     setup.shape = &entry->shape;
-    SF_TRY(check_groups(entry, &setup));
     memset(&entry->plan, 0, sizeof entry->plan);
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));
     SF_TRY(check_plan(entry));
     SF_TRY(check_sense(entry));
+    SF_TRY(check_groups(entry, &setup));
     SF_TRY(check_whole_layers(entry, &setup));
     return check_footprints(entry, &setup);
 }
@@ -382,5 +435,6 @@ sf_status sf_setup_make(const struct sf_model_desc *desc, int32_t tp_size, int32
 void sf_setup_free(struct sf_setup *setup)
 {
     free((void *)(uintptr_t)setup->layer);
+    free((void *)(uintptr_t)setup->stage);
     *setup = (struct sf_setup){ 0 };
 }

@@ -60,8 +60,9 @@ int32_t sf_share_most(const struct sf_stack_sharing *, int32_t prompt, int32_t b
                       int32_t blocks);
 
 /* ---- how the model looks to methods --------------------------------------------------------- */
-/* Fills layer geometry and sizes of `setup` from the model; setup->layer is owned by the caller and
- * freed with sf_setup_free.  tokens_max: longest sequence planned for. */
+/* Fills layer geometry and sizes of `setup` from the model; setup->layer, and setup->stage once it
+ * is set, are owned by the caller and freed with sf_setup_free.  tokens_max: longest sequence
+ * planned for. */
 sf_status sf_setup_make(const struct sf_model_desc *, int32_t tp_size, int32_t page_slots,
                         int32_t tokens_max, struct sf_setup *setup_out);
 void      sf_setup_free(struct sf_setup *);

@@ -125,6 +125,24 @@ sf_status sf_stack_lanes(struct sf_stack *stack, const struct sf_setup *setup)
     return SF_OK;
 }
 
+/* Why two entries cannot act on the same lanes. */
+static sf_status one_lane(const struct sf_stack_entry *first, const struct sf_stack_entry *second)
+{
+    const struct sf_stack_entry *group = first, *other = second;
+    if (second->plan.edits & SF_EDITS_GROUP) {
+        group = second;
+        other = first;
+    }
+    if ((group->plan.edits & SF_EDITS_GROUP) && !(other->plan.edits & SF_EDITS_GROUP))
+        return SF_FAIL(SF_UNSUPPORTED, "methods %s and %s act on the same heads, and a token that"
+                       " %s drops from one head would be gone from all heads and layers of the"
+                       " group in which %s has it; give them different `layers:` or `on:`",
+                       first->method->name, second->method->name, other->method->name,
+                       group->method->name);
+    return SF_FAIL(SF_UNSUPPORTED, "methods %s and %s act on the same heads; give them different"
+                   " `layers:` or `on:`", first->method->name, second->method->name);
+}
+
 sf_status sf_stack_disjoint(const struct sf_stack *stack, const struct sf_setup *setup)
 {
     for (int32_t i = 0; i < stack->entries; i++)
@@ -132,9 +150,6 @@ sf_status sf_stack_disjoint(const struct sf_stack *stack, const struct sf_setup 
             for (int32_t lane = 0; lane < setup->lanes; lane++)
                 if (stack->entry[i].shape.acts_on[lane] &&
                     stack->entry[before].shape.acts_on[lane])
-                    return SF_FAIL(SF_UNSUPPORTED, "methods %s and %s act on the same heads; give"
-                                   " them different `layers:` or `on:`",
-                                   stack->entry[before].method->name,
-                                   stack->entry[i].method->name);
+                    return one_lane(&stack->entry[before], &stack->entry[i]);
     return SF_OK;
 }

@@ -23,6 +23,9 @@ static void check_step(struct sf_store *store, int32_t layer, const struct sf_kv
         SF_ASSERT(item->row_first + item->rows <= store->rows_max);
         SF_ASSERT(item->pos_first == item->seq->tokens[layer]);
         SF_ASSERT(item->pos_first + item->rows <= item->seq->tokens_max);
+        /* The layers of a group end a prompt together, so none of them may run ahead. */
+        SF_ASSERT(store->groups.groups == 0 || item->pos_first >= item->seq->prompt ||
+                  item->pos_first + item->rows <= item->seq->prompt);
         for (int32_t r = 0; r < item->rows; r++)
             store->row_pos[item->row_first + r] = item->pos_first + r;
         store->done[i] = 0;
@@ -64,9 +67,13 @@ struct sf_held sf_store_held(const struct sf_store *store, const struct sf_seq *
     const int64_t *slot_bytes = &store->layer[layer].slot_bytes[lane_index * SF_TIERS];
     struct sf_held held = { lane->live * slot_bytes[0], lane->pages };
     for (int32_t t = 1; t < lane->tiers; t++) {
-        held.bytes += lane->more[t - 1].live * slot_bytes[t];
-        held.pages += lane->more[t - 1].pages;
+        if (lane->more[t - 1]->shared) continue;
+        held.bytes += lane->more[t - 1]->live * slot_bytes[t];
+        held.pages += lane->more[t - 1]->pages;
     }
+    struct sf_held shared = sf_group_held(store, seq, layer, lane_index);
+    held.bytes += shared.bytes;
+    held.pages += shared.pages;
     return held;
 }
 
@@ -116,8 +123,7 @@ static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struc
                 .q_first = state->spec.lane[l].q_first, .q_heads = state->spec.lane[l].q_heads };
             if (lane->tiers == 1) continue;
             store->job[n].part = &store->part[n * (SF_TIERS - 1)];
-            store->job[n].parts = sf_lane_parts(store, layer, l, lane,
-                                                &store->part[n * (SF_TIERS - 1)]);
+            store->job[n].parts = sf_lane_parts(lane, &store->part[n * (SF_TIERS - 1)]);
         }
         seq->tokens[layer] += rows;
         sf_store_tokens(store, layer, rows);
@@ -192,23 +198,26 @@ sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const stru
 }
 
 /* ---- sequences ------------------------------------------------------------------------------ */
-static void seq_free(struct sf_seq *seq)
+static void seq_free(const struct sf_store *store, struct sf_seq *seq)
 {
+    sf_groups_free(store, seq);
     sf_kept_close(seq);
     sf_free(seq->block);
     sf_free(seq->page_tables);
     sf_free(seq->orders);
     sf_free(seq->more);
+    sf_free(seq->tiers);
     sf_free(seq->lane);
     sf_free(seq->tokens);
     sf_free(seq);
 }
 
-static sf_status seq_alloc(const struct sf_store *store, struct sf_seq *seq)
+static sf_status seq_alloc(struct sf_store *store, struct sf_seq *seq)
 {
     void *block;
     SF_TRY(sf_alloc((size_t)store->layers * sizeof *seq->tokens, "token counts", &block));
     seq->tokens = block;
+    SF_TRY(sf_groups_open(store, seq));
     return sf_seq_lanes_alloc(store, seq);
 }
 
@@ -244,7 +253,7 @@ sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, in
     if (status == SF_OK) status = seq_budgets(store, seq);
     if (status == SF_OK) status = sf_kept_open(store, seq);
     if (status != SF_OK) {
-        seq_free(seq);
+        seq_free(store, seq);
         return status;
     }
     store->seqs++;
@@ -284,9 +293,10 @@ void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt 
         }
         sf_store_tokens(store, layer, -seq->tokens[layer]);
     }
+    sf_groups_close(store, seq);
     sf_blocks_leave(store, seq);
     store->seqs--;
-    seq_free(seq);
+    seq_free(store, seq);
 }
 
 /* ---- looking in ----------------------------------------------------------------------------- */
@@ -296,6 +306,7 @@ int64_t sf_store_bytes_stored(const struct sf_store *store) { return store->byte
 int64_t sf_store_bytes_exact(const struct sf_store *store) { return store->bytes_exact; }
 double sf_store_edit_seconds(const struct sf_store *store) { return store->edit_seconds; }
 double sf_store_watch_seconds(const struct sf_store *store) { return store->watch_seconds; }
+double sf_store_factor_seconds(const struct sf_store *store) { return store->factor_seconds; }
 int64_t sf_store_bytes_held(const struct sf_store *store)
 {
     return store->pool.used * (int64_t)store->pool.page_bytes;
@@ -307,16 +318,24 @@ int32_t sf_seq_lane_slots(const struct sf_store *store, const struct sf_seq *seq
     return sf_lane_total(sf_store_lane_of(store, seq, layer_local, lane));
 }
 
+void sf_seq_lane_tiers(const struct sf_store *store, const struct sf_seq *seq, int32_t layer_local,
+                       int32_t lane_index, uint8_t *tier_out)
+{
+    const struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer_local, lane_index);
+    size_t total = (size_t)sf_lane_total(lane);
+    if (lane->order && total > 0) memcpy(tier_out, lane->order, total);
+    else memset(tier_out, 0, total);
+}
+
 /* pos and bias as the pages have them: a lane that no method edits has no mirror. */
 static void read_marks(const struct sf_store *store, const struct sf_slots *slots, int32_t n,
                        int32_t *pos, float *bias)
 {
     for (int32_t i = 0; i < n; i++) {
-        struct sf_slot_list one = { sf_lane_tier(slots->lane, slots->tier[i])->page,
-                                    &slots->slot[i], 1 };
-        store->device->k->kv_read(store->device, sf_store_layout(store, slots->layer,
-                                                                 slots->lane_index, slots->tier[i]),
-                                  store->pool.base, store->pool.page_bytes, &one, NULL, NULL,
+        const struct sf_kv_lane *tier = sf_lane_tier(slots->lane, slots->tier[i]);
+        struct sf_slot_list one = { tier->page, &slots->slot[i], 1 };
+        store->device->k->kv_read(store->device, tier->layout, store->pool.base,
+                                  store->pool.page_bytes, &one, NULL, NULL,
                                   bias ? bias + i : NULL, pos ? pos + i : NULL);
     }
 }

@@ -128,12 +128,18 @@ int64_t sf_store_bytes_held(const struct sf_store *);
 double  sf_store_edit_seconds(const struct sf_store *);
 /* Time in attention's statistics. */
 double  sf_store_watch_seconds(const struct sf_store *);
+/* Time in the factors of layer groups; a part of that in edits. */
+double  sf_store_factor_seconds(const struct sf_store *);
 
 /* A lane decoded: its live slots in order.  Room for `slots` each; NULL where not wanted. */
 int32_t sf_seq_lane_slots(const struct sf_store *, const struct sf_seq *, int32_t layer_local,
                           int32_t lane);
 sf_status sf_seq_lane_read(const struct sf_store *, const struct sf_seq *, int32_t layer_local,
                            int32_t lane, float *k, float *v, int32_t *pos, float *bias);
+
+/* The tier of each of them, in the plan of the method that acts there. */
+void    sf_seq_lane_tiers(const struct sf_store *, const struct sf_seq *, int32_t layer_local,
+                          int32_t lane, uint8_t *tier_out);
 
 SF_C_END
 #endif

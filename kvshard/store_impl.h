@@ -1,13 +1,14 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
- * step), block.c (shared beginnings), tier.c (lanes of several tiers), watch.c (attention's
- * statistics), copies.c (those of lanes that several ranks hold), event.c (which hooks fall due,
- * views), tighten.c (budgets, memory pressure), edit.c (answers, checks), apply.c (carrying out),
- * turn.c (keys before RoPE) and service.c (what a hook may call).  Nobody else includes it but its
- * tests. */
+ * step), block.c (shared beginnings), tier.c (lanes of several tiers), group.c and encode.c (layers
+ * encoded together), watch.c (attention's statistics), copies.c (those of lanes that several ranks
+ * hold), event.c (which hooks fall due, views), tighten.c (budgets, memory pressure), edit.c
+ * (answers, checks), apply.c (carrying out), turn.c (keys before RoPE) and service.c (what a hook
+ * may call).  Nobody else includes it but its tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
 #include "kvshard/event.h"
+#include "kvshard/group.h"
 #include "kvshard/lane.h"
 #include "kvshard/policy.h"
 #include "kvshard/stack.h"
@@ -41,7 +42,9 @@ struct sf_seq {
     struct sf_kv_lane *lane;            /* [lanes of all layers] */
     int32_t *page_tables;               /* of all lanes, one after the other */
     struct sf_kept *kept; int32_t kepts; /* [2 x lanes of all layers], or none */
-    struct sf_kv_lane *more;            /* tiers above 0 of all lanes, likewise */
+    struct sf_kv_lane *more;            /* tiers above 0 of all lanes, likewise, but for shared */
+    struct sf_kv_lane **tiers;          /* ones; all of them, as lanes refer to them */
+    struct sf_seq_group *group;         /* [groups of the store], or NULL */
     uint8_t *orders;
     int32_t *block, blocks;             /* of the prefix cache, that its prompt begins with */
     int64_t pages, pages_peak;          /* of lanes that count (replica 0) */
@@ -68,9 +71,10 @@ struct sf_store {
     int32_t methods, methods_open;
     struct sf_page_pool pool;
     struct sf_blocks blocks;
+    struct sf_groups groups;
     struct sf_stack_sharing sharing;
     int64_t bytes_stored, bytes_exact;  /* of open sequences; exact: the same tokens uncompressed */
-    double edit_seconds, watch_seconds;
+    double edit_seconds, watch_seconds, factor_seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
     struct sf_store_tap tap;
@@ -139,7 +143,7 @@ static inline int sf_is_watched(const struct sf_plan *plan, int w)
 struct sf_view {                        /* what stands behind one lane that a hook sees */
     struct sf_seq *seq;
     struct sf_kv_lane *lane;
-    int32_t lane_index, tokens;
+    int32_t layer, lane_index, tokens;
     int32_t *slot;                      /* [slots] physical slot, in its tier, of each slot */
     uint8_t *tier;                      /* [slots] what the hook sees */
     uint8_t *to_tier;                   /* [slots] asked for by sf_edit_tier, or NULL */
@@ -151,9 +155,10 @@ struct sf_view {                        /* what stands behind one lane that a ho
 struct sf_answer {
     struct sf_store *store;
     const struct sf_store_method *method;
-    int32_t layer;
+    int32_t layer;                      /* whose event it is: the last of a group */
     enum sf_when when;
     struct sf_span *span;
+    struct sf_group_edit *group;        /* [spans] */
     int32_t spans, views;
     struct sf_lane *shown;              /* [views] */
     struct sf_view *view;               /* [views] */
@@ -165,9 +170,9 @@ static inline int sf_is_protected(const struct sf_plan *plan, int32_t tokens, in
 {
     return pos < plan->sink_tokens || pos >= tokens - plan->tail_tokens;
 }
-static inline struct sf_slots sf_view_slots(int32_t layer, const struct sf_view *view)
+static inline struct sf_slots sf_view_slots(const struct sf_view *view)
 {
-    return (struct sf_slots){ layer, view->lane_index, view->lane, view->slot, view->tier };
+    return (struct sf_slots){ view->layer, view->lane_index, view->lane, view->slot, view->tier };
 }
 /* The tier of new slot i of a mix. */
 static inline uint8_t sf_mix_tier(const struct sf_lane *lane, const struct sf_mix *mix, int32_t i)
@@ -183,9 +188,14 @@ int sf_mix_is_copy(const struct sf_lane *, const struct sf_mix *, int32_t i);
 sf_status sf_turn(struct sf_store *, int32_t layer, float *k, const int32_t *pos, int32_t n,
                   int back);
 
+/* Rotations to positions 0 .. n - 1: table [n][2][rope_dim / 2] on the device.  Takes scratch. */
+sf_status sf_turn_table(struct sf_store *, int32_t n, int32_t rope_dim, float *table);
+
 /* ---- apply.c -------------------------------------------------------------------------------- */
 /* All edits of the answer, or none if one was refused. */
 sf_status sf_answer_apply(struct sf_answer *);
+/* The method of a lane has changed it (sf_receipt). */
+void sf_note_change(const struct sf_store *, int32_t layer, struct sf_seq *, int32_t lane_index);
 /* A keep without a view: the default of a method that ranks by age. */
 sf_status sf_keep_newest(struct sf_store *, int32_t layer, struct sf_seq *, int32_t lane_index,
                          const struct sf_plan *);

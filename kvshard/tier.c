@@ -45,6 +45,13 @@ int32_t sf_store_page_places(const struct sf_store *store, const struct sf_stack
     return most;
 }
 
+/* The part of the lane that lies in a shared tier. */
+static struct sf_lane_part shared_part(const struct sf_kv_lane *lane, int32_t tier)
+{
+    const struct sf_kv_lane *list = sf_lane_tier_of(lane, tier);
+    return (struct sf_lane_part){ list->layout, list->page, list->slots, lane->factors };
+}
+
 static struct sf_codec_at codec_at(const struct sf_store *store, const struct sf_slots *slots,
                                    int32_t tier)
 {
@@ -69,65 +76,83 @@ int32_t sf_tier_pages_most(int32_t tokens_max, int32_t tier, int32_t tiers, int3
     return (int32_t)((slots + page_slots - 1) / page_slots);
 }
 
-/* Deals out the three arrays; with `seq->more` NULL it only counts what they need. */
-static void lanes_deal(const struct sf_store *store, struct sf_seq *seq, size_t *tables,
-                       size_t *more, size_t *orders)
+struct dealt { size_t tables, more, tiers, orders; };
+
+/* One tier of a lane: a list of its own, or that of its group. */
+static void deal_tier(const struct sf_store *store, struct sf_seq *seq, int32_t layer, int32_t l,
+                      int32_t t, struct dealt *dealt)
 {
-    *tables = *more = *orders = 0;
+    struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer, l);
+    int32_t at = store->layer[layer].lane_first + l, group = store->groups.of_lane[at];
+    int shared = t > 0 && group >= 0 && store->groups.group[group].tier == t;
+    const struct sf_layout *layout = sf_store_layout(store, layer, l, t);
+    int32_t pages = shared ? 0 : sf_tier_pages_most(seq->tokens_max, t, lane->tiers,
+                                                      layout->page_slots);
+    if (seq->page_tables) {
+        struct sf_kv_lane *tier = t ? &seq->more[dealt->more] : lane;
+        if (shared) {
+            tier = &seq->group[group].basis;
+            lane->factors = &seq->group[group].factors[store->groups.number[at]];
+        } else {
+            tier->page = seq->page_tables + dealt->tables;
+            tier->pages_max = pages;
+            tier->page_slots = layout->page_slots;
+            tier->number = (uint8_t)t;
+            tier->layout = layout;
+            if (t > 0) tier->tiers = tier->mirrored = 1;
+        }
+        if (t > 0) lane->more[t - 1] = tier;
+    }
+    dealt->tables += (size_t)pages;
+    dealt->more += t > 0 && !shared;
+    dealt->tiers += t > 0;
+}
+
+/* Deals out the arrays; with `seq->page_tables` NULL it only counts what they need. */
+static void lanes_deal(const struct sf_store *store, struct sf_seq *seq, struct dealt *dealt)
+{
+    *dealt = (struct dealt){ 0 };
     for (int32_t i = 0; i < store->layers; i++)
         for (int32_t l = 0; l < store->layer[i].spec.lanes; l++) {
             const struct sf_plan *plan = sf_store_plan(store, i, l);
             struct sf_kv_lane *lane = sf_store_lane_of(store, seq, i, l);
             lane->tiers = (uint8_t)(plan && plan->tiers > 1 ? plan->tiers : 1);
-            for (int32_t t = 0; t < lane->tiers; t++) {
-                int32_t page_slots = sf_store_layout(store, i, l, t)->page_slots;
-                int32_t pages = sf_tier_pages_most(seq->tokens_max, t, lane->tiers, page_slots);
-                if (seq->page_tables) {
-                    struct sf_kv_lane *tier = t ? &seq->more[*more + (size_t)t - 1] : lane;
-                    tier->page = seq->page_tables + *tables;
-                    tier->pages_max = pages;
-                    tier->page_slots = page_slots;
-                    tier->number = (uint8_t)t;
-                    if (t > 0) tier->tiers = tier->mirrored = 1;
-                }
-                *tables += (size_t)pages;
+            if (lane->tiers > 1 && seq->page_tables) {
+                lane->more = seq->tiers + dealt->tiers;
+                lane->order = seq->orders + dealt->orders;
             }
-            if (lane->tiers == 1) continue;
-            if (seq->page_tables) {
-                lane->more = seq->more + *more;
-                lane->order = seq->orders + *orders;
-            }
-            *more += (size_t)lane->tiers - 1;
-            *orders += (size_t)seq->tokens_max;
+            for (int32_t t = 0; t < lane->tiers; t++) deal_tier(store, seq, i, l, t, dealt);
+            if (lane->tiers > 1) dealt->orders += (size_t)seq->tokens_max;
         }
 }
 
 sf_status sf_seq_lanes_alloc(const struct sf_store *store, struct sf_seq *seq)
 {
-    size_t tables, more, orders;
+    struct dealt dealt;
     void *block;
     SF_TRY(sf_alloc((size_t)store->lanes * sizeof *seq->lane, "lanes of a sequence", &block));
     seq->lane = block;
-    lanes_deal(store, seq, &tables, &more, &orders);
-    SF_TRY(sf_alloc(more * sizeof *seq->more, "tiers of a sequence", &block));
+    lanes_deal(store, seq, &dealt);
+    SF_TRY(sf_alloc(dealt.more * sizeof *seq->more, "tiers of a sequence", &block));
     seq->more = block;
-    SF_TRY(sf_alloc(orders, "orders of a sequence", &block));
+    SF_TRY(sf_alloc(dealt.tiers * sizeof *seq->tiers, "tiers of a sequence", &block));
+    seq->tiers = block;
+    SF_TRY(sf_alloc(dealt.orders, "orders of a sequence", &block));
     seq->orders = block;
-    SF_TRY(sf_alloc(tables * sizeof(int32_t), "page tables of a sequence", &block));
+    SF_TRY(sf_alloc(dealt.tables * sizeof(int32_t), "page tables of a sequence", &block));
     seq->page_tables = block;
-    lanes_deal(store, seq, &tables, &more, &orders);
+    lanes_deal(store, seq, &dealt);
     return SF_OK;
 }
 
-int32_t sf_lane_parts(const struct sf_store *store, int32_t layer, int32_t lane_index,
-                      const struct sf_kv_lane *lane, struct sf_lane_part *part_out)
+int32_t sf_lane_parts(const struct sf_kv_lane *lane, struct sf_lane_part *part_out)
 {
     int32_t n = 0;
     for (int32_t t = 1; t < lane->tiers; t++) {
         const struct sf_kv_lane *tier = sf_lane_tier_of(lane, t);
         if (tier->live > 0)
-            part_out[n++] = (struct sf_lane_part){ sf_store_layout(store, layer, lane_index, t),
-                                                   tier->page, tier->slots, NULL };
+            part_out[n++] = (struct sf_lane_part){ tier->layout, tier->page, tier->slots,
+                                                   tier->shared ? lane->factors : NULL };
     }
     return n;
 }
@@ -168,14 +193,21 @@ void sf_slots_decode(const struct sf_store *store, const struct sf_slots *slots,
                      int32_t n, float *k, float *v)
 {
     int32_t slot[AT_ONCE], run;
+    const struct sf_layout *dims = &store->layer[slots->layer].layout;
     for (int32_t i = 0; i < n; i += run) {
         int32_t tier = slots->tier[ids[i]];
-        struct sf_codec_at at = codec_at(store, slots, tier);
+        float *k_to = k ? k + (size_t)i * (size_t)dims->k_dim : NULL;
+        float *v_to = v ? v + (size_t)i * (size_t)dims->v_dim : NULL;
         run = run_of(slots, ids, i, n, slot);
         struct sf_slot_list list = { sf_lane_tier(slots->lane, tier)->page, slot, run };
-        codec_of(store, slots, tier)->decode(&at, &list,
-                                             k ? k + (size_t)i * (size_t)at.layout->k_dim : NULL,
-                                             v ? v + (size_t)i * (size_t)at.layout->v_dim : NULL);
+        if (sf_lane_tier(slots->lane, tier)->shared) {
+            struct sf_lane_part part = shared_part(slots->lane, tier);
+            store->device->k->kv_rebuild(store->device, &part, store->pool.base,
+                                         store->pool.page_bytes, &list, k_to, v_to);
+            continue;
+        }
+        struct sf_codec_at at = codec_at(store, slots, tier);
+        codec_of(store, slots, tier)->decode(&at, &list, k_to, v_to);
     }
 }
 
@@ -187,6 +219,7 @@ void sf_slots_encode(const struct sf_store *store, const struct sf_slots *slots,
     for (int32_t i = 0; i < n; i += run) {
         int32_t tier = slots->tier[ids[i]];
         struct sf_codec_at at = codec_at(store, slots, tier);
+        SF_ASSERT(!sf_lane_tier(slots->lane, tier)->shared);
         run = run_of(slots, ids, i, n, slot);
         struct sf_slot_list list = { sf_lane_tier(slots->lane, tier)->page, slot, run };
         codec_of(store, slots, tier)->encode(&at, &list, k + (size_t)i * (size_t)at.layout->k_dim,

@@ -22,8 +22,7 @@ int32_t sf_tier_pages_most(int32_t tokens_max, int32_t tier, int32_t tiers, int3
 /* Page tables, tiers and orders of a new sequence. */
 sf_status sf_seq_lanes_alloc(const struct sf_store *, struct sf_seq *);
 /* The parts of the lane beside tier 0 as attention takes them; returns how many have slots. */
-int32_t sf_lane_parts(const struct sf_store *, int32_t layer, int32_t lane,
-                      const struct sf_kv_lane *, struct sf_lane_part *part_out);
+int32_t sf_lane_parts(const struct sf_kv_lane *, struct sf_lane_part *part_out);
 
 /* Some slots of one lane, wherever their tiers have them. */
 struct sf_slots {

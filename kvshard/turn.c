@@ -9,7 +9,7 @@
 #include "model/desc.h"
 #include "model/rope.h"
 
-/* table [n][2][rope_dim / 2] on the device. */
+/* table [n][2][rope_dim / 2] on the device.  Takes scratch. */
 static sf_status make_table(struct sf_store *store, const int32_t *pos, int32_t n, int32_t rope_dim,
                             float *table)
 {
@@ -26,6 +26,14 @@ static sf_status make_table(struct sf_store *store, const int32_t *pos, int32_t 
     for (int32_t i = 0; i < n; i++) sf_rope_turns(model, pos[i], host + (size_t)i * floats);
     kernels->upload(store->device, table, host, (size_t)n * floats * sizeof *host);
     return SF_OK;
+}
+
+sf_status sf_turn_table(struct sf_store *store, int32_t n, int32_t rope_dim, float *table)
+{
+    int32_t *pos;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *pos, &pos));
+    for (int32_t i = 0; i < n; i++) pos[i] = i;
+    return make_table(store, pos, n, rope_dim, table);
 }
 
 sf_status sf_turn(struct sf_store *store, int32_t layer, float *k, const int32_t *pos, int32_t n,

@@ -249,7 +249,7 @@ static sf_status read_lanes(struct sf_lab *lab)
             int32_t number = j - share->kv_ptr[l];
             SF_TRY(sf_trace_lane_create(sf_seq_lane_slots(lab->store, lab->seq, l, number),
                                         &lab->desc->layer[l], lane));
-            /* Every slot of this version lies in the raw tier, 0. */
+            sf_seq_lane_tiers(lab->store, lab->seq, l, number, lane->tier);
             SF_TRY(sf_seq_lane_read(lab->store, lab->seq, l, number, lane->k, lane->v, lane->pos,
                                     lane->bias));
         }

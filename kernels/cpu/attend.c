@@ -127,6 +127,7 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
     s.partial = into;
     int32_t part = tile->lane->parts > 0 ? part_of_split(tile, &split) : -1;
     if (part >= 0 && tile->lane->part[part].factors) {
+        SF_ASSERT(!tile->lane->logit);  /* columns takes no such part */
         sf_basis_split(isa, job, tile, part, &work->gathered, split * SF_SPLIT_SLOTS,
                        (split + 1) * SF_SPLIT_SLOTS, work->logits, work->more, into);
         return;

@@ -106,6 +106,7 @@ static void leave_logits(const struct sf_attend_job *job, const struct sf_lane_j
     for (size_t i = 0; i < all; i++) to[i] = -INFINITY;
     for (int32_t p = -1; p < lane->parts; p++) {
         struct sf_ref_part one = sf_ref_part_of(job, lane, p, 0);
+        SF_ASSERT(!one.factors);        /* columns takes no such part */
         for (int32_t s = 0; s < one.seen; s++)
             to[sf_lane_logit_first(lane, p) + (size_t)s] =
                 (float)sf_ref_logit(&one.job, &one.lane, s, q, row_pos);

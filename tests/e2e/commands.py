@@ -147,11 +147,12 @@ def others(tally, name):
          ["llama", "30", "49152", "token_embd.weight", "Q8_0", "576 x 49152", "ChatML"])
     says(tally, "inspect a text", ["inspect", name], 2, error=[name])
     says(tally, "inspect nothing", ["inspect", "/nonexistent.gguf"], 2, error=["nonexistent"])
-    says(tally, "methods", ["methods"], 0, ["none", "window", "not built yet", "xkv"])
+    says(tally, "methods", ["methods"], 0, ["none", "window", "not built yet", "sub_moe", "xkv"])
     says(tally, "methods window", ["methods", "window"], 0,
          ["num_sink_tokens: 4", "recent_tokens: 1024", "2309.17453", "window_size"])
     says(tally, "methods windov", ["methods", "windov"], 2, error=["did you mean 'window'?"])
-    says(tally, "methods xkv", ["methods", "xkv"], 2, error=["'xkv' is not built yet"])
+    says(tally, "methods sub_moe", ["methods", "sub_moe"], 2,
+         error=["'sub_moe' is not built yet"])
     says(tally, "doctor", ["doctor"], 0, ["sheaf", "MPI", "memory", "cores", "instructions"])
 
 

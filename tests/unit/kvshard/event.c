@@ -282,7 +282,7 @@ static sf_status run_prompt(void)
 
 static void test_services(void)
 {
-    static const char *const words[] = { "codec's side data", "encodes a layer group",
+    static const char *const words[] = { "codec's side data", "group, which its plan does not",
                                          "a pick of slots", "a pick of lines", "a pick of rows" };
     script = (struct script){ .plan = { .whens = 1u << SF_AT_PREFILL_END, .scratch_bytes = 512,
                                         .edits = SF_EDITS_KEEP }, .act = use_services };
@@ -295,7 +295,8 @@ static void test_services(void)
     SF_CHECK_INT(calls, 4);
     script.act = ask_anyway;
     for (not_built = 0; not_built < 5; not_built++)
-        CHECK_REFUSED(run_prompt(), SF_UNSUPPORTED, words[not_built]);
+        CHECK_REFUSED(run_prompt(), not_built == 1 ? SF_INVALID : SF_UNSUPPORTED,
+                      words[not_built]);
 }
 
 static const struct sf_test tests[] = {

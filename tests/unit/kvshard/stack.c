@@ -127,7 +127,6 @@ static void test_asks(void)
           "reductions under memory pressure");
     LACKS((plan->whens |= 1u << SF_AT_PRESSURE, plan->watch[0] = summed,
            plan->watch[0].decode_rows = 3), "the last rows before memory pressure");
-    LACKS(plan->edits |= SF_EDITS_GROUP, "edits of layer groups");
     LACKS(plan->edits |= SF_EDITS_DENSE, "mixes by a dense matrix");
     LACKS(plan->edits |= 1u << 20, "edits of which the store knows nothing");
     LACKS((plan->tiers = 2, plan->tier[1].codec = "quant"), "the codec quant");
@@ -157,7 +156,10 @@ static void test_asks(void)
     legal();
     CHECK_REFUSED(check_one(&selects, 1), SF_UNSUPPORTED, "method selects needs picks");
     CHECK_REFUSED(check_one(&admits, 1), SF_UNSUPPORTED, "method admits needs rewritten prompts");
-    CHECK_REFUSED(check_one(&groups, 1), SF_UNSUPPORTED, "method groups needs layer groups");
+    CHECK_REFUSED(check_one(&groups, 1), SF_INVALID, "method groups has some layer groups, 0 tiers"
+                  " for them, and declares no edits of groups");
+    legal()->edits = SF_EDITS_GROUP;
+    CHECK_REFUSED(check_one(&groups, 1), SF_INVALID, "0 tiers for them, and declares some edits");
     CHECK_REFUSED(check_one(&recipe, 1), SF_INVALID, "method recipe converts models");
 }
 

@@ -398,7 +398,7 @@ const struct toy_asking toys_asking[] = {
     { &toy_kvcrush, "method kvcrush needs a method to refine" },
     { &toy_gear, "method gear needs the codec gear" },
     { &toy_mikv, "method mikv needs the largest queries of the prompt" },
-    { &toy_minicache, "method minicache needs layer groups" },
+    { &toy_minicache, "method minicache needs the codec pair" },
     { &toy_razor, "method razor needs a calibration profile" },
     { &toy_lococo, "method lococo needs mixes by a dense matrix" },
     { &toy_zipvl, "method zipvl needs picks in the prompt" },
@@ -408,7 +408,7 @@ const struct toy_asking toys_asking[] = {
     { &toy_specpc, "method specpc needs rewritten prompts" },
     { &toy_sigma, "method sigma needs reading only the best values" },
     { &toy_ems, NULL },
-    { &toy_xkv, "method xkv needs layer groups" },
+    { &toy_xkv, "method xkv needs picks in decode" },
     { &toy_sub_moe, "method sub_moe converts models" },
     { &toy_sentencekv, "method sentencekv needs token ids on every stage" },
     { NULL, NULL }

@@ -93,8 +93,8 @@ static void refuses_bad_keys(void)
         { V "run: {qqqqqqqq: 3}\n", "job.yaml:2:7: error: unknown key 'qqqqqqqq' in run" },
         { V "kv_cache:\n  methods:\n    - name: windw\n", "job.yaml:4:13: error: unknown method"
           " 'windw'; did you mean 'window'?" },
-        { V "kv_cache:\n  methods:\n    - name: xkv\n", "job.yaml:4:13: error: method 'xkv' is not"
-          " built yet" },
+        { V "kv_cache:\n  methods:\n    - name: sub_moe\n", "job.yaml:4:13: error: method"
+          " 'sub_moe' is not built yet" },
         { V "kv_cache:\n  methods:\n    - {recent_tokens: 5}\n", "job.yaml:4:7: error:"
           " kv_cache.methods.0 has no name" },
         { V "kv_cache:\n  methods:\n    - window\n", "job.yaml:4:7: error: an entry of"

@@ -1,0 +1,116 @@
+/* coordinator/plan_groups.c: which layers share a basis, where, and of which ranks.
+ *
+ *   groups     xkv: 10 of up to 4 layers, ranks K 384 V 576: 0-3 4 | 5-8 9
+ *              of fewer layers: 4, 9: K 96 V 144 */
+#include "coordinator/plan_groups.h"
+
+#include <string.h>
+
+#include "base/json.h"
+
+/* Layers of the group that begins with `first`; 0 where none does. */
+static int32_t group_layers(const struct sf_stack_entry *entry, const struct sf_setup *setup,
+                            int32_t first)
+{
+    const int16_t *group = entry->shape.layer_group;
+    int32_t layers = 0;
+    if (group[first] < 0 || (first > 0 && group[first - 1] == group[first])) return 0;
+    while (first + layers < setup->layers && group[first + layers] == group[first]) layers++;
+    return layers;
+}
+
+static int32_t stage_of(const struct sf_setup *setup, int32_t layer)
+{
+    return setup->stage != NULL ? setup->stage[layer] : 0;
+}
+
+static void write_layers(FILE *out, int32_t first, int32_t layers)
+{
+    fprintf(out, " %d", first);
+    if (layers > 1) fprintf(out, "-%d", first + layers - 1);
+}
+
+/* Groups of fewer layers than the largest, each with its ranks. */
+static void write_short(FILE *out, const struct sf_setup *setup,
+                        const struct sf_stack_entry *entry, int32_t most)
+{
+    int any = 0;
+    for (int32_t l = 0; l < setup->layers; l++) {
+        int32_t layers = group_layers(entry, setup, l), k, v;
+        if (layers == 0 || layers == most) continue;
+        sf_account_group_ranks(setup, entry, l, &k, &v);
+        fprintf(out, any ? ";" : "           shorter:");
+        write_layers(out, l, layers);
+        fprintf(out, " has K %d V %d", k, v);
+        any = 1;
+    }
+    if (any) fputc('\n', out);
+}
+
+static void write_entry(FILE *out, const struct sf_setup *setup,
+                        const struct sf_stack_entry *entry)
+{
+    int32_t groups = 0, most = 0, longest = 0, k, v;
+    for (int32_t l = 0; l < setup->layers; l++) {
+        int32_t layers = group_layers(entry, setup, l);
+        groups += layers > 0;
+        if (layers > most) {
+            most = layers;
+            longest = l;
+        }
+    }
+    if (groups == 0) return;
+    sf_account_group_ranks(setup, entry, longest, &k, &v);
+    fprintf(out, "groups     %s: %d of up to %d layers, ranks K %d V %d%s:", entry->method->name,
+            groups, most, k, v, setup->tp_size > 1 ? " on each tensor rank" : "");
+    for (int32_t l = 0, stage = -1; l < setup->layers; l++) {
+        int32_t layers = group_layers(entry, setup, l);
+        if (layers == 0) continue;
+        if (stage >= 0 && stage != stage_of(setup, l)) fprintf(out, " |");
+        stage = stage_of(setup, l);
+        write_layers(out, l, layers);
+    }
+    fputc('\n', out);
+    write_short(out, setup, entry, most);
+}
+
+void sf_plan_groups_text(const struct sf_launch_plan *plan, const struct sf_stack *stack, FILE *out)
+{
+    for (int32_t m = 0; m < stack->entries; m++) write_entry(out, &plan->setup, &stack->entry[m]);
+}
+
+static struct sf_json *group_json(const struct sf_launch_plan *plan,
+                                  const struct sf_stack_entry *entry, int32_t first,
+                                  int32_t layers, sf_status *status)
+{
+    struct sf_json *group = sf_json_new(SF_JSON_OBJECT), *list = sf_json_new(SF_JSON_ARRAY);
+    int32_t stage = stage_of(&plan->setup, first), k, v;
+    for (int32_t l = first; l < first + layers; l++) {
+        sf_status pushed = sf_json_append(list, sf_json_new_int(l));
+        if (*status == SF_OK) *status = pushed;
+    }
+    sf_account_group_ranks(&plan->setup, entry, first, &k, &v);
+    sf_json_put(status, group, "layers", list);
+    sf_json_put(status, group, "stage", sf_json_new_int(stage));
+    sf_json_put(status, group, "node", sf_json_new_int(plan->rank[stage * plan->tensor].node));
+    sf_json_put(status, group, "method",
+                sf_json_new_text(entry->method->name, strlen(entry->method->name)));
+    sf_json_put(status, group, "rank_k", sf_json_new_int(k));
+    sf_json_put(status, group, "rank_v", sf_json_new_int(v));
+    return group;
+}
+
+struct sf_json *sf_plan_groups_json(const struct sf_launch_plan *plan, const struct sf_stack *stack,
+                                    sf_status *status)
+{
+    struct sf_json *array = sf_json_new(SF_JSON_ARRAY);
+    for (int32_t m = 0; m < stack->entries; m++)
+        for (int32_t l = 0; l < plan->setup.layers; l++) {
+            int32_t layers = group_layers(&stack->entry[m], &plan->setup, l);
+            if (layers == 0) continue;
+            sf_status pushed = sf_json_append(array, group_json(plan, &stack->entry[m], l, layers,
+                                                                status));
+            if (*status == SF_OK) *status = pushed;
+        }
+    return array;
+}

@@ -1,0 +1,132 @@
+/* kvshard/codec_lowrank.c: the slots of the lanes of a layer group as rows of two bases that they
+ * share, with factors of each lane (xKV).
+ *
+ *   X_K [n][m]  keys before RoPE of all lanes of the group here, side by side;  X_V the values
+ *   X ~ A B     A [n][rank] the basis, one row a slot; B [rank][m], of which each lane has k_dim or
+ *               v_dim columns, its factors
+ *
+ * Both lie in pages as slots of raw ones do (kernels/layout.h), only of other widths, so the pages
+ * of the basis are read, marked and packed as any others:
+ *
+ *   basis      of the group    slot j: row j of A_K as its key, of A_V as its value; its pos
+ *   factors    of each lane    slot i: row i of B_K as its key, of B_V as its value
+ *
+ * A rank that is odd has a column of zeros behind it, since keys in bf16 come in pairs.  Where the
+ * two ranks differ, factors have rows of which one half is empty: room in pages, no stored bytes.
+ *
+ * A group of fewer lanes than `layers` whole layers has ranks that are smaller by as much.  Where
+ * tensor ranks share the heads out, each has bases of its own for its own heads, of
+ * ceil(rank / ranks) columns.  Stored bytes of n slots, with e bytes an element:
+ *
+ *   n (rank_k + rank_v) e of the group,  (rank_k k_dim + rank_v v_dim) e + 8 n of each lane */
+#include <string.h>
+
+#include "kvshard/codec.h"
+#include "model/desc.h"
+
+_Static_assert(sizeof(struct sf_lowrank) <= sizeof(((struct sf_tier *)0)->codec_cfg),
+               "the codec's options fit into a tier");
+
+struct sf_tier sf_tier_lowrank(const struct sf_lowrank *cfg)
+{
+    struct sf_tier tier = { .codec = "lowrank" };
+    memcpy(tier.codec_cfg, cfg, sizeof *cfg);
+    return tier;
+}
+
+static int32_t up(int64_t a, int64_t b) { return (int32_t)((a + b - 1) / b); }
+
+static int32_t least(int64_t a, int64_t b) { return (int32_t)(a < b ? a : b); }
+
+int32_t sf_group_lanes(const struct sf_setup *setup, const struct sf_shape *shape, int32_t layer)
+{
+    int32_t lanes = 0;
+    for (int32_t l = 0; l < setup->layers; l++)
+        for (int32_t h = 0; h < setup->layer[l].groups; h++)
+            lanes += shape->layer_group[l] == shape->layer_group[layer] &&
+                     shape->acts_on[setup->layer[l].lane_first + h];
+    return lanes;
+}
+
+/* Layouts of basis and factors, with page_slots yet to be set. */
+static void widths(const struct sf_lowrank *cfg, const struct sf_layout *raw,
+                   struct sf_lowrank_size *size)
+{
+    enum sf_dtype dtype = cfg->dtype > 0 ? (enum sf_dtype)(cfg->dtype - 1) : raw->dtype;
+    size->basis = (struct sf_layout){ dtype, 0, (size->rank_k + 1) / 2 * 2, size->rank_v };
+    size->factors = (struct sf_layout){ dtype, 0, raw->k_dim, raw->v_dim };
+}
+
+static sf_status fit(struct sf_layout *layout, const struct sf_layout *raw, const char *what)
+{
+    size_t room = sf_layout_page_bytes(raw);
+    layout->page_slots = sf_layout_slots(layout, room, raw->page_slots);
+    if (layout->page_slots > 0) return SF_OK;
+    layout->page_slots = SF_BLOCK_SLOTS;
+    return SF_FAIL(SF_INVALID, "kv_cache.block_size %d is too small for %s of %d and %d elements in"
+                   " %s: a page of %d rows takes %zu B, one of the cache has %zu; double it",
+                   raw->page_slots, what, layout->k_dim, layout->v_dim,
+                   sf_dtype_name(layout->dtype), SF_BLOCK_SLOTS, sf_layout_page_bytes(layout),
+                   room);
+}
+
+void sf_lowrank_ranks(const struct sf_lowrank_ask *ask, int32_t *rank_k_out, int32_t *rank_v_out)
+{
+    struct sf_lowrank cfg;
+    memcpy(&cfg, ask->tier->codec_cfg, sizeof cfg);
+    int64_t full = (int64_t)cfg.layers * ask->setup->layer[ask->layer].groups;
+    int64_t lanes = sf_group_lanes(ask->setup, ask->shape, ask->layer);
+    SF_ASSERT(full > 0 && ask->ranks > 0 && ask->lanes > 0 && ask->tokens > 0);
+    int32_t rank_k = up(up(cfg.rank_k * lanes, full), ask->ranks);
+    int32_t rank_v = up(up(cfg.rank_v * lanes, full), ask->ranks);
+    *rank_k_out = least(least(rank_k, ask->tokens), (int64_t)ask->lanes * ask->raw.k_dim);
+    *rank_v_out = least(least(rank_v, ask->tokens), (int64_t)ask->lanes * ask->raw.v_dim);
+}
+
+sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *ask, struct sf_lowrank_size *out)
+{
+    struct sf_lowrank cfg;
+    struct sf_lowrank_size size;
+    memcpy(&cfg, ask->tier->codec_cfg, sizeof cfg);
+    sf_lowrank_ranks(ask, &size.rank_k, &size.rank_v);
+    widths(&cfg, &ask->raw, &size);
+    SF_TRY(fit(&size.basis, &ask->raw, "rows of a basis"));
+    SF_TRY(fit(&size.factors, &ask->raw, "rows of factors"));
+    int64_t element = (int64_t)sf_dtype_bytes(size.basis.dtype);
+    int32_t rows = size.rank_k > size.rank_v ? size.rank_k : size.rank_v;
+    size.basis_bytes = (int64_t)ask->tokens * (size.rank_k + size.rank_v) * element;
+    size.factor_bytes = ((int64_t)size.rank_k * ask->raw.k_dim +
+                         (int64_t)size.rank_v * ask->raw.v_dim) * element;
+    size.basis_pages = up(ask->tokens, size.basis.page_slots);
+    size.factor_pages = up(rows, size.factors.page_slots);
+    *out = size;
+    return SF_OK;
+}
+
+/* ---- the codec ------------------------------------------------------------------------------ */
+/* Of the widest basis that the tier can have: what fits that, fits every group. */
+static sf_status lowrank_layout(const struct sf_tier *tier, const struct sf_layout *raw,
+                                struct sf_layout *layout_out)
+{
+    struct sf_lowrank cfg;
+    struct sf_lowrank_size size;
+    memcpy(&cfg, tier->codec_cfg, sizeof cfg);
+    size.rank_k = cfg.rank_k;
+    size.rank_v = cfg.rank_v;
+    widths(&cfg, raw, &size);
+    SF_TRY(fit(&size.factors, raw, "rows of factors"));
+    SF_TRY(fit(&size.basis, raw, "rows of a basis"));
+    *layout_out = size.basis;
+    return SF_OK;
+}
+
+/* Of a lane: pos and bias.  The rest is the group's (sf_lowrank_sizes). */
+static size_t lowrank_slot_bytes(const struct sf_layout *layout)
+{
+    (void)layout;
+    return 8;
+}
+
+const struct sf_codec sf_codec_lowrank = { .name = "lowrank", .facts = SF_CAN_GROUP,
+                                           .layout = lowrank_layout,
+                                           .slot_bytes = lowrank_slot_bytes };

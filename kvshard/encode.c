@@ -1,0 +1,230 @@
+/* kvshard/encode.c: the lanes of a layer group come to share a basis.
+ *
+ *   lanes of the group --decode, keys turned back--> X [n][m] --factor--> A [n][rank], B [rank][m]
+ *   A --> the basis, one row a slot;  B --> columns of each lane, its factors
+ *   then the slots leave the raw tier of every lane, whose order says that they are in the other
+ *
+ * First keys, then values, through the same X; everything is in f32 until it comes into pages. */
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "kvshard/store_impl.h"
+
+struct work {
+    struct sf_store *store;
+    const struct sf_span *span;
+    const struct sf_group_edit *edit;
+    struct sf_view *view;               /* [span->lanes] */
+    int32_t number;                     /* of the group */
+    struct sf_seq_group *group;
+    struct sf_lowrank_size size;
+    int32_t rows;                       /* of the factors */
+    float *x, *lane;                    /* device [n][most columns]; [n][most of a lane] */
+    float *a[2], *b[2];                 /* device [n][width of the basis], [rows][columns] */
+    void *scratch; size_t scratch_bytes;
+};
+
+static int32_t dim_of(const struct work *w, int values)
+{
+    return values ? w->size.factors.v_dim : w->size.factors.k_dim;
+}
+
+static struct sf_factor_job job_of(const struct work *w, int values)
+{
+    const struct sf_store_group *group = &w->store->groups.group[w->number];
+    const struct sf_tier *tier = &w->store->method[group->method].entry->plan.tier[group->tier];
+    struct sf_lowrank cfg;
+    memcpy(&cfg, tier->codec_cfg, sizeof cfg);
+    int32_t cols = w->span->lanes * dim_of(w, values);
+    return (struct sf_factor_job){
+        .rows = w->edit->n, .cols = cols, .rank = values ? w->size.rank_v : w->size.rank_k,
+        .how = (enum sf_factor_how)cfg.how, .power_iterations = cfg.power_iterations,
+        .oversample = cfg.oversample,
+        /* The same for every sequence, so that an answer does not depend on what ran beside it. */
+        .seed = (uint64_t)cfg.seed * 2654435761u +
+                (uint64_t)(2 * (w->store->layer_first + group->layer_first) + values),
+        .x = w->x, .x_stride = (size_t)cols, .a = w->a[values], .b = w->b[values],
+        .a_stride = (size_t)(values ? w->size.basis.v_dim : w->size.basis.k_dim),
+        .b_stride = (size_t)cols, .scratch = w->scratch };
+}
+
+static sf_status take_room(struct work *w)
+{
+    struct sf_scratch_mem *dev = &w->store->dev;
+    const struct sf_layout *basis = &w->size.basis;
+    size_t n = (size_t)w->edit->n, lanes = (size_t)w->span->lanes, rows = (size_t)w->rows;
+    size_t k_dim = (size_t)dim_of(w, 0), v_dim = (size_t)dim_of(w, 1);
+    size_t most = k_dim > v_dim ? k_dim : v_dim;
+    SF_TRY(sf_scratch_items(dev, n * most, lanes * sizeof(float), &w->x));
+    SF_TRY(sf_scratch_items(dev, n * most, sizeof(float), &w->lane));
+    SF_TRY(sf_scratch_items(dev, n * (size_t)basis->k_dim, sizeof(float), &w->a[0]));
+    SF_TRY(sf_scratch_items(dev, n * (size_t)basis->v_dim, sizeof(float), &w->a[1]));
+    SF_TRY(sf_scratch_items(dev, rows * lanes, k_dim * sizeof(float), &w->b[0]));
+    SF_TRY(sf_scratch_items(dev, rows * lanes, v_dim * sizeof(float), &w->b[1]));
+    for (int values = 0; values < 2; values++) {
+        struct sf_factor_job job = job_of(w, values);
+        size_t bytes = w->store->device->k->factor_bytes(&job);
+        if (bytes > w->scratch_bytes) w->scratch_bytes = bytes;
+    }
+    return sf_scratch_take(dev, w->scratch_bytes, &w->scratch);
+}
+
+/* X of keys or values, and its factors. */
+static sf_status factor(struct work *w, int values)
+{
+    struct sf_store *store = w->store;
+    const struct sf_kernels *k = store->device->k;
+    int32_t n = w->edit->n, dim = dim_of(w, values);
+    size_t cols = (size_t)w->span->lanes * (size_t)dim;
+    int32_t *pos;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *pos, &pos));
+    for (int32_t i = 0; i < n; i++) pos[i] = w->span->lane[0].pos[w->edit->ids[i]];
+    for (int32_t l = 0; l < w->span->lanes; l++) {
+        struct sf_slots slots = sf_view_slots(&w->view[l]);
+        sf_slots_decode(store, &slots, w->edit->ids, n, values ? NULL : w->lane,
+                        values ? w->lane : NULL);
+        if (!values) SF_TRY(sf_turn(store, w->view[l].layer, w->lane, pos, n, 1));
+        k->copy_columns(store->device, n, dim, dim, w->lane, (size_t)dim,
+                        w->x + (size_t)l * (size_t)dim, cols);
+    }
+    struct sf_factor_job job = job_of(w, values);
+    SF_TRY(k->factor(store->device, &job));
+    int32_t wide = (int32_t)job.a_stride;
+    if (wide > job.rank)
+        k->copy_columns(store->device, n, 0, wide - job.rank, job.a, job.a_stride,
+                        job.a + job.rank, job.a_stride);
+    if (w->rows > job.rank)
+        k->copy_columns(store->device, w->rows - job.rank, 0, job.cols, job.b, job.b_stride,
+                        job.b + (size_t)job.rank * job.b_stride, job.b_stride);
+    return SF_OK;
+}
+
+/* The pages of basis and factors are free, and those for copies of shared ones. */
+static sf_status check_room(const struct work *w)
+{
+    const struct sf_store *store = w->store;
+    int64_t pages = w->size.basis_pages + (int64_t)w->span->lanes * w->size.factor_pages;
+    for (int32_t l = 0; l < w->span->lanes; l++)
+        for (int32_t p = 0; p < w->view[l].lane->pages; p++)
+            pages += store->pool.holders[w->view[l].lane->page[p]] > 1;
+    if (pages > sf_pages_free(&store->pool))
+        return SF_FAIL(SF_NO_PAGES, "a layer group needs %lld pages, %d of %d are free",
+                       (long long)pages, sf_pages_free(&store->pool), store->pool.pages);
+    return SF_OK;
+}
+
+static void append(const struct work *w, const struct sf_kv_lane *list, int32_t rows,
+                   const float *k, size_t k_stride, const float *v, size_t v_stride,
+                   const int32_t *pos)
+{
+    struct sf_store *store = w->store;
+    struct sf_append_lane lane = { .pages = list->page, .rows = rows };
+    struct sf_append_job job = { .layout = *list->layout, .pool = store->pool.base,
+                                 .page_bytes = store->pool.page_bytes, .k = k, .v = v,
+                                 .k_stride = k_stride, .v_stride = v_stride, .pos = pos,
+                                 .lane = &lane, .lanes = 1 };
+    store->device->k->kv_append(store->device, &job);
+}
+
+/* Basis and factors into pages. */
+static sf_status write_pages(const struct work *w)
+{
+    struct sf_store *store = w->store;
+    struct sf_seq_group *group = w->group;
+    struct sf_lane_ctx ctx = { &store->pool, w->size.basis, &store->host };
+    int32_t n = w->edit->n, most = n > w->rows ? n : w->rows, *pos;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)most, sizeof *pos, &pos));
+    group->size = w->size;              /* the lists' layouts */
+    group->basis.page_slots = w->size.basis.page_slots;
+    SF_TRY(sf_lane_extend(&ctx, &group->basis, 0, n));
+    for (int32_t i = 0; i < n; i++) {
+        pos[i] = w->span->lane[0].pos[w->edit->ids[i]];
+        store->pool.pos[sf_lane_mirror(&store->pool, &group->basis, i)] = pos[i];
+    }
+    append(w, &group->basis, n, w->a[0], (size_t)w->size.basis.k_dim, w->a[1],
+           (size_t)w->size.basis.v_dim, pos);
+    for (int32_t i = 0; i < w->rows; i++) pos[i] = i;
+    ctx.layout = w->size.factors;
+    for (int32_t l = 0; l < w->span->lanes; l++) {
+        struct sf_kv_lane *list = &group->list[l];
+        size_t k_dim = (size_t)dim_of(w, 0), v_dim = (size_t)dim_of(w, 1);
+        size_t lanes = (size_t)w->span->lanes;
+        list->page_slots = w->size.factors.page_slots;
+        SF_TRY(sf_lane_extend(&ctx, list, 0, w->rows));
+        append(w, list, w->rows, w->b[0] + (size_t)l * k_dim, lanes * k_dim,
+               w->b[1] + (size_t)l * v_dim, lanes * v_dim, pos);
+        group->factors[l].rank_k = w->size.rank_k;
+        group->factors[l].rank_v = w->size.rank_v;
+    }
+    return SF_OK;
+}
+
+/* The slots leave the raw tier of a lane. */
+static sf_status leave(const struct work *w, const struct sf_view *view)
+{
+    struct sf_store *store = w->store;
+    struct sf_lane_ctx ctx = sf_store_ctx(store, view->layer);
+    int32_t n = w->edit->n, *drop;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *drop, &drop));
+    for (int32_t i = 0; i < n; i++) {
+        drop[i] = view->slot[w->edit->ids[i]];
+        view->lane->order[w->edit->ids[i]] = (uint8_t)w->edit->tier;
+    }
+    SF_TRY(sf_lane_mark(&ctx, view->lane, drop, n));
+    return sf_lane_compact(&ctx, view->lane);
+}
+
+static sf_status factor_both(struct work *w)
+{
+    int64_t start = sf_now_ns();
+    sf_status status = factor(w, 0);
+    if (status == SF_OK) status = factor(w, 1);
+    w->store->device->k->sync(w->store->device);
+    w->store->factor_seconds += sf_seconds_since(start);
+    return status;
+}
+
+static sf_status encode(struct sf_answer *answer, int32_t number)
+{
+    struct sf_store *store = answer->store;
+    struct work w = { .store = store, .span = &answer->span[number],
+                      .edit = &answer->group[number] };
+    w.view = &answer->view[w.span->lane - answer->shown];
+    w.number = sf_group_of(store, w.view->layer, w.view->lane_index);
+    w.group = &w.view->seq->group[w.number];
+    SF_TRY(sf_group_sizes(store, w.number, w.edit->n, &w.size));
+    w.rows = w.size.rank_k > w.size.rank_v ? w.size.rank_k : w.size.rank_v;
+    SF_TRY(check_room(&w));
+    SF_TRY(take_room(&w));
+    sf_status status = factor_both(&w);
+    if (status == SF_INVALID) {
+        sf_log(SF_LOG_WARN, "sequence %lld, layers %d and on: keys or values are not finite, so"
+               " they stay as they are", (long long)w.span->seq_id, w.span->lane[0].layer);
+        return SF_OK;
+    }
+    SF_TRY(status);
+    struct sf_held before = sf_group_total(store, w.view->seq, w.number);
+    status = write_pages(&w);
+    for (int32_t l = 0; l < w.span->lanes && status == SF_OK; l++) {
+        status = leave(&w, &w.view[l]);
+        if (store->layer[w.view[l].layer].spec.lane[w.view[l].lane_index].replica > 0) continue;
+        w.view->seq->recoded += w.edit->n;
+        w.view->seq->edits++;
+        sf_note_change(store, w.view[l].layer, w.view->seq, w.view[l].lane_index);
+    }
+    sf_group_book(store, w.view->seq, w.number, before);
+    return status;
+}
+
+/* What one span took is free for the next: it ends with all that was queued done. */
+sf_status sf_group_encode(struct sf_answer *answer, int32_t number)
+{
+    struct sf_store *store = answer->store;
+    struct sf_scratch_mark host = sf_scratch_mark(&store->host), dev = sf_scratch_mark(&store->dev);
+    SF_TRY(encode(answer, number));
+    store->device->k->sync(store->device);
+    sf_scratch_back(&store->host, host);
+    sf_scratch_back(&store->dev, dev);
+    return SF_OK;
+}

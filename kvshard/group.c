@@ -1,0 +1,216 @@
+/* kvshard/group.c: which lanes make up a layer group here, and what a sequence has for each. */
+#include "kvshard/group.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+#include "kvshard/store_impl.h"
+
+/* ---- of a store ----------------------------------------------------------------------------- */
+/* Tier of the entry's plan that is for groups, or 0. */
+static int32_t group_tier(const struct sf_plan *plan)
+{
+    for (int32_t t = 1; t < plan->tiers; t++)
+        if (sf_codec_of(plan, t)->facts & SF_CAN_GROUP) return t;
+    return 0;
+}
+
+/* Adds the lanes of one method and layer group, if any are here. */
+static void add_group(struct sf_store *store, const struct sf_stack_entry *entry, int32_t method,
+                      int16_t number)
+{
+    struct sf_groups *groups = &store->groups;
+    struct sf_store_group group = { .method = method, .tier = group_tier(&entry->plan),
+                                    .layer_first = -1, .counted = -1 };
+    for (int32_t i = 0; i < store->layers; i++) {
+        const struct sf_layer_state *state = &store->layer[i];
+        if (entry->shape.layer_group[store->layer_first + i] != number) continue;
+        for (int32_t l = 0; l < state->spec.lanes; l++) {
+            if (state->method[l] != method) continue;
+            if (group.layer_first < 0) group.layer_first = i;
+            group.layer_last = i;
+            if (group.counted < 0 && state->spec.lane[l].replica == 0) group.counted = group.lanes;
+            groups->of_lane[state->lane_first + l] = groups->groups;
+            groups->number[state->lane_first + l] = group.lanes++;
+        }
+    }
+    if (group.lanes > 0) groups->group[groups->groups++] = group;
+}
+
+/* Rotations of all positions that there may be. */
+static sf_status make_turns(struct sf_store *store)
+{
+    struct sf_groups *groups = &store->groups;
+    const struct sf_kernels *k = store->device->k;
+    int32_t tokens = store->setup.tokens_max;
+    void *block;
+    groups->rope_dim = store->setup.layer[store->layer_first].rope_dim;
+    if (groups->rope_dim == 0) return SF_OK;
+    SF_TRY(k->alloc(store->device, (size_t)tokens * (size_t)groups->rope_dim * sizeof(float),
+                    "rotations of positions", &block));
+    groups->turns = block;
+    SF_TRY(sf_turn_table(store, tokens, groups->rope_dim, groups->turns));
+    k->sync(store->device);             /* what follows may take the scratch again */
+    sf_scratch_reset(&store->host);
+    return SF_OK;
+}
+
+sf_status sf_groups_create(struct sf_store *store, const struct sf_stack *stack)
+{
+    struct sf_groups *groups = &store->groups;
+    size_t lanes = (size_t)store->lanes, most = 0;
+    void *block;
+    for (int32_t m = 0; stack && m < stack->entries; m++)
+        if (group_tier(&stack->entry[m].plan) > 0) most += (size_t)store->layers;
+    SF_TRY(sf_alloc(lanes * sizeof *groups->of_lane, "groups of lanes", &block));
+    groups->of_lane = block;
+    for (size_t l = 0; l < lanes; l++) groups->of_lane[l] = -1;
+    if (most == 0) return SF_OK;
+    if (!store->device->k->kv_rebuild || !store->device->k->copy_columns)
+        return SF_FAIL(SF_UNSUPPORTED, "low-rank caches are not built for the device %s",
+                       store->device->k->name);
+    SF_TRY(sf_alloc(lanes * sizeof *groups->number, "lanes of groups", &block));
+    groups->number = block;
+    SF_TRY(sf_alloc(most * sizeof *groups->group, "layer groups", &block));
+    groups->group = block;
+    for (int32_t m = 0; m < stack->entries; m++) {
+        const struct sf_stack_entry *entry = &stack->entry[m];
+        int16_t last = -1;
+        for (int32_t i = 0; group_tier(&entry->plan) > 0 && i < store->layers; i++) {
+            int16_t number = entry->shape.layer_group[store->layer_first + i];
+            if (number >= 0 && number != last) add_group(store, entry, m, number);
+            last = number;
+        }
+    }
+    return groups->groups > 0 ? make_turns(store) : SF_OK;
+}
+
+void sf_groups_destroy(struct sf_store *store)
+{
+    if (store->groups.turns) store->device->k->free(store->device, store->groups.turns);
+    sf_free(store->groups.group);
+    sf_free(store->groups.number);
+    sf_free(store->groups.of_lane);
+}
+
+int32_t sf_group_of(const struct sf_store *store, int32_t layer, int32_t lane)
+{
+    return store->groups.of_lane[store->layer[layer].lane_first + lane];
+}
+
+/* ---- of a sequence -------------------------------------------------------------------------- */
+sf_status sf_group_sizes(const struct sf_store *store, int32_t number, int32_t tokens,
+                         struct sf_lowrank_size *size_out)
+{
+    const struct sf_store_group *group = &store->groups.group[number];
+    const struct sf_stack_entry *entry = store->method[group->method].entry;
+    struct sf_lowrank_ask ask = { .setup = &store->setup, .shape = &entry->shape,
+                                  .tier = &entry->plan.tier[group->tier],
+                                  .raw = store->layer[group->layer_first].layout,
+                                  .layer = store->layer_first + group->layer_first,
+                                  .ranks = store->setup.tp_size, .lanes = group->lanes,
+                                  .tokens = tokens };
+    return sf_lowrank_sizes(&ask, size_out);
+}
+
+static sf_status open_group(const struct sf_store *store, const struct sf_seq *seq, int32_t number)
+{
+    const struct sf_store_group *group = &store->groups.group[number];
+    struct sf_seq_group *mine = &seq->group[number];
+    size_t lanes = (size_t)group->lanes;
+    void *block;
+    SF_TRY(sf_group_sizes(store, number, seq->prompt, &mine->size));
+    SF_TRY(sf_alloc(lanes * sizeof *mine->list, "factors of a group", &block));
+    mine->list = block;
+    SF_TRY(sf_alloc(lanes * sizeof *mine->factors, "factors of a group", &block));
+    mine->factors = block;
+    size_t pages = (size_t)mine->size.basis_pages + lanes * (size_t)mine->size.factor_pages;
+    SF_TRY(sf_alloc(pages * sizeof(int32_t), "page tables of a group", &block));
+    mine->tables = block;
+    mine->basis = (struct sf_kv_lane){ .page = mine->tables, .pages_max = mine->size.basis_pages,
+                                       .page_slots = mine->size.basis.page_slots, .mirrored = 1,
+                                       .number = (uint8_t)group->tier, .tiers = 1, .shared = 1,
+                                       .layout = &mine->size.basis };
+    for (int32_t l = 0; l < group->lanes; l++) {
+        int32_t *page = mine->tables + mine->size.basis_pages + l * mine->size.factor_pages;
+        mine->list[l] = (struct sf_kv_lane){ .page = page, .pages_max = mine->size.factor_pages,
+                                             .page_slots = mine->size.factors.page_slots,
+                                             .tiers = 1, .layout = &mine->size.factors };
+        mine->factors[l] = (struct sf_lane_factors){ .layout = &mine->size.factors, .pages = page,
+                                                     .turns = store->groups.turns,
+                                                     .rope_dim = store->groups.rope_dim };
+    }
+    return SF_OK;
+}
+
+sf_status sf_groups_open(struct sf_store *store, struct sf_seq *seq)
+{
+    void *block;
+    if (store->groups.groups == 0) return SF_OK;
+    SF_ASSERT(seq->tokens_max <= store->setup.tokens_max);
+    SF_TRY(sf_alloc((size_t)store->groups.groups * sizeof *seq->group, "groups of a sequence",
+                    &block));
+    seq->group = block;
+    for (int32_t g = 0; g < store->groups.groups; g++) SF_TRY(open_group(store, seq, g));
+    return SF_OK;
+}
+
+void sf_groups_free(const struct sf_store *store, struct sf_seq *seq)
+{
+    for (int32_t g = 0; seq->group && g < store->groups.groups; g++) {
+        sf_free(seq->group[g].list);
+        sf_free(seq->group[g].factors);
+        sf_free(seq->group[g].tables);
+    }
+    sf_free(seq->group);
+}
+
+struct sf_held sf_group_held(const struct sf_store *store, const struct sf_seq *seq, int32_t layer,
+                             int32_t lane)
+{
+    int32_t at = store->layer[layer].lane_first + lane, g = store->groups.of_lane[at];
+    struct sf_held held = { 0, 0 };
+    if (g < 0 || seq->group[g].basis.live == 0) return held;
+    const struct sf_seq_group *mine = &seq->group[g];
+    int32_t number = store->groups.number[at];
+    held.bytes = mine->basis.live * INT64_C(8) + mine->size.factor_bytes;
+    held.pages = mine->list[number].pages;
+    if (number != store->groups.group[g].counted) return held;
+    held.bytes += mine->size.basis_bytes;
+    held.pages += mine->basis.pages;
+    return held;
+}
+
+void sf_groups_close(struct sf_store *store, struct sf_seq *seq)
+{
+    for (int32_t g = 0; g < store->groups.groups; g++) {
+        struct sf_held before = sf_group_total(store, seq, g);
+        struct sf_seq_group *mine = &seq->group[g];
+        for (int32_t l = 0; l < store->groups.group[g].lanes; l++)
+            sf_lane_free(&store->pool, &mine->list[l]);
+        sf_lane_free(&store->pool, &mine->basis);
+        sf_group_book(store, seq, g, before);
+    }
+}
+
+struct sf_held sf_group_total(const struct sf_store *store, const struct sf_seq *seq, int32_t g)
+{
+    const struct sf_store_group *group = &store->groups.group[g];
+    struct sf_held total = { 0, 0 };
+    for (int32_t i = group->layer_first; i <= group->layer_last; i++)
+        for (int32_t l = 0; l < store->layer[i].spec.lanes; l++) {
+            if (sf_group_of(store, i, l) != g || store->layer[i].spec.lane[l].replica > 0) continue;
+            struct sf_held held = sf_store_held(store, seq, i, l);
+            total.bytes += held.bytes;
+            total.pages += held.pages;
+        }
+    return total;
+}
+
+void sf_group_book(struct sf_store *store, struct sf_seq *seq, int32_t g, struct sf_held before)
+{
+    struct sf_held now = sf_group_total(store, seq, g);
+    store->bytes_stored += now.bytes - before.bytes;
+    seq->pages += now.pages - before.pages;
+    if (seq->pages > seq->pages_peak) seq->pages_peak = seq->pages;
+}

@@ -1,0 +1,72 @@
+/* kvshard/group.h: layer groups of a store: lanes of adjacent layers that one edit encodes.
+ * Internal to the store.
+ *
+ *   layer 0   lane 0: raw slots, factors --+
+ *             lane 1: raw slots, factors --+--> the group's basis: one row for each slot that the
+ *   layer 1   lane 0: raw slots, factors --+    lanes have in the shared tier
+ *
+ * A group's lanes are those of one method and layer group on this rank.  Its basis is a list of
+ * pages (lane.h) to which the lanes refer as their last tier; it is taken when the group is encoded
+ * and given back once, when the sequence closes.  Stored bytes and pages of the basis count with
+ * the first lane that is no copy. */
+#ifndef SHEAF_KVSHARD_GROUP_H
+#define SHEAF_KVSHARD_GROUP_H
+#include "kvshard/codec.h"
+#include "kvshard/lane.h"
+#include "kvshard/stack.h"
+SF_C_BEGIN
+
+struct sf_store;
+struct sf_seq;
+struct sf_answer;
+struct sf_held;
+
+struct sf_store_group {
+    int32_t method, tier;               /* of the stack; of its plan */
+    int32_t layer_first, layer_last;    /* local; both have lanes of it */
+    int32_t lanes, counted;             /* counted: number in the group of the lane with which the
+                                           basis counts; -1: all are copies */
+};
+struct sf_groups {                      /* of a store */
+    struct sf_store_group *group;
+    int32_t groups;
+    int32_t *of_lane, *number;          /* [lanes] group of each lane of a sequence here, or -1; */
+                                        /* its number among those of its group */
+    float *turns;                       /* device [tokens_max][rope_dim], as kernels.h says */
+    int32_t rope_dim;
+};
+struct sf_seq_group {                   /* of a sequence; empty until it is encoded */
+    struct sf_kv_lane basis;
+    struct sf_lowrank_size size;
+    struct sf_kv_lane *list;            /* [lanes] pages of their factors */
+    struct sf_lane_factors *factors;    /* [lanes] as attention takes them */
+    int32_t *tables;                    /* page tables of all these lists */
+};
+
+sf_status sf_groups_create(struct sf_store *, const struct sf_stack *);
+void      sf_groups_destroy(struct sf_store *);
+/* Group of a lane of this rank, or -1. */
+int32_t   sf_group_of(const struct sf_store *, int32_t layer, int32_t lane);
+/* Before the lanes of the sequence are laid out, and after its lanes are free. */
+sf_status sf_groups_open(struct sf_store *, struct sf_seq *);
+void      sf_groups_free(const struct sf_store *, struct sf_seq *);
+/* Gives back all their pages, and books that. */
+void      sf_groups_close(struct sf_store *, struct sf_seq *);
+/* What the lane's factors hold, and the basis where it counts with this lane. */
+struct sf_held sf_group_held(const struct sf_store *, const struct sf_seq *, int32_t layer,
+                             int32_t lane);
+/* All that the group's lanes hold, copies not counted; books that it has changed from `before`. */
+struct sf_held sf_group_total(const struct sf_store *, const struct sf_seq *, int32_t group);
+void      sf_group_book(struct sf_store *, struct sf_seq *, int32_t group, struct sf_held before);
+/* Of a group of so many rows. */
+sf_status sf_group_sizes(const struct sf_store *, int32_t group, int32_t tokens,
+                         struct sf_lowrank_size *size_out);
+
+/* ---- encode.c ------------------------------------------------------------------------------- */
+struct sf_group_edit { int32_t *ids, n, tier; }; /* slots of every lane of a span; tier 0: none */
+/* All lanes of span `number` of the answer lose these slots to a basis.  What holds anything that
+ * is not finite stays as it is, with a warning. */
+sf_status sf_group_encode(struct sf_answer *, int32_t number);
+
+SF_C_END
+#endif

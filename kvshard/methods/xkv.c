@@ -1,0 +1,265 @@
+/* kvshard/methods/xkv.c: adjacent layers share one low-rank token basis.
+ *
+ * Paper      Chang et al., xKV: Cross-Layer KV-Cache Compression (arXiv 2503.18893)
+ * Kept       of a prompt of n tokens, for each group of group_size adjacent layers, the token bases
+ *            A_K [n][rank_k] and A_V [n][rank_v], and of each lane its factors B_K [rank_k][k_dim]
+ *            and B_V [rank_v][v_dim].  What is generated stays raw
+ * Equations  X_K = keys before RoPE of all lanes of the group side by side, X_K ~ A_K B_K; X_V
+ *            likewise.  A query at any position then meets
+ *                k_j = RoPE_j(A_K[j] B_K),  s_j = q k_j / sqrt(d),  o = (sum_j p_j A_V[j]) B_V
+ *            in one softmax with the raw slots: keys are rebuilt, values stay low-rank to the end
+ * When       at the end of the prompt, group by group, as soon as the group's last layer has run;
+ *            the prompt itself is attended exactly.  Prompts shorter than min_prompt_tokens stay
+ *            exact; `auto` is where the factors have as many elements as what they replace:
+ *                n (M_K + M_V - r_K - r_V) >= M_K r_K + M_V r_V,  M columns of X
+ * Crosses    heads and layers of a group, so a group lies inside one pipeline stage: groups are
+ *            counted from the first layer of each, and one of fewer layers has
+ *            ceil(rank * layers / group_size) columns.  Nothing crosses ranks: with tensor ranks
+ *            each factorises its own heads with ceil(rank / ranks) columns
+ * State      none beyond the slots
+ * Ratio      group_size 4, ranks 384 and 576, Llama-3.1-8B (32 layers, 8 heads of 128): 1 / 7.59 at
+ *            32,768 tokens, without the 8 bytes of each slot
+ * Differs    the default reading is dense.  Singular values are split evenly over A and B, or A is
+ *            scaled by sqrt(n), so that 16 bits hold it.  The random numbers are the same for every
+ *            sequence.  Layers with a window or a latent stay exact.  Not built: selective reading,
+ *            values alone exact (rank_v 0), factors in integers, a basis over all tensor ranks, and
+ *            factors of what was generated */
+#include <stddef.h>
+
+#include "base/opt.h"
+#include "kernels/kernels.h"
+#include "kvshard/codec.h"
+#include "kvshard/policy.h"
+#include "model/desc.h"
+
+enum { BASIS_TIER = 1 };
+enum { DENSE, SELECTIVE };
+enum { LOCAL_HEADS, REPLICATED_BASIS };
+enum { AUTO_DTYPE, INT8 = 4, INT4 };
+struct xkv_cfg {
+    int32_t group_size, start_layer, end_layer, rank_k, rank_v, min_prompt_tokens, num_sink_tokens;
+    int32_t how, power_iterations, oversample, factor_dtype, reconstruction, tp_mode;
+    int32_t budget_tokens, chunk_size, local_chunks, outlier_chunks, refactor_every;
+    int64_t seed;
+    double tolerance;
+};
+
+static const char *const hows[] = { "randomized", "exact", "gram", NULL };
+static const uint8_t how_of[] = { SF_FACTOR_RANDOM, SF_FACTOR_EXACT, SF_FACTOR_GRAM };
+static const char *const dtypes[] = { "auto", "f32", "f16", "bf16", "int8", "int4", NULL };
+static const uint8_t dtype_of[] = { 0, 1 + SF_F32, 1 + SF_F16, 1 + SF_BF16 };
+static const char *const reconstructions[] = { "dense", "selective", NULL };
+static const char *const tp_modes[] = { "local_heads", "replicated_basis", NULL };
+#define PLACE(field) .offset = offsetof(struct xkv_cfg, field)
+#define AT(field) PLACE(field), .built = 1
+static const struct sf_opt xkv_opts[] = {
+    { .key = "group_size", .type = SF_OPT_INT32, AT(group_size), .fallback = "4", .min = 1,
+      .max = 1024, .unit = "layers", .help = "adjacent layers of one stage that share a basis" },
+    { .key = "start_layer", .type = SF_OPT_INT32, AT(start_layer), .fallback = "0", .min = 0,
+      .max = 100000, .help = "layers before it stay exact" },
+    { .key = "end_layer", .type = SF_OPT_INT32, AT(end_layer), .fallback = "-1", .min = -1,
+      .max = 100000, .help = "the last one; layers behind it stay exact; -1: all are taken" },
+    { .key = "rank_k", .type = SF_OPT_INT32, AT(rank_k), .fallback = "384", .min = 1,
+      .max = 1 << 20, .help = "columns of the keys' basis, of a group of group_size layers" },
+    { .key = "rank_v", .type = SF_OPT_INT32, AT(rank_v), .fallback = "576", .min = 0,
+      .max = 1 << 20, .help = "and of the values'; 0 (they stay exact) is not built yet" },
+    { .key = "svd.method", .type = SF_OPT_ENUM, AT(how), .fallback = "randomized",
+      .choices = hows, .help = "how the factors are found" },
+    { .key = "svd.power_iterations", .type = SF_OPT_INT32, AT(power_iterations), .fallback = "2",
+      .min = 0, .max = 100, .help = "of the randomized way" },
+    { .key = "svd.oversample", .type = SF_OPT_INT32, AT(oversample), .fallback = "0", .min = 0,
+      .max = 1 << 16, .unit = "columns", .help = "of the randomized way, cut off at its end" },
+    { .key = "svd.seed", .type = SF_OPT_INT64, AT(seed), .fallback = "1234",
+      .help = "of the randomized way" },
+    { .key = "min_prompt_tokens", .type = SF_OPT_INT32, AT(min_prompt_tokens), .fallback = "auto",
+      .allow_auto = 1, .min = 1, .max = 1 << 24, .unit = "tokens",
+      .help = "shorter prompts stay exact; auto: where factors have fewer elements" },
+    { .key = "num_sink_tokens", .type = SF_OPT_INT32, AT(num_sink_tokens), .fallback = "0",
+      .min = 0, .max = 1024, .aliases = "sink_tokens exact_first_tokens", .unit = "tokens",
+      .help = "first tokens, which stay raw and outside of the basis" },
+    { .key = "factor_dtype", .type = SF_OPT_ENUM, AT(factor_dtype), .fallback = "auto",
+      .choices = dtypes, .help = "of basis and factors; auto: kv_cache.dtype; integers are not"
+      " built yet" },
+    { .key = "reconstruction", .type = SF_OPT_ENUM, AT(reconstruction), .fallback = "dense",
+      .choices = reconstructions, .help = "which slots a step reads; selective is not built yet" },
+    { .key = "pp_imbalance_tolerance", .type = SF_OPT_FLOAT, AT(tolerance), .fallback = "0.25",
+      .min = 0, .max = 100, .help = "stages are cut between groups while the dearest is above the"
+      " mean by no more than this part" },
+    { .key = "tp_mode", .type = SF_OPT_ENUM, AT(tp_mode), .fallback = "local_heads",
+      .choices = tp_modes, .help = "tensor ranks have bases of their own; replicated_basis is not"
+      " built yet" },
+    { .key = "refactor_every", .type = SF_OPT_INT32, PLACE(refactor_every), .fallback = "0",
+      .min = 0, .max = 1 << 24, .unit = "tokens", .help = "0: what is generated stays raw" },
+    { .key = "budget_tokens", .type = SF_OPT_INT32, PLACE(budget_tokens), .fallback = "2048",
+      .min = 1, .max = 1 << 24, .aliases = "token_budget cache_size sparse_budget",
+      .unit = "tokens", .help = "selective: rebuilt in each step" },
+    { .key = "chunk_size", .type = SF_OPT_INT32, PLACE(chunk_size), .fallback = "8", .min = 1,
+      .max = 4096, .unit = "tokens", .help = "selective: chosen together" },
+    { .key = "local_chunks", .type = SF_OPT_INT32, PLACE(local_chunks), .fallback = "4", .min = 0,
+      .max = 1 << 20, .help = "selective: last chunks of the prompt, which stay exact" },
+    { .key = "outlier_chunks", .type = SF_OPT_INT32, PLACE(outlier_chunks), .fallback = "48",
+      .min = 0, .max = 1 << 20, .help = "selective: chunks that their mean tells least of, which"
+      " stay exact" },
+    { .key = NULL }
+};
+
+/* ---- groups --------------------------------------------------------------------------------- */
+static int takes_part(const struct sf_setup *setup, const struct sf_shape *shape, int32_t l)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    const struct sf_layer *layer = &setup->layer[l];
+    int acts = 0;
+    for (int32_t h = 0; h < layer->groups; h++) acts |= shape->acts_on[layer->lane_first + h];
+    return acts && l >= cfg->start_layer && (cfg->end_layer < 0 || l <= cfg->end_layer) &&
+           layer->window == 0 && !layer->v_is_k_prefix && layer->k_per_group == 1 &&
+           layer->v_per_group == 1;
+}
+
+static int goes_on(const struct sf_setup *setup, int32_t l)
+{
+    const struct sf_layer *before = &setup->layer[l - 1], *layer = &setup->layer[l];
+    return before->k_dim == layer->k_dim && before->v_dim == layer->v_dim &&
+           before->rope_dim == layer->rope_dim &&
+           (setup->stage == NULL || setup->stage[l - 1] == setup->stage[l]);
+}
+
+static sf_status xkv_shape(const struct sf_setup *setup, struct sf_shape *shape)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    int32_t last = cfg->end_layer < 0 ? setup->layers - 1 : cfg->end_layer, run = 0;
+    int16_t groups = 0;
+    if (last >= setup->layers || cfg->start_layer > last)
+        return SF_FAIL(SF_INVALID, "method xkv takes layers %d to %d of a model that has %d",
+                       cfg->start_layer, last, setup->layers);
+    shape->cut = SF_CUT_SPLIT;
+    shape->imbalance_max = cfg->tolerance;
+    for (int32_t l = 0; l < setup->layers; l++) {
+        if (!takes_part(setup, shape, l)) {
+            for (int32_t h = 0; h < setup->layer[l].groups; h++)
+                shape->acts_on[setup->layer[l].lane_first + h] = 0;
+            run = 0;
+            continue;
+        }
+        if (run == 0 || run == cfg->group_size || !goes_on(setup, l)) {
+            SF_ASSERT(groups < INT16_MAX);
+            groups++;
+            run = 0;
+        }
+        shape->layer_group[l] = (int16_t)(groups - 1);
+        run++;
+    }
+    return SF_OK;
+}
+
+/* ---- plan ----------------------------------------------------------------------------------- */
+static struct sf_tier tier_of(const struct sf_setup *setup)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    struct sf_lowrank lowrank = { .rank_k = cfg->rank_k, .rank_v = cfg->rank_v,
+                                  .layers = cfg->group_size, .how = how_of[cfg->how],
+                                  .dtype = dtype_of[cfg->factor_dtype], .seed = cfg->seed,
+                                  .power_iterations = cfg->power_iterations,
+                                  .oversample = cfg->oversample };
+    int64_t most_k = 0, most_v = 0;     /* columns of a whole group */
+    for (int32_t l = 0; l < setup->layers; l++) {
+        const struct sf_layer *layer = &setup->layer[l];
+        int64_t lanes = (int64_t)layer->groups * cfg->group_size;
+        if (lanes * layer->k_dim > most_k) most_k = lanes * layer->k_dim;
+        if (lanes * layer->v_dim > most_v) most_v = lanes * layer->v_dim;
+    }
+    if (lowrank.rank_k > most_k) lowrank.rank_k = (int32_t)most_k;
+    if (lowrank.rank_v > most_v) lowrank.rank_v = (int32_t)most_v;
+    return sf_tier_lowrank(&lowrank);
+}
+
+static sf_status lacks(const char *what)
+{
+    return SF_FAIL(SF_UNSUPPORTED, "method xkv: %s is not built yet", what);
+}
+
+static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    if (cfg->rank_v == 0) return lacks("rank_v: 0, values that stay exact,");
+    if (cfg->reconstruction == SELECTIVE) return lacks("reconstruction: selective");
+    if (cfg->tp_mode == REPLICATED_BASIS) return lacks("tp_mode: replicated_basis");
+    if (cfg->factor_dtype >= INT8) return lacks(cfg->factor_dtype == INT8 ? "factor_dtype: int8"
+                                                                          : "factor_dtype: int4");
+    plan->whens = 1u << SF_AT_PREFILL_END;
+    plan->edits = SF_EDITS_GROUP;
+    plan->tiers = BASIS_TIER + 1;
+    plan->tier[BASIS_TIER] = tier_of(setup);
+    plan->sink_tokens = cfg->num_sink_tokens;
+    plan->prefix = SF_PREFIX_KV;
+    plan->scratch_bytes = (int64_t)setup->tokens_max * (int64_t)sizeof(int32_t);
+    return SF_OK;
+}
+
+/* Tokens of a prompt that come into the basis of the layer's group: the same on every rank, so the
+ * length at which it pays is that of the group on one rank. */
+static int32_t encoded(const struct sf_setup *setup, int32_t layer, int32_t prompt)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    const struct sf_layer *of = &setup->layer[layer];
+    int32_t tokens = prompt - cfg->num_sink_tokens;
+    if (tokens < 1) return 0;
+    if (cfg->min_prompt_tokens != SF_OPT_AUTO)
+        return prompt >= cfg->min_prompt_tokens ? tokens : 0;
+    struct sf_tier tier = tier_of(setup);
+    struct sf_lowrank_ask ask = { .setup = setup, .shape = setup->shape, .tier = &tier,
+                                  .raw = { .k_dim = of->k_dim, .v_dim = of->v_dim },
+                                  .layer = layer, .ranks = 1, .tokens = INT32_MAX,
+                                  .lanes = sf_group_lanes(setup, setup->shape, layer) };
+    int32_t rank_k, rank_v;
+    sf_lowrank_ranks(&ask, &rank_k, &rank_v);
+    int64_t m_k = (int64_t)ask.lanes * of->k_dim, m_v = (int64_t)ask.lanes * of->v_dim;
+    return prompt * (m_k + m_v - rank_k - rank_v) >= m_k * rank_k + m_v * rank_v ? tokens : 0;
+}
+
+static sf_status xkv_footprint(const struct sf_setup *setup, const struct sf_spot *spot,
+                               struct sf_foot *foot)
+{
+    int32_t gone = encoded(setup, spot->layer, spot->prompt);
+    foot->slots_lo[0] = foot->slots_hi[0] = spot->tokens - gone;
+    foot->slots_lo[BASIS_TIER] = foot->slots_hi[BASIS_TIER] = gone;
+    return SF_OK;
+}
+
+static sf_status xkv_compress(const struct sf_env *env, enum sf_when when,
+                              const struct sf_batch *batch, struct sf_answer *answer)
+{
+    const struct xkv_cfg *cfg = env->setup->cfg;
+    (void)when;
+    int32_t *ids = sf_scratch(env, (size_t)env->setup->tokens_max * sizeof *ids);
+    if (ids == NULL)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for %d slots", env->setup->tokens_max);
+    for (int32_t i = 0; i < batch->spans; i++) {
+        const struct sf_span *span = &batch->span[i];
+        const struct sf_lane *lane = &span->lane[0];
+        int32_t n = 0;
+        if (encoded(env->setup, lane->layer, span->prompt) == 0) continue;
+        for (int32_t s = 0; s < lane->slots; s++)
+            if (lane->pos[s] >= cfg->num_sink_tokens) ids[n++] = s;
+        struct sf_list slots = { .ids = ids, .n = n };
+        SF_TRY(sf_edit_group(answer, span, slots, BASIS_TIER, NULL));
+    }
+    return SF_OK;
+}
+
+static const char *xkv_idle(const struct sf_setup *setup, const struct sf_spot *spot)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    if (encoded(setup, spot->layer, spot->prompt) > 0) return NULL;
+    return cfg->min_prompt_tokens != SF_OPT_AUTO
+               ? "prompts shorter than min_prompt_tokens"
+               : "prompts so short that a basis and its factors would take more";
+}
+
+static const struct sf_policy_ops xkv_policy = {
+    .plan = xkv_plan, .footprint = xkv_footprint, .shape = xkv_shape, .idle = xkv_idle,
+    .compress = xkv_compress };
+
+extern const struct sf_method sf_method_xkv;
+const struct sf_method sf_method_xkv = {
+    .name = "xkv", .paper = "Chang et al., 2025 (arXiv 2503.18893)", .opts = xkv_opts,
+    .cfg_bytes = sizeof(struct xkv_cfg), .policy = &xkv_policy };
