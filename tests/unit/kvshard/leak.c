@@ -38,6 +38,7 @@ static struct rig rig;
 static uint64_t seed, drawn;
 static int failed, closed, refused, attached, tightened;
 static int64_t given_back;              /* pages, by being tightened */
+static int64_t encoded;                 /* pages of groups, seen */
 
 static int32_t below(int32_t n)
 {
@@ -53,6 +54,20 @@ static void must(int holds, const char *what)
 }
 
 /* ---- what is held --------------------------------------------------------------------------- */
+/* Pages of a sequence that its layer groups have, each once. */
+static int64_t count_groups(const struct sf_seq *seq, int32_t *holders)
+{
+    int64_t pages = 0;
+    for (int32_t g = 0; g < rig.store->groups.groups; g++)
+        for (int32_t l = -1; l < rig.store->groups.group[g].lanes; l++) {
+            const struct sf_kv_lane *list = l < 0 ? &seq->group[g].basis : &seq->group[g].list[l];
+            for (int32_t p = 0; p < list->pages; p++) holders[list->page[p]]++;
+            pages += list->pages;
+            encoded += list->pages;
+        }
+    return pages;
+}
+
 static void check_held(void)
 {
     const struct sf_store *store = rig.store;
@@ -68,11 +83,13 @@ static void check_held(void)
             struct sf_kv_lane *lane = &all[i].seq->lane[n];
             for (int32_t t = 0; t < lane->tiers; t++) {
                 const struct sf_kv_lane *tier = sf_lane_tier(lane, t);
+                if (tier->shared) continue;
                 for (int32_t p = 0; p < tier->pages; p++) holders[tier->page[p]]++;
                 pages += tier->pages;
             }
             bytes += sf_store_held(store, all[i].seq, n / LANES, n % LANES).bytes;
         }
+        if (all[i].seq) pages += count_groups(all[i].seq, holders);
         must(!all[i].seq || pages == all[i].seq->pages, "pages of a sequence");
         for (int32_t l = 0; all[i].seq && l < LAYERS; l++)
             exact += LANES * all[i].seq->tokens[l] *
@@ -230,7 +247,7 @@ static void run(uint64_t run_seed, struct rig_spec spec, int shares, int careful
     seed = run_seed;
     drawn = 0;
     failed = closed = refused = attached = tightened = 0;
-    given_back = 0;
+    given_back = encoded = 0;
     spec.device = "cpu";
     spec.layers = LAYERS;
     spec.lanes = LANES;
@@ -323,11 +340,30 @@ static void test_stack(void)
     run(5, spec, 0, 1, 0);
 }
 
+static void test_groups(void)
+{
+    static const struct rig_option small[] = {
+        { "group_size", "2" }, { "rank_k", "5" }, { "rank_v", "9" }, { "num_sink_tokens", "3" } };
+    struct rig_spec spec = rig_usual();
+    spec.dtype = SF_BF16;
+    spec.rope_dim = 8;
+    spec.method = sf_method_find("xkv");
+    memcpy(spec.option, small, sizeof small);
+    run(6, spec, 1, 0, 0);
+    SF_CHECK(encoded > SEQUENCES);
+    run(7, spec, 1, 1, 0);
+    SF_CHECK(encoded > SEQUENCES);
+    spec.option[0].text = "1";          /* with each layer a group of its own */
+    spec.option[4] = (struct rig_option){ "min_prompt_tokens", "1" };
+    run(8, spec, 0, 1, 0);
+}
+
 static const struct sf_test tests[] = {
     { "razor_attention, with shared beginnings", test_razor },
     { "ems", test_ems },
     { "both, on layers of their own", test_stack },
     { "under memory pressure", test_pressure },
+    { "layers that share a basis", test_groups },
     { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_leak", tests)
