@@ -1,0 +1,190 @@
+"""xkv in real jobs: what it stores whatever the layout, answers that do not depend on the batch or
+on the pipeline, also where a job is killed and resumed, and stacks that are legal or refused.
+
+With the real model, f32, deterministic.  Every record's stored bytes are those of the method's
+formula, group by group, and prompts that are too short stay exact; the plan foretells bytes, groups
+and ranks.  Where stages end between groups, texts are those of one rank; tensor ranks have bases of
+their own, so there only bytes are compared.
+"""
+# not with --quick
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import job
+from memory import ranks_below
+
+LAYERS, HEADS, DIM = 30, 3, 64
+GROUP, RANK_K, RANK_V, LEAST = 4, 24, 36, 16
+COMMON = "The lighthouse keeper wrote in his log every evening what he had seen from the tower. "
+RAZOR = ("{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], on: other, "
+         "min_window_tokens: 24, window_divisor: 50, min_dropped_tokens: 2}")
+
+
+def xkv(more="", before=""):
+    return (f"kv_cache: {{methods: [{before}{{name: xkv, group_size: {GROUP}, rank_k: {RANK_K}, "
+            f"rank_v: {RANK_V}, min_prompt_tokens: {LEAST}{more}}}]}}\n")
+
+
+def make_records():
+    bodies = []
+    for i in range(7):
+        body = {"prompt": COMMON * (i // 2) + "Tell me about the sea and the ships.",
+                "max_tokens": 6 + 4 * (i % 4), "ignore_eos": True, "return_token_ids": True}
+        if i % 2:
+            body.update(temperature=0.8)
+        bodies.append((f"r{i}", body))
+    return job.records(bodies)
+
+
+def groups_of(stages):
+    """Numbers of layers of each group."""
+    return [min(GROUP, count - i) for count in stages for i in range(0, count, GROUP)]
+
+
+def stored(prompt, fed, stages=(LAYERS,), tensor=1):
+    """Bytes of one sequence by the formula."""
+    if prompt < LEAST:
+        return LAYERS * HEADS * fed * (2 * DIM * 4 + 8)
+    total = 0
+    for layers in groups_of(stages):
+        for heads in [HEADS // tensor + (rank < HEADS % tensor) for rank in range(tensor)]:
+            ranks = [min(-(-(-(-rank * layers // GROUP)) // tensor), prompt, layers * heads * DIM)
+                     for rank in (RANK_K, RANK_V)]
+            total += (prompt * sum(ranks) + layers * heads * DIM * sum(ranks)) * 4
+    return total + LAYERS * HEADS * ((fed - prompt) * 2 * DIM * 4 + fed * 8)
+
+
+def check_receipts(tally, what, done, tensor=1):
+    short = 0
+    for name, answer in sorted(done.answers.items()):
+        body = answer["response"]["body"]
+        prompt, made = body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]
+        short += prompt < LEAST
+        tally.check(f"{what}, {name}: stored bytes", body["sheaf"]["kv_bytes_stored"],
+                    stored(prompt, prompt + made - 1, tensor=tensor))
+    tally.true(f"{what}: some prompts are too short", 0 < short < len(done.answers), str(short))
+
+
+def pipelined(extra, more=""):
+    """Two stages that end where groups do."""
+    return job.config("f32", 1, 2, seqs=3, extra=extra).replace(
+        "parallel:\n", "parallel:\n  pipeline_layers: [16, 14]\n").replace(
+            "run: {", "run: {" + more)
+
+
+def layouts(tally, given):
+    first = job.run(1, job.config("f32", extra=xkv()), given)
+    if not tally.check("one rank: exit code", first.code, 0):
+        print(first.stderr[-2000:])
+        return {}
+    check_receipts(tally, "one rank", first)
+    tokens = first.tokens()
+    if not job.has_ranks():
+        tally.skip("tensor ranks", "no ranks")
+        return tokens
+    done = job.run(2, job.config("f32", 2, extra=xkv()), given)
+    tally.check("tensor: exit code", done.code, 0)
+    check_receipts(tally, "tensor", done, 2)
+    return tokens
+
+
+def survives(tally, given, tokens):
+    """Two stages and another batch; kill -9 after some answers, then --resume, with half-finished
+    records fed again."""
+    if not job.has_mpi():
+        tally.skip("pipeline, kill and resume", "no mpirun")
+        return
+    folder = job.Folder()
+    name = folder.file("job.yaml", pipelined(xkv(), "checkpoint_interval_s: 0.1, "))
+    taken, output = folder.file("in.jsonl", given), folder.file("out.jsonl")
+    line = job.command(2, ["run", name, "--input", taken, "--output", output])
+    with subprocess.Popen(line, env=job.environment(), stderr=subprocess.PIPE,
+                          stdin=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with open(output, "rb") as file:
+                    if file.read().count(b"\n") >= 2:
+                        break
+            except OSError:
+                pass
+            time.sleep(0.01)
+        for pid in list(ranks_below(process.pid).values())[:1]:
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    with open(output, "rb") as file:
+        tally.true("killed before its end", file.read().count(b"\n") < given.count("\n"))
+    done = job.sheaf(2, ["run", name, "--input", taken, "--output", output, "--resume"])
+    tally.check("resumed: exit code", done.code, 0)
+    resumed = job.Done(done.code, "", "", 0, output)
+    tally.check("resumed: texts", resumed.tokens() == tokens, True)
+    check_receipts(tally, "resumed", resumed)
+    folder.remove()
+
+
+def planned(tally):
+    folder = job.Folder()
+    ranks = ["--ranks-per-node", "2"]
+    wanted = stored(2048, 2048)
+    one = folder.file("one.yaml", job.config("f32", extra=xkv()))
+    plan = json.loads(job.sheaf(1, ["plan", one, "--json"]).stdout)
+    tally.check("plan: bytes at 2048", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
+                [wanted, wanted])
+    ten = ["--set", "parallel.pipeline_layers=[15,15]"]
+    two = folder.file("two.yaml", job.config("f32", 1, 2, extra=xkv()))
+    plan = json.loads(job.sheaf(1, ["plan", two, "--json", *ranks, *ten]).stdout)
+    tally.check("plan: groups begin with each stage", [group["layers"] for group in plan["groups"]],
+                [list(range(first, min(first + GROUP, end)))
+                 for start, end in ((0, 15), (15, 30)) for first in range(start, end, GROUP)])
+    tally.check("plan: a short group's ranks", [plan["groups"][3][key] for key in
+                                                ("rank_k", "rank_v", "stage", "node")],
+                [18, 27, 0, 0])
+    for tolerance, whole in ((0.25, True), (0.01, False)):
+        text = job.config("f32", 1, 2, extra=xkv(f", pp_imbalance_tolerance: {tolerance}"))
+        plan = json.loads(job.sheaf(1, ["plan", folder.file("cut.yaml", text), "--json",
+                                        *ranks]).stdout)
+        first = plan["ranks"][0]["layers"][1] + 1
+        tally.check(f"plan: stages end between groups, tolerance {tolerance}",
+                    first % GROUP == 0, whole)
+    refused = [(", reconstruction: selective", "", "reconstruction: selective is not built yet"),
+               (", tp_mode: replicated_basis", "", "tp_mode: replicated_basis is not built yet"),
+               (", factor_dtype: int4", "", "factor_dtype: int4 is not built yet"),
+               (", svd: {rounds: 3}", "", "unknown option 'svd.rounds'"),
+               (", refactor_every: 64", "", "refactor_every"),
+               (", start_layer: 40", "", "takes layers 40 to 29 of a model that has 30"),
+               ("", "{name: ems}, ", "gone from all heads and layers of the group"),
+               (", on: retrieval", RAZOR + ", ", None)]
+    for number, (more, before, words) in enumerate(refused):
+        name = folder.file(f"refused{number}.yaml", job.config("f32", extra=xkv(more, before)))
+        done = job.sheaf(1, ["plan", name])
+        tally.check(f"plan {number}: exit code", done.code, 2 if words else 0)
+        tally.true(f"plan {number}: words", words is None or words in done.stderr, done.stderr)
+    folder.remove()
+
+
+def stacked(tally, given):
+    """RazorAttention's window on the other heads, a basis for the retrieval heads."""
+    done = job.run(1, job.config("f32", extra=xkv(", on: retrieval", RAZOR + ", ")), given)
+    tally.check("stack: exit code", done.code, 0)
+    folded = [answer["response"]["body"]["sheaf"] for answer in done.answers.values()]
+    tally.true("stack: slots go and others are encoded", any(
+        0 < one["slots_evicted"] and 0 < one["slots_requantised"] for one in folded), str(folded))
+
+
+def main():
+    tally = job.Tally("xkv")
+    job.need_model(tally)
+    given = make_records()
+    planned(tally)
+    tokens = layouts(tally, given)
+    survives(tally, given, tokens)
+    stacked(tally, given)
+    tally.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
