@@ -37,6 +37,8 @@ static const char bench_help[] =
     "  prefill_tok_s, decode_tok_s   the time of a step (from its sending or, if that is later,\n"
     "        from the result before it, to its own result) is divided among its rows alike; rows\n"
     "        of prompts over their time, and all other rows over theirs\n"
+    "  prefill_edit_share   edits of caches (for xkv: factors) in what the ranks do, waits aside,\n"
+    "        in steps with rows of prompts\n"
     "  ttft, tpot, itl, e2el, queue   ms, with mean, p50, p90, p99 (linear between samples): a\n"
     "        request arrives at the start of its run, so ttft and e2el include the wait for a\n"
     "        place, which queue shows: until its first rows are sent\n"

@@ -44,6 +44,8 @@ struct bench_run {                      /* NaN: there was nothing to measure it 
     double prefill_rate, decode_rate;   /* tokens per second */
     double step_ms;                     /* of a decode step, as the coordinator sees it ... */
     double phase_ms[SF_PHASES];         /* ... and as the workers do, mean of all ranks */
+    double prefill_edit_share;          /* edits (the factors of xkv, say) of the workers' time in
+                                           steps with rows of prompts, waits aside */
     double schedule_ms, schedule_share; /* of any step; of `seconds` */
     double batch_full;
     struct sf_engine_counts counts;     /* of this run alone */

@@ -167,6 +167,21 @@ static double decode_seconds(const struct runner *r, int32_t rank, enum sf_phase
     return r->after[rank].decode_seconds[phase] - r->before[rank].decode_seconds[phase];
 }
 
+/* Share of edits in what ranks do, waits aside, in steps that do not only decode. */
+static double prefill_edit_share(const struct runner *r, int32_t ranks)
+{
+    double edits = 0, all = 0;
+    for (int32_t i = 0; i < ranks; i++)
+        for (int phase = 0; phase < SF_PHASES; phase++) {
+            double seconds = r->after[i].seconds[phase] - r->before[i].seconds[phase] -
+                             decode_seconds(r, i, (enum sf_phase)phase);
+            if (phase == SF_PHASE_WAIT) continue;
+            if (phase == SF_PHASE_EDIT) edits += seconds;
+            all += seconds;
+        }
+    return ratio(edits, all);
+}
+
 /* Of a decode step, mean of all ranks. */
 static void take_phases(const struct runner *r, struct bench_run *out)
 {
@@ -181,6 +196,7 @@ static void take_phases(const struct runner *r, struct bench_run *out)
             seconds += decode_seconds(r, i, (enum sf_phase)phase);
         out->phase_ms[phase] = ratio(seconds * 1e3, (double)steps);
     }
+    out->prefill_edit_share = prefill_edit_share(r, out->ranks);
 }
 
 /* The share of its decode steps that the ranks of a stage wait. */

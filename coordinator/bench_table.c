@@ -67,6 +67,7 @@ FIELD(itl, itl.p99)
 FIELD(step, step_ms)
 FIELD(attention, phase_ms[SF_PHASE_ATTENTION])
 FIELD(waited, phase_ms[SF_PHASE_WAIT])
+FIELD(prefill_edits, prefill_edit_share)
 #undef FIELD
 
 static const struct column {
@@ -79,6 +80,7 @@ static const struct column {
     {"output", "tok/s", 7, 1, "output_throughput", output},
     {"to", "exact", 6, 2, "output_throughput_to_exact", to_exact},
     {"prefill", "tok/s", 7, 1, "prefill_tok_s", prefill},
+    {"edits", "of it", 5, 3, "prefill_edit_share", prefill_edits},
     {"decode", "tok/s", 7, 1, "decode_tok_s", decode},
     {"TTFT", "p50 ms", 8, 0, "ttft_ms_p50", ttft},
     {"TPOT", "p50 ms", 7, 1, "tpot_ms_p50", tpot},
