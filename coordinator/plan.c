@@ -280,8 +280,13 @@ static sf_status make_ranks(const struct sf_sizing *sizing, const int32_t *count
     return SF_OK;
 }
 
-/* The table that will pack the weights tells how large they get. */
+/* The table that will pack the weights tells how large they get; it factorises, too. */
 static sf_status open_kernels(struct sf_sizing *sizing)
 {
-    return sf_device_outline(sizing->device, &sizing->mat_bytes, &sizing->host_memory);
+    struct sf_device_outline outline;
+    SF_TRY(sf_device_outline(sizing->device, &outline));
+    sizing->mat_bytes = outline.mat_bytes;
+    sizing->factor_bytes = outline.factor_bytes;
+    sizing->host_memory = outline.host_memory;
+    return SF_OK;
 }

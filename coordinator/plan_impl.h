@@ -51,6 +51,7 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
     const char *device;
     int host_memory;                    /* of the device: sums go through comm/reduce */
     int64_t (*mat_bytes)(const struct sf_mat_shape *);
+    size_t (*factor_bytes)(const struct sf_factor_job *);
     enum sf_dtype dtype, kv_dtype;
     int fixed;
     enum sf_isa isa_max;

@@ -83,18 +83,17 @@ int sf_device_driver(void)
            access("/dev/dxg", F_OK) == 0;
 }
 
-sf_status sf_device_outline(const char *name,
-                            int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
-                            int *host_memory_out)
+sf_status sf_device_outline(const char *name, struct sf_device_outline *out)
 {
     struct sf_device_spec spec = { .name = name, .threads = 1, .rows_max = 1 };
     struct sf_device *device;
-    *mat_bytes_out = sf_cuda_mat_bytes;
-    *host_memory_out = 0;
+    struct sf_kernels hosted;
+    sf_hosted_fill(&hosted);
+    *out = (struct sf_device_outline){ sf_cuda_mat_bytes, hosted.factor_bytes, 0 };
     if (is_plugin(name)) return SF_OK;
     SF_TRY(sf_device_open(&spec, &device));
-    *mat_bytes_out = device->k->mat_bytes;
-    *host_memory_out = device->host_memory;
+    *out = (struct sf_device_outline){ device->k->mat_bytes, device->k->factor_bytes,
+                                       device->host_memory };
     sf_device_close(device);
     return SF_OK;
 }

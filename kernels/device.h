@@ -49,10 +49,13 @@ const void *sf_device_symbol(const struct sf_device *, const char *name);
 sf_status sf_device_probe(const char *name, int32_t local_rank, struct sf_device_facts *out);
 /* Whether this machine seems to have a driver at all: cheap, loads nothing. */
 int       sf_device_driver(void);
-/* What a plan needs of a backend, on whatever machine: its table's mat_bytes and host_memory. */
-sf_status sf_device_outline(const char *name,
-                            int64_t (**mat_bytes_out)(const struct sf_mat_shape *),
-                            int *host_memory_out);
+/* What a plan needs of a backend, on whatever machine: of its table, and host_memory. */
+struct sf_device_outline {
+    int64_t (*mat_bytes)(const struct sf_mat_shape *);
+    size_t (*factor_bytes)(const struct sf_factor_job *);
+    int host_memory;
+};
+sf_status sf_device_outline(const char *name, struct sf_device_outline *out);
 
 /* Best instruction set of this machine. */
 enum sf_isa sf_isa_detect(void);

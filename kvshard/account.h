@@ -11,6 +11,8 @@
 #include "model/share.h"
 SF_C_BEGIN
 
+struct sf_factor_job;
+
 struct sf_rank_lanes {                  /* the lanes of one rank */
     int32_t layer_first, layers;
     const int32_t *lane_ptr;            /* [layers + 1] */
@@ -58,6 +60,7 @@ struct sf_cache_room {
     enum sf_dtype dtype;
     int64_t pages;
     int32_t seqs_max, rows_max, tokens_max;
+    size_t (*factor_bytes)(const struct sf_factor_job *); /* of the backend's table */
 };
 struct sf_cache_bytes {
     int64_t tables;                     /* of layers, pages and shared blocks */

@@ -1,16 +1,19 @@
 /* kvshard/bytes.c: what a rank's cache takes beside the pages of its pool, before it is made
  * (account.h).
  *
- * Array by array as create.c, page.c, block.c, tier.c, copies.c and kept.c make them; a test counts
- * what they really take.  Step memory is an upper bound: of every array that event.c, edit.c,
- * apply.c and lane.c need for one slot, each lane of a layer being as long as it can be.
+ * Array by array as create.c, page.c, block.c, tier.c, group.c, copies.c and kept.c make them; a
+ * test counts what they really take.  Step memory is an upper bound: of every array that event.c,
+ * edit.c, apply.c and lane.c need for one slot, each lane of a layer being as long as it can be.
  *
  *   hook of a layer | views | what the method takes | edits, copied | moves, lane after lane |
+ *   or layer group  | views of all its layers ...                   | X, bases, factors        |
  *
  * It grows in blocks, each as large as all before it (scratch.h), so at most to twice of that. */
+#include <string.h>
+
 #include "base/memory.h"
+#include "kernels/kernels.h"
 #include "kvshard/account.h"
-#include "kvshard/store_impl.h"
 #include "kvshard/watch.h"
 
 enum { MAP_BYTES = 4096,                /* of a page of the system */
@@ -26,6 +29,8 @@ struct sizing {
     int64_t spans;                      /* of these, the ones that a hook is shown */
     int64_t lanes_most, heads_most;     /* lanes and query heads of a layer here */
 };
+/* A layer group: entry of the stack, its tier, first layer here, lanes here. */
+struct grouped { int32_t m, tier, layer, lanes; };
 
 void sf_page_notes(const struct sf_stack *stack, struct sf_page_spec *pages)
 {
@@ -94,6 +99,117 @@ static int watches(const struct sf_plan *plan)
     return plan ? sf_is_watched(plan, 0) + sf_is_watched(plan, 1) : 0;
 }
 
+/* ---- layer groups --------------------------------------------------------------------------- */
+static int32_t group_tier(const struct sf_plan *plan)
+{
+    for (int32_t t = 1; t < plan->tiers; t++)
+        if (sf_codec_facts(plan->tier[t].codec) & SF_CAN_GROUP) return t;
+    return 0;
+}
+
+/* Whether layer i goes on with the entry's group of the layer before it. */
+static int group_goes_on(const struct sizing *s, int32_t m, int32_t i)
+{
+    const int16_t *number = s->stack->entry[m].shape.layer_group + s->share->layer_first;
+    return i > 0 && number[i] >= 0 && number[i - 1] == number[i];
+}
+
+/* The group of entry m that begins with layer i; 0: none does, or it has no lane here. */
+static int group_at(const struct sizing *s, int32_t m, int32_t i, struct grouped *out)
+{
+    const struct sf_stack_entry *entry = &s->stack->entry[m];
+    *out = (struct grouped){ m, group_tier(&entry->plan), i, 0 };
+    if (out->tier == 0 || entry->shape.layer_group[s->share->layer_first + i] < 0 ||
+        group_goes_on(s, m, i))
+        return 0;
+    do {
+        for (int32_t l = 0; l < lanes_of(s, i); l++) out->lanes += entry_of(s, i, l) == m;
+        i++;
+    } while (i < s->share->layer_count && group_goes_on(s, m, i));
+    return out->lanes > 0;
+}
+
+static struct sf_lowrank_ask group_ask(const struct sizing *s, const struct grouped *group,
+                                       int32_t tokens)
+{
+    const struct sf_stack_entry *entry = &s->stack->entry[group->m];
+    return (struct sf_lowrank_ask){ .setup = s->setup, .shape = &entry->shape,
+                                    .tier = &entry->plan.tier[group->tier],
+                                    .raw = raw_of(s, group->layer),
+                                    .layer = s->share->layer_first + group->layer,
+                                    .ranks = s->setup->tp_size, .lanes = group->lanes,
+                                    .tokens = tokens };
+}
+
+/* The tables of groups, with the rotations of all positions. */
+static int64_t group_tables(const struct sizing *s)
+{
+    int64_t lanes = s->share->kv_ptr[s->share->layer_count], most = 0;
+    int32_t groups = 0, rope_dim = layer_of(s, 0)->rope_dim;
+    struct grouped group;
+    for (int32_t m = 0; m < entries_of(s); m++) {
+        if (group_tier(&s->stack->entry[m].plan) > 0) most += s->share->layer_count;
+        for (int32_t i = 0; i < s->share->layer_count; i++) groups += group_at(s, m, i, &group);
+    }
+    int64_t bytes = block(lanes, sizeof(int32_t));
+    if (most > 0)
+        bytes += block(lanes, sizeof(int32_t)) + block(most, sizeof(struct sf_store_group));
+    if (groups > 0 && rope_dim > 0)
+        bytes += block((int64_t)s->setup->tokens_max * rope_dim, sizeof(float));
+    return bytes;
+}
+
+/* Of a sequence of so many tokens: what stands for its groups. */
+static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *bytes_out)
+{
+    int64_t bytes = 0, groups = 0;
+    struct grouped group;
+    for (int32_t m = 0; m < entries_of(s); m++)
+        for (int32_t i = 0; i < s->share->layer_count; i++) {
+            struct sf_lowrank_size size;
+            if (!group_at(s, m, i, &group)) continue;
+            struct sf_lowrank_ask ask = group_ask(s, &group, tokens);
+            SF_TRY(sf_lowrank_sizes(&ask, &size));
+            int64_t pages = size.basis_pages + (int64_t)group.lanes * size.factor_pages;
+            groups++;
+            bytes += block(group.lanes, sizeof(struct sf_kv_lane)) +
+                     block(group.lanes, sizeof(struct sf_lane_factors)) +
+                     block(pages, sizeof(int32_t));
+        }
+    if (groups > 0) bytes += block(groups, sizeof(struct sf_seq_group));
+    *bytes_out = bytes;
+    return SF_OK;
+}
+
+/* Step memory of encoding one group (encode.c): X, a lane of it and its rotations, both bases and
+ * factors, the factorisation's own, and what is known of rows. */
+static sf_status group_scratch(const struct sizing *s, const struct grouped *group,
+                               int64_t *bytes_out)
+{
+    struct sf_lowrank_ask ask = group_ask(s, group, s->room->tokens_max);
+    struct sf_lowrank_size size;
+    struct sf_lowrank cfg;
+    SF_TRY(sf_lowrank_sizes(&ask, &size));
+    memcpy(&cfg, ask.tier->codec_cfg, sizeof cfg);
+    int64_t n = ask.tokens, lanes = ask.lanes, k_dim = ask.raw.k_dim, v_dim = ask.raw.v_dim;
+    int64_t rows = size.rank_k > size.rank_v ? size.rank_k : size.rank_v, own = 0;
+    int64_t floats = n * (lanes + 1) * (k_dim > v_dim ? k_dim : v_dim) +
+                     n * (size.basis.k_dim + size.basis.v_dim) + rows * lanes * (k_dim + v_dim) +
+                     2 * n * (layer_of(s, group->layer)->rope_dim + 1);
+    for (int values = 0; values < 2; values++) {
+        struct sf_factor_job job = { .rows = ask.tokens,
+                                     .cols = (int32_t)(lanes * (values ? v_dim : k_dim)),
+                                     .rank = values ? size.rank_v : size.rank_k,
+                                     .how = (enum sf_factor_how)cfg.how,
+                                     .oversample = cfg.oversample };
+        int64_t bytes = (int64_t)s->room->factor_bytes(&job);
+        if (bytes > own) own = bytes;
+    }
+    *bytes_out = own + (floats + 4 * n + rows) * (int64_t)sizeof(float) +
+                 (LANE_ARRAYS + lanes) * SF_ALIGN;
+    return SF_OK;
+}
+
 /* ---- what is made with the store ------------------------------------------------------------ */
 /* Most slots of a page in any tier that a lane here can have. */
 static sf_status page_places(const struct sizing *s, int32_t *places_out)
@@ -142,8 +258,10 @@ static void size_tables(const struct sizing *s, struct sf_cache_bytes *out)
                        block(lanes * SF_TIERS, sizeof(int64_t)) +
                        block(entries * SF_TIERS, sizeof(struct sf_layout));
     }
+    out->tables += group_tables(s);
 }
 
+/* Whether attention leaves its logits for a watch. */
 static void size_step(const struct sizing *s, struct sf_cache_bytes *out)
 {
     struct sf_page_spec notes = { 0 };
@@ -208,7 +326,7 @@ static int64_t kept_bytes(const struct sizing *s, int32_t layer, int32_t l,
 static sf_status seq_bytes(const struct sizing *s, int32_t tokens, int64_t *bytes_out)
 {
     int64_t lanes = s->share->kv_ptr[s->share->layer_count];
-    int64_t tables = 0, more = 0, orders = 0, kept = 0;
+    int64_t tables = 0, more = 0, shared = 0, orders = 0, kept = 0, groups;
     int stored = 0;
     for (int32_t m = 0; m < entries_of(s); m++)
         for (int w = 0; w < 2; w++)
@@ -218,18 +336,23 @@ static sf_status seq_bytes(const struct sizing *s, int32_t tokens, int64_t *byte
             const struct sf_plan *plan = plan_of(s, i, l);
             struct sf_layout raw = raw_of(s, i), tier = raw;
             int32_t tiers = plan && plan->tiers > 1 ? plan->tiers : 1;
+            int32_t basis = plan ? group_tier(plan) : 0;
             for (int32_t t = 0; t < tiers; t++) {
+                if (t > 0 && t == basis) continue;      /* the group's list */
                 if (t > 0) SF_TRY(sf_codec_layout(plan, t, &raw, &tier));
                 tables += sf_tier_pages_most(tokens, t, tiers, tier.page_slots);
             }
-            more += tiers - 1;
+            more += tiers - 1 - (basis > 0);
+            shared += basis > 0;
             if (tiers > 1) orders += tokens;
             for (int w = 0; plan && w < 2; w++) kept += kept_bytes(s, i, l, &plan->watch[w]);
         }
     if (stored) kept += block(2 * lanes, sizeof(struct sf_kept));
+    SF_TRY(group_lists(s, tokens, &groups));
     *bytes_out = block(1, sizeof(struct sf_seq)) + block(s->share->layer_count, sizeof(int32_t)) +
                  block(lanes, sizeof(struct sf_kv_lane)) + block(more, sizeof(struct sf_kv_lane)) +
-                 block(orders, 1) + block(tables, sizeof(int32_t)) + kept;
+                 block(more + shared, sizeof(struct sf_kv_lane *)) + block(orders, 1) +
+                 block(tables, sizeof(int32_t)) + groups + kept;
     return SF_OK;
 }
 
@@ -325,18 +448,23 @@ static sf_status hook_bytes(const struct sizing *s, int32_t layer, int32_t m, in
     if (lanes == 0) return SF_OK;
     *bytes_out = entry->plan.scratch_bytes + (at_end > later ? at_end : later) +
                  s->spans * (fixed + s->setup->tp_size * entry->plan.reduce_bytes +
-                             (int64_t)(sizeof(struct sf_span) + 2 * sizeof(int32_t)));
+                             (int64_t)(sizeof(struct sf_span) + sizeof(struct sf_group_edit) +
+                                       2 * sizeof(int32_t)));
     return SF_OK;
 }
 
 static sf_status size_scratch(const struct sizing *s, struct sf_cache_bytes *out)
 {
-    int64_t most = 0;
+    int64_t most = 0, edits = 0, shown = 0;
+    struct grouped group;
     for (int32_t m = 0; m < entries_of(s); m++)
         for (int32_t i = 0; s->stack->entry[m].plan.whens != 0 && i < s->share->layer_count; i++) {
             int64_t bytes;
+            if (!group_goes_on(s, m, i)) edits = shown = 0;
             SF_TRY(hook_bytes(s, i, m, &bytes));
-            if (bytes > most) most = bytes;
+            if (group_at(s, m, i, &group)) SF_TRY(group_scratch(s, &group, &edits));
+            shown += bytes;
+            if (shown + edits > most) most = shown + edits;
         }
     if (most > 0) out->scratch = 2 * most + 6 * BLOCK_BYTES;    /* host and device */
     return SF_OK;

@@ -50,8 +50,9 @@ static sf_status make_turns(struct sf_store *store)
                     "rotations of positions", &block));
     groups->turns = block;
     SF_TRY(sf_turn_table(store, tokens, groups->rope_dim, groups->turns));
-    k->sync(store->device);             /* what follows may take the scratch again */
-    sf_scratch_reset(&store->host);
+    k->sync(store->device);
+    sf_scratch_destroy(&store->host);   /* steps take less */
+    sf_scratch_init(&store->host, NULL);
     return SF_OK;
 }
 
@@ -119,7 +120,7 @@ static sf_status open_group(const struct sf_store *store, const struct sf_seq *s
     struct sf_seq_group *mine = &seq->group[number];
     size_t lanes = (size_t)group->lanes;
     void *block;
-    SF_TRY(sf_group_sizes(store, number, seq->prompt, &mine->size));
+    SF_TRY(sf_group_sizes(store, number, seq->tokens_max, &mine->size));
     SF_TRY(sf_alloc(lanes * sizeof *mine->list, "factors of a group", &block));
     mine->list = block;
     SF_TRY(sf_alloc(lanes * sizeof *mine->factors, "factors of a group", &block));

@@ -14,6 +14,7 @@
 #include "kvshard/stack.h"
 #include "kvshard/store.h"
 #include "kvshard/tier.h"
+#include "kvshard/turn.h"
 SF_C_BEGIN
 
 struct sf_store_method {                /* an entry of the stack, opened */
@@ -181,15 +182,6 @@ static inline uint8_t sf_mix_tier(const struct sf_lane *lane, const struct sf_mi
 }
 /* Whether new slot i of a mix is an old one, byte for byte. */
 int sf_mix_is_copy(const struct sf_lane *, const struct sf_mix *, int32_t i);
-
-/* ---- turn.c --------------------------------------------------------------------------------- */
-/* Keys on the device, [n][k_dim of the layout], from their positions to 0 (back) or from there on.
- * Takes scratch. */
-sf_status sf_turn(struct sf_store *, int32_t layer, float *k, const int32_t *pos, int32_t n,
-                  int back);
-
-/* Rotations to positions 0 .. n - 1: table [n][2][rope_dim / 2] on the device.  Takes scratch. */
-sf_status sf_turn_table(struct sf_store *, int32_t n, int32_t rope_dim, float *table);
 
 /* ---- apply.c -------------------------------------------------------------------------------- */
 /* All edits of the answer, or none if one was refused. */

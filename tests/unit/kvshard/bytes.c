@@ -1,8 +1,8 @@
 /* tests/unit/kvshard/bytes.c: the predicted memory of a cache is what it takes.
  *
  * Every block and map that the store takes is counted, by wrapping the calls when this program is
- * linked.  Shown, for the exact cache, window, razor_attention, ems, a stack of the last two, toys
- * with statistics in every form and with tiers, on one rank and on one of two that share a KV head:
+ * linked.  Shown, for the exact cache, window, razor_attention, ems, xkv, stacks of two, toys with
+ * statistics in every form and with tiers, on one rank and on one of two that share a KV head:
  * what a store takes when it is made is predicted to the byte, what its sequences take too, as they
  * take it in any number; and when prompts end and full lanes are edited all at once, step memory
  * stays within what is predicted, and no hook is shown more sequences than it should be. */
@@ -150,7 +150,7 @@ static sf_status rank_make(const struct given *given, struct rank *rank)
     struct sf_comm_options options = { 0 };
     struct sf_device_spec device = { .name = "ref", .threads = 1, .rows_max = 64 };
     struct sf_placing placing = { SF_PLACE_IDENTITY, NULL };
-    struct sf_cache_room room = { SF_F32, PAGES, SEQS, ROWS, TOKENS };
+    struct sf_cache_room room = { SF_F32, PAGES, SEQS, ROWS, TOKENS, NULL };
     *rank = (struct rank){ .given = given };
     for (int32_t l = 0; l < LAYERS; l++)
         rank->layer[l] = (struct sf_layer_desc){ GROUP * kv_heads, kv_heads, K_DIM, V_DIM, 0 };
@@ -161,6 +161,7 @@ static sf_status rank_make(const struct given *given, struct rank *rank)
     SF_TRY(make_stack(rank));
     SF_TRY(sf_share_make(&desc, &placing, given->ranks, 0, 0, LAYERS, &rank->share));
     SF_TRY(sf_device_open(&device, &rank->device));
+    room.factor_bytes = rank->device->k->factor_bytes;
     SF_TRY(sf_account_cache(&rank->setup, &rank->stack, &rank->share, &room, &rank->predicted));
     return make_store(rank);
 }
@@ -278,6 +279,9 @@ static void make_cases(void)
                                                   { "recent_tokens", "30" } } };
     const struct entry merged = { ems, NULL, { { "budget_tokens", "40" }, { "recent_tokens", "8" },
                                                { "num_sink_tokens", "2" } } };
+    const struct entry based = { sf_method_find("xkv"), NULL,
+                                 { { "group_size", "2" }, { "rank_k", "5" }, { "rank_v", "7" },
+                                   { "num_sink_tokens", "3" } } };
     const struct entry folded = { razor, NULL, { { "retrieval_heads", "[[0, 0]]" },
                                                  { "min_window_tokens", "20" },
                                                  { "min_dropped_tokens", "8" } } };
@@ -288,12 +292,18 @@ static void make_cases(void)
         add("window", ranks)->entry[0] = recent;
         add("razor_attention", ranks)->entry[0] = folded;
         add("ems", ranks)->entry[0] = merged;
+        add("xkv", ranks)->entry[0] = based;
         add("stored queries, a mean", ranks)->entry[0] = (struct entry){ .method = &stored_method };
         struct given *stack = add("razor_attention and window", ranks);
         stack->entry[0] = folded;
         stack->entry[1] = recent;
         stack->entry[0].layers = "0,1";
         stack->entry[1].layers = "2";
+        struct given *bases = add("xkv and ems", ranks);
+        bases->entry[0] = based;
+        bases->entry[1] = merged;
+        bases->entry[0].layers = "0,1";
+        bases->entry[1].layers = "2";
     }
 }
 
@@ -343,6 +353,12 @@ static void sequences_to_the_byte(void)
     }
 }
 
+static float drawn(uint64_t *seed)
+{
+    *seed = *seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (float)(*seed >> 40) / (float)(1 << 24) - 0.5f;
+}
+
 /* Rows of all sequences at once through all layers, from made-up numbers. */
 static sf_status feed(struct rank *rank, struct sf_seq **seq, int32_t first, int32_t rows)
 {
@@ -350,10 +366,11 @@ static sf_status feed(struct rank *rank, struct sf_seq **seq, int32_t first, int
     static float out[ROWS * 2 * GROUP * V_DIM];
     struct sf_kv_item item[SEQS];
     int32_t heads = 0;
+    uint64_t seed = (uint64_t)first + 1;
     for (size_t i = 0; i < sizeof q / sizeof *q; i++) q[i] = (float)(i * 37 % 19) / 19 - 0.5f;
     for (size_t i = 0; i < sizeof k / sizeof *k; i++)
-        k[i] = (float)((i + (size_t)first * 7) * 29 % 23) / 23 - 0.5f;
-    for (size_t i = 0; i < sizeof v / sizeof *v; i++) v[i] = (float)(i * 11 % 13) / 13 - 0.5f;
+        k[i] = drawn(&seed);
+    for (size_t i = 0; i < sizeof v / sizeof *v; i++) v[i] = drawn(&seed);
     for (int32_t i = 0; i < SEQS; i++)
         item[i] = (struct sf_kv_item){ seq[i], i * rows, rows, first };
     for (int32_t l = 0; l < LAYERS; l++) {

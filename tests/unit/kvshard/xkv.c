@@ -1,0 +1,181 @@
+/* tests/unit/kvshard/xkv.c: what xkv says before anything runs: groups, with and without stages,
+ * ranks, break-even lengths and bytes, against the numbers of its description; and what the rules
+ * for layer groups refuse. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/opt.h"
+#include "kvshard/account.h"
+#include "kvshard/codec.h"
+#include "tests/unit/kvshard/rig.h"
+
+enum { LAYERS_MAX = 40, TOKENS = 1 << 17 };
+static struct sf_layer layer[LAYERS_MAX];
+static int32_t stage[LAYERS_MAX];
+
+static struct sf_setup setup_of(int32_t layers, int32_t heads, int32_t dim, int32_t tp_size)
+{
+    for (int32_t l = 0; l < layers; l++)
+        layer[l] = (struct sf_layer){ .q_heads = 4 * heads, .k_heads = heads, .v_heads = heads,
+                                      .groups = heads, .k_per_group = 1, .v_per_group = 1,
+                                      .lane_first = l * heads, .k_dim = dim, .v_dim = dim,
+                                      .rope_dim = dim };
+    return (struct sf_setup){ .layer = layer, .layers = layers, .lanes = layers * heads,
+                              .tokens_max = TOKENS, .tp_size = tp_size, .page_slots = 128 };
+}
+
+static sf_status check(struct sf_stack *stack, const struct sf_setup *setup, const char *key,
+                       const char *text)
+{
+    struct sf_stack_entry *entry;
+    *stack = (struct sf_stack){ 0 };
+    SF_TRY(sf_stack_add(stack, "xkv", &entry));
+    if (key) SF_TRY(sf_opt_set(sf_opt_find(entry->method->opts, key), entry->cfg, text));
+    return sf_stack_check(stack, setup);
+}
+
+/* "[0-3][4]..." of the first entry. */
+static void groups_text(const struct sf_stack *stack, int32_t layers, char *out, size_t bytes)
+{
+    const int16_t *group = stack->entry[0].shape.layer_group;
+    size_t used = 0;
+    out[0] = '\0';
+    for (int32_t l = 0, end; l < layers; l = end) {
+        for (end = l + 1; end < layers && group[end] == group[l]; end++) { }
+        if (group[l] < 0) continue;
+        used += (size_t)snprintf(out + used, bytes - used, end - l > 1 ? "[%d-%d]" : "[%d]", l,
+                                 end - 1);
+    }
+}
+
+static void check_groups(const struct sf_setup *setup, const char *key, const char *text,
+                         const char *expected)
+{
+    struct sf_stack stack;
+    char is[256];
+    SF_CHECK_OK(check(&stack, setup, key, text));
+    groups_text(&stack, setup->layers, is, sizeof is);
+    SF_CHECK_STR(is, expected);
+    sf_stack_free(&stack);
+}
+
+static void test_groups(void)
+{
+    struct sf_setup setup = setup_of(10, 2, 16, 1);
+    check_groups(&setup, NULL, NULL, "[0-3][4-7][8-9]");
+    check_groups(&setup, "start_layer", "3", "[3-6][7-9]");
+    check_groups(&setup, "end_layer", "4", "[0-3][4]");
+    check_groups(&setup, "group_size", "1", "[0][1][2][3][4][5][6][7][8][9]");
+    for (int32_t l = 0; l < 10; l++) stage[l] = l / 5;
+    setup.stage = stage;
+    check_groups(&setup, NULL, NULL, "[0-3][4][5-8][9]");
+    layer[6].window = 64;               /* layers of another kind stay out */
+    check_groups(&setup, NULL, NULL, "[0-3][4][5][7-9]");
+    layer[6].window = 0;
+    layer[7].k_dim = layer[8].k_dim = 32;
+    check_groups(&setup, NULL, NULL, "[0-3][4][5-6][7-8][9]");
+}
+
+static int64_t stored(const struct sf_setup *setup, const struct sf_stack *stack, int32_t tokens)
+{
+    int32_t lane_ptr[LAYERS_MAX + 1], heads = setup->layer[0].groups;
+    int32_t *head = malloc((size_t)setup->lanes * sizeof *head);
+    uint8_t *replica = calloc((size_t)setup->lanes, 1);
+    struct sf_rank_lanes lanes = { 0, setup->layers, lane_ptr, head, replica };
+    struct sf_cost cost = { 0 };
+    for (int32_t i = 0; i <= setup->layers; i++) lane_ptr[i] = i * heads;
+    for (int32_t i = 0; i < setup->lanes; i++) head[i] = i % heads;
+    SF_CHECK_OK(sf_account_sequence(setup, stack, &lanes, SF_F16, tokens, tokens, &cost));
+    SF_CHECK_INT(cost.bytes_lo, cost.bytes_hi);
+    free(head);
+    free(replica);
+    return cost.bytes_hi;
+}
+
+/* Bytes of elements alone, without 8 a slot, in f16. */
+static void test_formula(void)
+{
+    struct sf_setup setup = setup_of(32, 8, 128, 1);
+    struct sf_stack stack;
+    int32_t k, v;
+    SF_MUST(check(&stack, &setup, NULL, NULL));
+    for (int32_t n = 600; n <= 65536; n = n * 3 + 1) {
+        int64_t elements = INT64_C(8) * n * 960 + INT64_C(32) * 8 * 128 * 960;
+        SF_CHECK_INT(stored(&setup, &stack, n), 2 * elements + INT64_C(8) * 256 * n);
+    }
+    int64_t exact = INT64_C(2) * 2 * 32 * 8 * 128 * 65536;
+    int64_t mine = stored(&setup, &stack, 65536) - INT64_C(8) * 256 * 65536;
+    double ratio = (double)exact / (double)mine;
+    SF_CHECK(ratio > 8.025 && ratio < 8.035);
+    SF_CHECK_INT(stored(&setup, &stack, 543), INT64_C(543) * 256 * (256 * 2 + 8));
+    SF_CHECK(stored(&setup, &stack, 544) <= INT64_C(544) * 256 * (256 * 2 + 8));
+    SF_CHECK(stored(&setup, &stack, 544) != INT64_C(544) * 256 * (256 * 2 + 8));
+    sf_account_group_ranks(&setup, &stack.entry[0], 0, &k, &v);
+    SF_CHECK_INT(k, 384);
+    SF_CHECK_INT(v, 576);
+    sf_stack_free(&stack);
+}
+
+static void test_ranks(void)
+{
+    struct sf_setup setup = setup_of(5, 8, 128, 1);
+    struct sf_stack stack;
+    int32_t k, v;
+    SF_MUST(check(&stack, &setup, NULL, NULL));
+    sf_account_group_ranks(&setup, &stack.entry[0], 4, &k, &v);
+    SF_CHECK_INT(k, 96);                /* of one layer: 384 / 4 */
+    SF_CHECK_INT(v, 144);
+    sf_stack_free(&stack);
+    setup = setup_of(4, 8, 128, 5);     /* local heads: ceil(r / p) */
+    SF_MUST(check(&stack, &setup, NULL, NULL));
+    sf_account_group_ranks(&setup, &stack.entry[0], 0, &k, &v);
+    SF_CHECK_INT(k, 77);
+    SF_CHECK_INT(v, 116);
+    sf_stack_free(&stack);
+    setup = setup_of(4, 2, 16, 1);      /* never more than there are columns */
+    SF_MUST(check(&stack, &setup, NULL, NULL));
+    sf_account_group_ranks(&setup, &stack.entry[0], 0, &k, &v);
+    SF_CHECK_INT(k, 128);
+    SF_CHECK_INT(v, 128);
+    SF_CHECK_INT(stored(&setup, &stack, 5000), INT64_C(5000) * 8 * (32 * 2 + 8));
+    sf_stack_free(&stack);
+}
+
+static void test_refusals(void)
+{
+    struct sf_setup setup = setup_of(8, 2, 16, 1);
+    struct sf_stack stack;
+    struct sf_stack_entry *entry;
+    static const char *const unbuilt[][3] = {
+        { "reconstruction", "selective", "reconstruction: selective is not built yet" },
+        { "tp_mode", "replicated_basis", "tp_mode: replicated_basis is not built yet" },
+        { "factor_dtype", "int8", "factor_dtype: int8 is not built yet" },
+        { "rank_v", "0", "rank_v: 0, values that stay exact, is not built yet" } };
+    for (size_t i = 0; i < sizeof unbuilt / sizeof unbuilt[0]; i++) {
+        CHECK_REFUSED(check(&stack, &setup, unbuilt[i][0], unbuilt[i][1]), SF_UNSUPPORTED,
+                      unbuilt[i][2]);
+        sf_stack_free(&stack);
+    }
+    CHECK_REFUSED(check(&stack, &setup, "start_layer", "8"), SF_INVALID, "of a model that has 8");
+    sf_stack_free(&stack);
+    SF_MUST(sf_stack_add(&stack, "xkv", &entry));
+    SF_MUST(sf_stack_add(&stack, "window", &entry));
+    CHECK_REFUSED(sf_stack_check(&stack, &setup), SF_UNSUPPORTED, "a token that window drops from"
+                  " one head would be gone from all heads and layers of the group in which xkv has"
+                  " it");
+    snprintf(stack.entry[0].layers_text, sizeof stack.entry[0].layers_text, "0-3");
+    snprintf(stack.entry[1].layers_text, sizeof stack.entry[1].layers_text, "4-7");
+    SF_CHECK_OK(sf_stack_check(&stack, &setup));
+    setup.page_slots = 16;              /* a row of 128 + 128 elements, pages for 32 */
+    SF_CHECK(!sf_stack_tiers_fit(&stack, &setup, SF_F32));
+    setup.page_slots = 128;
+    SF_CHECK(sf_stack_tiers_fit(&stack, &setup, SF_F32));
+    sf_stack_free(&stack);
+}
+
+static const struct sf_test tests[] = {
+    { "groups", test_groups }, { "bytes are those of the formula", test_formula },
+    { "ranks", test_ranks }, { "refusals", test_refusals }, { NULL, NULL }
+};
+SF_TEST_MAIN("kvshard_xkv", tests)
