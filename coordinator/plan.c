@@ -283,7 +283,7 @@ static sf_status make_ranks(const struct sf_sizing *sizing, const int32_t *count
 /* The table that will pack the weights tells how large they get; it factorises, too. */
 static sf_status open_kernels(struct sf_sizing *sizing)
 {
-    struct sf_device_outline outline;
+    struct sf_outline outline;
     SF_TRY(sf_device_outline(sizing->device, &outline));
     sizing->mat_bytes = outline.mat_bytes;
     sizing->factor_bytes = outline.factor_bytes;

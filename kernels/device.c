@@ -83,16 +83,16 @@ int sf_device_driver(void)
            access("/dev/dxg", F_OK) == 0;
 }
 
-sf_status sf_device_outline(const char *name, struct sf_device_outline *out)
+sf_status sf_device_outline(const char *name, struct sf_outline *out)
 {
     struct sf_device_spec spec = { .name = name, .threads = 1, .rows_max = 1 };
     struct sf_device *device;
     struct sf_kernels hosted;
     sf_hosted_fill(&hosted);
-    *out = (struct sf_device_outline){ sf_cuda_mat_bytes, hosted.factor_bytes, 0 };
+    *out = (struct sf_outline){ sf_cuda_mat_bytes, hosted.factor_bytes, 0 };
     if (is_plugin(name)) return SF_OK;
     SF_TRY(sf_device_open(&spec, &device));
-    *out = (struct sf_device_outline){ device->k->mat_bytes, device->k->factor_bytes,
+    *out = (struct sf_outline){ device->k->mat_bytes, device->k->factor_bytes,
                                        device->host_memory };
     sf_device_close(device);
     return SF_OK;

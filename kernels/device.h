@@ -50,12 +50,12 @@ sf_status sf_device_probe(const char *name, int32_t local_rank, struct sf_device
 /* Whether this machine seems to have a driver at all: cheap, loads nothing. */
 int       sf_device_driver(void);
 /* What a plan needs of a backend, on whatever machine: of its table, and host_memory. */
-struct sf_device_outline {
+struct sf_outline {
     int64_t (*mat_bytes)(const struct sf_mat_shape *);
     size_t (*factor_bytes)(const struct sf_factor_job *);
     int host_memory;
 };
-sf_status sf_device_outline(const char *name, struct sf_device_outline *out);
+sf_status sf_device_outline(const char *name, struct sf_outline *out);
 
 /* Best instruction set of this machine. */
 enum sf_isa sf_isa_detect(void);

@@ -261,7 +261,6 @@ static void size_tables(const struct sizing *s, struct sf_cache_bytes *out)
     out->tables += group_tables(s);
 }
 
-/* Whether attention leaves its logits for a watch. */
 static void size_step(const struct sizing *s, struct sf_cache_bytes *out)
 {
     struct sf_page_spec notes = { 0 };
