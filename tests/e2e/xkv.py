@@ -67,6 +67,7 @@ def check_receipts(tally, what, done, tensor=1):
         tally.check(f"{what}, {name}: stored bytes", body["sheaf"]["kv_bytes_stored"],
                     stored(prompt, prompt + made - 1, tensor=tensor))
     tally.true(f"{what}: some prompts are too short", 0 < short < len(done.answers), str(short))
+    tally.true(f"{what}: no warning that it did nothing", "changed nothing" not in done.stderr)
 
 
 def pipelined(extra, more=""):

@@ -1,6 +1,6 @@
 /* tests/unit/kvshard/idle.c: a method that left a sequence alone says why, and only then.
  *
- * For window, razor_attention, ems and a stack of two, over prompts and answers of many lengths
+ * For window, razor_attention, ems, xkv and a stack of two, over prompts and answers of many lengths
  * around their budgets: the store's receipt says which entries changed a lane; of each that did
  * not, sf_account_idle gives the reason that belongs to it, and of each that did, it finds none. */
 #include <stdlib.h>
@@ -66,6 +66,10 @@ static const struct rig_option ems_options[] = { { "budget_tokens", "30" },
                                                  { "recent_tokens", "8" },
                                                  { "num_sink_tokens", "2" } };
 
+static const struct rig_option xkv_options[] = { { "group_size", "2" },
+                                                 { "rank_k", "5" }, { "rank_v", "7" },
+                                                 { "min_prompt_tokens", "31" } };
+
 static struct rig_spec spec_of(const char *method, const struct rig_option *option, size_t bytes)
 {
     struct rig_spec spec = rig_usual();
@@ -79,10 +83,12 @@ static void every_method(void)
     struct rig_spec window = spec_of("window", window_options, sizeof window_options);
     struct rig_spec razor = spec_of("razor_attention", razor_options, sizeof razor_options);
     struct rig_spec ems = spec_of("ems", ems_options, sizeof ems_options), stack = razor;
+    struct rig_spec xkv = spec_of("xkv", xkv_options, sizeof xkv_options);
     changes = idles = 0;
     agree(&window);
     agree(&razor);
     agree(&ems);
+    agree(&xkv);
     razor.option[4] = (struct rig_option){ "decode_update", "freeze" };
     agree(&razor);
     stack.layers_text = "0";
@@ -109,10 +115,15 @@ static void in_words(void)
     struct rig_spec window = spec_of("window", window_options, sizeof window_options);
     struct rig_spec razor = spec_of("razor_attention", razor_options, sizeof razor_options);
     struct rig_spec ems = spec_of("ems", ems_options, sizeof ems_options);
+    struct rig_spec xkv = spec_of("xkv", xkv_options, sizeof xkv_options);
     say(&window, 0, 10, 32, "fewer tokens than the 33 with which a lane is full");
     say(&window, 0, 10, 33, kept);
     say(&ems, 0, 30, 37, "fewer tokens than the 38 with which a lane is full");
     say(&ems, 0, 31, 31, kept);
+    say(&xkv, 0, 30, 90, "prompts shorter than min_prompt_tokens");
+    say(&xkv, 0, 31, 31, kept);
+    xkv.option[3].text = "auto";
+    say(&xkv, 0, 3, 90, "prompts so short that a basis and its factors would take more");
     say(&razor, 0, 10, 31, "fewer tokens than sinks, window and min_dropped_tokens together");
     razor.option[4] = (struct rig_option){ "decode_update", "freeze" };
     say(&razor, 0, 10, 60, "prompts shorter than sinks, window and min_dropped_tokens together");

@@ -356,6 +356,13 @@ static void test_groups(void)
     spec.option[0].text = "1";          /* with each layer a group of its own */
     spec.option[4] = (struct rig_option){ "min_prompt_tokens", "1" };
     run(8, spec, 0, 1, 0);
+    spec.layers_text = "0";             /* beside lanes that are tightened */
+    spec.also = sf_method_find("ems");
+    ems(spec.also_option);
+    spec.also_option[3] = (struct rig_option){ "tighten_under_pressure", "true" };
+    spec.also_layers = "1";
+    run(9, spec, 0, 1, 1);
+    SF_CHECK(encoded > SEQUENCES);
 }
 
 static const struct sf_test tests[] = {
