@@ -1,8 +1,9 @@
 /* tests/unit/kvshard/idle.c: a method that left a sequence alone says why, and only then.
  *
  * For window, razor_attention, ems, xkv and a stack of two, over prompts and answers of many
- * lengths around their budgets: the store's receipt says which entries changed a lane; of each that did
- * not, sf_account_idle gives the reason that belongs to it, and of each that did, it finds none. */
+ * lengths around their budgets: the store's receipt says which entries changed a lane; of each
+ * that did not, sf_account_idle gives the reason that belongs to it, and of each that did, it
+ * finds none. */
 #include <stdlib.h>
 
 #include "kvshard/methods.h"
