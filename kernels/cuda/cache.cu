@@ -5,6 +5,7 @@
  * reads them.  kv_move first gathers all sources of a piece of the list into the scratch and then
  * writes the targets, since a target may be an earlier source and threads have no order; no two
  * targets of a list are the same slot.  Bound by memory; not measured on a device yet. */
+#include <string.h>
 #include "kernels/cuda/block.h"
 
 enum { THREADS = 128 };
@@ -37,20 +38,63 @@ static __device__ __forceinline__ size_t bias_word(const struct sf_layout &layou
     return (size_t)layout.page_slots * (size_t)(layout.k_dim + layout.v_dim) * width / 4;
 }
 
-/* ---- kv_clear ------------------------------------------------------------------------------- */
+/* ---- kv_clear, kv_drop ---------------------------------------------------------------------- */
 
-static __global__ void clear_words(struct sf_layout layout, sf_global<uint32_t> page)
+/* One block a mark.  bias -inf, pos -1; of a whole page keys and values are 0 too. */
+static __global__ void mark_slots(struct sf_layout layout, sf_global<unsigned char> base,
+                                  sf_global<const int64_t> marks)
 {
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, bias = bias_word(layout);
-    size_t slots = (size_t)layout.page_slots;
-    if (i >= bias + 2 * slots) return;
-    page[i] = i < bias ? 0u : i < bias + slots ? 0xff800000u : 0xffffffffu; /* 0, -inf, -1 */
+    sf_global<const int64_t> mark = marks + (size_t)blockIdx.x * 2;
+    sf_global<uint32_t> page = sf_as<uint32_t>(base + (ptrdiff_t)(int64_t)mark[0]);
+    int32_t slot = sf_as<const int32_t>(mark)[2];
+    size_t bias = bias_word(layout), slots = (size_t)layout.page_slots;
+    size_t first = slot < 0 ? 0 : bias + (size_t)slot, step = slot < 0 ? 1 : slots;
+    size_t end = slot < 0 ? bias + 2 * slots : first + 2 * slots;
+    for (size_t i = first + threadIdx.x * step; i < end; i += THREADS * step)
+        page[i] = i < bias ? 0u : i < bias + slots ? 0xff800000u : 0xffffffffu;
+}
+
+void sf_cuda_marks_send(struct sf_cuda *cuda)
+{
+    struct sf_cuda_marks *marks = &cuda->marks;
+    size_t n = (size_t)marks->n;
+    if (n == 0) return;
+    marks->n = 0;                       /* first: taking a block comes here */
+    struct sf_cuda_block block = sf_cuda_stage(cuda, n * sizeof *marks->mark);
+    memcpy(block.host, marks->mark, n * sizeof *marks->mark);
+    sf_cuda_send(cuda, &block);
+    SF_LAUNCH(mark_slots, sf_blocks(n, 1), THREADS, 0, cuda->stream, marks->layout, marks->base,
+              (const int64_t *)(const void *)block.device);
+}
+
+static void mark_later(struct sf_cuda *cuda, const struct sf_layout *layout, unsigned char *page,
+                       int32_t slot)
+{
+    struct sf_cuda_marks *marks = &cuda->marks;
+    const struct sf_layout *has = &marks->layout;
+    if (marks->n == SF_CUDA_MARKS || has->dtype != layout->dtype || has->k_dim != layout->k_dim ||
+        has->v_dim != layout->v_dim || has->page_slots != layout->page_slots)
+        sf_cuda_marks_send(cuda);
+    if (marks->n == 0) {
+        marks->layout = *layout;
+        marks->base = page;
+    }
+    marks->mark[marks->n++] = { page - marks->base, slot, 0 };
 }
 
 static void kv_clear(struct sf_device *device, const struct sf_layout *layout, unsigned char *page)
 {
-    SF_LAUNCH(clear_words, sf_blocks(sf_layout_page_bytes(layout) / 4, THREADS), THREADS, 0,
-              sf_cuda_of(device)->stream, *layout, (uint32_t *)(void *)page);
+    mark_later(sf_cuda_of(device), layout, page, -1);
+}
+
+static void kv_drop(struct sf_device *device, const struct sf_layout *layout, unsigned char *pool,
+                    size_t page_bytes, const struct sf_slot_list *list)
+{
+    for (int32_t i = 0; i < list->n; i++) {
+        size_t page = (size_t)list->pages[list->slot[i] / layout->page_slots];
+        mark_later(sf_cuda_of(device), layout, pool + page * page_bytes,
+                   list->slot[i] % layout->page_slots);
+    }
 }
 
 /* ---- kv_append ------------------------------------------------------------------------------ */
@@ -117,7 +161,7 @@ static void kv_append(struct sf_device *device, const struct sf_append_job *job)
     }
 }
 
-/* ---- kv_move, kv_drop, kv_read -------------------------------------------------------------- */
+/* ---- kv_move, kv_read ----------------------------------------------------------------------- */
 
 /* Slots first .. first + n - 1 of a list as places. */
 static void places_fill(const struct sf_layout *layout, const struct sf_slot_list *list,
@@ -204,31 +248,6 @@ static void kv_move(struct sf_device *device, const struct sf_layout *layout, un
         move_launch(cuda, layout, pool, page_bytes, n, (const int32_t *)(void *)block.device, 1);
         move_launch(cuda, layout, pool, page_bytes, n,
                     (const int32_t *)(void *)(block.device + bytes), 0);
-    }
-}
-
-static __global__ void drop_slots(struct sf_layout layout, sf_global<unsigned char> pool,
-                                  size_t page_bytes, int32_t n, sf_global<const int32_t> places)
-{
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= (size_t)n) return;
-    sf_global<unsigned char> page = pool + (size_t)(int32_t)places[2 * i] * page_bytes;
-    size_t word = bias_word(layout) + (size_t)(int32_t)places[2 * i + 1];
-    sf_as<float>(page)[word] = -INFINITY;
-    sf_as<int32_t>(page)[word + (size_t)layout.page_slots] = -1;
-}
-
-static void kv_drop(struct sf_device *device, const struct sf_layout *layout, unsigned char *pool,
-                    size_t page_bytes, const struct sf_slot_list *list)
-{
-    struct sf_cuda *cuda = sf_cuda_of(device);
-    for (int32_t first = 0, n; first < list->n; first += n) {
-        n = piece_of(list->n - first, 0);
-        struct sf_cuda_block block = sf_cuda_stage(cuda, (size_t)n * sizeof(struct place));
-        places_fill(layout, list, first, n, (struct place *)(void *)block.host);
-        sf_cuda_send(cuda, &block);
-        SF_LAUNCH(drop_slots, sf_blocks((size_t)n, THREADS), THREADS, 0, cuda->stream, *layout,
-                  pool, page_bytes, n, (const int32_t *)(void *)block.device);
     }
 }
 

@@ -46,7 +46,7 @@ static sf_status block_alloc(struct sf_device *device, size_t bytes, const char 
 
 static void block_free(struct sf_device *device, void *block)
 {
-    (void)device;
+    sf_cuda_marks_send(sf_cuda_of(device));
     SF_CUDA_MUST(cudaFree(block));      /* waits for work that may still use it */
 }
 
@@ -74,6 +74,7 @@ static void wait_for_all(struct sf_cuda *cuda)
 struct sf_cuda_block sf_cuda_stage(struct sf_cuda *cuda, size_t bytes)
 {
     struct sf_cuda_ring *ring = &cuda->ring;
+    sf_cuda_marks_send(cuda);
     size_t whole = (bytes + 255) / 256 * 256;
     SF_ASSERT(whole <= ring->half_bytes);
     if (ring->used + whole > ring->half_bytes) {
@@ -112,6 +113,7 @@ void sf_cuda_download(struct sf_device *device, void *host_dst, const void *devi
 {
     struct sf_cuda *cuda = sf_cuda_of(device);
     if (bytes == 0) return;
+    sf_cuda_marks_send(cuda);
     if (device->waiting) wait_for_all(cuda);    /* the copy blocks if its target is not pinned */
     SF_CUDA_MUST(cudaMemcpyAsync(host_dst, device_src, bytes, cudaMemcpyDeviceToHost,
                                  cuda->stream));
@@ -120,6 +122,7 @@ void sf_cuda_download(struct sf_device *device, void *host_dst, const void *devi
 
 static void sync_stream(struct sf_device *device)
 {
+    sf_cuda_marks_send(sf_cuda_of(device));
     wait_for_all(sf_cuda_of(device));
 }
 
@@ -153,6 +156,7 @@ static void cuda_close(struct sf_device *device)
     cudaFree(cuda->scratch);
     cudaFree(cuda->workspace);
     if (cuda->stream) cudaStreamDestroy(cuda->stream);
+    sf_free(cuda->marks.mark);
     sf_free(cuda);
 }
 
@@ -186,6 +190,8 @@ static sf_status parts_make(struct sf_cuda *cuda)
     SF_TRY(fail_unless(cudaEventCreateWithFlags(&cuda->done, cudaEventDisableTiming) ==
                        cudaSuccess, "event"));
     SF_TRY(ring_make(&cuda->ring));
+    SF_TRY(sf_alloc(SF_CUDA_MARKS * sizeof *cuda->marks.mark, "marks of slots", &block));
+    cuda->marks.mark = (struct sf_cuda_mark *)block;
     SF_TRY(block_take(SF_CUDA_SCRATCH_BYTES, "scratch", &block));
     cuda->scratch = block;
     SF_TRY(block_take(SF_CUDA_WORKSPACE_BYTES, "the workspace of cuBLAS", &block));

@@ -22,11 +22,23 @@ struct sf_cuda_ring {
     int half;
     cudaEvent_t passed[2];
 };
+/* Slots and pages that are to be marked as empty: a step asks for them lane by lane, and one kernel
+ * does them all before anything else looks (cache.cu).  Their order does not matter: a slot that is
+ * dropped and its page that is cleared get the same words. */
+enum { SF_CUDA_MARKS = 1 << 16 };
+struct sf_cuda_mark { int64_t page; int32_t slot, spare; };     /* bytes from base; -1: all slots */
+struct sf_cuda_marks {
+    struct sf_layout layout;            /* of all of them */
+    unsigned char *base;                /* device */
+    struct sf_cuda_mark *mark;          /* [SF_CUDA_MARKS] */
+    int32_t n;
+};
 struct sf_cuda {                        /* sf_device.impl */
     cudaStream_t stream;
     cublasHandle_t blas;
     struct sf_cuda_ring ring;
     unsigned char *scratch, *workspace; /* device */
+    struct sf_cuda_marks marks;
     struct sf_device *owner;
     cudaEvent_t done;                   /* of whoever waits for all that is queued */
 };
@@ -50,6 +62,9 @@ struct sf_cuda_block sf_cuda_stage(struct sf_cuda *, size_t bytes);
 void sf_cuda_send(struct sf_cuda *, const struct sf_cuda_block *);
 /* Bytes that a part of a block takes, so that the next part is aligned. */
 static inline size_t sf_cuda_part(size_t bytes) { return (bytes + 15) / 16 * 16; }
+
+/* Queues the marks that wait.  Taking a block does, so entries that bring a list need not. */
+void sf_cuda_marks_send(struct sf_cuda *);
 
 void sf_cuda_upload(struct sf_device *, void *device_dst, const void *host_src, size_t bytes);
 void sf_cuda_download(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);

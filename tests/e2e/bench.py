@@ -32,8 +32,9 @@ MACHINE = {"processor", "device", "cores_per_node", "threads_per_rank", "isa",
 RUN = {"methods", "stack", "config_file", "max_num_seqs", "num_prompts", "input_len", "output_len",
        "duration_s", "input_tokens", "output_tokens", "request_throughput", "output_throughput",
        "total_token_throughput", "prefill_tok_s", "decode_tok_s", "step_ms", "schedule_ms",
-       "schedule_share", "bubble_share", "batch_full", "steps", "decode_steps", "rows_per_step",
-       "step_bytes_per_step", "running_max", "preempted", "tightened", "reused_tokens",
+       "schedule_share", "prefill_edit_share", "bubble_share", "batch_full", "steps",
+       "decode_steps", "rows_per_step", "step_bytes_per_step", "running_max",
+       "preempted", "tightened", "reused_tokens",
        "kv_bytes_exact", "kv_bytes_stored", "kv_bytes_peak", "slots_evicted", "slots_merged",
        "slots_requantised", "peak_rss_bytes", "share_of_roof", "kv_bound", *PHASES,
        *(f"{name}_ms_{part}" for name in SPREADS for part in PARTS)}
@@ -100,6 +101,8 @@ def check_step(tally, what, run, ranks, stages):
                str(run["schedule_share"]))
     near(tally, f"{what}: its time", run["schedule_ms"] * run["steps"],
          run["schedule_share"] * run["duration_s"] * 1e3, 1e-9)
+    tally.true(f"{what}: the share of edits in prefill",
+               0 <= run["prefill_edit_share"] < 1, str(run["prefill_edit_share"]))
     tally.check(f"{what}: a bubble for each stage", len(run["bubble_share"]), stages)
     tally.true(f"{what}: bubbles", all(0 <= b < 1 for b in run["bubble_share"]))
     tally.check(f"{what}: a peak for each rank", len(run["peak_rss_bytes"]), ranks)
