@@ -4,7 +4,7 @@
  * block moves one slot; values are contiguous, elements of a key lie 16 slots apart, as decode
  * reads them.  kv_move first gathers all sources of a piece of the list into the scratch and then
  * writes the targets, since a target may be an earlier source and threads have no order; no two
- * targets of a list are the same slot.  Bound by memory; not measured on a device yet. */
+ * targets of a list are the same slot.  Bound by memory (docs/performance.md). */
 #include <string.h>
 #include "kernels/cuda/block.h"
 
