@@ -274,7 +274,7 @@ static void run(uint64_t run_seed, struct rig_spec spec, int shares, int careful
     if (careful) SF_CHECK_INT(refused, 0);
     else SF_CHECK(refused > SEQUENCES / (pressed ? 400 : 100) && refused < SEQUENCES / 2);
     SF_CHECK(!shares || attached > SEQUENCES / 10);
-    if (pressed) SF_CHECK(tightened > SEQUENCES / 2 && given_back > SEQUENCES / 4);
+    if (pressed) SF_CHECK(tightened > SEQUENCES / 2 && given_back > SEQUENCES / 8);
     rig_close(&rig);
 }
 
