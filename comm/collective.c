@@ -6,6 +6,7 @@
  *
  *   0 -> 4, 2, 1     4 -> 6, 5     2 -> 3     6 -> 7 */
 #include <string.h>
+#include "base/memory.h"
 #include "comm/backend.h"
 
 enum { TAG_GATHER, TAG_BCAST };
@@ -53,6 +54,21 @@ sf_status sf_comm_allgather(struct sf_comm *comm, const void *mine, size_t bytes
         SF_TRY(sf_comm_wait(comm, request));
     }
     return sf_comm_bcast(comm, 0, all_out, bytes * (size_t)comm->size);
+}
+
+sf_status sf_comm_agree(struct sf_comm *comm, sf_status mine, const char *what)
+{
+    int32_t own = (int32_t)mine;
+    void *block;
+    if (sf_alloc((size_t)comm->size * sizeof own, "statuses of a group", &block) != SF_OK)
+        return SF_LOST;
+    int32_t *all = block;
+    sf_status status = mine;
+    if (sf_comm_allgather(comm, &own, sizeof own, all) != SF_OK) status = SF_LOST;
+    for (int32_t r = 0; status == SF_OK && r < comm->size; r++)
+        if (all[r] != SF_OK) status = SF_FAIL(SF_STOPPED, "%s %d could not start", what, r);
+    sf_free(all);
+    return status;
 }
 
 sf_status sf_comm_barrier(struct sf_comm *comm)

@@ -24,6 +24,10 @@ void sf_comm_abort(struct sf_comm *world, int exit_code);
  * as threads read its data no more; under MPI a transfer may, until the job has ended. */
 void sf_comm_drop(struct sf_comm *, struct sf_request *);
 
+/* Collective: whether every rank brings SF_OK.  A rank that does not keeps its own status and
+ * words; the others get SF_STOPPED, "WHAT 2 could not start", or SF_LOST. */
+sf_status sf_comm_agree(struct sf_comm *, sf_status mine, const char *what);
+
 void sf_comm_set_timeout(struct sf_comm *world, int64_t timeout_ms);   /* and of its splits */
 SF_C_END
 #endif

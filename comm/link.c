@@ -102,17 +102,7 @@ sf_status sf_link_staged_open(struct sf_comm *group, const struct sf_link_spec *
     if (status == SF_OK) status = sf_alloc(spec->bytes_max + 1, "staging of a link", &sent);
     if (status == SF_OK)
         status = sf_alloc((spec->bytes_max + 1) * (size_t)group->size, "staging of a link", &came);
-    /* All or none: a rank without memory says so before anyone waits for it. */
-    int32_t missing = status != SF_OK, total = missing;
-    sf_status told = sf_comm_bcast(group, 0, &total, sizeof total);
-    for (int32_t r = 1; r < group->size && told == SF_OK; r++) {
-        int32_t theirs = missing;
-        told = sf_comm_bcast(group, r, &theirs, sizeof theirs);
-        total += theirs;
-    }
-    if (status == SF_OK && told != SF_OK) status = told;
-    if (status == SF_OK && total > 0)
-        status = SF_FAIL(SF_STOPPED, "%d ranks have no memory for a link", total);
+    status = sf_comm_agree(group, status, "the link of rank");
     if (status != SF_OK) {
         sf_free(block);
         sf_free(sent);

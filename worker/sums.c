@@ -78,22 +78,6 @@ void sf_sums_give(struct sf_worker *w)
     sf_free(w->logits_host);
 }
 
-/* Whether all ranks of a group have come so far. */
-static sf_status agree(struct sf_comm *group, sf_status mine, const char *what)
-{
-    int32_t own = (int32_t)mine, *all;
-    void *block;
-    if (sf_alloc((size_t)sf_comm_size(group) * sizeof *all, "statuses of a group", &block) != SF_OK)
-        return SF_LOST;
-    all = block;
-    sf_status status = mine;
-    if (sf_comm_allgather(group, &own, sizeof own, all) != SF_OK) status = SF_LOST;
-    for (int32_t r = 0; status == SF_OK && r < sf_comm_size(group); r++)
-        if (all[r] != SF_OK) status = SF_FAIL(SF_STOPPED, "%s %d could not start", what, r);
-    sf_free(all);
-    return status;
-}
-
 static sf_status open_links(struct sf_worker *w)
 {
     int32_t first, width = sf_sums_block(w, 0, &first);
@@ -109,8 +93,8 @@ static sf_status open_links(struct sf_worker *w)
 sf_status sf_sums_open(struct sf_worker *w, sf_status mine)
 {
     const struct sf_worker_spec *spec = &w->spec;
-    sf_status status = agree(spec->tensor, mine, "tensor rank");
-    if (spec->column != NULL) status = agree(spec->column, status, "stage");
+    sf_status status = sf_comm_agree(spec->tensor, mine, "tensor rank");
+    if (spec->column != NULL) status = sf_comm_agree(spec->column, status, "stage");
     SF_TRY(status);
     if (w->device->host_memory) {
         struct sf_reduce_spec reduce = {.rows_max = w->ws.tile_rows,
