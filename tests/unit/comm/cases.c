@@ -52,3 +52,33 @@ int sf_is_filled(const void *data, size_t bytes, uint32_t seed)
         if (((const unsigned char *)data)[i] != byte_at(seed, i)) return 0;
     return 1;
 }
+
+int sf_cases_print(struct sf_comm *world, const struct sf_case *(*at)(int32_t))
+{
+    int32_t passed = 0, failed = 0, skipped = 0, size = sf_comm_size(world);
+    struct sf_ranked all[64];
+    for (int32_t i = 0; at(i) != NULL && failed == 0; i++) {
+        const struct sf_case *one = at(i);
+        struct sf_ranked mine = { .world = world, .rank = sf_comm_rank(world), .size = size };
+        if (size < one->ranks_min) {
+            skipped++;
+            continue;
+        }
+        sf_case_run(one, &mine);
+        sf_status status = sf_comm_allgather(world, &mine, sizeof mine, all);
+        if (status != SF_OK) {
+            printf("  FAILED %s: %s; then %s\n", one->name, mine.words, sf_error_text());
+            return 1;
+        }
+        int32_t before = failed;
+        for (int32_t r = 0; r < size; r++) {
+            failed += all[r].failures > 0;
+            if (all[r].failures > 0 && mine.rank == 0)
+                printf("  FAILED %s: %s\n", one->name, all[r].words);
+        }
+        passed += failed == before;
+    }
+    if (sf_comm_rank(world) == 0)
+        printf("cases: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
+    return failed > 0;
+}

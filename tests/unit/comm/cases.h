@@ -24,6 +24,9 @@ extern const struct sf_case sf_cases_message[], sf_cases_group[], sf_cases_reduc
 /* The cases of all tables, in one order; NULL after the last. */
 const struct sf_case *sf_case_at(int32_t index);
 void sf_case_run(const struct sf_case *, struct sf_ranked *);
+/* On ranks as processes: all cases that `at` has, up to NULL; rank 0 prints each failure and one
+ * last line of counts.  0: none has failed. */
+int sf_cases_print(struct sf_comm *world, const struct sf_case *(*at)(int32_t index));
 void sf_ranked_fail(struct sf_ranked *, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 

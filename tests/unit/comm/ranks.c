@@ -16,36 +16,6 @@
 #include "comm/backend.h"
 #include "tests/unit/comm/cases.h"
 
-static int run_cases(struct sf_comm *world)
-{
-    int32_t passed = 0, failed = 0, skipped = 0, size = sf_comm_size(world);
-    struct sf_ranked all[64];
-    for (int32_t i = 0; sf_case_at(i) != NULL && failed == 0; i++) {
-        const struct sf_case *one = sf_case_at(i);
-        struct sf_ranked mine = { .world = world, .rank = sf_comm_rank(world), .size = size };
-        if (size < one->ranks_min) {
-            skipped++;
-            continue;
-        }
-        sf_case_run(one, &mine);
-        sf_status status = sf_comm_allgather(world, &mine, sizeof mine, all);
-        if (status != SF_OK) {
-            printf("  FAILED %s: %s; then %s\n", one->name, mine.words, sf_error_text());
-            return 1;
-        }
-        int32_t before = failed;
-        for (int32_t r = 0; r < size; r++) {
-            failed += all[r].failures > 0;
-            if (all[r].failures > 0 && mine.rank == 0)
-                printf("  FAILED %s: %s\n", one->name, all[r].words);
-        }
-        passed += failed == before;
-    }
-    if (sf_comm_rank(world) == 0)
-        printf("cases: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
-    return failed > 0;
-}
-
 /* Each rank takes part in barriers, but for the mute one, which only says that it lives. */
 static int meet(struct sf_comm *world, int32_t mute)
 {
@@ -95,7 +65,7 @@ int main(int argc, char **argv)
         return 2;
     }
     world->world->grace_ns = (int64_t)2 * 1000 * 1000 * 1000;
-    if (cases) code = run_cases(world);
+    if (cases) code = sf_cases_print(world, sf_case_at);
     else if (met) code = meet(world, -1);
     else if (strcmp(what, "mute") == 0) code = meet(world, first);
     else code = wait_for_end(world, first, second);

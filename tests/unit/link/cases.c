@@ -274,7 +274,7 @@ static void case_shared_gpu(struct sf_ranked *t)
     sf_linked_close(&l);
 }
 
-const struct sf_case sf_cases_link[] = {
+const struct sf_case sf_cases_nccl[] = {
     { "sums", 2, case_sums }, { "gather", 2, case_gather }, { "pipeline", 2, case_pipeline },
     { "ring", 2, case_ring }, { "many links", 2, case_many }, { "turnover", 2, case_turnover },
     { "shared gpu", 2, case_shared_gpu }, { NULL, 0, NULL }

@@ -7,7 +7,7 @@
 #include "tests/unit/comm/cases.h"
 
 /* Ends with a NULL name. */
-extern const struct sf_case sf_cases_link[];
+extern const struct sf_case sf_cases_nccl[];
 
 /* One rank's device and a block on it. */
 struct linked {

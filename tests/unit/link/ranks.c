@@ -15,29 +15,9 @@
 
 enum { COUNT = 1000 };
 
-static int run_cases(struct sf_comm *world)
+static const struct sf_case *case_at(int32_t index)
 {
-    int32_t passed = 0, failed = 0;
-    struct sf_ranked all[64];
-    for (const struct sf_case *one = sf_cases_link; one->name != NULL && failed == 0; one++) {
-        struct sf_ranked mine = { .world = world, .rank = sf_comm_rank(world),
-                                  .size = sf_comm_size(world) };
-        sf_case_run(one, &mine);
-        sf_status status = sf_comm_allgather(world, &mine, sizeof mine, all);
-        if (status != SF_OK) {
-            printf("  FAILED %s: %s; then %s\n", one->name, mine.words, sf_error_text());
-            return 1;
-        }
-        int32_t before = failed;
-        for (int32_t r = 0; r < mine.size; r++) {
-            failed += all[r].failures > 0;
-            if (all[r].failures > 0 && mine.rank == 0)
-                printf("  FAILED %s: %s\n", one->name, all[r].words);
-        }
-        passed += failed == before;
-    }
-    if (sf_comm_rank(world) == 0) printf("cases: %d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return sf_cases_nccl[index].name != NULL ? &sf_cases_nccl[index] : NULL;
 }
 
 static sf_status run_sums(struct sf_comm *world, const char *what)
@@ -73,7 +53,7 @@ int main(int argc, char **argv)
         return 2;
     }
     if (strcmp(what, "cases") == 0) {
-        int code = run_cases(world);
+        int code = sf_cases_print(world, case_at);
         sf_comm_destroy(world);
         return code;
     }
