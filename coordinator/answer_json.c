@@ -8,8 +8,8 @@
 #include "base/memory.h"
 #include "base/json_build.h"
 #include "base/utf8.h"
+#include "coordinator/idle.h"
 #include "coordinator/logprobs_json.h"
-#include "kvshard/account.h"
 
 enum { LOST_BYTES = 64 };               /* of a text in one place, at most, that no token has */
 
@@ -296,6 +296,14 @@ static struct sf_json *methods_of(const struct sf_stack *stack)
     return sf_json_built(status, list);
 }
 
+int32_t sf_answer_cached(const struct sf_answer_out *answer)
+{
+    int32_t longest = 1;
+    for (int32_t i = 0; i < answer->choices; i++)
+        if (answer->choice[i].tokens > longest) longest = answer->choice[i].tokens;
+    return (int32_t)answer->request->prompt.count + longest - 1;
+}
+
 static struct sf_json *idle_one(const struct sf_stack_entry *entry, const char *words)
 {
     struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
@@ -310,16 +318,12 @@ static void put_idle(sf_status *status, struct sf_json *receipt, const struct sf
                      const struct sf_body_facts *facts)
 {
     struct sf_json *list = NULL;
-    int32_t prompt = (int32_t)answer->request->prompt.count, longest = 1;
-    for (int32_t i = 0; i < answer->choices; i++)       /* the last token is never in the cache */
-        if (answer->choice[i].tokens > longest) longest = answer->choice[i].tokens;
+    int32_t prompt = (int32_t)answer->request->prompt.count, tokens = sf_answer_cached(answer);
     for (int32_t m = 0; facts->setup && m < facts->stack->entries && *status == SF_OK; m++) {
         const struct sf_stack_entry *entry = &facts->stack->entry[m];
         char words[SF_IDLE_WORDS];
-        if (entry->plan.whens == 0 || answer->receipt.changed >> sf_wire_changed_bit(m) & 1u)
-            continue;
-        *status = sf_account_idle(facts->setup, facts->stack, m, prompt, prompt + longest - 1,
-                                  words);
+        if (!sf_idle_left(facts->stack, m, answer->receipt.changed)) continue;
+        *status = sf_account_idle(facts->setup, facts->stack, m, prompt, tokens, words);
         if (list == NULL) list = sf_json_new(SF_JSON_ARRAY);
         if (*status == SF_OK) *status = sf_json_append(list, idle_one(entry, words));
     }

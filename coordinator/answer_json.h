@@ -50,6 +50,8 @@ struct sf_body_facts {                  /* of the run */
     const struct sf_setup *setup;               /* of the plan; NULL: receipts give no reasons */
     const struct sf_tokenizer *tokenizer;       /* NULL: tokens are written token_id:123 */
 };
+/* Tokens that the longest of its sequences had in the cache; the last one sampled never is. */
+int32_t sf_answer_cached(const struct sf_answer_out *);
 /* Of a record with no_answer text, tokens and scores of the choices are not looked at. */
 sf_status sf_answer_body(const struct sf_answer_out *, const struct sf_body_facts *,
                          struct sf_json **body_out);

@@ -115,11 +115,7 @@ static sf_status finish(struct job *job, struct record *record)
                                         .scores = &choice->scores};
     }
     int64_t tokens = 0;
-    int32_t longest = 1;                /* tokens of a choice; the last one is never in the cache */
-    for (size_t i = 0; i < choices; i++) {
-        tokens += out[i].tokens;
-        if (out[i].tokens > longest) longest = out[i].tokens;
-    }
+    for (size_t i = 0; i < choices; i++) tokens += out[i].tokens;
     struct sf_answer_out answer = {.request = &record->request,
                                    .number = (uint64_t)record->request.line,
                                    .choice = out,
@@ -129,10 +125,11 @@ static sf_status finish(struct job *job, struct record *record)
                                    .tightened = record->tightened,
                                    .tightenings = record->tightenings};
     if (status == SF_OK) status = sf_emit_answer(job->emit, &answer);
+    if (status == SF_OK)
+        status = sf_idle_add(&job->idle, (int32_t)record->request.prompt.count,
+                             sf_answer_cached(&answer), record->receipt.changed);
     free(out);
     SF_TRY(status);
-    int32_t prompt = (int32_t)record->request.prompt.count;
-    SF_TRY(sf_idle_add(&job->idle, prompt, prompt + longest - 1, record->receipt.changed));
     job->sum.answered++;
     job->sum.prompt_tokens += (int64_t)record->request.prompt.count;
     job->sum.output_tokens += tokens;

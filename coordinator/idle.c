@@ -11,10 +11,14 @@
 
 static const char others[] = "other reasons";
 
-static int edits(const struct sf_idle *idle, int32_t m)
+static int edits(const struct sf_stack *stack, int32_t m)
 {
-    const struct sf_plan *plan = &idle->stack->entry[m].plan;
-    return plan->whens != 0 && plan->edits != 0;
+    return stack->entry[m].plan.whens != 0 && stack->entry[m].plan.edits != 0;
+}
+
+int sf_idle_left(const struct sf_stack *stack, int32_t m, uint32_t changed)
+{
+    return edits(stack, m) && !(changed >> sf_wire_changed_bit(m) & 1u);
 }
 
 sf_status sf_idle_make(const struct sf_setup *setup, const struct sf_stack *stack,
@@ -50,8 +54,8 @@ sf_status sf_idle_add(struct sf_idle *idle, int32_t prompt, int32_t tokens, uint
     char words[SF_IDLE_WORDS];
     idle->records++;
     for (int32_t m = 0; m < idle->stack->entries; m++) {
-        if (!edits(idle, m)) continue;
-        if (changed >> sf_wire_changed_bit(m) & 1u) {
+        if (!edits(idle->stack, m)) continue;
+        if (!sf_idle_left(idle->stack, m, changed)) {
             idle->entry[m].changed++;
             continue;
         }
@@ -63,7 +67,7 @@ sf_status sf_idle_add(struct sf_idle *idle, int32_t prompt, int32_t tokens, uint
 
 int sf_idle_is(const struct sf_idle *idle, int32_t entry)
 {
-    return edits(idle, entry) && idle->records > 0 && idle->entry[entry].changed == 0;
+    return edits(idle->stack, entry) && idle->records > 0 && idle->entry[entry].changed == 0;
 }
 
 void sf_idle_warn(const struct sf_idle *idle, const char *what)
@@ -99,7 +103,7 @@ struct sf_json *sf_idle_json(const struct sf_idle *idle)
     sf_status status = SF_OK;
     for (int32_t m = 0; m < idle->stack->entries && status == SF_OK; m++) {
         struct sf_json *o = sf_json_new(SF_JSON_OBJECT);
-        if (!edits(idle, m)) {
+        if (!edits(idle->stack, m)) {
             sf_json_free(o);
             continue;
         }

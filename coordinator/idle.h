@@ -27,6 +27,8 @@ void      sf_idle_free(struct sf_idle *);
 /* A record of `prompt` tokens that came to `tokens` in the cache.  changed: bit m: entry m changed
  * a lane of it (struct sf_wire_receipt). */
 sf_status sf_idle_add(struct sf_idle *, int32_t prompt, int32_t tokens, uint32_t changed);
+/* Whether entry m, which edits, has changed nothing where these bits were noted. */
+int       sf_idle_left(const struct sf_stack *, int32_t m, uint32_t changed);
 /* Whether an entry that edits has changed nothing of any record. */
 int       sf_idle_is(const struct sf_idle *, int32_t entry);
 /* One line to the log for each entry that is so; what: "records", "sequences". */
