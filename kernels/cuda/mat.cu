@@ -130,18 +130,6 @@ template <class E> __global__ void gather_x(sf_global<const E> from, size_t stri
     if (i < SF_FIXED_ROWS * width) to[i] = from[i / width * stride + i % width];
 }
 
-/* y[r][c] = leaf[r][c], or += where this is not the first slice. */
-static __global__ void add_leaf(sf_global<const float> leaf, int32_t leaf_cols, int32_t rows,
-                                int32_t cols, int first, sf_global<float> y, size_t y_stride)
-{
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, width = (size_t)cols;
-    if (i >= (size_t)rows * width) return;
-    size_t r = i / width, c = i % width;
-    float value = leaf[r * (size_t)leaf_cols + c];
-    if (!first) value = y[r * y_stride + c] + value;
-    y[r * y_stride + c] = value;
-}
-
 /* One call: y, or leaves that lie leaf_stride apart. */
 struct call {
     const struct sf_mat *mat;
@@ -184,9 +172,8 @@ static void slice_run(struct sf_cuda *cuda, const struct call *call, int32_t row
         product(cuda, shape->dtype, SF_FIXED_ROWS, shape->panel_cols, shape->k_slice, w,
                 (size_t)shape->k_slice, cuda->scratch, (size_t)shape->k_slice, leaf,
                 (size_t)shape->panel_cols);
-        SF_LAUNCH(add_leaf, sf_blocks((size_t)rows * (size_t)cols, THREADS), THREADS, 0,
-                  cuda->stream, leaf, shape->panel_cols, rows, cols, call->leaves || slice == 0,
-                  y, call->y_stride);
+        cuda->owner->k->add_leaves(cuda->owner, rows, cols, leaf, 1, 0, (size_t)shape->panel_cols,
+                                   !call->leaves && slice > 0, y, call->y_stride);
     }
 }
 
