@@ -90,15 +90,6 @@ static int32_t attach(void *arg, int32_t prompt, int32_t blocks)
     return sf_share_most(&e->sharing, prompt, e->spec.plan->page_slots, blocks);
 }
 
-/* Whether a method encodes layers together, at the end of a prompt. */
-static uint8_t encodes_layers(const struct sf_config *config)
-{
-    uint32_t edits = 0;
-    for (int32_t i = 0; i < config->kv.stack.entries; i++)
-        edits |= config->kv.stack.entry[i].plan.edits;
-    return (edits & SF_EDITS_GROUP) != 0;
-}
-
 /* Rows of a prompt chunk under run.deterministic: a function of the configuration alone.  At most
  * half a step, so that prompts get on while others decode. */
 static int32_t fixed_chunk(int32_t rows_max)
@@ -121,7 +112,9 @@ static sf_status make_sched(struct sf_engine *e)
                                      .seqs_max = e->seqs_max,
                                      .rows_max = plan->rows_max,
                                      .chunk_rows = plan->fixed ? fixed_chunk(plan->rows_max) : 0,
-                                     .prompt_apart = encodes_layers(e->spec.config),
+                                     /* layers are encoded together at its end */
+                                     .prompt_apart =
+                                         sf_stack_grouped(&e->spec.config->kv.stack) != NULL,
                                      .slots_max = e->slots,
                                      .pages = pages,
                                      .need = need,

@@ -27,6 +27,7 @@ static sf_status choose_placing(const struct sf_config *, struct sf_launch_plan 
 static sf_status make_ranks(const struct sf_sizing *, const int32_t *count,
                             struct sf_launch_plan *);
 static sf_status open_kernels(struct sf_sizing *);
+static sf_status check_device(const struct sf_stack *, const struct sf_sizing *);
 
 sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *model,
                               const struct sf_cluster *cluster, struct sf_launch_plan *out)
@@ -54,6 +55,7 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
     if (status == SF_OK)
         status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
+    if (status == SF_OK) status = check_device(&cfg->kv.stack, &sizing);
     if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
     if (status == SF_OK) status = set_stages(cfg, count, &plan);
     if (status == SF_OK) status = choose_placing(cfg, &plan);
@@ -285,8 +287,17 @@ static sf_status open_kernels(struct sf_sizing *sizing)
 {
     struct sf_outline outline;
     SF_TRY(sf_device_outline(sizing->device, &outline));
+    sizing->low_rank = outline.low_rank;
     sizing->mat_bytes = outline.mat_bytes;
     sizing->factor_bytes = outline.factor_bytes;
     sizing->host_memory = outline.host_memory;
     return SF_OK;
+}
+
+static sf_status check_device(const struct sf_stack *stack, const struct sf_sizing *sizing)
+{
+    const struct sf_method *grouped = sf_stack_grouped(stack);
+    if (grouped == NULL || sizing->low_rank) return SF_OK;
+    return SF_FAIL(SF_UNSUPPORTED, "method %s: low-rank caches are not built for the device %s;"
+                   " use device: cpu", grouped->name, sizing->device);
 }

@@ -89,11 +89,12 @@ sf_status sf_device_outline(const char *name, struct sf_outline *out)
     struct sf_device *device;
     struct sf_kernels hosted;
     sf_hosted_fill(&hosted);
-    *out = (struct sf_outline){ sf_cuda_mat_bytes, hosted.factor_bytes, 0 };
+    *out = (struct sf_outline){ sf_cuda_mat_bytes, hosted.factor_bytes, 0, 0 };
     if (is_plugin(name)) return SF_OK;
     SF_TRY(sf_device_open(&spec, &device));
     *out = (struct sf_outline){ device->k->mat_bytes, device->k->factor_bytes,
-                                       device->host_memory };
+                                device->host_memory,
+                                device->k->kv_rebuild && device->k->copy_columns };
     sf_device_close(device);
     return SF_OK;
 }

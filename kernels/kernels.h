@@ -208,7 +208,7 @@ struct sf_kernels {
     void (*rmsnorm)(struct sf_device *, int32_t rows, int32_t dim, const float *x, size_t x_stride,
                     const float *weight, float eps, void *out, size_t out_stride,
                     enum sf_dtype out_dtype);
-    /* cos and sin of pos * inv_freq[i]: table [rows][2][half]. pos: host. */
+    /* cos and sin of pos * inv_freq[i]: table [rows][2][half]. pos: host; inv_freq is not. */
     void (*rope_table)(struct sf_device *, int32_t rows, const int32_t *pos, const float *inv_freq,
                        int32_t half, float *table);
     /* In place, half-split pairs (i, i + rope_dim/2): heads of `head_dim`, the first rope_dim

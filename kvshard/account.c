@@ -259,17 +259,16 @@ void sf_account_group_ranks(const struct sf_setup *setup, const struct sf_stack_
 {
     const struct sf_layer *of = &setup->layer[layer];
     int32_t lanes = sf_group_lanes(setup, &entry->shape, layer);
+    int32_t tier = sf_codec_group_tier(&entry->plan);
     *rank_k_out = *rank_v_out = 0;
-    for (int32_t t = 1; t < entry->plan.tiers && lanes > 0; t++) {
-        if (!(sf_codec_facts(entry->plan.tier[t].codec) & SF_CAN_GROUP)) continue;
-        struct sf_lowrank_ask ask = { .setup = setup, .shape = &entry->shape,
-                                      .tier = &entry->plan.tier[t],
-                                      .raw = { .k_dim = of->k_dim, .v_dim = of->v_dim },
-                                      .layer = layer, .ranks = setup->tp_size,
-                                      .lanes = (lanes + setup->tp_size - 1) / setup->tp_size,
-                                      .tokens = INT32_MAX };
-        sf_lowrank_ranks(&ask, rank_k_out, rank_v_out);
-    }
+    if (tier == 0 || lanes == 0) return;
+    struct sf_lowrank_ask ask = { .setup = setup, .shape = &entry->shape,
+                                  .tier = &entry->plan.tier[tier],
+                                  .raw = { .k_dim = of->k_dim, .v_dim = of->v_dim },
+                                  .layer = layer, .ranks = setup->tp_size,
+                                  .lanes = (lanes + setup->tp_size - 1) / setup->tp_size,
+                                  .tokens = INT32_MAX };
+    sf_lowrank_ranks(&ask, rank_k_out, rank_v_out);
 }
 
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *cost)

@@ -319,7 +319,7 @@ static sf_status apply_tier(struct sf_answer *answer, const struct sf_lane *lane
     if (store->layer[view->layer].spec.lane[view->lane_index].replica > 0) return SF_OK;
     view->seq->recoded += moves;
     view->seq->edits++;
-    sf_note_change(store, answer->layer, view->seq, view->lane_index);
+    sf_note_change(store, view->layer, view->seq, view->lane_index);
     return SF_OK;
 }
 

@@ -100,13 +100,6 @@ static int watches(const struct sf_plan *plan)
 }
 
 /* ---- layer groups --------------------------------------------------------------------------- */
-static int32_t group_tier(const struct sf_plan *plan)
-{
-    for (int32_t t = 1; t < plan->tiers; t++)
-        if (sf_codec_facts(plan->tier[t].codec) & SF_CAN_GROUP) return t;
-    return 0;
-}
-
 /* Whether layer i goes on with the entry's group of the layer before it. */
 static int group_goes_on(const struct sizing *s, int32_t m, int32_t i)
 {
@@ -118,7 +111,7 @@ static int group_goes_on(const struct sizing *s, int32_t m, int32_t i)
 static int group_at(const struct sizing *s, int32_t m, int32_t i, struct grouped *out)
 {
     const struct sf_stack_entry *entry = &s->stack->entry[m];
-    *out = (struct grouped){ m, group_tier(&entry->plan), i, 0 };
+    *out = (struct grouped){ m, sf_codec_group_tier(&entry->plan), i, 0 };
     if (out->tier == 0 || entry->shape.layer_group[s->share->layer_first + i] < 0 ||
         group_goes_on(s, m, i))
         return 0;
@@ -148,7 +141,7 @@ static int64_t group_tables(const struct sizing *s)
     int32_t groups = 0, rope_dim = layer_of(s, 0)->rope_dim;
     struct grouped group;
     for (int32_t m = 0; m < entries_of(s); m++) {
-        if (group_tier(&s->stack->entry[m].plan) > 0) most += s->share->layer_count;
+        if (sf_codec_group_tier(&s->stack->entry[m].plan) > 0) most += s->share->layer_count;
         for (int32_t i = 0; i < s->share->layer_count; i++) groups += group_at(s, m, i, &group);
     }
     int64_t bytes = block(lanes, sizeof(int32_t));
@@ -335,7 +328,7 @@ static sf_status seq_bytes(const struct sizing *s, int32_t tokens, int64_t *byte
             const struct sf_plan *plan = plan_of(s, i, l);
             struct sf_layout raw = raw_of(s, i), tier = raw;
             int32_t tiers = plan && plan->tiers > 1 ? plan->tiers : 1;
-            int32_t basis = plan ? group_tier(plan) : 0;
+            int32_t basis = plan ? sf_codec_group_tier(plan) : 0;
             for (int32_t t = 0; t < tiers; t++) {
                 if (t > 0 && t == basis) continue;      /* the group's list */
                 if (t > 0) SF_TRY(sf_codec_layout(plan, t, &raw, &tier));

@@ -19,6 +19,13 @@ uint32_t sf_codec_facts(const char *name)
     return codec != NULL ? codec->facts : 0;
 }
 
+int32_t sf_codec_group_tier(const struct sf_plan *plan)
+{
+    for (int32_t t = 1; t < plan->tiers; t++)
+        if (sf_codec_facts(plan->tier[t].codec) & SF_CAN_GROUP) return t;
+    return 0;
+}
+
 int32_t sf_layout_slots(const struct sf_layout *like, size_t room, int32_t slots_max)
 {
     struct sf_layout layout = *like;

@@ -63,6 +63,9 @@ struct sf_lowrank {                     /* codec lowrank; lies in codec_cfg */
 };
 struct sf_tier sf_tier_lowrank(const struct sf_lowrank *);
 
+/* The tier of a plan that is for layer groups; 0: it has none. */
+int32_t sf_codec_group_tier(const struct sf_plan *);
+
 /* ---- codec lowrank: sizes ------------------------------------------------------------------- */
 struct sf_lowrank_ask {
     const struct sf_setup *setup; const struct sf_shape *shape; const struct sf_tier *tier;

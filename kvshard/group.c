@@ -7,20 +7,12 @@
 #include "kvshard/store_impl.h"
 
 /* ---- of a store ----------------------------------------------------------------------------- */
-/* Tier of the entry's plan that is for groups, or 0. */
-static int32_t group_tier(const struct sf_plan *plan)
-{
-    for (int32_t t = 1; t < plan->tiers; t++)
-        if (sf_codec_of(plan, t)->facts & SF_CAN_GROUP) return t;
-    return 0;
-}
-
 /* Adds the lanes of one method and layer group, if any are here. */
 static void add_group(struct sf_store *store, const struct sf_stack_entry *entry, int32_t method,
                       int16_t number)
 {
     struct sf_groups *groups = &store->groups;
-    struct sf_store_group group = { .method = method, .tier = group_tier(&entry->plan),
+    struct sf_store_group group = { .method = method, .tier = sf_codec_group_tier(&entry->plan),
                                     .layer_first = -1, .counted = -1 };
     for (int32_t i = 0; i < store->layers; i++) {
         const struct sf_layer_state *state = &store->layer[i];
@@ -62,7 +54,7 @@ sf_status sf_groups_create(struct sf_store *store, const struct sf_stack *stack)
     size_t lanes = (size_t)store->lanes, most = 0;
     void *block;
     for (int32_t m = 0; stack && m < stack->entries; m++)
-        if (group_tier(&stack->entry[m].plan) > 0) most += (size_t)store->layers;
+        if (sf_codec_group_tier(&stack->entry[m].plan) > 0) most += (size_t)store->layers;
     SF_TRY(sf_alloc(lanes * sizeof *groups->of_lane, "groups of lanes", &block));
     groups->of_lane = block;
     for (size_t l = 0; l < lanes; l++) groups->of_lane[l] = -1;
@@ -77,7 +69,7 @@ sf_status sf_groups_create(struct sf_store *store, const struct sf_stack *stack)
     for (int32_t m = 0; m < stack->entries; m++) {
         const struct sf_stack_entry *entry = &stack->entry[m];
         int16_t last = -1;
-        for (int32_t i = 0; group_tier(&entry->plan) > 0 && i < store->layers; i++) {
+        for (int32_t i = 0; sf_codec_group_tier(&entry->plan) > 0 && i < store->layers; i++) {
             int16_t number = entry->shape.layer_group[store->layer_first + i];
             if (number >= 0 && number != last) add_group(store, entry, m, number);
             last = number;

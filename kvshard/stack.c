@@ -394,6 +394,13 @@ int sf_stack_tiers_fit(const struct sf_stack *stack, const struct sf_setup *setu
     return 1;
 }
 
+const struct sf_method *sf_stack_grouped(const struct sf_stack *stack)
+{
+    for (int32_t i = 0; i < stack->entries; i++)
+        if (sf_codec_group_tier(&stack->entry[i].plan) > 0) return stack->entry[i].method;
+    return NULL;
+}
+
 int sf_stack_tightens(const struct sf_stack *stack)
 {
     for (int32_t i = 0; i < stack->entries; i++)

@@ -36,6 +36,8 @@ sf_status sf_stack_check(struct sf_stack *, const struct sf_setup *setup);
 int       sf_stack_tiers_fit(const struct sf_stack *, const struct sf_setup *, enum sf_dtype);
 /* After sf_stack_check: whether some method answers to memory pressure. */
 int       sf_stack_tightens(const struct sf_stack *);
+/* Likewise: the first method whose layers share a basis, or NULL. */
+const struct sf_method *sf_stack_grouped(const struct sf_stack *);
 void      sf_stack_free(struct sf_stack *);
 /* Number of the entry that acts on lane `head_global` of `layer`, or -1: the lane stays exact. */
 int32_t   sf_stack_entry_of(const struct sf_stack *, const struct sf_setup *, int32_t layer,

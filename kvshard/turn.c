@@ -18,8 +18,16 @@ static sf_status make_table(struct sf_store *store, const int32_t *pos, int32_t 
     size_t floats = (size_t)rope_dim;
     float *host;
     if (model->rope_theta <= 0) {
-        SF_ASSERT(model->rope_inv_freq);
-        kernels->rope_table(store->device, n, pos, model->rope_inv_freq, rope_dim / 2, table);
+        const float *inv_freq = model->rope_inv_freq;
+        size_t half = floats / 2;
+        float *there;
+        SF_ASSERT(inv_freq);
+        if (!store->device->host_memory) {
+            SF_TRY(sf_scratch_items(&store->dev, half, sizeof *there, &there));
+            kernels->upload(store->device, there, inv_freq, half * sizeof *there);
+            inv_freq = there;
+        }
+        kernels->rope_table(store->device, n, pos, inv_freq, rope_dim / 2, table);
         return SF_OK;
     }
     SF_TRY(sf_scratch_items(&store->host, (size_t)n, floats * sizeof *host, &host));

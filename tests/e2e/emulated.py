@@ -29,6 +29,9 @@ METHODS = {
     "window": "{name: window, num_sink_tokens: 2, recent_tokens: 12}",
     "ems": "{name: ems, budget_tokens: 20, recent_tokens: 8, num_sink_tokens: 2, "
            "recompress_interval: 5, similarity_threshold: 0.3}",
+    "ems before rotation": "{name: ems, budget_tokens: 20, recent_tokens: 8, num_sink_tokens: 2, "
+                           "recompress_interval: 5, similarity_threshold: 0.3, "
+                           "merge_space: pre_rope}",
     "razor_attention": "{name: razor_attention, retrieval_heads: [[0, 1], [1, 0]], "
                        "min_window_tokens: 8, window_divisor: 50, min_dropped_tokens: 2, "
                        "fold_tokens: 3}",
