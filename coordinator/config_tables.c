@@ -103,7 +103,7 @@ static const struct sf_opt sampling[] = {
 static const struct sf_opt run[] = {
     { "deterministic", SF_OPT_BOOL, AT(run.deterministic), "false", 0, 0, NO_AUTO, BUILT, NULL,
       NULL, "", "the same tokens for every layout, batch and resume on one instruction set; on"
-      " GPUs for reruns of one layout" },
+      " GPUs, and with xkv, for reruns of one layout" },
     { "checkpoint_interval_s", SF_OPT_FLOAT, AT(run.checkpoint_interval_s), "5", 0.1, 86400,
       NO_AUTO, BUILT, NULL, NULL, "s", "at most so much sampling is done again after a crash" },
     { "rank_timeout_s", SF_OPT_FLOAT, AT(run.rank_timeout_s), "30", 1, 86400, NO_AUTO, BUILT, NULL,

@@ -484,8 +484,9 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
             !on_cpu || sf_isa_multiplies(isa, plan->dtype) ? "multiplied natively on "
                                                 : "stored, multiplied in f32 panels on ",
             on_cpu ? sf_isa_name(isa) : plan->device,
-            !plan->fixed ? "" : on_cpu ? "; deterministic"
-                                       : "; deterministic: reruns of one layout are equal");
+            !plan->fixed ? ""
+            : on_cpu && sf_stack_grouped(&cfg->kv.stack) == NULL
+                ? "; deterministic" : "; deterministic: reruns of one layout are equal");
     write_ranks(out, plan);
     sf_status status = write_stages(out, plan, cfg, desc);
     write_memory(out, plan);
