@@ -16,7 +16,7 @@ import os
 import sys
 
 import job
-from reference import with_numpy
+from reference import run_with_numpy
 
 sys.path.insert(0, os.path.join(job.ROOT, "tests/reference"))
 BOUND = 1e-4
@@ -184,14 +184,8 @@ def alone(tally, what, folder, made_of, output):
 
 
 def main():
-    python = with_numpy()
     tally = job.Tally("lab_methods")
-    if python is None:
-        tally.skip("all", "no Python here has numpy (Debian: python3-numpy)")
-        tally.end()
-    if python != sys.executable:
-        sys.stdout.flush()
-        os.execv(python, [python, *sys.argv])
+    run_with_numpy(tally)
     cases = SHORT + (NORMAL if job.LEVEL != "quick" else []) + (LONG if job.LEVEL == "long" else [])
     counts = {"traces": 0, "excused": []}
     for case in cases:

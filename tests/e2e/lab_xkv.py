@@ -11,7 +11,7 @@ import os
 import sys
 
 import job
-from reference import with_numpy
+from reference import run_with_numpy
 
 sys.path.insert(0, os.path.join(job.ROOT, "tests/reference"))
 BOUND = 1e-4
@@ -146,14 +146,8 @@ def full_rank(tally):
 
 
 def main():
-    python = with_numpy()
     tally = job.Tally("lab_xkv")
-    if python is None:
-        tally.skip("all", "no Python here has numpy (Debian: python3-numpy)")
-        tally.end()
-    if python != sys.executable:
-        sys.stdout.flush()
-        os.execv(python, [python, *sys.argv])
+    run_with_numpy(tally)
     for number, given in enumerate(CASES):
         if given[1] == 1 or job.has_ranks():
             one_case(tally, number, given)

@@ -38,11 +38,14 @@ def razor(more="", heads=None):
             f"min_dropped_tokens: {DROPPED}, fold_tokens: {FOLD}{more}}}]}}\n")
 
 
-def make_records():
+def make_records(count=12, alike=3, least=12, step=5):
+    """Prompts of growing length, `alike` of each, with answers of `least` tokens and more; every
+    other one is drawn."""
     bodies = []
-    for i in range(12):
-        body = {"prompt": COMMON * (i // 3) + "Tell me about the sea and the ships.",
-                "max_tokens": 12 + 5 * (i % 4), "ignore_eos": True, "return_token_ids": True}
+    for i in range(count):
+        body = {"prompt": COMMON * (i // alike) + "Tell me about the sea and the ships.",
+                "max_tokens": least + step * (i % 4), "ignore_eos": True,
+                "return_token_ids": True}
         if i % 2:
             body.update(temperature=0.8)
         bodies.append((f"r{i}", body))

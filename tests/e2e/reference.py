@@ -23,12 +23,25 @@ def with_numpy():
     return None
 
 
-def main():
+def need_numpy(tally):
+    """Such an interpreter; without one the script ends here, skipped."""
     python = with_numpy()
     if python is None:
-        tally = job.Tally("reference")
         tally.skip("all", "no Python here has numpy (Debian: python3-numpy)")
         tally.end()
+    return python
+
+
+def run_with_numpy(tally):
+    """Goes on only in an interpreter that can import numpy."""
+    python = need_numpy(tally)
+    if python != sys.executable:
+        sys.stdout.flush()
+        os.execv(python, [python, *sys.argv])
+
+
+def main():
+    python = need_numpy(job.Tally("reference"))
     sys.stdout.flush()
     sys.exit(subprocess.run([python, "-B", SELFCHECK], check=False).returncode)
 

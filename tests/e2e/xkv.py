@@ -15,11 +15,11 @@ import sys
 import time
 
 import job
+import methods
 from memory import ranks_below
 
 LAYERS, HEADS, DIM = 30, 3, 64
 GROUP, RANK_K, RANK_V, LEAST = 4, 24, 36, 16
-COMMON = "The lighthouse keeper wrote in his log every evening what he had seen from the tower. "
 RAZOR = ("{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], on: other, "
          "min_window_tokens: 24, window_divisor: 50, min_dropped_tokens: 2}")
 
@@ -27,17 +27,6 @@ RAZOR = ("{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], o
 def xkv(more="", before=""):
     return (f"kv_cache: {{methods: [{before}{{name: xkv, group_size: {GROUP}, rank_k: {RANK_K}, "
             f"rank_v: {RANK_V}, min_prompt_tokens: {LEAST}{more}}}]}}\n")
-
-
-def make_records():
-    bodies = []
-    for i in range(7):
-        body = {"prompt": COMMON * (i // 2) + "Tell me about the sea and the ships.",
-                "max_tokens": 6 + 4 * (i % 4), "ignore_eos": True, "return_token_ids": True}
-        if i % 2:
-            body.update(temperature=0.8)
-        bodies.append((f"r{i}", body))
-    return job.records(bodies)
 
 
 def groups_of(stages):
@@ -179,7 +168,7 @@ def stacked(tally, given):
 def main():
     tally = job.Tally("xkv")
     job.need_model(tally)
-    given = make_records()
+    given = methods.make_records(7, 2, 6, 4)
     planned(tally)
     tokens = layouts(tally, given)
     survives(tally, given, tokens)

@@ -60,14 +60,20 @@ static struct rig_spec spec_of(const struct sf_method *method)
     return spec;
 }
 
+/* Positions of lane n of all layers, which has so many slots. */
+static void read_lane(int32_t n, int32_t slots, int32_t *pos)
+{
+    SF_CHECK_INT(sf_seq_lane_slots(rig.store, seq, n / LANES, n % LANES), slots);
+    SF_CHECK_OK(sf_seq_lane_read(rig.store, seq, n / LANES, n % LANES, NULL, NULL, pos, NULL));
+}
+
 /* ---- by age ---------------------------------------------------------------------------------- */
 /* Positions of a lane: the sinks, then the newest ones without a gap, `slots` in all. */
 static void check_newest(int32_t slots)
 {
     for (int32_t n = 0; n < LAYERS * LANES; n++) {
         int32_t pos[TOKENS_MAX], tokens = seq->tokens[0];
-        SF_CHECK_INT(sf_seq_lane_slots(rig.store, seq, n / LANES, n % LANES), slots);
-        SF_CHECK_OK(sf_seq_lane_read(rig.store, seq, n / LANES, n % LANES, NULL, NULL, pos, NULL));
+        read_lane(n, slots, pos);
         for (int32_t i = 0; i < slots; i++)
             SF_CHECK_INT(pos[i], i < TOY_SINKS ? i : tokens - slots + i);
     }
@@ -138,8 +144,7 @@ static void check_ems(int32_t slots)
 {
     for (int32_t n = 0; n < LAYERS * LANES; n++) {
         int32_t pos[TOKENS_MAX], tokens = seq->tokens[0];
-        SF_CHECK_INT(sf_seq_lane_slots(rig.store, seq, n / LANES, n % LANES), slots);
-        SF_CHECK_OK(sf_seq_lane_read(rig.store, seq, n / LANES, n % LANES, NULL, NULL, pos, NULL));
+        read_lane(n, slots, pos);
         for (int32_t i = 0; i < SINKS; i++) SF_CHECK_INT(pos[i], i);
         for (int32_t i = 1; i < slots; i++) SF_CHECK(pos[i] > pos[i - 1]);
         for (int32_t i = 1; i <= WINDOW; i++) SF_CHECK_INT(pos[slots - i], tokens - i);
