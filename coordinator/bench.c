@@ -131,6 +131,21 @@ static sf_status run_all(struct sf_bench *bench, int32_t number, struct bench_pl
     return SF_OK;
 }
 
+/* After the last run, so that the memory which it takes is in no run's peak. */
+static sf_status measure_roof(struct sf_bench *bench, struct bench_place *place)
+{
+    const struct sf_launch_plan *plan = &place->desk->launch->plan;
+    bench->rates = calloc(1, sizeof *bench->rates);
+    double *rate = calloc(2 * (size_t)plan->ranks, sizeof *rate);
+    if (bench->rates == NULL || rate == NULL) {
+        free(rate);
+        return SF_FAIL(SF_NO_MEMORY, "no memory for the rates of %d ranks", plan->ranks);
+    }
+    *bench->rates = (struct bench_rates){rate, rate + plan->ranks, plan->ranks};
+    bench->dtype = sf_dtype_name(plan->dtype);
+    return bench_rates(place, bench->rates);
+}
+
 static sf_status write_json(const struct sf_bench *bench, const struct sf_launch *launch)
 {
     char *text = NULL;
@@ -153,6 +168,7 @@ static sf_status write_json(const struct sf_bench *bench, const struct sf_launch
 /* What is finished is told, also when a signal ended it early. */
 static sf_status report(const struct sf_bench *bench, const struct sf_launch *launch)
 {
+    if (has_table(bench) && bench->rates != NULL) bench_print_roof(bench);
     if (has_table(bench) && bench->runs > 0) bench_print_foms(bench);
     return bench->json != NULL ? write_json(bench, launch) : SF_OK;
 }
@@ -167,6 +183,8 @@ static sf_status coordinate(void *arg, int32_t number, const struct sf_desk *des
     if (number == 0 && has_table(bench)) bench_print_head(bench);
     sf_status status = bench_load_make(bench, desk, &load);
     if (status == SF_OK) status = run_all(bench, number, &place, &load, &stopped);
+    if (status == SF_OK && !stopped && number == bench->list.stacks - 1)
+        status = measure_roof(bench, &place);
     char words[1024];
     snprintf(words, sizeof words, "%s", sf_error_text());
     sf_status told = sf_engine_stop(desk->to_workers, desk->launch->plan.data);
@@ -188,6 +206,8 @@ void sf_bench_free(struct sf_bench *bench)
     for (int32_t i = 0; bench->stack != NULL && i < bench->list.stacks; i++)
         free(bench->stack[i].config);
     for (int32_t i = 0; i < bench->runs; i++) bench_run_free(&bench->run[i]);
+    if (bench->rates != NULL) free(bench->rates->read);
+    free(bench->rates);
     free(bench->stack);
     free(bench->list.stack);
     free(bench->run);

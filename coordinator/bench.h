@@ -20,6 +20,7 @@ SF_C_BEGIN
 enum { SF_BENCH_CONFIGS = 32, SF_BENCH_SEQS = 32 };
 struct bench_stack;
 struct bench_run;
+struct bench_rates;
 struct sf_bench {
     /* the command line: */
     struct sf_launch_spec common;       /* the first configuration; its sets are the ones below */
@@ -35,6 +36,8 @@ struct sf_bench {
     struct sf_stack_list list;
     struct bench_stack *stack;          /* [list.stacks] */
     struct bench_run *run; int32_t runs, runs_all;      /* finished; to be done */
+    struct bench_rates *rates;          /* NULL before the last run is finished */
+    const char *dtype;                  /* of the products, once something was launched */
 };
 
 /* As sf_run_args (commands.h); *bench is zeroed but for its sets. */

@@ -2,7 +2,8 @@
  *
  *   bench_cmd.c   the command line               bench_run.c    one run and its figures
  *   bench.c       stacks, launches, the loop     bench_table.c  for people, and FOM lines
- *   bench_load.c  made-up prompts                bench_json.c   interface.md section 8 */
+ *   bench_load.c  made-up prompts                bench_json.c   interface.md section 8
+ *   bench_roof.c  what the machine would allow */
 #ifndef SHEAF_COORDINATOR_BENCH_IMPL_H
 #define SHEAF_COORDINATOR_BENCH_IMPL_H
 #include "base/json.h"
@@ -33,6 +34,24 @@ struct bench_lengths bench_lengths_of(const struct bench_load *, int32_t number)
  * are tokens left. */
 void      bench_prompt_of(const struct bench_load *, int32_t number, int32_t *token_out);
 
+/* ---- bench_roof.c: bounds that follow from two rates of each rank ---------------------------- */
+struct bench_need {                     /* what a rank cannot do without in a run: */
+    double prompt_bytes, prompt_flops;  /* all prompts of its group */
+    double round_bytes, round_flops;    /* one token for each sequence that runs in it */
+};
+struct bench_run;
+/* Weights are read once a step of a stage, caches once a token (as they are stored at the mean
+ * length); the output head works for tokens that are chosen alone. */
+void bench_need_make(const struct sf_launch_plan *, const struct sf_model_desc *,
+                     const struct bench_run *, struct bench_need *need_out);
+/* The rates of the last launch, on [ranks]; NULL: not measured. */
+struct bench_rates { double *read, *flop; int32_t ranks; };
+struct bench_roof {                     /* tokens per second; NaN: nothing to tell it by */
+    double prefill, decode, output;     /* output: of the whole run */
+};
+struct bench_roof bench_roof_of(const struct bench_rates *, const struct bench_run *);
+double bench_rate_sum(const double *rate, int32_t ranks);
+
 /* ---- bench_run.c ----------------------------------------------------------------------------- */
 struct bench_run {                      /* NaN: there was nothing to measure it by */
     int32_t stack, seqs_max;
@@ -52,9 +71,11 @@ struct bench_run {                      /* NaN: there was nothing to measure it 
     struct sf_sched_load load;          /* at its end */
     struct sf_wire_receipt kv;          /* sum over all sequences and ranks */
     int kv_bound;
-    int32_t stages, ranks;
+    int32_t stages, ranks, cores;       /* cores: threads of all ranks */
+    uint8_t on_cpu;
     double *bubble;                     /* [stages] */
     int64_t *rss_peak;                  /* [ranks] bytes */
+    struct bench_need *need;            /* [ranks] */
 };
 struct bench_place {                    /* where runs of one stack take place */
     const struct sf_desk *desk;
@@ -64,11 +85,14 @@ struct bench_place {                    /* where runs of one stack take place */
 sf_status bench_run(struct bench_place *, const struct bench_load *, int32_t seqs_max, int quiet,
                     struct bench_run *out, int *stopped_out);
 void      bench_run_free(struct bench_run *);
+/* What every rank's device can do: nothing runs meanwhile.  rates_out's arrays are the caller's. */
+sf_status bench_rates(struct bench_place *, struct bench_rates *rates_out);
 
 /* ---- bench_table.c --------------------------------------------------------------------------- */
-/* What stands above the rows, a row, and all FOM lines. */
+/* What stands above the rows, a row, the roof, and all FOM lines. */
 void bench_print_head(const struct sf_bench *);
 void bench_print_run(const struct sf_bench *, const struct bench_run *);
+void bench_print_roof(const struct sf_bench *);
 void bench_print_foms(const struct sf_bench *);
 
 /* ---- bench_json.c ---------------------------------------------------------------------------- */

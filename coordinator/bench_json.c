@@ -1,6 +1,7 @@
 /* coordinator/bench_json.c: everything that a bench has measured as one object: the members of
  * interface.md section 8, and what is worth knowing beside them (`sheaf bench --help` says what
  * each is).  What there was nothing to measure by is null. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,6 +117,30 @@ static struct sf_json *peaks_of(const struct bench_run *run)
     return sf_json_built(status, list);
 }
 
+static void put_roof(sf_status *status, struct sf_json *o, const struct sf_bench *bench,
+                     const struct bench_run *run)
+{
+    struct bench_roof roof = bench_roof_of(bench->rates, run);
+    double output = (double)run->output_tokens / run->seconds;
+    sf_json_put_real(status, o, "share_of_roof", output / roof.output);
+    sf_json_put_real(status, o, "prefill_share_of_roof", run->prefill_rate / roof.prefill);
+    sf_json_put_real(status, o, "decode_share_of_roof", run->decode_rate / roof.decode);
+    sf_json_put_real(status, o, "roof_output_tok_s", roof.output);
+    sf_json_put_real(status, o, "roof_prefill_tok_s", roof.prefill);
+    sf_json_put_real(status, o, "roof_decode_tok_s", roof.decode);
+}
+
+/* What the tokens cost: of prompts and answers alike. */
+static void put_cores(sf_status *status, struct sf_json *o, const struct bench_run *run)
+{
+    double rate = (double)(run->input_tokens + run->output_tokens) / run->seconds;
+    double days = 1e9 / rate / 86400;
+    sf_json_put_real(status, o, "tok_s_per_rank", rate / run->ranks);
+    sf_json_put_real(status, o, "tok_s_per_core", run->on_cpu ? rate / run->cores : NAN);
+    sf_json_put_real(status, o, "core_days_per_1e9_tokens", run->on_cpu ? days * run->cores : NAN);
+    sf_json_put_real(status, o, "gpu_days_per_1e9_tokens", run->on_cpu ? NAN : days * run->ranks);
+}
+
 static struct sf_json *run_json(const struct sf_bench *bench, const struct bench_run *run)
 {
     const struct sf_stack_launch *stack = &bench->list.stack[run->stack];
@@ -137,7 +162,8 @@ static struct sf_json *run_json(const struct sf_bench *bench, const struct bench
     sf_json_put_int(&status, o, "slots_merged", run->kv.slots_merged);
     sf_json_put_int(&status, o, "slots_requantised", run->kv.slots_requantised);
     sf_json_put(&status, o, "peak_rss_bytes", peaks_of(run));
-    sf_json_put(&status, o, "share_of_roof", sf_json_new(SF_JSON_NULL));
+    put_roof(&status, o, bench, run);
+    put_cores(&status, o, run);
     sf_json_put(&status, o, "kv_bound", sf_json_new(run->kv_bound ? SF_JSON_TRUE : SF_JSON_FALSE));
     return sf_json_built(status, o);
 }
@@ -151,6 +177,29 @@ static struct sf_json *runs_of(const struct sf_bench *bench)
     return sf_json_built(status, list);
 }
 
+static struct sf_json *roof_of(const struct sf_bench *bench)
+{
+    const struct bench_rates *rates = bench->rates;
+    struct sf_json *o, *products = sf_json_new(SF_JSON_OBJECT);
+    sf_status status = SF_OK;
+    double most = NAN;
+    if (rates == NULL) {
+        sf_json_free(products);
+        return sf_json_new(SF_JSON_NULL);
+    }
+    for (int32_t i = 0; i < bench->runs; i++) {
+        double output = bench_roof_of(rates, &bench->run[i]).output;
+        if (!(most >= output)) most = output;
+    }
+    o = sf_json_new(SF_JSON_OBJECT);
+    sf_json_put_real(&status, o, "memory_gb_s", bench_rate_sum(rates->read, rates->ranks) / 1e9);
+    sf_json_put_real(&status, products, bench->dtype,
+                     bench_rate_sum(rates->flop, rates->ranks) / 1e9);
+    sf_json_put(&status, o, "gemm_gflops", products);
+    sf_json_put_real(&status, o, "output_tok_s", most);
+    return sf_json_built(status, o);
+}
+
 /* ---- all of it ------------------------------------------------------------------------------- */
 sf_status bench_json(const struct sf_bench *bench, const struct sf_launch *launch, char **text_out,
                      size_t *bytes_out)
@@ -160,7 +209,7 @@ sf_status bench_json(const struct sf_bench *bench, const struct sf_launch *launc
     sf_json_put(&status, o, "machine", sf_machine_json(launch));
     sf_json_put(&status, o, "version", sf_json_new_words(SHEAF_VERSION " (git " SHEAF_GIT ")"));
     sf_json_put(&status, o, "config", configs_of(bench));
-    sf_json_put(&status, o, "roof", sf_json_new(SF_JSON_NULL));
+    sf_json_put(&status, o, "roof", roof_of(bench));
     sf_json_put(&status, o, "runs", runs_of(bench));
     if (status == SF_OK) status = sf_json_dump(o, 2, text_out, bytes_out);
     sf_json_free(o);

@@ -149,9 +149,9 @@ static sf_status answer_all(struct runner *r, int quiet)
 }
 
 /* What every rank has done so far; nothing is on its way then. */
-static sf_status measure(struct runner *r, struct sf_wire_load *load_out)
+static sf_status measure(struct runner *r, enum sf_wire_measure what, struct sf_wire_load *load_out)
 {
-    SF_TRY(sf_engine_measure(r->engine));
+    SF_TRY(sf_engine_measure(r->engine, what));
     while (sf_engine_loads(r->engine) == NULL || sf_engine_load(r->engine).in_flight > 0)
         SF_TRY(sf_engine_poll(r->engine, WAIT_MS));
     memcpy(load_out, sf_engine_loads(r->engine),
@@ -268,6 +268,7 @@ static sf_status take_figures(struct runner *r, const struct sf_engine_counts *b
     out->batch_full = ratio(counts->full_seconds, counts->fed_seconds);
     out->kv = r->kv;
     take_phases(r, out);
+    bench_need_make(&launch->plan, sf_model_desc(launch->model), out, out->need);
     for (int32_t s = 0; s < out->stages; s++) out->bubble[s] = bubble_of(r, s);
     return is_kv_bound(launch, out, &out->kv_bound);
 }
@@ -317,10 +318,13 @@ static sf_status open_run(const struct runner *r, int32_t seqs_max, struct bench
     const struct sf_launch_plan *plan = &r->place->desk->launch->plan;
     *run = (struct bench_run){.seqs_max = seqs_max, .prompts = r->load->prompts,
                               .input = r->load->input, .output = r->load->output,
-                              .stages = plan->pipeline, .ranks = plan->ranks};
+                              .stages = plan->pipeline, .ranks = plan->ranks,
+                              .cores = plan->ranks * plan->threads,
+                              .on_cpu = strcmp(plan->device, "cpu") == 0};
     run->bubble = calloc((size_t)plan->pipeline, sizeof *run->bubble);
     run->rss_peak = calloc((size_t)plan->ranks, sizeof *run->rss_peak);
-    if (run->bubble == NULL || run->rss_peak == NULL)
+    run->need = calloc((size_t)plan->ranks, sizeof *run->need);
+    if (run->bubble == NULL || run->rss_peak == NULL || run->need == NULL)
         return SF_FAIL(SF_NO_MEMORY, "no memory for the figures of %d ranks", plan->ranks);
     return SF_OK;
 }
@@ -329,12 +333,13 @@ void bench_run_free(struct bench_run *run)
 {
     free(run->bubble);
     free(run->rss_peak);
+    free(run->need);
     *run = (struct bench_run){0};
 }
 
 static sf_status run_it(struct runner *r, int quiet, struct bench_run *out)
 {
-    SF_TRY(measure(r, r->before));
+    SF_TRY(measure(r, SF_MEASURE_LOAD, r->before));
     struct sf_engine_counts before = sf_engine_counts(r->engine);
     r->start_ns = sf_now_ns();
     SF_TRY(answer_all(r, quiet));
@@ -342,7 +347,7 @@ static sf_status run_it(struct runner *r, int quiet, struct bench_run *out)
     if (!quiet) sf_idle_warn(&r->idle, "sequences");
     struct sf_engine_counts after = sf_engine_counts(r->engine);
     out->load = sf_engine_load(r->engine);
-    SF_TRY(measure(r, r->after));
+    SF_TRY(measure(r, SF_MEASURE_LOAD, r->after));
     return take_figures(r, &before, &after, out);
 }
 
@@ -358,6 +363,21 @@ sf_status bench_run(struct bench_place *place, const struct bench_load *load, in
     if (status == SF_OK && !r.stopped) *out = run;
     else bench_run_free(&run);
     *stopped_out = r.stopped;
+    close_runner(&r);
+    return status;
+}
+
+sf_status bench_rates(struct bench_place *place, struct bench_rates *out)
+{
+    const struct bench_load none = {.prompts = 1, .input = {1, 1}, .output = {1, 1}};
+    struct runner r = {.place = place, .load = &none};
+    int32_t ranks = place->desk->launch->plan.ranks;
+    sf_status status = open_runner(&r, ranks);
+    if (status == SF_OK) status = measure(&r, SF_MEASURE_ROOF, r.after);
+    for (int32_t i = 0; i < ranks && status == SF_OK; i++) {
+        out->read[i] = r.after[i].read_rate;
+        out->flop[i] = r.after[i].flop_rate;
+    }
     close_runner(&r);
     return status;
 }

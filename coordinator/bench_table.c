@@ -70,6 +70,23 @@ FIELD(waited, phase_ms[SF_PHASE_WAIT])
 FIELD(prefill_edits, prefill_edit_share)
 #undef FIELD
 
+static double of_roof(const struct sf_bench *bench, const struct bench_run *run)
+{
+    return output_rate(run) / bench_roof_of(bench->rates, run).output;
+}
+
+static double decode_of_roof(const struct sf_bench *bench, const struct bench_run *run)
+{
+    return run->decode_rate / bench_roof_of(bench->rates, run).decode;
+}
+
+/* Figures without a column: they are known when all runs are finished. */
+static const struct late {
+    const char *key;
+    double (*value)(const struct sf_bench *, const struct bench_run *);
+} lates[] = {{"share_of_roof", of_roof}, {"decode_share_of_roof", decode_of_roof}};
+enum { LATES = sizeof lates / sizeof lates[0] };
+
 static const struct column {
     const char *first, *second;         /* what stands above it, in two lines */
     int width, digits;
@@ -139,15 +156,48 @@ void bench_print_run(const struct sf_bench *bench, const struct bench_run *run)
     fflush(stdout);
 }
 
+void bench_print_roof(const struct sf_bench *bench)
+{
+    const struct bench_rates *rates = bench->rates;
+    double read = bench_rate_sum(rates->read, rates->ranks) / 1e9;
+    double flop = bench_rate_sum(rates->flop, rates->ranks) / 1e9;
+    if (!isfinite(read) || !isfinite(flop)) return;
+    int width = label_width(bench);
+    printf("\nroof of %.1f GB/s read and %.0f GFLOP/s in %s:  share of (tok/s)\n", read, flop,
+           bench->dtype);
+    printf("%-*s %5s %16s %16s %16s\n", width, "stack", "seqs", "the whole run", "prefill",
+           "decode");
+    for (int32_t i = 0; i < bench->runs; i++) {
+        const struct bench_run *run = &bench->run[i];
+        struct bench_roof roof = bench_roof_of(rates, run);
+        const double part[][2] = {{output_rate(run), roof.output},
+                                  {run->prefill_rate, roof.prefill},
+                                  {run->decode_rate, roof.decode}};
+        printf("%-*s %5d", width, bench->list.stack[run->stack].label, run->seqs_max);
+        for (size_t p = 0; p < sizeof part / sizeof part[0]; p++) {
+            double share = part[p][0] / part[p][1];
+            if (isfinite(share)) printf(" %6.2f (%7.0f)", share, part[p][1]);
+            else printf(" %16s", "-");
+        }
+        printf("\n");
+    }
+}
+
+static void print_fom(const struct sf_bench *bench, const struct bench_run *run, const char *key,
+                      double value)
+{
+    if (!isfinite(value)) return;
+    printf("FOM %s.%d.%s: %.6g\n", bench->list.stack[run->stack].label, run->seqs_max, key, value);
+}
+
 void bench_print_foms(const struct sf_bench *bench)
 {
     printf("\n");
-    for (int32_t i = 0; i < bench->runs; i++)
-        for (size_t c = 0; c < COLUMNS; c++) {
-            const struct bench_run *run = &bench->run[i];
-            double value = columns[c].value(bench, run);
-            if (!isfinite(value)) continue;
-            printf("FOM %s.%d.%s: %.6g\n", bench->list.stack[run->stack].label, run->seqs_max,
-                   columns[c].key, value);
-        }
+    for (int32_t i = 0; i < bench->runs; i++) {
+        const struct bench_run *run = &bench->run[i];
+        for (size_t c = 0; c < COLUMNS; c++)
+            print_fom(bench, run, columns[c].key, columns[c].value(bench, run));
+        for (size_t l = 0; l < LATES; l++)
+            print_fom(bench, run, lates[l].key, lates[l].value(bench, run));
+    }
 }

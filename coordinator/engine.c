@@ -330,12 +330,12 @@ static sf_status send_steps(struct sf_engine *e)
     return status;
 }
 
-sf_status sf_engine_measure(struct sf_engine *e)
+sf_status sf_engine_measure(struct sf_engine *e, enum sf_wire_measure what)
 {
     e->loads_missing = e->spec.plan->ranks;
     for (int32_t g = 0; g < e->spec.plan->data; g++) {
         struct sf_wire_step step = *sf_sched_empty(e->sched, g);
-        step.measure = 1;
+        step.measure = (uint8_t)what;
         SF_TRY(send(e, g, &step));
     }
     return SF_OK;

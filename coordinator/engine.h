@@ -89,7 +89,7 @@ void      sf_engine_last(struct sf_engine *);
 sf_status sf_engine_poll(struct sf_engine *, int64_t wait_ms);
 int       sf_engine_idle(const struct sf_engine *);     /* no sequence is known */
 /* Asks every rank for its load; sf_engine_loads has the answers once all have come. */
-sf_status sf_engine_measure(struct sf_engine *);
+sf_status sf_engine_measure(struct sf_engine *, enum sf_wire_measure);
 /* [ranks of the job] as last measured; NULL while answers are missing. */
 const struct sf_wire_load *sf_engine_loads(const struct sf_engine *);
 /* Tells the workers of all groups to stop, with or without an engine; nothing may be sent after

@@ -81,7 +81,7 @@ static sf_status show(struct job *job, int last)
                                   .kv_bytes_exact = kv.bytes_exact};
     if (!last) sf_progress_show(&job->progress, &job->sum, &now);
     if (!last && sf_progress_asks(&job->progress) && sf_engine_loads(job->engine) != NULL)
-        SF_TRY(sf_engine_measure(job->engine));
+        SF_TRY(sf_engine_measure(job->engine, SF_MEASURE_LOAD));
     if (!last && sf_seconds_since(job->measured_ns) < metrics_every_s) return SF_OK;
     job->measured_ns = sf_now_ns();
     sf_metrics_row(job->metrics, &job->sum, &load);

@@ -26,6 +26,10 @@ static sf_status load_check(int32_t rank, const struct sf_wire_load *load)
             !isfinite(load->decode_seconds[i]) || load->decode_seconds[i] < 0)
             return SF_FAIL(SF_FORMAT, "report of rank %d: %g s in phase %d, %g of them in decode "
                            "steps", rank, load->seconds[i], i, load->decode_seconds[i]);
+    if (!isfinite(load->read_rate) || load->read_rate < 0 || !isfinite(load->flop_rate) ||
+        load->flop_rate < 0)
+        return SF_FAIL(SF_FORMAT, "report of rank %d: %g bytes and %g operations a second", rank,
+                       load->read_rate, load->flop_rate);
     if (!isfinite(load->step_seconds) || load->step_seconds < 0)
         return SF_FAIL(SF_FORMAT, "report of rank %d: %g s in steps", rank, load->step_seconds);
     if (load->steps < load->decode_steps || load->decode_steps < 0 || load->rows < 0 ||
@@ -98,6 +102,8 @@ sf_status sf_wire_pack_report(const struct sf_wire_report *report, struct sf_buf
         m.load_bytes_sent = load.bytes_sent;
         m.load_rss_peak_bytes = load.rss_peak_bytes;
         m.load_kv_bytes_held = load.kv_bytes_held;
+        m.load_read_rate = load.read_rate;
+        m.load_flop_rate = load.flop_rate;
     }
     return sf_columns_pack(&lists, report, &m.base, out);
 }
@@ -110,7 +116,9 @@ static struct sf_wire_load load_of(const Sf__Report *m)
                                 .rows = m->load_rows,
                                 .bytes_sent = m->load_bytes_sent,
                                 .rss_peak_bytes = m->load_rss_peak_bytes,
-                                .kv_bytes_held = m->load_kv_bytes_held};
+                                .kv_bytes_held = m->load_kv_bytes_held,
+                                .read_rate = m->load_read_rate,
+                                .flop_rate = m->load_flop_rate};
     memcpy(load.seconds, m->load_seconds, sizeof load.seconds);
     memcpy(load.decode_seconds, m->load_decode_seconds, sizeof load.decode_seconds);
     return load;

@@ -136,7 +136,8 @@ static sf_status ids_check(const struct sf_wire_step *step, const char *what, co
 
 static sf_status step_check(const struct sf_wire_step *step)
 {
-    if (step->batch < 0 || step->batch > SF_WIRE_BATCH_MAX || step->stop > 1 || step->measure > 1)
+    if (step->batch < 0 || step->batch > SF_WIRE_BATCH_MAX || step->stop > 1 ||
+        step->measure > SF_MEASURE_ROOF)
         return SF_FAIL(SF_FORMAT, "step %llu of micro-batch %d with stop %d, measure %d",
                        (unsigned long long)step->id, step->batch, step->stop, step->measure);
     SF_TRY(sf_columns_count_check("asked sequences", step->asks));
@@ -177,7 +178,8 @@ sf_status sf_wire_unpack_step(const void *bytes, size_t count, struct sf_box *bo
     SF_TRY(sf_columns_parse(&lists, bytes, count, box, &message));
     const Sf__Step *m = (const Sf__Step *)message;
     struct sf_wire_step step = {.id = m->id, .batch = m->batch, .stop = m->stop != 0,
-                                .measure = m->measure != 0};
+                                .measure = m->measure > UINT8_MAX ? UINT8_MAX :
+                                           (uint8_t)m->measure};
     SF_TRY(sf_columns_unpack(&lists, message, box, &step));
     SF_TRY(step_check(&step));
     *step_out = step;

@@ -76,11 +76,14 @@ struct sf_wire_tighten {                /* a sequence whose cache is to become s
     uint64_t seq;
     int32_t tokens;                     /* that it has, its prompt and more */
 };
+/* With ROOF each rank first tries, at the same time as the others, what its device can do. */
+enum sf_wire_measure { SF_MEASURE_NONE, SF_MEASURE_LOAD, SF_MEASURE_ROOF };
 struct sf_wire_step {
     uint64_t id;                        /* rises by one within a data-parallel group */
     int32_t batch;                      /* micro-batch */
     uint8_t stop;                       /* the run is over: nothing else is read */
-    uint8_t measure;                    /* every rank answers with a report that has a load */
+    uint8_t measure;                    /* enum sf_wire_measure: every rank answers with a report
+                                           that has a load */
     uint64_t *ask; int32_t asks;        /* sequences whose receipts so far are told, before all */
     uint64_t *close; int32_t closes;    /* sequences that leave, before drops and opens */
     int32_t *drop; int32_t drops;       /* blocks that leave the prefix cache, before the opens */
@@ -136,6 +139,7 @@ struct sf_wire_load {
                                            answer that is fed again) and the waits before them */
     double step_seconds;                /* inside steps, SF_PHASE_WAIT between them not counted */
     int64_t steps, decode_steps, rows, bytes_sent, rss_peak_bytes, kv_bytes_held;
+    double read_rate, flop_rate;        /* SF_MEASURE_ROOF, else 0: bytes, operations a second */
 };
 enum sf_wire_signal { SF_WIRE_NO_SIGNAL, SF_WIRE_DRAIN, SF_WIRE_DUMP };
 struct sf_wire_report {

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/signals.h"
+#include "worker/roof.h"
 #include "worker/state.h"
 
 static char no_words[] = "";
@@ -40,9 +41,11 @@ sf_status sf_report_receipts(struct sf_worker *w, uint64_t step, struct sf_wire_
     return send(w, &report, &w->packed);
 }
 
-sf_status sf_report_load(struct sf_worker *w, uint64_t step)
+sf_status sf_report_load(struct sf_worker *w, const struct sf_wire_step *step)
 {
-    struct sf_wire_report report = begin(w, step);
+    struct sf_roof roof = {0};
+    if (step->measure == SF_MEASURE_ROOF) SF_TRY(sf_roof_measure(w, &roof));
+    struct sf_wire_report report = begin(w, step->id);
     struct rusage usage;
     struct sf_worker_stats stats;
     sf_worker_stats(w, &stats);
@@ -50,7 +53,9 @@ sf_status sf_report_load(struct sf_worker *w, uint64_t step)
     report.load = (struct sf_wire_load){.step_seconds = stats.seconds_step, .steps = stats.steps,
                                         .decode_steps = w->decode_steps, .rows = stats.rows,
                                         .bytes_sent = stats.bytes_sent,
-                                        .kv_bytes_held = sf_store_bytes_held(w->store)};
+                                        .kv_bytes_held = sf_store_bytes_held(w->store),
+                                        .read_rate = roof.read_rate,
+                                        .flop_rate = roof.flop_rate};
     sf_phases(w, report.load.seconds);
     memcpy(report.load.decode_seconds, w->decode_seconds, sizeof w->decode_seconds);
     if (getrusage(RUSAGE_SELF, &usage) == 0)

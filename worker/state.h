@@ -3,7 +3,7 @@
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
  * sums.c (over ranks), head.c (logits), sample.c (the choice of a token), score.c (log
  * probabilities), compare.c (rows of two caches), pipe.c (between stages), report.c and hub.c (to
- * the coordinator), load.c. */
+ * the coordinator), roof.c (what the device can do), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>

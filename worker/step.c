@@ -304,7 +304,7 @@ sf_status sf_worker_step(struct sf_worker *w, const struct sf_wire_step *step)
 {
     int64_t start = sf_now_ns();
     struct sf_wire_receipt *receipt = NULL;
-    if (step->measure) return sf_report_load(w, step->id);
+    if (step->measure) return sf_report_load(w, step);
     int32_t receipts = step->closes > step->asks ? step->closes : step->asks;
     if (receipts > 0) {
         receipt = calloc((size_t)receipts, sizeof *receipt);

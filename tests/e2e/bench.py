@@ -26,6 +26,10 @@ PARTS = ("mean", "p50", "p90", "p99")
 SPREADS = ("ttft", "tpot", "itl", "e2el", "queue")
 PHASES = ("gemm_ms", "decode_attention_ms", "statistics_ms", "edit_ms", "comm_ms", "wait_ms",
           "sample_ms", "other_ms")
+SHARES = ("share_of_roof", "prefill_share_of_roof", "decode_share_of_roof")
+ROOFS = ("roof_output_tok_s", "roof_prefill_tok_s", "roof_decode_tok_s")
+COSTS = ("tok_s_per_rank", "tok_s_per_core", "core_days_per_1e9_tokens",
+         "gpu_days_per_1e9_tokens")
 TOP = {"machine", "version", "config", "roof", "runs"}
 MACHINE = {"processor", "device", "cores_per_node", "threads_per_rank", "isa",
            "memory_per_rank_bytes", "ranks", "nodes", "hosts"}
@@ -36,7 +40,7 @@ RUN = {"methods", "stack", "config_file", "max_num_seqs", "num_prompts", "input_
        "decode_steps", "rows_per_step", "step_bytes_per_step", "running_max",
        "preempted", "tightened", "reused_tokens",
        "kv_bytes_exact", "kv_bytes_stored", "kv_bytes_peak", "slots_evicted", "slots_merged",
-       "slots_requantised", "peak_rss_bytes", "share_of_roof", "kv_bound", *PHASES,
+       "slots_requantised", "peak_rss_bytes", "kv_bound", *PHASES, *COSTS, *ROOFS, *SHARES,
        *(f"{name}_ms_{part}" for name in SPREADS for part in PARTS)}
 FOM = re.compile(r"^FOM (\S+)\.(\d+)\.(\w+): (\S+)$", re.M)
 
@@ -114,8 +118,10 @@ def check_table(tally, what, found, stdout):
     for run in found["runs"]:
         at = (run["stack"], run["max_num_seqs"])
         row = re.findall(rf"^{at[0]} +{at[1]} .*$", stdout, re.M)
-        tally.check(f"{what}: rows of {at}", len(row), 1)
+        tally.check(f"{what}: rows of {at}, one under the roof", len(row), 2)
         for key in ("output_throughput", "prefill_tok_s", "ttft_ms_p50", "decode_attention_ms"):
+            near(tally, f"{what}: FOM {key}", figures.get((*at, key), -1), run[key], 1e-5)
+        for key in SHARES[::2]:
             near(tally, f"{what}: FOM {key}", figures.get((*at, key), -1), run[key], 1e-5)
         near(tally, f"{what}: FOM kv_ratio", figures.get((*at, "kv_ratio"), -1),
              run["kv_bytes_exact"] / run["kv_bytes_stored"], 1e-5)
@@ -154,10 +160,37 @@ def layouts(tally):
             tally.check(f"{name}: exact bytes", run["kv_bytes_exact"], LANES * fed * SLOT)
             tally.true(f"{name}: at once", run["running_max"] <= -(-run["max_num_seqs"] // data) *
                        data, str(run["running_max"]))
-            tally.check(f"{name}: roof, bound, reused", [run["share_of_roof"], run["kv_bound"],
-                                                         run["reused_tokens"]], [None, False, 0])
+            tally.check(f"{name}: bound, reused", [run["kv_bound"], run["reused_tokens"]],
+                        [False, 0])
+            check_roof(tally, name, run, ranks)
+        check_rates(tally, what, found, stdout)
         tokens = {(r["input_tokens"], r["output_tokens"]) for r in found["runs"]}
         tally.check(f"{what}: every run has the same prompts", len(tokens), 1)
+
+
+def check_roof(tally, what, run, ranks):
+    reached = ("output_throughput", "prefill_tok_s", "decode_tok_s")
+    for roof, share, rate in zip(ROOFS, SHARES, reached):
+        near(tally, f"{what}: {share}", run[share] * run[roof], run[rate], 1e-9)
+        # What is measured in two different moments of a machine with other work may be above it.
+        tally.true(f"{what}: {share} is one", 0 < run[share] < 3, str(run[share]))
+    tokens = run["input_tokens"] + run["output_tokens"]
+    near(tally, f"{what}: a rank", run["tok_s_per_rank"] * ranks,
+         run["total_token_throughput"], 1e-9)
+    near(tally, f"{what}: days", run["core_days_per_1e9_tokens"] * 86400 * tokens / 1e9,
+         run["duration_s"] * run["total_token_throughput"] / run["tok_s_per_core"], 1e-9)
+    tally.check(f"{what}: no GPU", run["gpu_days_per_1e9_tokens"], None)
+
+
+def check_rates(tally, what, found, stdout):
+    roof = found["roof"]
+    tally.check(f"{what}: roof", [set(roof), list(roof["gemm_gflops"])],
+                [{"memory_gb_s", "gemm_gflops", "output_tok_s"}, ["bf16"]])
+    tally.true(f"{what}: rates", 0.1 < roof["memory_gb_s"] < 1e4 and
+               1 < roof["gemm_gflops"]["bf16"] < 1e6, str(roof))
+    tally.check(f"{what}: the greatest", roof["output_tok_s"],
+                max(run["roof_output_tok_s"] for run in found["runs"]))
+    tally.true(f"{what}: it is told", f"roof of {roof['memory_gb_s']:.1f} GB/s" in stdout)
 
 
 def stacks(tally):
@@ -222,8 +255,9 @@ def output(tally):
     tally.check("equal seeds", lengths[0], lengths[1])
     tally.true("other seeds", lengths[0] != lengths[2], str(lengths))
     missing = {key for key, value in found[0][0].items() if value is None}
-    tally.check("nothing decodes: null", missing, {"share_of_roof", "decode_tok_s", "step_ms",
-                *PHASES, *(f"{s}_ms_{p}" for s in ("tpot", "itl") for p in PARTS)})
+    tally.check("nothing decodes: null", missing, {"decode_share_of_roof", "roof_decode_tok_s",
+                "gpu_days_per_1e9_tokens", "decode_tok_s", "step_ms", *PHASES,
+                *(f"{s}_ms_{p}" for s in ("tpot", "itl") for p in PARTS)})
     folder.remove()
 
 

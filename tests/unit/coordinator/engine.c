@@ -143,7 +143,7 @@ static void loads(void)
     rig_add(&m, 5);
     for (int round = 0; round < 3; round++) {
         SF_CHECK_OK(sf_engine_poll(m.engine, 0));
-        SF_CHECK_OK(sf_engine_measure(m.engine));
+        SF_CHECK_OK(sf_engine_measure(m.engine, SF_MEASURE_LOAD));
         SF_CHECK(sf_engine_loads(m.engine) == NULL);
         const struct sf_wire_load *load = NULL;
         for (int i = 0; i < 1000 && load == NULL; i++) {

@@ -37,7 +37,7 @@ static void steps_not_sent(void)
     REFUSED(step.tightens, -1);
     REFUSED(step.batch, -1);
     REFUSED(step.stop, 2);
-    REFUSED(step.measure, 2);
+    REFUSED(step.measure, SF_MEASURE_ROOF + 1);
     REFUSED(step.asks, -1);
     REFUSED(step.closes, -1);
     REFUSED(step.drops, -1);
@@ -133,6 +133,10 @@ static void reports_not_sent(void)
     REFUSED(report.load.seconds[SF_PHASE_GEMM], NAN);
     REFUSED(report.load.step_seconds, INFINITY);
     REFUSED(report.load.decode_seconds[SF_PHASE_GEMM], -1);
+    REFUSED(report.load.read_rate, -1);
+    REFUSED(report.load.read_rate, NAN);
+    REFUSED(report.load.flop_rate, -1);
+    REFUSED(report.load.flop_rate, INFINITY);
     REFUSED(report.load.steps, -1);
     REFUSED(report.load.decode_steps, -1);
     REFUSED(report.load.decode_steps, 1);               /* of no steps */

@@ -81,7 +81,8 @@ static struct sf_wire_step random_step(void)
 {
     struct sf_wire_step step = {.id = random_u64(), .batch = random_below(100),
                                 .stop = (uint8_t)random_below(2),
-                                .measure = (uint8_t)random_below(2), .asks = random_below(40),
+                                .measure = (uint8_t)random_below(SF_MEASURE_ROOF + 1),
+                                .asks = random_below(40),
                                 .closes = random_below(40),
                                 .drops = random_below(40), .tightens = random_below(9),
                                 .opens = random_below(40),
@@ -163,6 +164,8 @@ static struct sf_wire_report random_report(void)
         report.load.bytes_sent = (int64_t)(random_u64() >> 1);
         report.load.rss_peak_bytes = (int64_t)(random_u64() >> 1);
         report.load.kv_bytes_held = (int64_t)(random_u64() >> 1);
+        report.load.read_rate = random_below(1 << 30) * 1e3;
+        report.load.flop_rate = random_below(1 << 30) * 1e6;
     }
     report.receipt = list(report.receipts, sizeof *report.receipt);
     for (int32_t i = 0; i < report.receipts; i++)
@@ -253,7 +256,8 @@ static int same_load(const struct sf_wire_load *a, const struct sf_wire_load *b)
     return a->step_seconds == b->step_seconds && a->steps == b->steps &&
            a->decode_steps == b->decode_steps && a->rows == b->rows &&
            a->bytes_sent == b->bytes_sent && a->rss_peak_bytes == b->rss_peak_bytes &&
-           a->kv_bytes_held == b->kv_bytes_held;
+           a->kv_bytes_held == b->kv_bytes_held && a->read_rate == b->read_rate &&
+           a->flop_rate == b->flop_rate;
 }
 
 static int same_report(const struct sf_wire_report *a, const struct sf_wire_report *b)
