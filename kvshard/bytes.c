@@ -165,7 +165,8 @@ static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *by
             SF_TRY(sf_lowrank_sizes(&ask, &size));
             int64_t pages = size.basis_pages + (int64_t)group.lanes * size.factor_pages;
             groups++;
-            bytes += block(group.lanes, sizeof(struct sf_kv_lane)) +
+            bytes += block(1, sizeof(struct sf_segment)) +
+                     block(group.lanes, sizeof(struct sf_kv_lane)) +
                      block(group.lanes, sizeof(struct sf_lane_factors)) +
                      block(pages, sizeof(int32_t));
         }

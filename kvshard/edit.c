@@ -379,7 +379,7 @@ static sf_status record_group(struct sf_answer *answer, const struct sf_span *sp
     if (edit->tier > 0 || answer->store->groups.group[g].lanes != span->lanes)
         return SF_FAIL(SF_INVALID, "%s: second edit of a group in one answer, or one of a part of"
                        " it", name);
-    if (view->seq->group[g].basis.live > 0)
+    if (view->seq->group[g].tier.segments > 0)
         return SF_FAIL(SF_UNSUPPORTED, "%s: a second segment of a group is not built yet", name);
     if (list.n < 1 || !list.ids)
         return SF_FAIL(SF_UNSUPPORTED, "%s: group of %d slots, or by a list on the device", name,

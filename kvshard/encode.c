@@ -18,6 +18,7 @@ struct work {
     struct sf_view *view;               /* [span->lanes] */
     int32_t number;                     /* of the group */
     struct sf_seq_group *group;
+    struct sf_segment *segment;         /* to be */
     struct sf_lowrank_size size;
     int32_t rows;                       /* of the factors */
     float *x, *lane;                    /* device [n][most columns]; [n][most of a lane] */
@@ -131,31 +132,35 @@ static void append(const struct work *w, const struct sf_kv_lane *list, int32_t 
 static sf_status write_pages(const struct work *w)
 {
     struct sf_store *store = w->store;
-    struct sf_seq_group *group = w->group;
+    struct sf_segment *segment = w->segment;
+    struct sf_kv_lane *tier = &w->group->tier;
     struct sf_lane_ctx ctx = { &store->pool, w->size.basis, &store->host };
     int32_t n = w->edit->n, most = n > w->rows ? n : w->rows, *pos;
     SF_TRY(sf_scratch_items(&store->host, (size_t)most, sizeof *pos, &pos));
-    group->size = w->size;              /* the lists' layouts */
-    group->basis.page_slots = w->size.basis.page_slots;
-    SF_TRY(sf_lane_extend(&ctx, &group->basis, 0, n));
+    segment->size = w->size;            /* the lists' layouts */
+    segment->slot_first = tier->slots;
+    segment->basis.page_slots = w->size.basis.page_slots;
+    tier->segments++;
+    SF_TRY(sf_lane_extend(&ctx, &segment->basis, 0, n));
+    tier->slots = tier->live = tier->live + n;
     for (int32_t i = 0; i < n; i++) {
         pos[i] = w->span->lane[0].pos[w->edit->ids[i]];
-        store->pool.pos[sf_lane_mirror(&store->pool, &group->basis, i)] = pos[i];
+        store->pool.pos[sf_lane_mirror(&store->pool, &segment->basis, i)] = pos[i];
     }
-    append(w, &group->basis, n, w->a[0], (size_t)w->size.basis.k_dim, w->a[1],
+    append(w, &segment->basis, n, w->a[0], (size_t)w->size.basis.k_dim, w->a[1],
            (size_t)w->size.basis.v_dim, pos);
     for (int32_t i = 0; i < w->rows; i++) pos[i] = i;
     ctx.layout = w->size.factors;
     for (int32_t l = 0; l < w->span->lanes; l++) {
-        struct sf_kv_lane *list = &group->list[l];
+        struct sf_kv_lane *list = &segment->list[l];
         size_t k_dim = (size_t)dim_of(w, 0), v_dim = (size_t)dim_of(w, 1);
         size_t lanes = (size_t)w->span->lanes;
         list->page_slots = w->size.factors.page_slots;
         SF_TRY(sf_lane_extend(&ctx, list, 0, w->rows));
         append(w, list, w->rows, w->b[0] + (size_t)l * k_dim, lanes * k_dim,
                w->b[1] + (size_t)l * v_dim, lanes * v_dim, pos);
-        group->factors[l].rank_k = w->size.rank_k;
-        group->factors[l].rank_v = w->size.rank_v;
+        segment->factors[l].rank_k = w->size.rank_k;
+        segment->factors[l].rank_v = w->size.rank_v;
     }
     return SF_OK;
 }
@@ -193,6 +198,8 @@ static sf_status encode(struct sf_answer *answer, int32_t number)
     w.view = &answer->view[w.span->lane - answer->shown];
     w.number = sf_group_of(store, w.view->layer, w.view->lane_index);
     w.group = &w.view->seq->group[w.number];
+    w.segment = &w.group->segment[w.group->tier.segments];
+    SF_ASSERT(w.group->tier.segments < w.group->segments_max);
     SF_TRY(sf_group_sizes(store, w.number, w.edit->n, &w.size));
     w.rows = w.size.rank_k > w.size.rank_v ? w.size.rank_k : w.size.rank_v;
     SF_TRY(check_room(&w));

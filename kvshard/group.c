@@ -106,33 +106,52 @@ sf_status sf_group_sizes(const struct sf_store *store, int32_t number, int32_t t
     return sf_lowrank_sizes(&ask, size_out);
 }
 
+/* Its lists lie behind each other in the group's arrays; *tables_ptr moves on. */
+static void open_segment(const struct sf_store *store, struct sf_seq_group *mine, int32_t lanes,
+                         int32_t s, const struct sf_lowrank_size *size, int32_t **tables_ptr)
+{
+    struct sf_segment *segment = &mine->segment[s];
+    *segment = (struct sf_segment){ .size = *size, .list = mine->list + s * lanes,
+                                    .factors = mine->factors + s * lanes };
+    segment->basis = (struct sf_kv_lane){ .page = *tables_ptr, .pages_max = size->basis_pages,
+                                          .page_slots = size->basis.page_slots, .mirrored = 1,
+                                          .number = mine->tier.number, .tiers = 1,
+                                          .layout = &segment->size.basis };
+    *tables_ptr += size->basis_pages;
+    for (int32_t l = 0; l < lanes; l++, *tables_ptr += size->factor_pages) {
+        segment->list[l] = (struct sf_kv_lane){ .page = *tables_ptr,
+                                                .pages_max = size->factor_pages,
+                                                .page_slots = size->factors.page_slots,
+                                                .tiers = 1, .layout = &segment->size.factors };
+        segment->factors[l] = (struct sf_lane_factors){ .layout = &segment->size.factors,
+                                                        .pages = *tables_ptr,
+                                                        .turns = store->groups.turns,
+                                                        .rope_dim = store->groups.rope_dim };
+    }
+}
+
 static sf_status open_group(const struct sf_store *store, const struct sf_seq *seq, int32_t number)
 {
     const struct sf_store_group *group = &store->groups.group[number];
     struct sf_seq_group *mine = &seq->group[number];
-    size_t lanes = (size_t)group->lanes;
+    struct sf_lowrank_size size;
+    mine->segments_max = 1;
+    size_t segments = (size_t)mine->segments_max, lists = segments * (size_t)group->lanes;
     void *block;
-    SF_TRY(sf_group_sizes(store, number, seq->tokens_max, &mine->size));
-    SF_TRY(sf_alloc(lanes * sizeof *mine->list, "factors of a group", &block));
+    SF_TRY(sf_group_sizes(store, number, seq->tokens_max, &size));
+    SF_TRY(sf_alloc(segments * sizeof *mine->segment, "segments of a group", &block));
+    mine->segment = block;
+    SF_TRY(sf_alloc(lists * sizeof *mine->list, "factors of a group", &block));
     mine->list = block;
-    SF_TRY(sf_alloc(lanes * sizeof *mine->factors, "factors of a group", &block));
+    SF_TRY(sf_alloc(lists * sizeof *mine->factors, "factors of a group", &block));
     mine->factors = block;
-    size_t pages = (size_t)mine->size.basis_pages + lanes * (size_t)mine->size.factor_pages;
+    size_t pages = (size_t)size.basis_pages + (size_t)group->lanes * (size_t)size.factor_pages;
     SF_TRY(sf_alloc(pages * sizeof(int32_t), "page tables of a group", &block));
     mine->tables = block;
-    mine->basis = (struct sf_kv_lane){ .page = mine->tables, .pages_max = mine->size.basis_pages,
-                                       .page_slots = mine->size.basis.page_slots, .mirrored = 1,
-                                       .number = (uint8_t)group->tier, .tiers = 1, .shared = 1,
-                                       .layout = &mine->size.basis };
-    for (int32_t l = 0; l < group->lanes; l++) {
-        int32_t *page = mine->tables + mine->size.basis_pages + l * mine->size.factor_pages;
-        mine->list[l] = (struct sf_kv_lane){ .page = page, .pages_max = mine->size.factor_pages,
-                                             .page_slots = mine->size.factors.page_slots,
-                                             .tiers = 1, .layout = &mine->size.factors };
-        mine->factors[l] = (struct sf_lane_factors){ .layout = &mine->size.factors, .pages = page,
-                                                     .turns = store->groups.turns,
-                                                     .rope_dim = store->groups.rope_dim };
-    }
+    mine->tier = (struct sf_kv_lane){ .number = (uint8_t)group->tier, .tiers = 1, .mirrored = 1,
+                                      .shared = 1, .segment = mine->segment };
+    int32_t *tables = mine->tables;
+    open_segment(store, mine, group->lanes, 0, &size, &tables);
     return SF_OK;
 }
 
@@ -151,6 +170,7 @@ sf_status sf_groups_open(struct sf_store *store, struct sf_seq *seq)
 void sf_groups_free(const struct sf_store *store, struct sf_seq *seq)
 {
     for (int32_t g = 0; seq->group && g < store->groups.groups; g++) {
+        sf_free(seq->group[g].segment);
         sf_free(seq->group[g].list);
         sf_free(seq->group[g].factors);
         sf_free(seq->group[g].tables);
@@ -158,19 +178,35 @@ void sf_groups_free(const struct sf_store *store, struct sf_seq *seq)
     sf_free(seq->group);
 }
 
+const struct sf_segment *sf_segment_of(const struct sf_kv_lane *tier, int32_t slot)
+{
+    int32_t first = 0, end = tier->segments;
+    SF_ASSERT(tier->shared && slot >= 0 && slot < tier->live);
+    while (end - first > 1) {
+        int32_t middle = (first + end) / 2;
+        if (tier->segment[middle].slot_first <= slot) first = middle;
+        else end = middle;
+    }
+    return &tier->segment[first];
+}
+
 struct sf_held sf_group_held(const struct sf_store *store, const struct sf_seq *seq, int32_t layer,
                              int32_t lane)
 {
     int32_t at = store->layer[layer].lane_first + lane, g = store->groups.of_lane[at];
     struct sf_held held = { 0, 0 };
-    if (g < 0 || seq->group[g].basis.live == 0) return held;
+    if (g < 0) return held;
     const struct sf_seq_group *mine = &seq->group[g];
     int32_t number = store->groups.number[at];
-    held.bytes = mine->basis.live * INT64_C(8) + mine->size.factor_bytes;
-    held.pages = mine->list[number].pages;
-    if (number != store->groups.group[g].counted) return held;
-    held.bytes += mine->size.basis_bytes;
-    held.pages += mine->basis.pages;
+    held.bytes = mine->tier.live * INT64_C(8);
+    for (int32_t s = 0; s < mine->tier.segments; s++) {
+        const struct sf_segment *segment = &mine->segment[s];
+        held.bytes += segment->size.factor_bytes;
+        held.pages += segment->list[number].pages;
+        if (number != store->groups.group[g].counted) continue;
+        held.bytes += segment->size.basis_bytes;
+        held.pages += segment->basis.pages;
+    }
     return held;
 }
 
@@ -179,9 +215,12 @@ void sf_groups_close(struct sf_store *store, struct sf_seq *seq)
     for (int32_t g = 0; g < store->groups.groups; g++) {
         struct sf_held before = sf_group_total(store, seq, g);
         struct sf_seq_group *mine = &seq->group[g];
-        for (int32_t l = 0; l < store->groups.group[g].lanes; l++)
-            sf_lane_free(&store->pool, &mine->list[l]);
-        sf_lane_free(&store->pool, &mine->basis);
+        for (int32_t s = 0; s < mine->tier.segments; s++) {
+            for (int32_t l = 0; l < store->groups.group[g].lanes; l++)
+                sf_lane_free(&store->pool, &mine->segment[s].list[l]);
+            sf_lane_free(&store->pool, &mine->segment[s].basis);
+        }
+        mine->tier.segments = mine->tier.slots = mine->tier.live = 0;
         sf_group_book(store, seq, g, before);
     }
 }

@@ -2,13 +2,14 @@
  * Internal to the store.
  *
  *   layer 0   lane 0: raw slots, factors --+
- *             lane 1: raw slots, factors --+--> the group's basis: one row for each slot that the
- *   layer 1   lane 0: raw slots, factors --+    lanes have in the shared tier
+ *             lane 1: raw slots, factors --+--> a basis: one row for each slot that the lanes have
+ *   layer 1   lane 0: raw slots, factors --+    lost to it
  *
- * A group's lanes are those of one method and layer group on this rank.  Its basis is a list of
- * pages (lane.h) to which the lanes refer as their last tier; it is taken when the group is encoded
- * and given back once, when the sequence closes.  Stored bytes and pages of the basis count with
- * the first lane that is no copy. */
+ * A group's lanes are those of one method and layer group on this rank.  What one edit encodes is a
+ * segment: a basis and factors of its own, lists of pages (lane.h) that are taken then and given
+ * back when the sequence closes.  To the lanes all segments of their group are one tier: slot s of
+ * it is slot s - slot_first of the last segment with slot_first <= s.  Stored bytes and pages of a
+ * basis count with the first lane that is no copy. */
 #ifndef SHEAF_KVSHARD_GROUP_H
 #define SHEAF_KVSHARD_GROUP_H
 #include "kvshard/codec.h"
@@ -35,11 +36,19 @@ struct sf_groups {                      /* of a store */
     float *turns;                       /* device [tokens_max][rope_dim], as kernels.h says */
     int32_t rope_dim;
 };
-struct sf_seq_group {                   /* of a sequence; empty until it is encoded */
+struct sf_segment {
+    int32_t slot_first;                 /* slots of the segments before it */
     struct sf_kv_lane basis;
     struct sf_lowrank_size size;
     struct sf_kv_lane *list;            /* [lanes] pages of their factors */
     struct sf_lane_factors *factors;    /* [lanes] as attention takes them */
+};
+struct sf_seq_group {                   /* of a sequence; without segments until it is encoded */
+    struct sf_kv_lane tier;             /* what its lanes refer to */
+    struct sf_segment *segment;         /* [segments_max], of which there are tier.segments */
+    int32_t segments_max;
+    struct sf_kv_lane *list;            /* [segments_max][lanes] */
+    struct sf_lane_factors *factors;    /* likewise */
     int32_t *tables;                    /* page tables of all these lists */
 };
 
@@ -58,7 +67,9 @@ struct sf_held sf_group_held(const struct sf_store *, const struct sf_seq *, int
 /* All that the group's lanes hold, copies not counted; books that it has changed from `before`. */
 struct sf_held sf_group_total(const struct sf_store *, const struct sf_seq *, int32_t group);
 void      sf_group_book(struct sf_store *, struct sf_seq *, int32_t group, struct sf_held before);
-/* Of a group of so many rows. */
+/* The segment in which a slot of a shared tier lies; sf_segment_of->basis has its pages. */
+const struct sf_segment *sf_segment_of(const struct sf_kv_lane *tier, int32_t slot);
+/* Of a segment of so many rows. */
 sf_status sf_group_sizes(const struct sf_store *, int32_t group, int32_t tokens,
                          struct sf_lowrank_size *size_out);
 

@@ -22,10 +22,10 @@
  *   tier 0   a b . c d e       order   0 0 1 0 0 0      the lane   a b S c d e
  *   tier 1   S
  *
- * The list of a tier may be one that several lanes share (group.h); it is then freed by its owner.
- * Everything below speaks of one tier's list.  Tiers above 0 are packed as soon as that saves a
- * page and live / SF_HOLES_SHARE slots, since a few slots are all that many of them will ever
- * have. */
+ * The list of a tier may be one that several lanes share (group.h); then it has no pages, its slots
+ * lie in segments, and its owner frees those.  Everything below speaks of one tier's list.  Tiers
+ * above 0 are packed as soon as that saves a page and live / SF_HOLES_SHARE slots, since a few
+ * slots are all that many of them will ever have. */
 #ifndef SHEAF_KVSHARD_LANE_H
 #define SHEAF_KVSHARD_LANE_H
 #include <stdint.h>
@@ -45,10 +45,12 @@ struct sf_kv_lane {
     uint8_t mirrored;                   /* a method may edit it, so pool->pos is kept */
     uint8_t number, tiers;              /* which tier's list this is; tier 0: of how many */
     uint8_t shared;                     /* of a layer group: its lanes all refer to it (group.h) */
+    struct sf_segment *segment;         /* of a shared one: where its slots lie, without holes, the
+                                           segments one behind the other; NULL, 0 */
+    int32_t segments;
+    int32_t member;                     /* of tier 0: number of the lane in its group, if any */
     const struct sf_layout *layout;     /* of its pages */
     struct sf_kv_lane **more;           /* [tiers - 1] of tier 0: tiers 1 and on; NULL */
-    const struct sf_lane_factors *factors; /* of tier 0: what turns slots of a shared tier into */
-                                        /* the lane's own; NULL: it has none */
     uint8_t *order;                     /* of tier 0, if it has more: tier of each live slot */
 };
 static inline struct sf_kv_lane *sf_lane_tier(struct sf_kv_lane *lane, int32_t tier)

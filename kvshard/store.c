@@ -332,9 +332,10 @@ static void read_marks(const struct sf_store *store, const struct sf_slots *slot
                        int32_t *pos, float *bias)
 {
     for (int32_t i = 0; i < n; i++) {
-        const struct sf_kv_lane *tier = sf_lane_tier(slots->lane, slots->tier[i]);
-        struct sf_slot_list one = { tier->page, &slots->slot[i], 1 };
-        store->device->k->kv_read(store->device, tier->layout, store->pool.base,
+        int32_t slot;
+        const struct sf_kv_lane *list = sf_slots_at(slots, i, &slot);
+        struct sf_slot_list one = { list->page, &slot, 1 };
+        store->device->k->kv_read(store->device, list->layout, store->pool.base,
                                   store->pool.page_bytes, &one, NULL, NULL,
                                   bias ? bias + i : NULL, pos ? pos + i : NULL);
     }

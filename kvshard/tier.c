@@ -45,11 +45,12 @@ int32_t sf_store_page_places(const struct sf_store *store, const struct sf_stack
     return most;
 }
 
-/* The part of the lane that lies in a shared tier. */
-static struct sf_lane_part shared_part(const struct sf_kv_lane *lane, int32_t tier)
+/* The part of the lane that lies in a segment of a shared tier. */
+static struct sf_lane_part segment_part(const struct sf_kv_lane *lane,
+                                        const struct sf_segment *segment)
 {
-    const struct sf_kv_lane *list = sf_lane_tier_of(lane, tier);
-    return (struct sf_lane_part){ list->layout, list->page, list->slots, lane->factors };
+    return (struct sf_lane_part){ segment->basis.layout, segment->basis.page, segment->basis.slots,
+                                  &segment->factors[lane->member] };
 }
 
 static struct sf_codec_at codec_at(const struct sf_store *store, const struct sf_slots *slots,
@@ -91,8 +92,8 @@ static void deal_tier(const struct sf_store *store, struct sf_seq *seq, int32_t 
     if (seq->page_tables) {
         struct sf_kv_lane *tier = t ? &seq->more[dealt->more] : lane;
         if (shared) {
-            tier = &seq->group[group].basis;
-            lane->factors = &seq->group[group].factors[store->groups.number[at]];
+            tier = &seq->group[group].tier;
+            lane->member = store->groups.number[at];
         } else {
             tier->page = seq->page_tables + dealt->tables;
             tier->pages_max = pages;
@@ -150,9 +151,10 @@ int32_t sf_lane_parts(const struct sf_kv_lane *lane, struct sf_lane_part *part_o
     int32_t n = 0;
     for (int32_t t = 1; t < lane->tiers; t++) {
         const struct sf_kv_lane *tier = sf_lane_tier_of(lane, t);
-        if (tier->live > 0)
-            part_out[n++] = (struct sf_lane_part){ tier->layout, tier->page, tier->slots,
-                                                   tier->shared ? lane->factors : NULL };
+        for (int32_t s = 0; s < tier->segments; s++)
+            part_out[n++] = segment_part(lane, &tier->segment[s]);
+        if (tier->live > 0 && !tier->shared)
+            part_out[n++] = (struct sf_lane_part){ tier->layout, tier->page, tier->slots, NULL };
     }
     return n;
 }
@@ -170,10 +172,20 @@ void sf_lane_live_all(const struct sf_page_pool *pool, const struct sf_kv_lane *
     for (int32_t i = 0; i < total; i++) {
         int32_t t = lane->order[i];
         const struct sf_kv_lane *tier = sf_lane_tier_of(lane, t);
-        while (pool->pos[sf_lane_mirror(pool, tier, next[t])] < 0) next[t]++;
+        while (!tier->shared && pool->pos[sf_lane_mirror(pool, tier, next[t])] < 0) next[t]++;
         slot_out[i] = next[t]++;
         tier_out[i] = (uint8_t)t;
     }
+}
+
+const struct sf_kv_lane *sf_slots_at(const struct sf_slots *slots, int32_t i, int32_t *slot_out)
+{
+    const struct sf_kv_lane *tier = sf_lane_tier_of(slots->lane, slots->tier[i]);
+    *slot_out = slots->slot[i];
+    if (!tier->shared) return tier;
+    const struct sf_segment *segment = sf_segment_of(tier, slots->slot[i]);
+    *slot_out -= segment->slot_first;
+    return &segment->basis;
 }
 
 /* From ids[first] on, slots of one tier, at most AT_ONCE: their physical numbers. */
@@ -189,6 +201,25 @@ static int32_t run_of(const struct sf_slots *slots, const int32_t *ids, int32_t 
     return run;
 }
 
+/* From ids[0] on, slots of one segment, at most AT_ONCE, rebuilt; returns how many. */
+static int32_t rebuild_run(const struct sf_store *store, const struct sf_slots *slots,
+                           const int32_t *ids, int32_t n, float *k, float *v)
+{
+    int32_t slot[AT_ONCE], run = 1;
+    const struct sf_kv_lane *tier = sf_lane_tier_of(slots->lane, slots->tier[ids[0]]);
+    const struct sf_segment *segment = sf_segment_of(tier, slots->slot[ids[0]]);
+    struct sf_lane_part part = segment_part(slots->lane, segment);
+    slot[0] = slots->slot[ids[0]] - segment->slot_first;
+    for (; run < n && run < AT_ONCE && slots->tier[ids[run]] == slots->tier[ids[0]]; run++) {
+        slot[run] = slots->slot[ids[run]] - segment->slot_first;
+        if (slot[run] < 0 || slot[run] >= segment->basis.slots) break;
+    }
+    struct sf_slot_list list = { segment->basis.page, slot, run };
+    store->device->k->kv_rebuild(store->device, &part, store->pool.base, store->pool.page_bytes,
+                                 &list, k, v);
+    return run;
+}
+
 void sf_slots_decode(const struct sf_store *store, const struct sf_slots *slots, const int32_t *ids,
                      int32_t n, float *k, float *v)
 {
@@ -198,14 +229,12 @@ void sf_slots_decode(const struct sf_store *store, const struct sf_slots *slots,
         int32_t tier = slots->tier[ids[i]];
         float *k_to = k ? k + (size_t)i * (size_t)dims->k_dim : NULL;
         float *v_to = v ? v + (size_t)i * (size_t)dims->v_dim : NULL;
-        run = run_of(slots, ids, i, n, slot);
-        struct sf_slot_list list = { sf_lane_tier(slots->lane, tier)->page, slot, run };
         if (sf_lane_tier(slots->lane, tier)->shared) {
-            struct sf_lane_part part = shared_part(slots->lane, tier);
-            store->device->k->kv_rebuild(store->device, &part, store->pool.base,
-                                         store->pool.page_bytes, &list, k_to, v_to);
+            run = rebuild_run(store, slots, ids + i, n - i, k_to, v_to);
             continue;
         }
+        run = run_of(slots, ids, i, n, slot);
+        struct sf_slot_list list = { sf_lane_tier(slots->lane, tier)->page, slot, run };
         struct sf_codec_at at = codec_at(store, slots, tier);
         codec_of(store, slots, tier)->decode(&at, &list, k_to, v_to);
     }

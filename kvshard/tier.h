@@ -31,10 +31,14 @@ struct sf_slots {
     const int32_t *slot;                /* [..] physical, in its tier */
     const uint8_t *tier;
 };
+/* The list with the pages of slot i, and the slot's number there. */
+const struct sf_kv_lane *sf_slots_at(const struct sf_slots *, int32_t i, int32_t *slot_out);
 static inline size_t sf_slots_mirror(const struct sf_page_pool *pool, const struct sf_slots *slots,
                                      int32_t i)
 {
-    return sf_lane_mirror(pool, sf_lane_tier(slots->lane, slots->tier[i]), slots->slot[i]);
+    int32_t slot;
+    const struct sf_kv_lane *list = sf_slots_at(slots, i, &slot);
+    return sf_lane_mirror(pool, list, slot);
 }
 /* All live slots of a lane in its order; room for sf_lane_total each. */
 void sf_lane_live_all(const struct sf_page_pool *, const struct sf_kv_lane *, int32_t *slot_out,

@@ -59,12 +59,14 @@ static int64_t count_groups(const struct sf_seq *seq, int32_t *holders)
 {
     int64_t pages = 0;
     for (int32_t g = 0; g < rig.store->groups.groups; g++)
-        for (int32_t l = -1; l < rig.store->groups.group[g].lanes; l++) {
-            const struct sf_kv_lane *list = l < 0 ? &seq->group[g].basis : &seq->group[g].list[l];
-            for (int32_t p = 0; p < list->pages; p++) holders[list->page[p]]++;
-            pages += list->pages;
-            encoded += list->pages;
-        }
+        for (int32_t s = 0; s < seq->group[g].tier.segments; s++)
+            for (int32_t l = -1; l < rig.store->groups.group[g].lanes; l++) {
+                const struct sf_segment *segment = &seq->group[g].segment[s];
+                const struct sf_kv_lane *list = l < 0 ? &segment->basis : &segment->list[l];
+                for (int32_t p = 0; p < list->pages; p++) holders[list->page[p]]++;
+                pages += list->pages;
+                encoded += list->pages;
+            }
     return pages;
 }
 
