@@ -14,6 +14,7 @@ struct turn {
     double *v;                          /* [narrow][narrow] columns of v */
     double *s;                          /* [narrow] */
     int32_t *order;                     /* [narrow] s descending, ties by index */
+    double nothing;                     /* squared length of a column that rounding left */
 };
 
 static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -46,7 +47,7 @@ static int turn_pair(struct turn *t, int32_t i, int32_t j)
 {
     double *gi = t->g + (size_t)i * (size_t)t->length, *gj = t->g + (size_t)j * (size_t)t->length;
     double a = dot(gi, gi, t->length), b = dot(gj, gj, t->length), c = dot(gi, gj, t->length);
-    if (fabs(c) <= 1e-15 * sqrt(a * b)) return 0;
+    if (fabs(c) <= 1e-15 * sqrt(a * b) || a <= t->nothing || b <= t->nothing) return 0;
     double zeta = (b - a) / (2 * c);
     double tangent = (zeta >= 0 ? 1 : -1) / (fabs(zeta) + sqrt(1 + zeta * zeta));
     double cosine = 1 / sqrt(1 + tangent * tangent);
@@ -104,10 +105,12 @@ sf_status sf_ref_factor(struct sf_device *device, const struct sf_factor_job *jo
     t.v = t.g + (size_t)t.narrow * (size_t)t.length;
     t.s = t.v + (size_t)t.narrow * (size_t)t.narrow;
     t.order = (int32_t *)(void *)(t.s + t.narrow);
+    t.nothing = 0;
     for (int32_t row = 0; row < job->rows; row++)
         for (int32_t c = 0; c < job->cols; c++) {
             double x = (double)job->x[(size_t)row * job->x_stride + (size_t)c];
             if (!isfinite(x)) return SF_FAIL(SF_INVALID, "row %d is not finite", row);
+            t.nothing += 1e-28 * x * x;
             if (job->rows < job->cols) t.g[(size_t)row * (size_t)t.length + (size_t)c] = x;
             else t.g[(size_t)c * (size_t)t.length + (size_t)row] = x;
         }

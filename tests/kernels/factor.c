@@ -207,6 +207,23 @@ static void poor_ranks(void)
                 }
 }
 
+/* Layers with the same keys, one row more than they have columns: of one direction nothing at all
+ * is left. */
+static void columns_twice(void)
+{
+    for (int v = -1; v < count; v++)
+        for (int how = 0; how < 3; how++) {
+            struct sf_device *device = v < 0 ? ref : variants[v].device;
+            struct sf_factor_job job = job_of(13, 24, 12, how);
+            for (int32_t r = 0; r < 13; r++)
+                for (int32_t c = 0; c < 24; c++)
+                    x[(size_t)r * job.x_stride + (size_t)c] =
+                        (float)random_below(4096, 9, (uint64_t)(r * 12 + c % 12)) / 4096 - 0.5f;
+            SF_CHECK_OK(run(device, job));
+            SF_CHECK(error_of(&job, 12) <= 1e-3 * error_of(&job, 0));
+        }
+}
+
 static void not_finite(void)
 {
     static const float bad[] = { INFINITY, -INFINITY, NAN };
@@ -240,7 +257,7 @@ static const struct sf_test tests[] = {
     { "the error is what is left out", eckart_young },
     { "every way against ref", against_ref },
     { "the same bits whatever the threads", same_bits },
-    { "fewer directions than asked for", poor_ranks },
+    { "fewer directions than asked for", poor_ranks }, { "columns that come twice", columns_twice },
     { "not finite", not_finite },
     { "large and small values", large_and_small },
     { NULL, NULL }
