@@ -44,14 +44,23 @@ struct sf_mat_shape {
  *   k_j = R(pos_j) (a_k b_k),  v_j = a_v b_v
  *
  * with b_k [rank_k][k_dim] and b_v [rank_v][v_dim] of the lane, and R the rotation of half-split
- * pairs.  Row i of both is slot i of the pages here. */
+ * pairs.  Row i of both is slot i of the pages here.  With rank_v 0 there is no a_v and no b_v: v_j
+ * lies as it is, in slot j of pages of the lane's own. */
 struct sf_lane_factors {
-    const struct sf_layout *layout;     /* host; its k_dim and v_dim are the job's */
+    const struct sf_layout *layout;     /* host; its k_dim and v_dim are the job's; v_dim 0: rank_v
+                                           is 0 */
     const int32_t *pages;               /* host */
     int32_t rank_k, rank_v;
     const float *turns;                 /* [positions][2][rope_dim / 2] cos, sin; not read for */
     int32_t rope_dim;                   /* rope_dim 0 */
+    const struct sf_layout *value_layout; /* host; rank_v 0: k_dim 0, v_dim the job's */
+    const int32_t *value_pages;         /* host */
 };
+/* Of the values that they stand for. */
+static inline int32_t sf_lane_factors_v_dim(const struct sf_lane_factors *factors)
+{
+    return factors->rank_v > 0 ? factors->layout->v_dim : factors->value_layout->v_dim;
+}
 /* Slots of a lane that lie in pages of another layout (its k_dim and v_dim are the job's): they
  * come behind the lane's own in every sum, and each row sees all of them, but for holes and the
  * window. */
@@ -159,9 +168,9 @@ struct sf_append_job {
     struct sf_layout layout;
     unsigned char *pool;
     size_t page_bytes;
-    const float *k, *v;                 /* [rows][k_stride], [rows][v_stride]; k after RoPE */
-    size_t k_stride, v_stride;
-    const int32_t *pos;                 /* host, [rows] */
+    const float *k, *v;                 /* [rows][k_stride], [rows][v_stride]; k after RoPE; */
+    size_t k_stride, v_stride;          /* with k_dim or v_dim 0 that one is not read */
+    const int32_t *pos;                 /* host, [rows]; like bias not read with k_dim 0 */
     const float *bias;                  /* host, [rows]; NULL = 0 */
     const struct sf_append_lane *lane;  /* host, [lanes] */
     int32_t lanes;
@@ -254,7 +263,8 @@ struct sf_kernels {
     /* ---- cache, required ---- */
     void (*kv_clear)(struct sf_device *, const struct sf_layout *, unsigned char *page);
     void (*kv_append)(struct sf_device *, const struct sf_append_job *);
-    /* Slots of a lane move to other physical slots of it (or of another lane of the same layout),
+    /* Of the three that follow only kv_read takes a layout with k_dim 0, and leaves bias and pos
+     * out.  Slots of a lane move to other physical slots of it (or of another lane of the same layout),
      * bit for bit, in the order of the list: source i is read before target i is written, and a
      * target never is a later source. */
     void (*kv_move)(struct sf_device *, const struct sf_layout *, unsigned char *pool,

@@ -13,6 +13,8 @@
  *     bias           : added to the logit of the slot; -inf marks a hole (a slot that is gone)
  *     pos            : position of the token, -1 in a hole
  *
+ * With k_dim 0 a page holds values alone, and no bias and no pos: those stand where the keys do.
+ *
  * A page that is taken from the pool is prepared once (kv_clear): all bytes zero, bias -inf,
  * pos -1, so that a kernel may read whole blocks and never meets a NaN that nobody wrote. */
 #ifndef SHEAF_KERNELS_LAYOUT_H
@@ -46,6 +48,7 @@ static inline size_t sf_layout_pos_offset(const struct sf_layout *layout)
  * is even (it is in every model), else of 32. */
 static inline size_t sf_layout_page_bytes(const struct sf_layout *layout)
 {
+    if (layout->k_dim == 0) return sf_layout_bias_offset(layout);
     return sf_layout_pos_offset(layout) + (size_t)layout->page_slots * sizeof(int32_t);
 }
 /* Bytes that a stored slot counts for: payload and 8 bytes for pos and bias (interface.md 4). */

@@ -3,6 +3,7 @@
  *   a split, PIECE slots at a time:   basis a_k [rank_k][16] --b_k--> keys [k_dim][16], turned
  *                                     keys and a_v as an ordinary split: sum of p_j a_v[j]
  *   at its end                        out = (sum of p_j a_v[j]) b_v
+ *   Where values lie as they are, they take the place of a_v, and there is no product at the end.
  *
  * Keys must be rebuilt, since each is turned to its own position: 2 rank_k k_dim operations a slot,
  * nearly all that there is to do.  Values are weighed as rows of the basis; the product with b_v
@@ -26,8 +27,10 @@ size_t sf_basis_vector_floats(const struct sf_lane_job *lane)
 {
     size_t most = 0;
     for (int32_t p = 0; p < lane->parts; p++) {
-        if (!lane->part[p].factors) continue;
-        size_t floats = 2 * (padded(lane->part[p].layout->v_dim) + 2);
+        const struct sf_lane_factors *factors = lane->part[p].factors;
+        if (!factors) continue;
+        size_t floats = factors->rank_v > 0 ? 2 * (padded(lane->part[p].layout->v_dim) + 2)
+                                            : padded(factors->value_layout->v_dim) + 2;
         if (floats > most) most = floats;
     }
     return most;
@@ -82,6 +85,22 @@ static void rebuild(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
     split->k_dim = job->layout.k_dim;
 }
 
+/* The split speaks of the values of the listed blocks as they lie; it begins with slot `first`. */
+static void take_values(const struct sf_attend_job *job, const struct sf_lane_factors *factors,
+                        int32_t first, struct sf_split *split)
+{
+    const struct sf_layout *layout = factors->value_layout;
+    size_t row = (size_t)layout->v_dim * sf_dtype_bytes(layout->dtype);
+    for (int32_t j = 0; j < split->blocks; j++) {
+        int32_t slot = first + split->first[j];
+        size_t page = (size_t)factors->value_pages[slot / layout->page_slots];
+        split->values[j] = job->pool + page * job->page_bytes + sf_layout_v_offset(layout) +
+                           (size_t)(slot % layout->page_slots) * row;
+    }
+    split->v_dtype = layout->dtype;
+    split->v_dim = layout->v_dim;
+}
+
 /* out [v_dim] = latent [rank_v] b_v */
 static void to_values(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
                       const struct sf_lane_factors *factors, int32_t vectors, const float *latent,
@@ -106,10 +125,13 @@ void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
                     struct sf_partial into)
 {
     const struct sf_lane_part *part = &tile->lane->part[part_index];
-    size_t n = (size_t)tile->vectors, width = padded(part->layout->v_dim);
+    int exact = part->factors->rank_v == 0;
+    size_t n = (size_t)tile->vectors;
+    size_t width = padded(exact ? job->layout.v_dim : part->layout->v_dim);
     float *keys = floats, *b = keys + PIECE * (size_t)job->layout.k_dim;
     float *row = b + RANK_ROWS * (size_t)job->layout.k_dim;
-    float *whole = row + padded(job->layout.v_dim), *piece = whole + n * width;
+    float *more = row + padded(job->layout.v_dim), *whole = exact ? into.out : more;
+    float *piece = exact ? more : more + n * width;
     struct sf_partial latent = { whole, into.max, into.sum };
     struct sf_split split;
     split.logits = logits;
@@ -124,11 +146,12 @@ void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
     for (; first < end; first += PIECE) {
         sf_tile_blocks(job, tile, part_index, gathered, first,
                        end - first < PIECE ? end : first + PIECE, &split);
+        if (exact) take_values(job, part->factors, first, &split);
         rebuild(isa, job, part, &split, b, keys);
         isa->split(&split);
         isa->merge(tile->vectors, (int32_t)width, latent, split.partial);
     }
-    to_values(isa, job, part->factors, tile->vectors, whole, width, row, into.out);
+    if (!exact) to_values(isa, job, part->factors, tile->vectors, whole, width, row, into.out);
 }
 
 /* ---- reading and copying -------------------------------------------------------------------- */
@@ -159,6 +182,17 @@ struct reading {
     const unsigned char *pool;
     size_t page_bytes;
 };
+
+/* The value of a slot of the part, where values lie as they are. */
+static void read_value(const struct reading *r, int32_t number, float *out)
+{
+    const struct sf_lane_factors *factors = r->part->factors;
+    const struct sf_layout *layout = factors->value_layout;
+    size_t page = (size_t)factors->value_pages[number / layout->page_slots];
+    size_t slot = (size_t)(number % layout->page_slots), n = (size_t)layout->v_dim;
+    r->isa->to_f32(layout->dtype, r->pool + page * r->page_bytes + sf_layout_v_offset(layout) +
+                   slot * n * sf_dtype_bytes(layout->dtype), out, n);
+}
 
 /* One slot; `out` k (values 0) or v. */
 static void read_one(const struct reading *r, const unsigned char *page, int32_t slot, int values,
@@ -203,7 +237,10 @@ void sf_cpu_kv_rebuild(struct sf_device *device, const struct sf_lane_part *part
         const unsigned char *page =
             pool + (size_t)list->pages[list->slot[i] / layout->page_slots] * page_bytes;
         const int32_t *pos = (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout));
-        if (v) read_one(&r, page, slot, 1, v + (size_t)i * (size_t)of->v_dim);
+        if (v && part->factors->rank_v > 0)
+            read_one(&r, page, slot, 1, v + (size_t)i * (size_t)of->v_dim);
+        else if (v)
+            read_value(&r, list->slot[i], v + (size_t)i * (size_t)part->factors->value_layout->v_dim);
         if (!k) continue;
         float *key = k + (size_t)i * (size_t)of->k_dim;
         read_one(&r, page, slot, 0, key);

@@ -93,6 +93,7 @@ static void append_rows(const struct sf_cpu_isa *isa, const struct sf_append_job
         key_write(isa, layout, job->k + row * job->k_stride + head * (size_t)layout->k_dim, at.key);
         isa->from_f32(layout->dtype, job->v + row * job->v_stride + head * (size_t)layout->v_dim,
                       at.value, (size_t)layout->v_dim);
+        if (layout->k_dim == 0) continue;
         *at.bias = job->bias ? job->bias[row] : 0;
         *at.pos = job->pos[row];
     }
@@ -124,7 +125,7 @@ static void kv_clear(struct sf_device *device, const struct sf_layout *layout, u
     (void)device;
     memset(page, 0, sf_layout_bias_offset(layout));
     struct place at = place_of(layout, page, 0, (const int32_t[]){ 0 }, 0);
-    for (int32_t s = 0; s < layout->page_slots; s++) {
+    for (int32_t s = 0; s < layout->page_slots && layout->k_dim > 0; s++) {
         at.bias[s] = -INFINITY;
         at.pos[s] = -1;
     }
@@ -144,7 +145,7 @@ static void kv_move(struct sf_device *device, const struct sf_layout *layout, un
                     const struct sf_slot_list *to)
 {
     (void)device;
-    SF_ASSERT(from->n == to->n);
+    SF_ASSERT(from->n == to->n && layout->k_dim > 0);
     int32_t words = key_words(layout);
     size_t word_bytes = key_word_bytes(layout);
     size_t value_bytes = (size_t)layout->v_dim * sf_dtype_bytes(layout->dtype);
@@ -163,6 +164,7 @@ static void kv_drop(struct sf_device *device, const struct sf_layout *layout, un
                     size_t page_bytes, const struct sf_slot_list *list)
 {
     (void)device;
+    SF_ASSERT(layout->k_dim > 0);
     for (int32_t i = 0; i < list->n; i++) {
         struct place at = place_of(layout, pool, page_bytes, list->pages, list->slot[i]);
         *at.bias = -INFINITY;

@@ -64,7 +64,7 @@ static struct sf_ref_rebuilt rebuilt_of(const struct sf_ref_part *one, int32_t s
 {
     struct view at = view_of(&one->job, &one->lane, slot);
     return (struct sf_ref_rebuilt){ &one->job.layout, one->factors, one->job.pool, at.page,
-                                    one->job.page_bytes, at.slot };
+                                    one->job.page_bytes, at.slot, slot };
 }
 
 /* As sf_ref_logit, of any part. */

@@ -38,9 +38,21 @@ double sf_ref_rebuilt_key(const struct sf_ref_rebuilt *row, int32_t e)
                     : still_key(row, e) * cos + still_key(row, e - half) * sin;
 }
 
+/* Where the values are no rows of a basis. */
+static double exact_value(const struct sf_ref_rebuilt *row, int32_t e)
+{
+    const struct sf_layout *layout = row->factors->value_layout;
+    size_t page = (size_t)row->factors->value_pages[row->number / layout->page_slots];
+    size_t slot = (size_t)(row->number % layout->page_slots);
+    return (double)sf_ref_get(layout->dtype,
+                              row->pool + page * row->page_bytes + sf_layout_v_offset(layout),
+                              slot * (size_t)layout->v_dim + (size_t)e);
+}
+
 double sf_ref_rebuilt_value(const struct sf_ref_rebuilt *row, int32_t e)
 {
     double sum = 0;
+    if (row->factors->rank_v == 0) return exact_value(row, e);
     size_t first = (size_t)row->slot * (size_t)row->layout->v_dim;
     const unsigned char *values = row->page + sf_layout_v_offset(row->layout);
     for (int32_t i = 0; i < row->factors->rank_v; i++)
@@ -55,15 +67,16 @@ void sf_ref_kv_rebuild(struct sf_device *device, const struct sf_lane_part *part
 {
     (void)device;
     const struct sf_layout *layout = part->factors->layout;
+    int32_t v_dim = sf_lane_factors_v_dim(part->factors);
     for (int32_t i = 0; i < list->n; i++) {
         int32_t slot = list->slot[i];
         size_t page = (size_t)list->pages[slot / part->layout->page_slots];
         struct sf_ref_rebuilt row = { part->layout, part->factors, pool, pool + page * page_bytes,
-                                      page_bytes, slot % part->layout->page_slots };
+                                      page_bytes, slot % part->layout->page_slots, slot };
         for (int32_t e = 0; k && e < layout->k_dim; e++)
             k[(size_t)i * (size_t)layout->k_dim + (size_t)e] = (float)sf_ref_rebuilt_key(&row, e);
-        for (int32_t e = 0; v && e < layout->v_dim; e++)
-            v[(size_t)i * (size_t)layout->v_dim + (size_t)e] = (float)sf_ref_rebuilt_value(&row, e);
+        for (int32_t e = 0; v && e < v_dim; e++)
+            v[(size_t)i * (size_t)v_dim + (size_t)e] = (float)sf_ref_rebuilt_value(&row, e);
     }
 }
 

@@ -36,7 +36,7 @@ static void kv_clear(struct sf_device *device, const struct sf_layout *layout, u
 {
     (void)device;
     memset(page, 0, sf_layout_page_bytes(layout));
-    for (int32_t s = 0; s < layout->page_slots; s++) {
+    for (int32_t s = 0; s < layout->page_slots && layout->k_dim > 0; s++) {
         *bias_of(layout, (struct place){ page, s }) = -INFINITY;
         *pos_of(layout, (struct place){ page, s }) = -1;
     }
@@ -59,6 +59,7 @@ static void kv_append(struct sf_device *device, const struct sf_append_job *job)
                            (double)k[e]);
             for (int32_t e = 0; e < layout->v_dim; e++)
                 sf_ref_set(layout->dtype, values_of(layout, at), (size_t)e, (double)v[e]);
+            if (layout->k_dim == 0) continue;
             *bias_of(layout, at) = job->bias ? job->bias[row] : 0;
             *pos_of(layout, at) = job->pos[row];
         }
@@ -70,7 +71,7 @@ static void kv_move(struct sf_device *device, const struct sf_layout *layout, un
                     const struct sf_slot_list *to)
 {
     (void)device;
-    SF_ASSERT(from->n == to->n);
+    SF_ASSERT(from->n == to->n && layout->k_dim > 0);
     size_t width = sf_dtype_bytes(layout->dtype);
     for (int32_t i = 0; i < from->n; i++) {
         struct place a = place_of(layout, pool, page_bytes, from->pages, from->slot[i]);
@@ -89,6 +90,7 @@ static void kv_drop(struct sf_device *device, const struct sf_layout *layout, un
                     size_t page_bytes, const struct sf_slot_list *list)
 {
     (void)device;
+    SF_ASSERT(layout->k_dim > 0);
     for (int32_t i = 0; i < list->n; i++) {
         struct place at = place_of(layout, pool, page_bytes, list->pages, list->slot[i]);
         *bias_of(layout, at) = -INFINITY;

@@ -32,7 +32,7 @@ struct sf_ref_rebuilt {
     const struct sf_lane_factors *factors;
     const unsigned char *pool, *page;   /* page and slot in it: of the row */
     size_t page_bytes;
-    int32_t slot;
+    int32_t slot, number;               /* number: the slot's in the part */
 };
 double sf_ref_rebuilt_key(const struct sf_ref_rebuilt *, int32_t e);
 double sf_ref_rebuilt_value(const struct sf_ref_rebuilt *, int32_t e);

@@ -19,6 +19,10 @@ static const struct mixture {
     { "no rotation, ranks above the dims", SF_F32, SF_F32, 16, 16, 0, 130, 65, 3, 129, 3, 0, 0 },
     { "a window", SF_F16, SF_F16, 64, 64, 64, 32, 32, 30, 500, 5, 3, 200 },
     { "one slot", SF_F32, SF_BF16, 16, 24, 16, 1, 1, 1, 1, 1, 0, 0 },
+    { "values as they are", SF_F32, SF_F32, 64, 64, 64, 24, 0, 5, 300, 1, 0, 0 },
+    { "values in f16, over split edges", SF_F16, SF_BF16, 32, 24, 32, 9, 0, 20, 1100, 4, 10, 0 },
+    { "values in bf16, a window", SF_BF16, SF_F32, 40, 72, 24, 33, 0, 30, 500, 5, 3, 200 },
+    { "one value as it is", SF_F32, SF_F16, 16, 16, 0, 5, 0, 1, 1, 1, 0, 0 },
     { "all holes but the lane's own", SF_F32, SF_F32, 16, 16, 16, 4, 4, 9, 50, 2, 100, 0 },
 };
 enum { MIXTURES = sizeof mixtures / sizeof *mixtures };
@@ -29,10 +33,11 @@ static int count;
 
 struct problem {
     const struct mixture *m;
-    struct sf_layout own, basis, factors, flat;
+    struct sf_layout own, basis, factors, values, flat; /* values: where rank_v is 0 */
     size_t page_bytes;
     unsigned char *pool;
-    int32_t pages, *own_page, *basis_page, *factor_page, *flat_page, row_pos[ROWS_MAX];
+    int32_t pages, *own_page, *basis_page, *factor_page, *value_page, *flat_page;
+    int32_t row_pos[ROWS_MAX];
     float *turns, *q, *flat_k, *flat_v; /* of the part's slots, rebuilt */
     struct sf_lane_factors of;
     struct sf_lane_part part;
@@ -94,6 +99,7 @@ static void rebuild(struct problem *p)
                 turned = key[e] * (double)turn[e - half] + key[e - half] * (double)turn[e];
             p->flat_k[j * k_dim + (size_t)e] = (float)turned;
         }
+        if (m->rank_v == 0) continue;
         for (size_t e = 0; e < v_dim; e++) {
             value = 0;
             for (size_t i = 0; i < (size_t)m->rank_v; i++)
@@ -101,14 +107,17 @@ static void rebuild(struct problem *p)
             p->flat_v[j * v_dim + e] = (float)value;
         }
     }
+    if (m->rank_v == 0) read(p, &p->values, p->value_page, m->slots, NULL, p->flat_v);
     free(a_k), free(a_v), free(b_k), free(b_v);
 }
 
 static int32_t pages_of(int32_t slots) { return (slots + PAGE - 1) / PAGE; }
 
+enum { VALUE_PAGE = 16 };               /* slots */
+
 static int32_t *take_pages(struct problem *p, const struct sf_layout *layout, int32_t slots)
 {
-    int32_t n = pages_of(slots), *page = malloc(((size_t)n + 1) * 4);
+    int32_t n = (slots + layout->page_slots - 1) / layout->page_slots, *page = malloc(((size_t)n + 1) * 4);
     for (int32_t i = 0; i < n; i++) {
         page[i] = --p->pages;
         ref->k->kv_clear(ref, layout, p->pool + (size_t)page[i] * p->page_bytes);
@@ -152,17 +161,20 @@ static void problem_make(struct problem *p, const struct mixture *m)
     p->m = m;
     p->own = (struct sf_layout){ m->own, PAGE, m->k_dim, m->v_dim };
     p->basis = (struct sf_layout){ m->part, PAGE, (m->rank_k + 1) / 2 * 2, m->rank_v };
-    p->factors = (struct sf_layout){ m->part, PAGE, m->k_dim, m->v_dim };
+    p->factors = (struct sf_layout){ m->part, PAGE, m->k_dim, m->rank_v > 0 ? m->v_dim : 0 };
+    p->values = (struct sf_layout){ m->own, VALUE_PAGE, 0, m->v_dim };
     p->flat = (struct sf_layout){ SF_F32, PAGE, m->k_dim, m->v_dim };
     p->page_bytes = sf_layout_page_bytes(&p->flat);
     if (sf_layout_page_bytes(&p->basis) > p->page_bytes)
         p->page_bytes = sf_layout_page_bytes(&p->basis);
     p->page_bytes = (p->page_bytes + 63) / 64 * 64;
-    p->pages = 2 * pages_of(m->slots) + 2 * pages_of(m->own_slots) + pages_of(most) + 3;
+    p->pages = 2 * pages_of(m->slots) + 2 * pages_of(m->own_slots) + pages_of(most) + 5 +
+               m->slots / VALUE_PAGE;
     p->pool = aligned_alloc(64, (size_t)p->pages * p->page_bytes);
     p->own_page = take_pages(p, &p->own, m->own_slots);
     p->basis_page = take_pages(p, &p->basis, m->slots);
     p->factor_page = take_pages(p, &p->factors, most);
+    p->value_page = take_pages(p, &p->values, m->slots);
     p->flat_page = take_pages(p, &p->flat, m->slots + m->own_slots);
     p->turns = malloc((size_t)((m->slots + 8) * (m->rope_dim + 1)) * 4);
     random_fill(p->turns, (size_t)((m->slots + 8) * m->rope_dim), 1, 5);
@@ -172,10 +184,11 @@ static void problem_make(struct problem *p, const struct mixture *m)
     p->flat_v = malloc((size_t)(m->slots * m->v_dim) * 4);
     append(p, &p->own, p->own_page, m->own_slots, 7 + m->slots, m->k_dim, m->v_dim, 1, 1000);
     append(p, &p->basis, p->basis_page, m->slots, 7, m->rank_k, m->rank_v, 1, 90000);
-    append(p, &p->factors, p->factor_page, most, 0, m->k_dim, m->v_dim,
+    append(p, &p->factors, p->factor_page, most, 0, m->k_dim, p->factors.v_dim,
            1 / sqrtf((float)most), 60000);
+    append(p, &p->values, p->value_page, m->slots, 0, 0, m->v_dim, 1, 30000);
     p->of = (struct sf_lane_factors){ &p->factors, p->factor_page, m->rank_k, m->rank_v, p->turns,
-                                      m->rope_dim };
+                                      m->rope_dim, &p->values, p->value_page };
     p->part = (struct sf_lane_part){ &p->basis, p->basis_page, m->slots, &p->of };
     rebuild(p);
     flatten(p);
@@ -191,7 +204,7 @@ static void problem_make(struct problem *p, const struct mixture *m)
 static void problem_free(struct problem *p)
 {
     free(p->pool), free(p->own_page), free(p->basis_page), free(p->factor_page);
-    free(p->flat_page), free(p->turns), free(p->q), free(p->flat_k), free(p->flat_v);
+    free(p->value_page), free(p->flat_page), free(p->turns), free(p->q), free(p->flat_k), free(p->flat_v);
 }
 
 struct result { float out[ROWS_MAX * Q_HEADS * 64], lse[ROWS_MAX * Q_HEADS]; };
