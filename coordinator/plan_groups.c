@@ -30,6 +30,12 @@ static void write_layers(FILE *out, int32_t first, int32_t layers)
     if (layers > 1) fprintf(out, "-%d", first + layers - 1);
 }
 
+/* "K 384 V 576", or without a basis of values "K 384, V exact". */
+static void write_ranks(FILE *out, int32_t k, int32_t v)
+{
+    fprintf(out, v > 0 ? "K %d V %d" : "K %d, V exact", k, v);
+}
+
 /* Groups of fewer layers than the largest, each with its ranks. */
 static void write_short(FILE *out, const struct sf_setup *setup,
                         const struct sf_stack_entry *entry, int32_t most)
@@ -41,7 +47,8 @@ static void write_short(FILE *out, const struct sf_setup *setup,
         sf_account_group_ranks(setup, entry, l, &k, &v);
         fprintf(out, any ? ";" : "           shorter:");
         write_layers(out, l, layers);
-        fprintf(out, " has K %d V %d", k, v);
+        fputs(" has ", out);
+        write_ranks(out, k, v);
         any = 1;
     }
     if (any) fputc('\n', out);
@@ -61,8 +68,9 @@ static void write_entry(FILE *out, const struct sf_setup *setup,
     }
     if (groups == 0) return;
     sf_account_group_ranks(setup, entry, longest, &k, &v);
-    fprintf(out, "groups     %s: %d of up to %d layers, ranks K %d V %d%s:", entry->method->name,
-            groups, most, k, v, setup->tp_size > 1 ? " on each tensor rank" : "");
+    fprintf(out, "groups     %s: %d of up to %d layers, ranks ", entry->method->name, groups, most);
+    write_ranks(out, k, v);
+    fprintf(out, "%s:", setup->tp_size > 1 ? " on each tensor rank" : "");
     for (int32_t l = 0, stage = -1; l < setup->layers; l++) {
         int32_t layers = group_layers(entry, setup, l);
         if (layers == 0) continue;

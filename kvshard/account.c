@@ -73,8 +73,8 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
     return SF_OK;
 }
 
-/* What a layer group's tier costs a lane: its factors, and the group's basis where `basis` of the
- * bytes and pages are the lane's. */
+/* What a layer group's tier costs a lane: its factors and exact values, and the group's basis where
+ * `basis` of the bytes and pages are the lane's. */
 struct group_cost { int64_t bytes, pages; };
 struct group_share { int32_t lanes; double basis; }; /* lanes of the group here */
 static sf_status group_cost(const struct sf_setup *setup, const struct sf_stack_entry *entry,
@@ -90,8 +90,10 @@ static sf_status group_cost(const struct sf_setup *setup, const struct sf_stack_
                                   .tokens = (int32_t)slots };
     struct sf_lowrank_size size;
     SF_TRY(sf_lowrank_sizes(&ask, &size));
-    out->bytes = size.factor_bytes + (int64_t)(share->basis * (double)size.basis_bytes);
-    out->pages = size.factor_pages + (int64_t)(share->basis * (double)size.basis_pages);
+    out->bytes = size.factor_bytes + size.value_bytes +
+                 (int64_t)(share->basis * (double)size.basis_bytes);
+    out->pages = size.factor_pages + size.value_pages +
+                 (int64_t)(share->basis * (double)size.basis_pages);
     return SF_OK;
 }
 

@@ -163,10 +163,12 @@ static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *by
             if (!group_at(s, m, i, &group)) continue;
             struct sf_lowrank_ask ask = group_ask(s, &group, tokens);
             SF_TRY(sf_lowrank_sizes(&ask, &size));
-            int64_t pages = size.basis_pages + (int64_t)group.lanes * size.factor_pages;
+            int64_t each = size.factor_pages + size.value_pages;
+            int64_t pages = size.basis_pages + group.lanes * each;
+            int64_t lists = size.value_pages > 0 ? 2 : 1;
             groups++;
             bytes += block(1, sizeof(struct sf_segment)) +
-                     block(group.lanes, sizeof(struct sf_kv_lane)) +
+                     block(group.lanes * lists, sizeof(struct sf_kv_lane)) +
                      block(group.lanes, sizeof(struct sf_lane_factors)) +
                      block(pages, sizeof(int32_t));
         }
@@ -190,7 +192,7 @@ static sf_status group_scratch(const struct sizing *s, const struct grouped *gro
     int64_t floats = n * (lanes + 1) * (k_dim > v_dim ? k_dim : v_dim) +
                      n * (size.basis.k_dim + size.basis.v_dim) + rows * lanes * (k_dim + v_dim) +
                      2 * n * (layer_of(s, group->layer)->rope_dim + 1);
-    for (int values = 0; values < 2; values++) {
+    for (int values = 0; values < (size.rank_v > 0 ? 2 : 1); values++) {
         struct sf_factor_job job = { .rows = ask.tokens,
                                      .cols = (int32_t)(lanes * (values ? v_dim : k_dim)),
                                      .rank = values ? size.rank_v : size.rank_k,

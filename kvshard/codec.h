@@ -55,7 +55,8 @@ int32_t sf_layout_slots(const struct sf_layout *, size_t room, int32_t slots_max
 struct sf_tier sf_tier_raw_f32(void);
 
 struct sf_lowrank {                     /* codec lowrank; lies in codec_cfg */
-    int32_t rank_k, rank_v;             /* of a group of `layers` whole layers */
+    int32_t rank_k, rank_v;             /* of a group of `layers` whole layers; rank_v 0: values
+                                           stay exact */
     int32_t layers, power_iterations, oversample; /* the last two: kernels.h */
     uint8_t how;                        /* enum sf_factor_how */
     uint8_t dtype;                      /* 0: kv_cache.dtype; else 1 + enum sf_dtype */
@@ -76,8 +77,10 @@ struct sf_lowrank_ask {
 struct sf_lowrank_size {
     int32_t rank_k, rank_v;             /* of one rank: ceil(the group's / ranks), at most tokens */
     struct sf_layout basis, factors;    /* and all elements of a row */
+    struct sf_layout values;            /* of pages of values alone, for rank_v 0 */
     int64_t basis_bytes, factor_bytes;  /* stored: by the group; by each of its lanes */
     int32_t basis_pages, factor_pages;  /* likewise */
+    int64_t value_bytes; int32_t value_pages; /* of each lane; 0 unless rank_v is 0 */
 };
 /* The ranks alone, for which only the dims of `raw` matter. */
 void      sf_lowrank_ranks(const struct sf_lowrank_ask *, int32_t *rank_k_out, int32_t *rank_v_out);

@@ -11,6 +11,11 @@
  *   basis      of the group    slot j: row j of A_K as its key, of A_V as its value; its pos
  *   factors    of each lane    slot i: row i of B_K as its key, of B_V as its value
  *
+ * With rank_v 0 there is no A_V and no B_V, and the values stay exact, in kv_cache.dtype, in pages
+ * of values alone:
+ *
+ *   values     of each lane    slot j: the value of the slot of which the basis has row j
+ *
  * A rank that is odd has a column of zeros behind it, since keys in bf16 come in pairs.  Where the
  * two ranks differ, factors have rows of which one half is empty: room in pages, no stored bytes.
  *
@@ -18,7 +23,8 @@
  * tensor ranks share the heads out, each has bases of its own for its own heads, of
  * ceil(rank / ranks) columns.  Stored bytes of n slots, with e bytes an element:
  *
- *   n (rank_k + rank_v) e of the group,  (rank_k k_dim + rank_v v_dim) e + 8 n of each lane */
+ *   n (rank_k + rank_v) e of the group,  (rank_k k_dim + rank_v v_dim) e + 8 n of each lane,
+ *   and n v_dim elements of kv_cache.dtype of each lane if rank_v is 0 */
 #include <string.h>
 
 #include "kvshard/codec.h"
@@ -26,6 +32,8 @@
 
 _Static_assert(sizeof(struct sf_lowrank) <= sizeof(((struct sf_tier *)0)->codec_cfg),
                "the codec's options fit into a tier");
+
+enum { VALUES_MAX = 1 << 20 };          /* of a page, whatever its bytes */
 
 struct sf_tier sf_tier_lowrank(const struct sf_lowrank *cfg)
 {
@@ -48,19 +56,21 @@ int32_t sf_group_lanes(const struct sf_setup *setup, const struct sf_shape *shap
     return lanes;
 }
 
-/* Layouts of basis and factors, with page_slots yet to be set. */
+/* All layouts, with page_slots yet to be set. */
 static void widths(const struct sf_lowrank *cfg, const struct sf_layout *raw,
                    struct sf_lowrank_size *size)
 {
     enum sf_dtype dtype = cfg->dtype > 0 ? (enum sf_dtype)(cfg->dtype - 1) : raw->dtype;
     size->basis = (struct sf_layout){ dtype, 0, (size->rank_k + 1) / 2 * 2, size->rank_v };
-    size->factors = (struct sf_layout){ dtype, 0, raw->k_dim, raw->v_dim };
+    size->factors = (struct sf_layout){ dtype, 0, raw->k_dim, size->rank_v > 0 ? raw->v_dim : 0 };
+    size->values = (struct sf_layout){ raw->dtype, 0, 0, raw->v_dim };
 }
 
-static sf_status fit(struct sf_layout *layout, const struct sf_layout *raw, const char *what)
+static sf_status fit(struct sf_layout *layout, const struct sf_layout *raw, int32_t slots_max,
+                     const char *what)
 {
     size_t room = sf_layout_page_bytes(raw);
-    layout->page_slots = sf_layout_slots(layout, room, raw->page_slots);
+    layout->page_slots = sf_layout_slots(layout, room, slots_max);
     if (layout->page_slots > 0) return SF_OK;
     layout->page_slots = SF_BLOCK_SLOTS;
     return SF_FAIL(SF_INVALID, "kv_cache.block_size %d is too small for %s of %d and %d elements in"
@@ -90,8 +100,9 @@ sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *ask, struct sf_lowrank_s
     memcpy(&cfg, ask->tier->codec_cfg, sizeof cfg);
     sf_lowrank_ranks(ask, &size.rank_k, &size.rank_v);
     widths(&cfg, &ask->raw, &size);
-    SF_TRY(fit(&size.basis, &ask->raw, "rows of a basis"));
-    SF_TRY(fit(&size.factors, &ask->raw, "rows of factors"));
+    SF_TRY(fit(&size.basis, &ask->raw, ask->raw.page_slots, "rows of a basis"));
+    SF_TRY(fit(&size.factors, &ask->raw, ask->raw.page_slots, "rows of factors"));
+    SF_TRY(fit(&size.values, &ask->raw, VALUES_MAX, "values"));
     int64_t element = (int64_t)sf_dtype_bytes(size.basis.dtype);
     int32_t rows = size.rank_k > size.rank_v ? size.rank_k : size.rank_v;
     size.basis_bytes = (int64_t)ask->tokens * (size.rank_k + size.rank_v) * element;
@@ -99,6 +110,9 @@ sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *ask, struct sf_lowrank_s
                          (int64_t)size.rank_v * ask->raw.v_dim) * element;
     size.basis_pages = up(ask->tokens, size.basis.page_slots);
     size.factor_pages = up(rows, size.factors.page_slots);
+    size.value_bytes = size.rank_v > 0 ? 0 : ask->tokens * (int64_t)ask->raw.v_dim *
+                                                 (int64_t)sf_dtype_bytes(ask->raw.dtype);
+    size.value_pages = size.rank_v > 0 ? 0 : up(ask->tokens, size.values.page_slots);
     *out = size;
     return SF_OK;
 }
@@ -114,8 +128,8 @@ static sf_status lowrank_layout(const struct sf_tier *tier, const struct sf_layo
     size.rank_k = cfg.rank_k;
     size.rank_v = cfg.rank_v;
     widths(&cfg, raw, &size);
-    SF_TRY(fit(&size.factors, raw, "rows of factors"));
-    SF_TRY(fit(&size.basis, raw, "rows of a basis"));
+    SF_TRY(fit(&size.factors, raw, raw->page_slots, "rows of factors"));
+    SF_TRY(fit(&size.basis, raw, raw->page_slots, "rows of a basis"));
     *layout_out = size.basis;
     return SF_OK;
 }

@@ -4,7 +4,8 @@
  *   A --> the basis, one row a slot;  B --> columns of each lane, its factors
  *   then the slots leave the raw tier of every lane, whose order says that they are in the other
  *
- * First keys, then values, through the same X; everything is in f32 until it comes into pages. */
+ * First keys, then values, through the same X; everything is in f32 until it comes into pages.
+ * Values that stay exact (rank_v 0) have no X: they go as they are into pages of values. */
 #include <string.h>
 
 #include "base/clock.h"
@@ -56,14 +57,14 @@ static sf_status take_room(struct work *w)
     const struct sf_layout *basis = &w->size.basis;
     size_t n = (size_t)w->edit->n, lanes = (size_t)w->span->lanes, rows = (size_t)w->rows;
     size_t k_dim = (size_t)dim_of(w, 0), v_dim = (size_t)dim_of(w, 1);
-    size_t most = k_dim > v_dim ? k_dim : v_dim;
+    size_t most = k_dim > v_dim ? k_dim : v_dim, v_lane = (size_t)w->size.values.v_dim;
     SF_TRY(sf_scratch_items(dev, n * most, lanes * sizeof(float), &w->x));
-    SF_TRY(sf_scratch_items(dev, n * most, sizeof(float), &w->lane));
+    SF_TRY(sf_scratch_items(dev, n * (most > v_lane ? most : v_lane), sizeof(float), &w->lane));
     SF_TRY(sf_scratch_items(dev, n * (size_t)basis->k_dim, sizeof(float), &w->a[0]));
     SF_TRY(sf_scratch_items(dev, n * (size_t)basis->v_dim, sizeof(float), &w->a[1]));
-    SF_TRY(sf_scratch_items(dev, rows * lanes, k_dim * sizeof(float), &w->b[0]));
-    SF_TRY(sf_scratch_items(dev, rows * lanes, v_dim * sizeof(float), &w->b[1]));
-    for (int values = 0; values < 2; values++) {
+    SF_TRY(sf_scratch_items(dev, rows * lanes * k_dim, sizeof(float), &w->b[0]));
+    SF_TRY(sf_scratch_items(dev, rows * lanes * v_dim, sizeof(float), &w->b[1]));
+    for (int values = 0; values < (w->size.rank_v > 0 ? 2 : 1); values++) {
         struct sf_factor_job job = job_of(w, values);
         size_t bytes = w->store->device->k->factor_bytes(&job);
         if (bytes > w->scratch_bytes) w->scratch_bytes = bytes;
@@ -101,11 +102,12 @@ static sf_status factor(struct work *w, int values)
     return SF_OK;
 }
 
-/* The pages of basis and factors are free, and those for copies of shared ones. */
+/* The pages of basis, factors and exact values are free, and those for copies of shared ones. */
 static sf_status check_room(const struct work *w)
 {
     const struct sf_store *store = w->store;
-    int64_t pages = w->size.basis_pages + (int64_t)w->span->lanes * w->size.factor_pages;
+    int64_t each = w->size.factor_pages + w->size.value_pages;
+    int64_t pages = w->size.basis_pages + w->span->lanes * each;
     for (int32_t l = 0; l < w->span->lanes; l++)
         for (int32_t p = 0; p < w->view[l].lane->pages; p++)
             pages += store->pool.holders[w->view[l].lane->page[p]] > 1;
@@ -126,6 +128,24 @@ static void append(const struct work *w, const struct sf_kv_lane *list, int32_t 
                                  .k_stride = k_stride, .v_stride = v_stride, .pos = pos,
                                  .lane = &lane, .lanes = 1 };
     store->device->k->kv_append(store->device, &job);
+}
+
+/* The values of the slots of every lane into pages of values, as they are. */
+static sf_status write_values(const struct work *w)
+{
+    struct sf_store *store = w->store;
+    struct sf_lane_ctx ctx = { &store->pool, w->size.values, &store->host };
+    size_t v_dim = (size_t)w->size.values.v_dim;
+    int32_t n = w->edit->n;
+    for (int32_t l = 0; l < w->span->lanes; l++) {
+        struct sf_kv_lane *list = &w->segment->values[l];
+        struct sf_slots slots = sf_view_slots(&w->view[l]);
+        list->page_slots = w->size.values.page_slots;
+        SF_TRY(sf_lane_extend(&ctx, list, 0, n));
+        sf_slots_decode(store, &slots, w->edit->ids, n, NULL, w->lane);
+        append(w, list, n, w->lane, v_dim, w->lane, v_dim, NULL);
+    }
+    return SF_OK;
 }
 
 /* Basis and factors into pages. */
@@ -162,7 +182,7 @@ static sf_status write_pages(const struct work *w)
         segment->factors[l].rank_k = w->size.rank_k;
         segment->factors[l].rank_v = w->size.rank_v;
     }
-    return SF_OK;
+    return segment->values ? write_values(w) : SF_OK;
 }
 
 /* The slots leave the raw tier of a lane. */
@@ -184,7 +204,7 @@ static sf_status factor_both(struct work *w)
 {
     int64_t start = sf_now_ns();
     sf_status status = factor(w, 0);
-    if (status == SF_OK) status = factor(w, 1);
+    if (status == SF_OK && w->size.rank_v > 0) status = factor(w, 1);
     w->store->device->k->sync(w->store->device);
     w->store->factor_seconds += sf_seconds_since(start);
     return status;

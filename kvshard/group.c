@@ -106,28 +106,44 @@ sf_status sf_group_sizes(const struct sf_store *store, int32_t number, int32_t t
     return sf_lowrank_sizes(&ask, size_out);
 }
 
+/* Where lane l of a segment has its factors and, if they stay exact, its values. */
+static void open_lane(const struct sf_store *store, struct sf_segment *segment, int32_t l,
+                      int32_t *factor_page, int32_t *value_page)
+{
+    const struct sf_lowrank_size *size = &segment->size;
+    segment->list[l] = (struct sf_kv_lane){ .page = factor_page, .pages_max = size->factor_pages,
+                                            .page_slots = size->factors.page_slots, .tiers = 1,
+                                            .layout = &size->factors };
+    segment->factors[l] = (struct sf_lane_factors){ .layout = &size->factors,
+                                                    .pages = factor_page,
+                                                    .turns = store->groups.turns,
+                                                    .rope_dim = store->groups.rope_dim };
+    if (!segment->values) return;
+    segment->values[l] = (struct sf_kv_lane){ .page = value_page, .pages_max = size->value_pages,
+                                              .page_slots = size->values.page_slots, .tiers = 1,
+                                              .layout = &size->values };
+    segment->factors[l].value_layout = &size->values;
+    segment->factors[l].value_pages = value_page;
+}
+
 /* Its lists lie behind each other in the group's arrays; *tables_ptr moves on. */
 static void open_segment(const struct sf_store *store, struct sf_seq_group *mine, int32_t lanes,
                          int32_t s, const struct sf_lowrank_size *size, int32_t **tables_ptr)
 {
     struct sf_segment *segment = &mine->segment[s];
+    int32_t *factor_pages = *tables_ptr + size->basis_pages;
+    int32_t *value_pages = factor_pages + lanes * size->factor_pages;
     *segment = (struct sf_segment){ .size = *size, .list = mine->list + s * lanes,
+                                    .values = mine->values ? mine->values + s * lanes : NULL,
                                     .factors = mine->factors + s * lanes };
     segment->basis = (struct sf_kv_lane){ .page = *tables_ptr, .pages_max = size->basis_pages,
                                           .page_slots = size->basis.page_slots, .mirrored = 1,
                                           .number = mine->tier.number, .tiers = 1,
                                           .layout = &segment->size.basis };
-    *tables_ptr += size->basis_pages;
-    for (int32_t l = 0; l < lanes; l++, *tables_ptr += size->factor_pages) {
-        segment->list[l] = (struct sf_kv_lane){ .page = *tables_ptr,
-                                                .pages_max = size->factor_pages,
-                                                .page_slots = size->factors.page_slots,
-                                                .tiers = 1, .layout = &segment->size.factors };
-        segment->factors[l] = (struct sf_lane_factors){ .layout = &segment->size.factors,
-                                                        .pages = *tables_ptr,
-                                                        .turns = store->groups.turns,
-                                                        .rope_dim = store->groups.rope_dim };
-    }
+    for (int32_t l = 0; l < lanes; l++)
+        open_lane(store, segment, l, factor_pages + l * size->factor_pages,
+                  value_pages + l * size->value_pages);
+    *tables_ptr = value_pages + lanes * size->value_pages;
 }
 
 static sf_status open_group(const struct sf_store *store, const struct sf_seq *seq, int32_t number)
@@ -141,11 +157,14 @@ static sf_status open_group(const struct sf_store *store, const struct sf_seq *s
     SF_TRY(sf_group_sizes(store, number, seq->tokens_max, &size));
     SF_TRY(sf_alloc(segments * sizeof *mine->segment, "segments of a group", &block));
     mine->segment = block;
-    SF_TRY(sf_alloc(lists * sizeof *mine->list, "factors of a group", &block));
+    SF_TRY(sf_alloc(lists * (size.value_pages > 0 ? 2 : 1) * sizeof *mine->list,
+                    "factors of a group", &block));
     mine->list = block;
+    mine->values = size.value_pages > 0 ? mine->list + lists : NULL;
     SF_TRY(sf_alloc(lists * sizeof *mine->factors, "factors of a group", &block));
     mine->factors = block;
-    size_t pages = (size_t)size.basis_pages + (size_t)group->lanes * (size_t)size.factor_pages;
+    size_t each = (size_t)size.factor_pages + (size_t)size.value_pages;
+    size_t pages = (size_t)size.basis_pages + (size_t)group->lanes * each;
     SF_TRY(sf_alloc(pages * sizeof(int32_t), "page tables of a group", &block));
     mine->tables = block;
     mine->tier = (struct sf_kv_lane){ .number = (uint8_t)group->tier, .tiers = 1, .mirrored = 1,
@@ -201,8 +220,9 @@ struct sf_held sf_group_held(const struct sf_store *store, const struct sf_seq *
     held.bytes = mine->tier.live * INT64_C(8);
     for (int32_t s = 0; s < mine->tier.segments; s++) {
         const struct sf_segment *segment = &mine->segment[s];
-        held.bytes += segment->size.factor_bytes;
+        held.bytes += segment->size.factor_bytes + segment->size.value_bytes;
         held.pages += segment->list[number].pages;
+        if (segment->values) held.pages += segment->values[number].pages;
         if (number != store->groups.group[g].counted) continue;
         held.bytes += segment->size.basis_bytes;
         held.pages += segment->basis.pages;
@@ -216,9 +236,12 @@ void sf_groups_close(struct sf_store *store, struct sf_seq *seq)
         struct sf_held before = sf_group_total(store, seq, g);
         struct sf_seq_group *mine = &seq->group[g];
         for (int32_t s = 0; s < mine->tier.segments; s++) {
-            for (int32_t l = 0; l < store->groups.group[g].lanes; l++)
-                sf_lane_free(&store->pool, &mine->segment[s].list[l]);
-            sf_lane_free(&store->pool, &mine->segment[s].basis);
+            struct sf_segment *segment = &mine->segment[s];
+            for (int32_t l = 0; l < store->groups.group[g].lanes; l++) {
+                sf_lane_free(&store->pool, &segment->list[l]);
+                if (segment->values) sf_lane_free(&store->pool, &segment->values[l]);
+            }
+            sf_lane_free(&store->pool, &segment->basis);
         }
         mine->tier.segments = mine->tier.slots = mine->tier.live = 0;
         sf_group_book(store, seq, g, before);

@@ -5,6 +5,9 @@
  *             lane 1: raw slots, factors --+--> a basis: one row for each slot that the lanes have
  *   layer 1   lane 0: raw slots, factors --+    lost to it
  *
+ * Where values stay exact (rank_v 0), each lane has pages of values beside its factors, slot by
+ * slot as the rows of the basis.
+ *
  * A group's lanes are those of one method and layer group on this rank.  What one edit encodes is a
  * segment: a basis and factors of its own, lists of pages (lane.h) that are taken then and given
  * back when the sequence closes.  To the lanes all segments of their group are one tier: slot s of
@@ -41,6 +44,8 @@ struct sf_segment {
     struct sf_kv_lane basis;
     struct sf_lowrank_size size;
     struct sf_kv_lane *list;            /* [lanes] pages of their factors */
+    struct sf_kv_lane *values;          /* [lanes] of their values where these stay exact, or NULL;
+                                           behind list */
     struct sf_lane_factors *factors;    /* [lanes] as attention takes them */
 };
 struct sf_seq_group {                   /* of a sequence; without segments until it is encoded */
@@ -48,6 +53,7 @@ struct sf_seq_group {                   /* of a sequence; without segments until
     struct sf_segment *segment;         /* [segments_max], of which there are tier.segments */
     int32_t segments_max;
     struct sf_kv_lane *list;            /* [segments_max][lanes] */
+    struct sf_kv_lane *values;          /* likewise, behind list, where values stay exact; or NULL */
     struct sf_lane_factors *factors;    /* likewise */
     int32_t *tables;                    /* page tables of all these lists */
 };
@@ -61,7 +67,7 @@ sf_status sf_groups_open(struct sf_store *, struct sf_seq *);
 void      sf_groups_free(const struct sf_store *, struct sf_seq *);
 /* Gives back all their pages, and books that. */
 void      sf_groups_close(struct sf_store *, struct sf_seq *);
-/* What the lane's factors hold, and the basis where it counts with this lane. */
+/* What the lane's factors and exact values hold, and the basis where it counts with this lane. */
 struct sf_held sf_group_held(const struct sf_store *, const struct sf_seq *, int32_t layer,
                              int32_t lane);
 /* All that the group's lanes hold, copies not counted; books that it has changed from `before`. */

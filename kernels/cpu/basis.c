@@ -230,6 +230,7 @@ void sf_cpu_kv_rebuild(struct sf_device *device, const struct sf_lane_part *part
 {
     struct reading r = { sf_cpu_of(device)->isa, part, pool, page_bytes };
     const struct sf_layout *layout = part->layout, *of = part->factors->layout;
+    size_t v_dim = (size_t)sf_lane_factors_v_dim(part->factors);
     int pays = sf_cpu_threads_pay(device, (int64_t)list->n * layout->k_dim * of->k_dim);
 #pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
     for (int32_t i = 0; i < list->n; i++) {
@@ -238,9 +239,9 @@ void sf_cpu_kv_rebuild(struct sf_device *device, const struct sf_lane_part *part
             pool + (size_t)list->pages[list->slot[i] / layout->page_slots] * page_bytes;
         const int32_t *pos = (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout));
         if (v && part->factors->rank_v > 0)
-            read_one(&r, page, slot, 1, v + (size_t)i * (size_t)of->v_dim);
+            read_one(&r, page, slot, 1, v + (size_t)i * v_dim);
         else if (v)
-            read_value(&r, list->slot[i], v + (size_t)i * (size_t)part->factors->value_layout->v_dim);
+            read_value(&r, list->slot[i], v + (size_t)i * v_dim);
         if (!k) continue;
         float *key = k + (size_t)i * (size_t)of->k_dim;
         read_one(&r, page, slot, 0, key);

@@ -12,6 +12,8 @@
  *            the prompt itself is attended exactly.  Prompts shorter than min_prompt_tokens stay
  *            exact; `auto` is where the factors have as many elements as what they replace:
  *                n (M_K + M_V - r_K - r_V) >= M_K r_K + M_V r_V,  M columns of X
+ *            With rank_v 0 values stay exact: A_V and B_V go, M_V with them, and each lane keeps
+ *            its n values in pages of their own
  * Crosses    heads and layers of a group, so a group lies inside one pipeline stage: groups are
  *            counted from the first layer of each, and one of fewer layers has
  *            ceil(rank * layers / group_size) columns.  Nothing crosses ranks: with tensor ranks
@@ -22,8 +24,8 @@
  * Differs    the default reading is dense.  Singular values are split evenly over A and B, or A is
  *            scaled by sqrt(n), so that 16 bits hold it.  The random numbers are the same for every
  *            sequence.  Layers with a window or a latent stay exact.  Not built: selective reading,
- *            values alone exact (rank_v 0), factors in integers, a basis over all tensor ranks, and
- *            factors of what was generated */
+ *            factors in integers, a basis over all tensor ranks, and factors of what was
+ *            generated */
 #include <stddef.h>
 
 #include "base/opt.h"
@@ -62,7 +64,7 @@ static const struct sf_opt xkv_opts[] = {
     { .key = "rank_k", .type = SF_OPT_INT32, AT(rank_k), .fallback = "384", .min = 1,
       .max = 1 << 20, .help = "columns of the keys' basis, of a group of group_size layers" },
     { .key = "rank_v", .type = SF_OPT_INT32, AT(rank_v), .fallback = "576", .min = 0,
-      .max = 1 << 20, .help = "and of the values'; 0 (they stay exact) is not built yet" },
+      .max = 1 << 20, .help = "and of the values'; 0: these stay exact" },
     { .key = "svd.method", .type = SF_OPT_ENUM, AT(how), .fallback = "randomized",
       .choices = hows, .help = "how the factors are found" },
     { .key = "svd.power_iterations", .type = SF_OPT_INT32, AT(power_iterations), .fallback = "2",
@@ -180,7 +182,6 @@ static sf_status lacks(const char *what)
 static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
 {
     const struct xkv_cfg *cfg = setup->cfg;
-    if (cfg->rank_v == 0) return lacks("rank_v: 0, values that stay exact,");
     if (cfg->reconstruction == SELECTIVE) return lacks("reconstruction: selective");
     if (cfg->tp_mode == REPLICATED_BASIS) return lacks("tp_mode: replicated_basis");
     if (cfg->factor_dtype >= INT8) return lacks(cfg->factor_dtype == INT8 ? "factor_dtype: int8"
@@ -212,7 +213,8 @@ static int32_t encoded(const struct sf_setup *setup, int32_t layer, int32_t prom
                                   .lanes = sf_group_lanes(setup, setup->shape, layer) };
     int32_t rank_k, rank_v;
     sf_lowrank_ranks(&ask, &rank_k, &rank_v);
-    int64_t m_k = (int64_t)ask.lanes * of->k_dim, m_v = (int64_t)ask.lanes * of->v_dim;
+    int64_t m_k = (int64_t)ask.lanes * of->k_dim;
+    int64_t m_v = rank_v > 0 ? (int64_t)ask.lanes * of->v_dim : 0;
     return prompt * (m_k + m_v - rank_k - rank_v) >= m_k * rank_k + m_v * rank_v ? tokens : 0;
 }
 

@@ -27,6 +27,9 @@ CASES = [
     ((5, 90, 25, 2, 3, 3, 32, 5e5, 50), 1, {"rank_k": 500, "rank_v": 500, "end_layer": 0,
                                             "min_prompt_tokens": 2}),
     ((6, 700, 15, 4, 6, 2, 64, 1e4, 100), 2, {"rank_k": 41, "rank_v": 61}),
+    ((9, 260, 30, 5, 6, 2, 32, 1e4, 64), 1, {"group_size": 3, "rank_k": 20, "rank_v": 0,
+                                             "num_sink_tokens": 2}),
+    ((10, 150, 20, 2, 4, 2, 16, 1e4, 0), 2, {"group_size": 2, "rank_k": 9, "rank_v": 0}),
     ((7, 2100, 5, 2, 3, 1, 32, 1e4, 512), 1, {"group_size": 2, "rank_k": 24, "rank_v": 30}),
 ]
 
@@ -92,6 +95,9 @@ def compare(tally, what, case, tensors, stats):
             tensors[name + "pos"], lane["pos"]) and all(
                 case.near(tensors[name + part], lane[part]) for part in "kv"))
         encoded = (layer, head) in wanted.method.rebuilt
+        if case.options["rank_v"] == 0:
+            tally.true(f"{what}: values of {layer}.{head} are as they were", case.np.array_equal(
+                tensors[name + "v"], case.exact.lanes[layer][head]["v"]))
         tiers = [1 if encoded and sinks <= pos < prompt else 0 for pos in lane["pos"]]
         tally.check(f"{what}: tiers of {layer}.{head}", tensors[name + "tier"].tolist(), tiers)
     for key in ("bytes_exact", "bytes_stored", "slots_evicted", "slots_merged"):

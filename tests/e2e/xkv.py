@@ -24,9 +24,9 @@ RAZOR = ("{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], o
          "min_window_tokens: 24, window_divisor: 50, min_dropped_tokens: 2}")
 
 
-def xkv(more="", before=""):
+def xkv(more="", before="", rank_v=RANK_V):
     return (f"kv_cache: {{methods: [{before}{{name: xkv, group_size: {GROUP}, rank_k: {RANK_K}, "
-            f"rank_v: {RANK_V}, min_prompt_tokens: {LEAST}{more}}}]}}\n")
+            f"rank_v: {rank_v}, min_prompt_tokens: {LEAST}{more}}}]}}\n")
 
 
 def groups_of(stages):
@@ -34,27 +34,28 @@ def groups_of(stages):
     return [min(GROUP, count - i) for count in stages for i in range(0, count, GROUP)]
 
 
-def stored(prompt, fed, stages=(LAYERS,), tensor=1):
-    """Bytes of one sequence by the formula."""
+def stored(prompt, fed, stages=(LAYERS,), tensor=1, rank_v=RANK_V):
+    """Bytes of one sequence by the formula; with rank_v 0 values stay as they are."""
     if prompt < LEAST:
         return LAYERS * HEADS * fed * (2 * DIM * 4 + 8)
     total = 0
     for layers in groups_of(stages):
         for heads in [HEADS // tensor + (rank < HEADS % tensor) for rank in range(tensor)]:
             ranks = [min(-(-(-(-rank * layers // GROUP)) // tensor), prompt, layers * heads * DIM)
-                     for rank in (RANK_K, RANK_V)]
+                     for rank in (RANK_K, rank_v)]
             total += (prompt * sum(ranks) + layers * heads * DIM * sum(ranks)) * 4
+            total += layers * heads * DIM * prompt * 4 if rank_v == 0 else 0
     return total + LAYERS * HEADS * ((fed - prompt) * 2 * DIM * 4 + fed * 8)
 
 
-def check_receipts(tally, what, done, tensor=1):
+def check_receipts(tally, what, done, tensor=1, rank_v=RANK_V):
     short = 0
     for name, answer in sorted(done.answers.items()):
         body = answer["response"]["body"]
         prompt, made = body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]
         short += prompt < LEAST
         tally.check(f"{what}, {name}: stored bytes", body["sheaf"]["kv_bytes_stored"],
-                    stored(prompt, prompt + made - 1, tensor=tensor))
+                    stored(prompt, prompt + made - 1, tensor=tensor, rank_v=rank_v))
     tally.true(f"{what}: some prompts are too short", 0 < short < len(done.answers), str(short))
     tally.true(f"{what}: no warning that it did nothing", "changed nothing" not in done.stderr)
 
@@ -80,6 +81,24 @@ def layouts(tally, given):
     tally.check("tensor: exit code", done.code, 0)
     check_receipts(tally, "tensor", done, 2)
     return tokens
+
+
+def exact_values(tally, given):
+    """rank_v 0, plan and run."""
+    folder = job.Folder()
+    text = job.config("f32", extra=xkv(rank_v=0))
+    name, wanted = folder.file("keys.yaml", text), stored(2048, 2048, rank_v=0)
+    plan = json.loads(job.sheaf(1, ["plan", name, "--json"]).stdout)
+    tally.check("exact values: bytes at 2048", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
+                [wanted, wanted])
+    tally.check("exact values: ranks", [plan["groups"][0][key] for key in ("rank_k", "rank_v")],
+                [RANK_K, 0])
+    tally.true("exact values: the plan says so",
+               f"ranks K {RANK_K}, V exact" in job.sheaf(1, ["plan", name]).stdout)
+    folder.remove()
+    done = job.run(1, text, given)
+    tally.check("exact values: exit code", done.code, 0)
+    check_receipts(tally, "exact values", done, rank_v=0)
 
 
 def survives(tally, given, tokens):
@@ -172,6 +191,7 @@ def main():
     planned(tally)
     tokens = layouts(tally, given)
     survives(tally, given, tokens)
+    exact_values(tally, given)
     stacked(tally, given)
     tally.end()
 

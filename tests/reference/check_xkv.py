@@ -39,6 +39,10 @@ def case_sizes(t):
     t.close("1 layer, 96 and 144", exact / xkv.elements(65536, 32, 1, 8, 128, 96, 144), 8.40, 5e-3)
     t.equal("break-even", xkv.least_tokens(4096, 4096, 384, 576), 544)
     t.equal("never", xkv.least_tokens(64, 64, 64, 64), None)
+    t.equal("break-even of keys alone", xkv.least_tokens(4096, 4096, 384, 0), 424)
+    keys = xkv.elements(65536, 32, 4, 8, 128, 384, 0)
+    t.close("keys alone, 384", exact / keys, 1.8188, 5e-5)
+    t.close("with a landmark for 8 tokens", exact / (keys + exact / 2 / 8), 1.63, 5e-3)
 
 
 def case_full_rank_is_exact(t):
@@ -48,6 +52,19 @@ def case_full_rank_is_exact(t):
     for layer in range(3):
         t.close("outputs", result.out[layer], exact.out[layer], 1e-10)
     t.equal("the prompt is exact", result.out[1][:60], exact.out[1][:60])
+
+
+def case_exact_values(t):
+    trace = attention.make_trace(6, 50, 8, layers=2)
+    result = xkv.run(trace, {**SMALL, "rank_v": 0})
+    t.equal("values", all(np.array_equal(lane["v"][:50], trace.layers[layer][2][:50, head])
+                          for layer, lanes in enumerate(result.lanes)
+                          for head, lane in enumerate(lanes)), True)
+    t.equal("bytes", result.stats["bytes_stored"],
+            4 * (xkv.elements(50, 2, 2, 2, 16, 6, 0) + 4 * 8 * 32) + 8 * 4 * 58)
+    whole = xkv.run(trace, {**SMALL, "rank_k": 64, "rank_v": 0})
+    for layer, out in enumerate(attention.run_exact(trace).out):
+        t.close("full rank of keys", whole.out[layer], out, 1e-10)
 
 
 def case_below_break_even_is_exact(t):

@@ -12,6 +12,7 @@ Choices where the description leaves one:
     ranks has ceil of that / tensor columns for its own heads, here consecutive ones.
   - min_prompt_tokens auto: the least n at which the factors of the whole group, on one rank, have
     no more elements than its prompt.
+  - With rank_v 0 the values stay as they are, and count neither for nor against a basis.
   - exact_first_tokens stay raw and outside of X.
   - Factors are not rounded.  A slot costs its 8 bytes in every lane.
 """
@@ -44,6 +45,7 @@ def rank_of(rank, layers, o):
 
 def least_tokens(m_k, m_v, r_k, r_v):
     """The break-even length of a group; None: its factors never win."""
+    m_v = m_v if r_v > 0 else 0
     r_k, r_v = min(r_k, m_k), min(r_v, m_v)
     won = m_k + m_v - r_k - r_v
     return -(-(m_k * r_k + m_v * r_v) // won) if won > 0 else None
@@ -51,7 +53,8 @@ def least_tokens(m_k, m_v, r_k, r_v):
 
 def elements(n, layers, group_size, kv_heads, d, r_k, r_v):
     """The description's formula, dense."""
-    return -(-layers // group_size) * n * (r_k + r_v) + layers * kv_heads * d * (r_k + r_v)
+    exact = layers * kv_heads * d * n if r_v == 0 else 0
+    return -(-layers // group_size) * n * (r_k + r_v) + layers * kv_heads * d * (r_k + r_v) + exact
 
 
 def factors(x, rank):
@@ -103,11 +106,13 @@ class Xkv(attention.Method):
                 x = [np.float64(self.trace.layers[layer][kind][tokens, head])
                      for layer, head in lanes]
                 rank = -(-rank_of(rank, len(group), o) // o["tensor"])
-                a, b = factors(np.concatenate(x, 1), rank)
-                parts.append((a @ b, b.shape[0], x[0].shape[1], a.size))
+                d, x = x[0].shape[1], np.concatenate(x, 1)
+                a, b = factors(x, rank)
+                # rows that a lane has of its own: of B, or its exact values
+                parts.append((a @ b if rank else x, b.shape[0] if rank else len(x), d, a.size))
             for i, lane in enumerate(lanes):
                 self.rebuilt[lane] = [product[:, i * d:(i + 1) * d] for product, _, d, _ in parts]
-                self.elements[lane] = sum(rank * d for _, rank, d, _ in parts)
+                self.elements[lane] = sum(rows * d for _, rows, d, _ in parts)
             self.elements[lanes[0]] += sum(size for _, _, _, size in parts)
 
     def prompt_end(self, layer, lanes, tokens, all_rows, last):

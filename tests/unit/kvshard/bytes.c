@@ -262,11 +262,12 @@ static const struct sf_method counted_method = { .name = "counted", .paper = "-"
                                                  .cfg_bytes = 1, .policy = &counted_policy };
 
 /* ---- the cases ------------------------------------------------------------------------------ */
-static struct given cases[16];
+static struct given cases[24];
 static int cases_count;
 
 static struct given *add(const char *name, int32_t ranks)
 {
+    SF_ASSERT((size_t)cases_count < sizeof cases / sizeof *cases);
     cases[cases_count] = (struct given){ .name = name, .ranks = ranks };
     return &cases[cases_count++];
 }
@@ -282,6 +283,8 @@ static void make_cases(void)
     const struct entry based = { sf_method_find("xkv"), NULL,
                                  { { "group_size", "2" }, { "rank_k", "5" }, { "rank_v", "7" },
                                    { "num_sink_tokens", "3" } } };
+    const struct entry keys = { sf_method_find("xkv"), NULL,
+                                { { "group_size", "2" }, { "rank_k", "5" }, { "rank_v", "0" } } };
     const struct entry folded = { razor, NULL, { { "retrieval_heads", "[[0, 0]]" },
                                                  { "min_window_tokens", "20" },
                                                  { "min_dropped_tokens", "8" } } };
@@ -293,6 +296,7 @@ static void make_cases(void)
         add("razor_attention", ranks)->entry[0] = folded;
         add("ems", ranks)->entry[0] = merged;
         add("xkv", ranks)->entry[0] = based;
+        add("xkv, exact values", ranks)->entry[0] = keys;
         add("stored queries, a mean", ranks)->entry[0] = (struct entry){ .method = &stored_method };
         struct given *stack = add("razor_attention and window", ranks);
         stack->entry[0] = folded;

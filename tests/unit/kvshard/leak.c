@@ -60,9 +60,11 @@ static int64_t count_groups(const struct sf_seq *seq, int32_t *holders)
     int64_t pages = 0;
     for (int32_t g = 0; g < rig.store->groups.groups; g++)
         for (int32_t s = 0; s < seq->group[g].tier.segments; s++)
-            for (int32_t l = -1; l < rig.store->groups.group[g].lanes; l++) {
+            for (int32_t l = -1, lanes = rig.store->groups.group[g].lanes; l < 2 * lanes; l++) {
                 const struct sf_segment *segment = &seq->group[g].segment[s];
                 const struct sf_kv_lane *list = l < 0 ? &segment->basis : &segment->list[l];
+                if (l >= lanes && segment->values == NULL) break;
+                if (l >= lanes) list = &segment->values[l - lanes];
                 for (int32_t p = 0; p < list->pages; p++) holders[list->page[p]]++;
                 pages += list->pages;
                 encoded += list->pages;
@@ -355,6 +357,10 @@ static void test_groups(void)
     SF_CHECK(encoded > SEQUENCES);
     run(7, spec, 1, 1, 0);
     SF_CHECK(encoded > SEQUENCES);
+    spec.option[2].text = "0";          /* values in pages of their own */
+    run(10, spec, 1, 1, 0);
+    SF_CHECK(encoded > SEQUENCES);
+    spec.option[2].text = "9";
     spec.option[0].text = "1";          /* with each layer a group of its own */
     spec.option[4] = (struct rig_option){ "min_prompt_tokens", "1" };
     run(8, spec, 0, 1, 0);

@@ -117,6 +117,35 @@ static void test_formula(void)
     sf_stack_free(&stack);
 }
 
+/* rank_v 0: n values of each lane as they are, in pages that hold nothing else. */
+static void test_exact_values(void)
+{
+    struct sf_setup setup = setup_of(32, 8, 128, 1);
+    struct sf_stack stack;
+    int32_t k, v, n = 32768, lanes = 32;
+    SF_MUST(check(&stack, &setup, "rank_v", "0"));
+    for (int32_t t = 424; t <= 65536; t = t * 3 + 1) {
+        int64_t elements = INT64_C(8) * t * 384 + INT64_C(32) * 8 * 128 * (384 + t);
+        SF_CHECK_INT(stored(&setup, &stack, t), 2 * elements + INT64_C(8) * 256 * t);
+    }
+    SF_CHECK_INT(stored(&setup, &stack, 423), INT64_C(423) * 256 * (256 * 2 + 8));
+    sf_account_group_ranks(&setup, &stack.entry[0], 0, &k, &v);
+    SF_CHECK_INT(k, 384);
+    SF_CHECK_INT(v, 0);
+    struct sf_lowrank_ask ask = { .setup = &setup, .shape = &stack.entry[0].shape,
+                                  .tier = &stack.entry[0].plan.tier[1],
+                                  .raw = { SF_BF16, 128, 128, 128 }, .ranks = 1, .lanes = lanes,
+                                  .tokens = n };
+    struct sf_lowrank_size size;
+    SF_MUST(sf_lowrank_sizes(&ask, &size));
+    SF_CHECK_INT(size.values.page_slots, 2 * 128);
+    SF_CHECK_INT(size.value_pages, n / 256);
+    SF_CHECK_INT(size.value_bytes, INT64_C(2) * 128 * n);
+    int64_t pages = size.basis_pages + (int64_t)lanes * (size.factor_pages + size.value_pages);
+    SF_CHECK(pages * 1000 < (int64_t)lanes * (n / 128) * 575); /* stored: 0.56 of the exact cache */
+    sf_stack_free(&stack);
+}
+
 static void test_ranks(void)
 {
     struct sf_setup setup = setup_of(5, 8, 128, 1);
@@ -150,8 +179,7 @@ static void test_refusals(void)
     static const char *const unbuilt[][3] = {
         { "reconstruction", "selective", "reconstruction: selective is not built yet" },
         { "tp_mode", "replicated_basis", "tp_mode: replicated_basis is not built yet" },
-        { "factor_dtype", "int8", "factor_dtype: int8 is not built yet" },
-        { "rank_v", "0", "rank_v: 0, values that stay exact, is not built yet" } };
+        { "factor_dtype", "int8", "factor_dtype: int8 is not built yet" } };
     for (size_t i = 0; i < sizeof unbuilt / sizeof unbuilt[0]; i++) {
         CHECK_REFUSED(check(&stack, &setup, unbuilt[i][0], unbuilt[i][1]), SF_UNSUPPORTED,
                       unbuilt[i][2]);
@@ -176,6 +204,6 @@ static void test_refusals(void)
 
 static const struct sf_test tests[] = {
     { "groups", test_groups }, { "bytes are those of the formula", test_formula },
-    { "ranks", test_ranks }, { "refusals", test_refusals }, { NULL, NULL }
+    { "exact values", test_exact_values }, { "ranks", test_ranks }, { "refusals", test_refusals }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_xkv", tests)
