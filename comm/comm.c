@@ -169,17 +169,34 @@ int64_t sf_comm_bytes_sent(const struct sf_comm *comm)
     return comm->bytes_sent;
 }
 
+static int64_t grace_of(int64_t timeout_ms)
+{
+    int64_t grace_ms = timeout_ms / GRACE_SHARE;
+    return grace_ms < GRACE_MS_MAX ? grace_ms : GRACE_MS_MAX;
+}
+
+/* Some beats may be missed before a rank counts as silent. */
+static int64_t beat_of(int64_t asked_ns, int64_t timeout_ns)
+{
+    int64_t most_ns = timeout_ns / BEATS_MIN;
+    return asked_ns < most_ns ? asked_ns : most_ns;
+}
+
 void sf_comm_set_timeout(struct sf_comm *comm, int64_t timeout_ms)
 {
     SF_ASSERT(timeout_ms > 0);
     struct sf_world *world = comm->world;
-    int64_t grace_ms = timeout_ms / GRACE_SHARE;
-    if (grace_ms > GRACE_MS_MAX) grace_ms = GRACE_MS_MAX;
+    int64_t grace_ms = grace_of(timeout_ms);
     world->grace_ns = grace_ms * 1000000;
     world->timeout_ns = (timeout_ms - grace_ms) * 1000000;
-    /* Some beats may be missed before a rank counts as silent. */
-    int64_t beat_max_ns = world->timeout_ns / BEATS_MIN;
-    world->beat_ns = world->beat_asked_ns < beat_max_ns ? world->beat_asked_ns : beat_max_ns;
+    world->beat_ns = beat_of(world->beat_asked_ns, world->timeout_ns);
+}
+
+int64_t sf_comm_life_bytes(int64_t ms, int64_t timeout_ms)
+{
+    int64_t timeout_ns = (timeout_ms - grace_of(timeout_ms)) * 1000000;
+    int64_t beat_ns = beat_of((int64_t)BEAT_MS_DEFAULT * 1000000, timeout_ns);
+    return beat_ns > 0 ? ms * 1000000 * SF_SIGN_BYTES / beat_ns : 0;
 }
 
 void sf_comm_set_progress(struct sf_comm *comm, void (*progress)(void *), void *arg)

@@ -24,6 +24,7 @@
 
 enum { SIGN_BEAT, SIGN_GOODBYE };
 struct sign { char note[SF_NOTE_MAX]; int64_t number; int64_t kind; };
+_Static_assert(sizeof(struct sign) == SF_SIGN_BYTES, "what the plan counts");
 
 enum { SPINS = 200, YIELDS = 40, ROUNDS = 32, SLEEP_US_MIN = 20, SLEEP_US_MAX = 200 };
 enum { JUDGE_NS = 10 * 1000 * 1000, SUSPICIOUS_BEATS = 3 };

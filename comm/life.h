@@ -28,6 +28,8 @@ void sf_comm_drop(struct sf_comm *, struct sf_request *);
  * words; the others get SF_STOPPED, "WHAT 2 could not start", or SF_LOST. */
 sf_status sf_comm_agree(struct sf_comm *, sf_status mine, const char *what);
 
+/* Bytes of the signs that one rank gives another within `ms`, with this timeout, at most. */
+int64_t sf_comm_life_bytes(int64_t ms, int64_t timeout_ms);
 void sf_comm_set_timeout(struct sf_comm *world, int64_t timeout_ms);   /* and of its splits */
 SF_C_END
 #endif

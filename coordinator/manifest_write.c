@@ -43,6 +43,9 @@ static struct sf_json *totals_of(const struct sf_run_summary *sum)
     sf_json_put(&status, o, "reused_tokens", sf_json_new_int(sum->reused_tokens));
     sf_json_put(&status, o, "preempted", sf_json_new_int(sum->preempted));
     sf_json_put(&status, o, "tightened", sf_json_new_int(sum->tightened));
+    sf_json_put(&status, o, "steps", sf_json_new_int(sum->steps));
+    sf_json_put(&status, o, "rows", sf_json_new_int(sum->rows));
+    sf_json_put(&status, o, "prompt_rows", sf_json_new_int(sum->prompt_rows));
     sf_json_put(&status, o, "batch_max", sf_json_new_int(sum->batch_max));
     if (status == SF_OK) return o;
     sf_json_free(o);

@@ -55,7 +55,8 @@ void      sf_launch_plan_free(struct sf_launch_plan *);
  *                             tables, mirrors, masses, step, copies, sequences, scratch (at most)
  *   imbalance.memory          stored bytes at max_model_len of the fullest tensor rank of a stage /
  *                             the mean, of the worst stage: identity, KV heads in blocks; placed
- *   imbalance.layers          the same layer by layer, summed: what a step waits for */
+ *   imbalance.layers          the same layer by layer, summed: what a step waits for
+ *   comm.tp_bytes_per_layer, comm.bytes_per   see plan_traffic.h */
 sf_status sf_launch_plan_text(const struct sf_launch_plan *, const struct sf_config *,
                               const struct sf_model *, char **text_out);
 sf_status sf_launch_plan_json(const struct sf_launch_plan *, const struct sf_config *,

@@ -98,9 +98,6 @@ void sf_plan_costs_free(struct sf_plan_costs *);
  * it. */
 int64_t sf_plan_capacity(const struct sf_launch_plan *, const struct sf_plan_costs *,
                          int32_t index);
-struct sf_plan_traffic { int64_t tp, pp, cross_node; };    /* bytes for each token fed */
-void sf_plan_comm(const struct sf_launch_plan *, const struct sf_model_desc *,
-                  struct sf_plan_traffic *out);
 /* Stored / exact bytes at the planning length. */
 double sf_plan_ratio(const struct sf_plan_costs *);
 

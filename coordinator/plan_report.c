@@ -4,12 +4,10 @@
 #include "base/json.h"
 #include "coordinator/plan_groups.h"
 #include "coordinator/plan_impl.h"
+#include "coordinator/plan_traffic.h"
 #include "kernels/device.h"
 
 static const double MIB = 1024.0 * 1024.0;
-/* What a step tells about one token fed, in bytes: its share of the packed step that every rank of
- * the group receives, and of the result.  An estimate: the packing is of variable length. */
-enum { CONTROL_BYTES = 16 };
 
 /* ---- numbers --------------------------------------------------------------------------------- */
 int32_t sf_plan_lengths(const struct sf_launch_plan *plan, int32_t lengths_out[SF_LENGTHS_MAX])
@@ -57,45 +55,6 @@ int64_t sf_plan_capacity(const struct sf_launch_plan *plan, const struct sf_plan
         if (seqs < least) least = seqs;
     }
     return least < INT64_MAX / plan->data ? least * plan->data : least;
-}
-
-/* A sum of `leaves` leaves over p ranks: each leaf goes to the p - 1 owners of other columns, then
- * each rank reads the columns that it did not add up itself. */
-static int64_t sum_bytes(int64_t leaves, int64_t ranks, int64_t cols)
-{
-    if (ranks == 1) return 0;
-    return (leaves * cols * (ranks - 1) / ranks + (ranks - 1) * cols) * (int64_t)sizeof(float);
-}
-
-void sf_plan_comm(const struct sf_launch_plan *plan, const struct sf_model_desc *desc,
-                  struct sf_plan_traffic *out)
-{
-    struct sf_plan_traffic sum = { 0 };
-    const int64_t p = plan->tensor, row = (int64_t)desc->d_model * (int64_t)sizeof(float);
-    for (int32_t stage = 0; stage < plan->pipeline; stage++) {
-        const struct sf_plan_rank *first = &plan->rank[stage * plan->tensor];
-        int64_t bytes = 0;
-        for (int32_t i = 0; i < first->share.layer_count; i++) {
-            const struct sf_layer_desc *layer = &desc->layer[first->share.layer_first + i];
-            bytes += sum_bytes(plan->fixed ? layer->q_heads : p, p, desc->d_model);
-            bytes += sum_bytes(plan->fixed ? first->share.chunks : p, p, desc->d_model);
-        }
-        int spans = 0;
-        for (int32_t t = 1; t < plan->tensor; t++) spans |= first[t].node != first->node;
-        /* A row enters a stage in column blocks, which its tensor ranks put together. */
-        if (stage > 0) {
-            sum.pp += row;
-            bytes += sum_bytes(p, p, desc->d_model);
-            for (int32_t t = 0; t < plan->tensor; t++)
-                if (first[t].node != first[t - plan->tensor].node)
-                    sum.cross_node += row / p;
-        }
-        sum.tp += bytes;
-        if (spans) sum.cross_node += bytes;
-    }
-    for (int32_t r = 0; r < plan->tensor * plan->pipeline; r++)
-        if (plan->rank[r].node != plan->rank[0].node) sum.cross_node += CONTROL_BYTES;
-    *out = sum;
 }
 
 double sf_plan_ratio(const struct sf_plan_costs *costs)
@@ -253,7 +212,6 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
         return status;
     }
     struct sf_json *root = sf_json_new(SF_JSON_OBJECT), *ranks = sf_json_new(SF_JSON_ARRAY);
-    struct sf_json *comm = sf_json_new(SF_JSON_OBJECT);
     put(&w, root, "fits", sf_json_new(plan->fits ? SF_JSON_TRUE : SF_JSON_FALSE));
     put(&w, root, "reason", plan->fits ? sf_json_new(SF_JSON_NULL)
                                        : sf_json_new_text(plan->reason, strlen(plan->reason)));
@@ -262,13 +220,7 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
     put(&w, root, "ranks", ranks);
     put(&w, root, "groups", sf_plan_groups_json(plan, &cfg->kv.stack, &w.status));
 
-    struct sf_plan_traffic traffic;
-    sf_plan_comm(plan, sf_model_desc(model), &traffic);
-    put(&w, comm, "tp_bytes_per_token", sf_json_new_int(traffic.tp));
-    put(&w, comm, "pp_bytes_per_token", sf_json_new_int(traffic.pp));
-    put(&w, comm, "cross_node_bytes_per_token", sf_json_new_int(traffic.cross_node));
-    put(&w, comm, "per_method", sf_json_new(SF_JSON_OBJECT));
-    put(&w, root, "comm", comm);
+    put(&w, root, "comm", sf_plan_comm_json(plan, cfg, sf_model_desc(model), &w.status));
     put_capacity(&w, plan, cfg, &costs, &exact, root);
     put(&w, root, "imbalance", imbalance_json(&w, plan, sf_model_desc(model)));
     sf_plan_costs_free(&costs);
@@ -493,11 +445,7 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
     sf_plan_groups_text(plan, &cfg->kv.stack, out);
     if (status == SF_OK) status = write_placement(out, plan, desc);
     if (status == SF_OK) status = write_capacity(out, plan, cfg);
-    struct sf_plan_traffic traffic;
-    sf_plan_comm(plan, desc, &traffic);
-    fprintf(out, "traffic    %lld bytes a token inside tensor groups, %lld between stages, %lld"
-                 " between nodes\n", (long long)traffic.tp, (long long)traffic.pp,
-            (long long)traffic.cross_node);
+    if (status == SF_OK) status = sf_plan_comm_text(plan, cfg, desc, out);
     fprintf(out, "fits       %s%s%s\n", plan->fits ? "yes" : "no", plan->fits ? "" : ": ",
             plan->reason);
 

@@ -72,6 +72,9 @@ static sf_status show(struct job *job, int last)
     struct sf_engine_kv kv = sf_engine_kv(job->engine);
     struct sf_engine_counts counts = sf_engine_counts(job->engine);
     job->sum.batch_max = counts.running_max;
+    job->sum.steps = counts.steps;
+    job->sum.rows = counts.rows;
+    job->sum.prompt_rows = counts.prompt_rows;
     job->sum.reused_tokens = load.reused_tokens;
     job->sum.preempted = load.preempted;
     job->sum.tightened = load.tightened;

@@ -40,6 +40,7 @@ struct sf_run_summary {
     int64_t reused_tokens;              /* of prompts, that were attached and not computed */
     int64_t preempted, tightened;
     double seconds, replay_seconds;     /* replay: from the start until all replayed ones go on */
+    int64_t steps, rows, prompt_rows;   /* as sent to the workers; rows: tokens fed */
     int32_t batch_max;                  /* most sequences running at once */
     const struct sf_idle *idle;         /* which methods changed what in this run; NULL: unknown,
                                            and once the run has ended */

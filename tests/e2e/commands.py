@@ -21,7 +21,7 @@ RANK_KEYS = {"rank", "node", "stage", "tp_rank", "dp_rank", "layers", "kv_heads"
 PLAN_KEYS = {"fits", "reason", "ranks", "groups", "comm", "capacity", "kv_ratio", "kv_bound",
              "imbalance"}
 COMM_KEYS = {"tp_bytes_per_token", "pp_bytes_per_token", "cross_node_bytes_per_token",
-             "per_method"}
+             "per_method", "tp_bytes_per_layer", "bytes_per"}
 COMMANDS = ["run", "bench", "eval", "calibrate", "lab", "plan", "merge", "inspect", "methods",
             "doctor"]
 

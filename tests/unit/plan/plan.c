@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/rng.h"
 #include "coordinator/plan_impl.h"
+#include "coordinator/plan_traffic.h"
 #include "tests/check.h"
 
 static const int64_t MIB = 1 << 20;
@@ -300,7 +301,7 @@ static void crosses_nodes_when_allowed(void)
     struct sf_plan_traffic near, far;
     if (sf_test_model() == NULL) SF_SKIP("the model is not there");
     SF_MUST(make(&m, 2, 1, 1, 1, 4096 * MIB, ""));
-    sf_plan_comm(&m.plan, sf_model_desc(m.model), &near);
+    SF_MUST(sf_plan_comm(&m.plan, &m.cfg, sf_model_desc(m.model), &near));
     SF_CHECK_INT(near.cross_node, 0);
     /* 30 layers x 2 sums x (1 leaf half to the other rank, twice, and 2 half results) x 576 f32 */
     SF_CHECK_INT(near.tp, 30 * 2 * 2 * 576 * 4);
@@ -309,7 +310,7 @@ static void crosses_nodes_when_allowed(void)
     m.cluster.nodes = 2;
     struct sf_launch_plan plan;
     SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &plan));
-    sf_plan_comm(&plan, sf_model_desc(m.model), &far);
+    SF_MUST(sf_plan_comm(&plan, &m.cfg, sf_model_desc(m.model), &far));
     SF_CHECK(far.cross_node >= near.tp);
     SF_CHECK_INT(far.per[SF_PER_PROMPT_TOKEN].cross_node.sums, near.tp);
     sf_launch_plan_free(&plan);
