@@ -6,6 +6,7 @@
  *
  * First keys, then values, through the same X; everything is in f32 until it comes into pages.
  * Values that stay exact (rank_v 0) have no X: they go as they are into pages of values. */
+#include <math.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -72,6 +73,28 @@ static sf_status take_room(struct work *w)
     return sf_scratch_take(dev, w->scratch_bytes, &w->scratch);
 }
 
+/* Of each layer, before anything is rounded into pages.  tests/quality reads these lines. */
+static sf_status tell_loss(const struct work *w, int values, const struct sf_factor_job *job)
+{
+    const struct sf_span *span = w->span;
+    double *sum;
+    if (!sf_log_shows(SF_LOG_DEBUG)) return SF_OK;
+    SF_TRY(sf_scratch_items(&w->store->host, (size_t)span->lanes, 2 * sizeof *sum, &sum));
+    SF_TRY(sf_factor_loss(w->store->device, job, span->lanes, sum));
+    for (int32_t l = 0, end; l < span->lanes; l = end) {
+        double all = 0, left = 0;
+        for (end = l; end < span->lanes && span->lane[end].layer == span->lane[l].layer; end++) {
+            all += sum[2 * end];
+            left += sum[2 * end + 1];
+        }
+        sf_log(SF_LOG_DEBUG, "sequence %lld, layer %d, %s: rank %d of %d tokens x %d columns leaves"
+               " %.6f of the norm %.6g", (long long)span->seq_id, span->lane[l].layer,
+               values ? "values" : "keys", job->rank, job->rows, job->cols,
+               all > 0 ? sqrt(left / all) : 0, sqrt(all));
+    }
+    return SF_OK;
+}
+
 /* X of keys or values, and its factors. */
 static sf_status factor(struct work *w, int values)
 {
@@ -92,6 +115,7 @@ static sf_status factor(struct work *w, int values)
     }
     struct sf_factor_job job = job_of(w, values);
     SF_TRY(k->factor(store->device, &job));
+    SF_TRY(tell_loss(w, values, &job));
     int32_t wide = (int32_t)job.a_stride;
     if (wide > job.rank)
         k->copy_columns(store->device, n, 0, wide - job.rank, job.a, job.a_stride,

@@ -85,5 +85,11 @@ struct sf_group_edit { int32_t *ids, n, tier; }; /* slots of every lane of a spa
  * is not finite stays as it is, with a warning. */
 sf_status sf_group_encode(struct sf_answer *, int32_t number);
 
+/* ---- loss.c --------------------------------------------------------------------------------- */
+/* Of factors that are there, for each of `lanes` equal parts of the columns: the squares of x and
+ * of x - a b, summed; sum [lanes][2].  Costs one product on the host. */
+sf_status sf_factor_loss(struct sf_device *, const struct sf_factor_job *, int32_t lanes,
+                         double *sum);
+
 SF_C_END
 #endif

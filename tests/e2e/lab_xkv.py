@@ -4,10 +4,13 @@ Exact factors: outputs of every row and the slots of every lane agree to 1e-4 of
 positions and tiers are equal, and stored bytes are those predicted and those of the reference, on
 one rank and with bases of their own on two; at full rank the outputs are those of the exact cache.
 Randomised and Gram factors: what they lose of keys and values is within 5 % of the least possible.
-Basis and factors in 16 bits.  Needs numpy.
+Basis and factors in 16 bits.  What level debug tells of a layer's factors is what it lost.  Needs
+numpy.
 """
 import json
+import math
 import os
+import re
 import sys
 
 import job
@@ -47,7 +50,7 @@ class Case:
         self.trace.chunk = chunk
         self.given = self.folder.file("trace.safetensors")
         attention.save_trace(self.given, self.trace)
-        self.ranks, self.options, self.runs = ranks, options, 0
+        self.ranks, self.options, self.runs, self.told = ranks, options, 0, ""
         self.wanted = xkv.run(self.trace, {**options, "tensor": ranks})
         self.exact = attention.run_exact(self.trace)
 
@@ -61,7 +64,9 @@ class Case:
             f"kv_cache: {{dtype: f32, methods: [{{name: xkv, {words}, factor_dtype: {dtype}, "
             f"svd: {{method: {method}}}}}]}}\n"))
         output = self.folder.file(f"out{self.runs}.safetensors")
-        done = job.sheaf(self.ranks, ["lab", config, "--trace", self.given, "--output", output])
+        done = job.sheaf(self.ranks, ["lab", config, "--trace", self.given, "--output", output,
+                                      "--log-level", "debug"])
+        self.told = done.stderr
         if done.code != 0:
             print(done.stderr[-1500:])
             return done.code, None, None
@@ -106,12 +111,30 @@ def compare(tally, what, case, tensors, stats):
                 (stats["bytes_stored"], None))
 
 
+def check_told(tally, what, case):
+    """Over all ranks, each of which tells of its own heads."""
+    told, wanted = {}, {}
+    for layer, kind, part, norm in re.findall(
+            r"layer (\d+), (\w+): rank .* leaves (\S+) of the norm (\S+)", case.told):
+        lost, all_of_it = told.get((int(layer), kind[0]), (0, 0))
+        told[int(layer), kind[0]] = (lost + (float(part) * float(norm)) ** 2,
+                                     all_of_it + float(norm) ** 2)
+    for layer, head in case.wanted.method.rebuilt:
+        for part in "kv":
+            off = case.wanted.lanes[layer][head][part] - case.exact.lanes[layer][head][part]
+            wanted[layer, part] = wanted.get((layer, part), 0) + float((off ** 2).sum())
+    tally.true(f"{what}: told what each layer lost", told.keys() == wanted.keys() and
+               all(abs(math.sqrt(lost) - math.sqrt(wanted[key])) <= BOUND * math.sqrt(all_of_it)
+                   for key, (lost, all_of_it) in told.items()), f"{told} for {wanted}")
+
+
 def one_case(tally, number, given):
     case = Case(*given)
     what = f"case {number}"
     code, tensors, stats = case.lab("exact")
     if tally.check(f"{what}: exit code", code, 0):
         compare(tally, what, case, tensors, stats)
+        check_told(tally, what, case)
     least = case.lost(lambda layer, head: case.wanted.lanes[layer][head])
     for method in ("randomized", "gram"):
         code, tensors, _ = case.lab(method)
