@@ -262,9 +262,9 @@ static void keeps_listed_groups_whole(void)
 {
     static const char given[] = "kv_cache: {methods: [{name: xkv, layer_groups: [[13, 14, 15, 16],"
                                 " [17, 18, 19, 20]], pp_imbalance_tolerance: 0}]}\n";
-    static const char whole[] = "kv_cache: {methods: [{name: xkv, group_size: 30, layer_groups: [[0,"
-                                " 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,"
-                                " 20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]}]}\n";
+    static const char whole[] = "kv_cache: {methods: [{name: xkv, group_size: 30, layer_groups:"
+                                " [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17,"
+                                " 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]}]}\n";
     struct made m;
     if (sf_test_model() == NULL) SF_SKIP("the model is not there");
     SF_MUST(make(&m, 1, 2, 1, 2, 4096 * MIB, given));
@@ -456,7 +456,8 @@ static void check_traffic_json(const struct sf_json *comm)
         SF_CHECK(number(cross, "control") > 0 && number(cross, "control") < 60);
     }
     const struct sf_json *prompt = member(per, "prompt_token"), *step = member(per, "step");
-    SF_CHECK_INT(number(prompt, "control") * 2, number(member(prompt, "cross_node"), "control") * 3);
+    SF_CHECK_INT(number(prompt, "control") * 2,
+                 number(member(prompt, "cross_node"), "control") * 3);
     SF_CHECK_INT(number(step, "stages"), 0);
     SF_CHECK(number(member(step, "cross_node"), "control") > 0);
     SF_CHECK(number(member(member(per, "sequence"), "cross_node"), "control") > 0);
