@@ -22,7 +22,6 @@ union value {
     char text[SF_OPT_TEXT_MAX];
     struct sf_opt_ints ints;
     struct sf_opt_pairs pairs;
-    struct sf_opt_lists lists;
 };
 
 /* A text built from pieces; what does not fit is dropped. */
@@ -34,7 +33,6 @@ static int parse_real(const char *text, double *value_out);
 static int parse_bytes(const char *text, int64_t *bytes_out);
 static int parse_ints(const struct sf_opt *row, const char *text, struct sf_opt_ints *ints);
 static int parse_pairs(const struct sf_opt *row, const char *text, struct sf_opt_pairs *pairs);
-static int parse_lists(const struct sf_opt *row, const char *text, struct sf_opt_lists *lists);
 static int in_range(const struct sf_opt *row, double value);
 static size_t field_bytes(enum sf_opt_type type);
 static void describe(const struct sf_opt *row, char *text, size_t bytes);
@@ -120,9 +118,6 @@ static int parse_value(const struct sf_opt *row, const char *text, union value *
     case SF_OPT_PAIRS:
         value->pairs.count = SF_OPT_AUTO;
         return is_auto || parse_pairs(row, text, &value->pairs);
-    case SF_OPT_LISTS:
-        value->lists.count = SF_OPT_AUTO;
-        return is_auto || parse_lists(row, text, &value->lists);
     }
     SF_ASSERT(!"known option type");
     return 0;
@@ -145,7 +140,6 @@ static size_t field_bytes(enum sf_opt_type type)
     case SF_OPT_STRING: return SF_OPT_TEXT_MAX;
     case SF_OPT_INTS: return sizeof(struct sf_opt_ints);
     case SF_OPT_PAIRS: return sizeof(struct sf_opt_pairs);
-    case SF_OPT_LISTS: return sizeof(struct sf_opt_lists);
     }
     SF_ASSERT(!"known option type");
     return 0;
@@ -240,25 +234,6 @@ static int parse_pairs(const struct sf_opt *row, const char *text, struct sf_opt
     return *at == '\0';
 }
 
-/* "[[a, b, c], [d]]"; "[]" is no list at all. */
-static int parse_lists(const struct sf_opt *row, const char *text, struct sf_opt_lists *lists)
-{
-    const char *at = text + strspn(text, " ");
-    lists->count = 0;
-    if (!skip(&at, '[')) return 0;
-    for (int32_t n = 0; *at != ']'; n++) {
-        if ((n > 0 && !skip(&at, ',')) || !skip(&at, '[')) return 0;
-        do {
-            if (lists->count == SF_OPT_INTS_MAX) return 0;
-            lists->list[lists->count] = n;
-            if (!parse_number(row, &at, &lists->value[lists->count++])) return 0;
-        } while (skip(&at, ','));
-        if (!skip(&at, ']')) return 0;
-    }
-    skip(&at, ']');
-    return *at == '\0';
-}
-
 static const struct { const char *name; int shift; } byte_units[] = {
     { "", 0 }, { "B", 0 }, { "KiB", 10 }, { "MiB", 20 }, { "GiB", 30 }, { "TiB", 40 }
 };
@@ -299,19 +274,6 @@ sf_status sf_parse_bytes(const char *text, int64_t *bytes_out)
     if (parse_bytes(text, bytes_out)) return SF_OK;
     return SF_FAIL(SF_INVALID, "size is '%s'; allowed: bytes, such as 4096, 64KiB or 1.5GiB",
                    quoted(text, shown));
-}
-
-static void add_lists(struct words *words, const struct sf_opt_lists *lists)
-{
-    SF_ASSERT(lists->count >= 0 && lists->count <= SF_OPT_INTS_MAX);
-    add(words, "[");
-    for (int32_t i = 0; i < lists->count; i++) {
-        int first = i == 0 || lists->list[i - 1] != lists->list[i];
-        int last = i == lists->count - 1 || lists->list[i + 1] != lists->list[i];
-        add(words, "%s%s%d%s", i == 0 ? "" : ", ", first ? "[" : "", lists->value[i],
-            last ? "]" : "");
-    }
-    add(words, "]");
 }
 
 void sf_opt_get(const struct sf_opt *row, const void *cfg, char *text_out, size_t bytes)
@@ -364,10 +326,6 @@ void sf_opt_get(const struct sf_opt *row, const void *cfg, char *text_out, size_
                 value.pairs.value[i][1]);
         add(&words, "]");
         return;
-    case SF_OPT_LISTS:
-        if (row->allow_auto && value.lists.count == SF_OPT_AUTO) add(&words, "auto");
-        else add_lists(&words, &value.lists);
-        return;
     }
     SF_ASSERT(!"known option type");
 }
@@ -395,10 +353,6 @@ static void describe(const struct sf_opt *row, char *text, size_t bytes)
     case SF_OPT_PAIRS:
         add(&words, "a list like [[0, 2], [3, 1]] of at most %d pairs%s", SF_OPT_PAIRS_MAX,
             ranged ? ", each number" : "");
-        break;
-    case SF_OPT_LISTS:
-        add(&words, "a list of lists like [[0, 1, 2], [5, 6]] of at most %d integers%s",
-            SF_OPT_INTS_MAX, ranged ? ", each" : "");
         break;
     }
     if (ranged && row->type == SF_OPT_BYTES) {

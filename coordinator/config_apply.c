@@ -16,8 +16,7 @@ static sf_status apply_value(const struct sf_opt *row, const char *prefix, const
 static sf_status apply_methods(const struct sf_node *, struct sf_config *);
 static sf_status apply_entry(const struct sf_node *, int32_t index, struct sf_config *);
 static sf_status list_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
-static sf_status lists_text(const struct sf_opt *row, const struct sf_node *list, const char *what,
-                            char *out, size_t bytes);
+static sf_status pairs_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
 static sf_status unknown_key(const struct sf_node_item *, const struct sf_section *);
 static sf_status cross_check(const struct sf_node *root, const struct sf_config *);
 
@@ -83,9 +82,8 @@ static sf_status apply_value(const struct sf_opt *row, const char *prefix,
     if (node->kind == SF_NODE_LIST && row->type == SF_OPT_INTS) {
         SF_TRY(list_text(node, name, list, sizeof list));
         text = list;
-    } else if (node->kind == SF_NODE_LIST &&
-               (row->type == SF_OPT_PAIRS || row->type == SF_OPT_LISTS)) {
-        SF_TRY(lists_text(row, node, name, list, sizeof list));
+    } else if (node->kind == SF_NODE_LIST && row->type == SF_OPT_PAIRS) {
+        SF_TRY(pairs_text(node, name, list, sizeof list));
         text = list;
     } else if (node->kind != SF_NODE_TEXT) {
         return sf_tree_fail(SF_INVALID, &node->at, "%s takes one value, not a %s", name,
@@ -123,20 +121,18 @@ static sf_status list_text(const struct sf_node *list, const char *what, char *o
 }
 
 /* "[[1, 2], [3, 4]]" of a list of lists. */
-static sf_status lists_text(const struct sf_opt *row, const struct sf_node *list, const char *what,
-                            char *out, size_t bytes)
+static sf_status pairs_text(const struct sf_node *list, const char *what, char *out, size_t bytes)
 {
     size_t used = (size_t)snprintf(out, bytes, "[");
-    int pairs = row->type == SF_OPT_PAIRS;
     for (size_t i = 0; i < list->items; i++) {
-        const struct sf_node *one = list->item[i].value;
-        char text[SF_OPT_INTS_MAX * 13];
-        if (one->kind != SF_NODE_LIST || (pairs && one->items != 2))
-            return sf_tree_fail(SF_INVALID, &one->at, "%s is a list of %s", what,
-                                pairs ? "pairs such as [0, 2]" : "lists such as [0, 1, 2]");
-        SF_TRY(list_text(one, what, text, sizeof text));
+        const struct sf_node *pair = list->item[i].value;
+        char text[64];
+        if (pair->kind != SF_NODE_LIST || pair->items != 2)
+            return sf_tree_fail(SF_INVALID, &pair->at, "%s is a list of pairs such as [0, 2]",
+                                what);
+        SF_TRY(list_text(pair, what, text, sizeof text));
         if (used + strlen(text) + 4 >= bytes)
-            return sf_tree_fail(SF_INVALID, &one->at, "%s is too long a list", what);
+            return sf_tree_fail(SF_INVALID, &pair->at, "%s is too long a list", what);
         used += (size_t)snprintf(out + used, bytes - used, "%s%s", i == 0 ? "" : ", ", text);
     }
     snprintf(out + used, bytes - used, "]");

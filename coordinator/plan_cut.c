@@ -130,24 +130,21 @@ sf_status sf_cut_stages_at(const double *cost, int32_t layers, double head_cost,
 }
 
 /* Marks the layers with which a stage may begin so that no group of the stack is cut; returns how
- * much dearer than the mean the dearest stage may be for that, 0: there are no groups, INFINITY:
- * some must not be cut. */
+ * much dearer than the mean the dearest stage may be for that, 0: there are no groups. */
 static double group_borders(const struct sf_setup *setup, const struct sf_stack *stack,
                             uint8_t *border)
 {
     double slack = 0;
-    int must = 0;
     memset(border, 1, (size_t)setup->layers);
     for (int32_t m = 0; stack != NULL && m < stack->entries; m++) {
         const struct sf_shape *shape = &stack->entry[m].shape;
-        if (shape->imbalance_max <= 0 && shape->cut != SF_CUT_REFUSE) continue;
-        must |= shape->cut == SF_CUT_REFUSE;
+        if (shape->imbalance_max <= 0) continue;
         slack = slack > 0 ? fmin(slack, shape->imbalance_max) : shape->imbalance_max;
         for (int32_t l = 1; l < setup->layers; l++)
             if (shape->layer_group[l] >= 0 && shape->layer_group[l] == shape->layer_group[l - 1])
                 border[l] = 0;
     }
-    return must ? INFINITY : slack;
+    return slack;
 }
 
 /* Stages that end where groups do, if that costs no more than it may; else as level as can be. */
@@ -164,8 +161,7 @@ static sf_status cut_between(const double *cost, const struct sf_setup *setup, d
     if (status == SF_OK && slack > 0) {
         for (int32_t l = 0; l < layers; l++) sum += cost[l];
         status = sf_cut_stages_at(cost, layers, head, pipeline, border, count, &whole);
-        if (status == SF_OK && !isinf(whole) &&
-            whole <= fmax(level, (1 + slack) * sum / pipeline) * (1 + 1e-9))
+        if (status == SF_OK && whole <= fmax(level, (1 + slack) * sum / pipeline) * (1 + 1e-9))
             memcpy(count_out, count, (size_t)pipeline * sizeof *count);
     }
     free(border);

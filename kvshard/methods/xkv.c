@@ -15,8 +15,8 @@
  *            With rank_v 0 values stay exact: A_V and B_V go, M_V with them, and each lane keeps
  *            its n values in pages of their own
  * Crosses    heads and layers of a group, so a group lies inside one pipeline stage: groups are
- *            counted from the first layer of each or given as layer_groups, and one of fewer
- *            layers has ceil(rank * layers / group_size) columns.  Nothing crosses ranks: with tensor ranks
+ *            counted from the first layer of each, and one of fewer layers has
+ *            ceil(rank * layers / group_size) columns.  Nothing crosses ranks: with tensor ranks
  *            each factorises its own heads with ceil(rank / ranks) columns
  * State      none beyond the slots
  * Ratio      group_size 4, ranks 384 and 576, Llama-3.1-8B (32 layers, 8 heads of 128): 1 / 7.59 at
@@ -44,7 +44,6 @@ struct xkv_cfg {
     int32_t budget_tokens, chunk_size, local_chunks, outlier_chunks, refactor_every;
     int64_t seed;
     double tolerance;
-    struct sf_opt_lists layer_groups;
 };
 
 static const char *const hows[] = { "randomized", "exact", "gram", NULL };
@@ -62,9 +61,6 @@ static const struct sf_opt xkv_opts[] = {
       .max = 100000, .help = "layers before it stay exact" },
     { .key = "end_layer", .type = SF_OPT_INT32, AT(end_layer), .fallback = "-1", .min = -1,
       .max = 100000, .help = "the last one; layers behind it stay exact; -1: all are taken" },
-    { .key = "layer_groups", .type = SF_OPT_LISTS, AT(layer_groups), .fallback = "auto",
-      .min = 0, .max = 100000, .allow_auto = 1, .help = "adjacent layers of each group, at most"
-      " group_size; layers in none stay exact; auto: group_size of each stage at a time" },
     { .key = "rank_k", .type = SF_OPT_INT32, AT(rank_k), .fallback = "384", .min = 1,
       .max = 1 << 20, .help = "columns of the keys' basis, of a group of group_size layers" },
     { .key = "rank_v", .type = SF_OPT_INT32, AT(rank_v), .fallback = "576", .min = 0,
@@ -110,68 +106,23 @@ static const struct sf_opt xkv_opts[] = {
 };
 
 /* ---- groups --------------------------------------------------------------------------------- */
-/* The list of layer_groups that has the layer, from 1; 0: none. */
-static int32_t list_of(const struct xkv_cfg *cfg, int32_t layer)
-{
-    const struct sf_opt_lists *lists = &cfg->layer_groups;
-    for (int32_t i = 0; i < lists->count; i++)
-        if (lists->value[i] == layer) return lists->list[i] + 1;
-    return 0;
-}
-
-static int is_listed(const struct xkv_cfg *cfg, int32_t layer)
-{
-    return cfg->layer_groups.count == SF_OPT_AUTO || list_of(cfg, layer) > 0;
-}
-
-/* Lists of adjacent layers, each layer once. */
-static sf_status check_lists(const struct xkv_cfg *cfg, int32_t layers)
-{
-    const struct sf_opt_lists *lists = &cfg->layer_groups;
-    for (int32_t i = 0, of_list = 0; i < lists->count; i++) {
-        int same = i > 0 && lists->list[i] == lists->list[i - 1], l = lists->value[i];
-        of_list = same ? of_list + 1 : 1;
-        if (l >= layers)
-            return SF_FAIL(SF_INVALID, "method xkv: layer_groups has layer %d, but the model has"
-                           " %d", l, layers);
-        if (same && l != lists->value[i - 1] + 1)
-            return SF_FAIL(SF_INVALID, "method xkv: layer_groups has layers %d and %d side by side"
-                           " in one group; its layers are adjacent ones in ascending order",
-                           lists->value[i - 1], l);
-        if (of_list > cfg->group_size)
-            return SF_FAIL(SF_INVALID, "method xkv: layer_groups has a group of more than"
-                           " group_size %d layers, with layer %d", cfg->group_size, l);
-        for (int32_t j = 0; j < i; j++)
-            if (lists->value[j] == l)
-                return SF_FAIL(SF_INVALID, "method xkv: layer_groups has layer %d twice", l);
-    }
-    return SF_OK;
-}
-
 static int takes_part(const struct sf_setup *setup, const struct sf_shape *shape, int32_t l)
 {
     const struct xkv_cfg *cfg = setup->cfg;
     const struct sf_layer *layer = &setup->layer[l];
     int acts = 0;
     for (int32_t h = 0; h < layer->groups; h++) acts |= shape->acts_on[layer->lane_first + h];
-    return acts && is_listed(cfg, l) && l >= cfg->start_layer && (cfg->end_layer < 0 || l <= cfg->end_layer) &&
+    return acts && l >= cfg->start_layer && (cfg->end_layer < 0 || l <= cfg->end_layer) &&
            layer->window == 0 && !layer->v_is_k_prefix && layer->k_per_group == 1 &&
            layer->v_per_group == 1;
-}
-
-/* A listed group is what it is, and refused where a stage ends inside it; others are cut there. */
-static int goes_on_listed(const struct sf_setup *setup, int32_t l)
-{
-    const struct xkv_cfg *cfg = setup->cfg;
-    if (cfg->layer_groups.count != SF_OPT_AUTO) return list_of(cfg, l - 1) == list_of(cfg, l);
-    return setup->stage == NULL || setup->stage[l - 1] == setup->stage[l];
 }
 
 static int goes_on(const struct sf_setup *setup, int32_t l)
 {
     const struct sf_layer *before = &setup->layer[l - 1], *layer = &setup->layer[l];
     return before->k_dim == layer->k_dim && before->v_dim == layer->v_dim &&
-           before->rope_dim == layer->rope_dim && goes_on_listed(setup, l);
+           before->rope_dim == layer->rope_dim &&
+           (setup->stage == NULL || setup->stage[l - 1] == setup->stage[l]);
 }
 
 static sf_status xkv_shape(const struct sf_setup *setup, struct sf_shape *shape)
@@ -182,8 +133,7 @@ static sf_status xkv_shape(const struct sf_setup *setup, struct sf_shape *shape)
     if (last >= setup->layers || cfg->start_layer > last)
         return SF_FAIL(SF_INVALID, "method xkv takes layers %d to %d of a model that has %d",
                        cfg->start_layer, last, setup->layers);
-    SF_TRY(check_lists(cfg, setup->layers));
-    shape->cut = cfg->layer_groups.count == SF_OPT_AUTO ? SF_CUT_SPLIT : SF_CUT_REFUSE;
+    shape->cut = SF_CUT_SPLIT;
     shape->imbalance_max = cfg->tolerance;
     for (int32_t l = 0; l < setup->layers; l++) {
         if (!takes_part(setup, shape, l)) {

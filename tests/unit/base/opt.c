@@ -17,7 +17,6 @@ struct config {
     char profile[SF_OPT_TEXT_MAX];
     struct sf_opt_ints layers, ids;
     struct sf_opt_pairs heads, any;
-    struct sf_opt_lists groups;
     uint8_t after;
 };
 
@@ -45,7 +44,6 @@ static const struct sf_opt table[] = {
     ROW("ids", SF_OPT_INTS, ids, "[]"),
     ROW("retrieval_heads", SF_OPT_PAIRS, heads, "auto", .min = 0, .max = 99, .allow_auto = 1),
     ROW("pairs", SF_OPT_PAIRS, any, "[]"),
-    ROW("layer_groups", SF_OPT_LISTS, groups, "auto", .min = 0, .max = 99, .allow_auto = 1),
     { .key = "expert_parallel_size", .type = SF_OPT_INT32, .min = 1, .max = 8, .fallback = "1",
       .offset = offsetof(struct config, stage) },
     { .key = "checkpoint_kv", .type = SF_OPT_BOOL, .fallback = "false",
@@ -206,7 +204,6 @@ static void test_long(void)
 {
     char text[8192];
     start();
-    SF_CHECK_INT(config.groups.count, SF_OPT_AUTO);
     memset(text, 'p', SF_OPT_TEXT_MAX);
     text[SF_OPT_TEXT_MAX] = '\0';
     SF_CHECK_FAILS(set("profile", text), SF_INVALID);
@@ -236,33 +233,6 @@ static void test_long(void)
     SF_CHECK_STR(back, pairs);
     snprintf(pairs + used, sizeof pairs - used, ", [1, 2]]");
     SF_CHECK_FAILS(set("pairs", pairs), SF_INVALID);
-
-    SF_CHECK_OK(set("layer_groups", " [ [0,1 ,2], [5] ,[98, 99]] "));
-    SF_CHECK_INT(config.groups.count, 6);
-    SF_CHECK_INT(config.groups.list[2], 0);
-    SF_CHECK_INT(config.groups.value[3], 5);
-    SF_CHECK_INT(config.groups.list[3], 1);
-    SF_CHECK_INT(config.groups.list[5], 2);
-    SF_CHECK_STR(get("layer_groups"), "[[0, 1, 2], [5], [98, 99]]");
-    static const char *const wrong[] = { "[0, 1]", "[[0, 1]", "[[0 1]]", "[[]]", "[[100]]", "[[-1]]",
-                                         "[[0],]", "[[0][1]]", "[[0]] 1", "[[0,]]", "" };
-    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        SF_CHECK_FAILS(set("layer_groups", wrong[i]), SF_INVALID);
-        SF_CHECK_STR(get("layer_groups"), "[[0, 1, 2], [5], [98, 99]]");
-    }
-    SF_CHECK(strstr(sf_error_text(), "a list of lists like [[0, 1, 2], [5, 6]]") != NULL);
-    used = (size_t)snprintf(text, sizeof text, "[[0");
-    for (int i = 1; i < SF_OPT_INTS_MAX; i++)
-        used += (size_t)snprintf(text + used, sizeof text - used, i % 7 ? ",%d" : "],[%d", i % 100);
-    snprintf(text + used, sizeof text - used, "]]");
-    SF_CHECK_OK(set("layer_groups", text));
-    SF_CHECK_INT(config.groups.count, SF_OPT_INTS_MAX);
-    snprintf(text + used, sizeof text - used, ", 1]]");
-    SF_CHECK_FAILS(set("layer_groups", text), SF_INVALID);
-    SF_CHECK_OK(set("layer_groups", "[]"));
-    SF_CHECK_STR(get("layer_groups"), "[]");
-    SF_CHECK_OK(set("layer_groups", "auto"));
-    SF_CHECK_STR(get("layer_groups"), "auto");
 
     char small[8];
     memset(small, 'z', sizeof small);

@@ -256,45 +256,6 @@ static void impossible_layouts(void)
     drop(&m);
 }
 
-/* Groups that are listed are never cut: stages end between them where they may, whatever that costs,
- * and else the layout is refused. */
-static void keeps_listed_groups_whole(void)
-{
-    static const char given[] = "kv_cache: {methods: [{name: xkv, layer_groups: [[13, 14, 15, 16],"
-                                " [17, 18, 19, 20]], pp_imbalance_tolerance: 0}]}\n";
-    static const char whole[] = "kv_cache: {methods: [{name: xkv, group_size: 30, layer_groups:"
-                                " [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17,"
-                                " 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]}]}\n";
-    struct made m;
-    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
-    SF_MUST(make(&m, 1, 2, 1, 2, 4096 * MIB, given));
-    int32_t second = m.plan.rank[1].share.layer_first;
-    SF_CHECK(second <= 13 || second == 17 || second >= 21);
-    drop(&m);
-    check_refused(1, 2, 1, 2, whole, "change its groups or parallel.pipeline_layers");
-    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, given));
-    m.cfg.parallel.pipeline = 2;
-    m.cfg.parallel.layers = (struct sf_opt_ints){ .count = 2, .value = { 15, 15 } };
-    struct sf_cluster two;
-    struct sf_launch_plan plan;
-    SF_MUST(sf_cluster_make(2, 1, 4, 4096 * MIB, &two));
-    SF_CHECK_FAILS(sf_launch_plan_make(&m.cfg, m.model, &two, &plan), SF_INVALID);
-    SF_CHECK(strstr(sf_error_text(), "method xkv puts layers 14 and 15 into one group") != NULL);
-    m.cfg.parallel.layers = (struct sf_opt_ints){ .count = 2, .value = { 17, 13 } };
-    SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &two, &plan));
-    sf_launch_plan_free(&plan);
-    sf_cluster_free(&two);
-    drop(&m);
-    check_refused(1, 1, 1, 1, "kv_cache: {methods: [{name: xkv, layer_groups: [[3, 5]]}]}\n",
-                  "adjacent");
-    check_refused(1, 1, 1, 1, "kv_cache: {methods: [{name: xkv, layer_groups: [[3, 4], [4]]}]}\n",
-                  "layer 4 twice");
-    check_refused(1, 1, 1, 1, "kv_cache: {methods: [{name: xkv, layer_groups: [[29, 30]]}]}\n",
-                  "layer 30, but the model has 30");
-    check_refused(1, 1, 1, 1, "kv_cache: {methods: [{name: xkv, group_size: 2,"
-                  " layer_groups: [[1, 2, 3]]}]}\n", "more than group_size 2");
-}
-
 static void crosses_nodes_when_allowed(void)
 {
     struct made m;
@@ -312,7 +273,6 @@ static void crosses_nodes_when_allowed(void)
     SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &plan));
     SF_MUST(sf_plan_comm(&plan, &m.cfg, sf_model_desc(m.model), &far));
     SF_CHECK(far.cross_node >= near.tp);
-    SF_CHECK_INT(far.per[SF_PER_PROMPT_TOKEN].cross_node.sums, near.tp);
     sf_launch_plan_free(&plan);
     drop(&m);
 }
@@ -520,7 +480,6 @@ static void json_form(void)
     SF_CHECK_INT(number(comm, "pp_bytes_per_token"), 576 * 4);
     SF_CHECK(number(comm, "cross_node_bytes_per_token") >= 576 * 4);
     SF_CHECK_INT(sf_json_count(member(comm, "per_method")), 0);
-    check_traffic_json(comm);
     const struct sf_json *at = member(member(root, "capacity"), "max_num_seqs_at_len");
     SF_CHECK_INT(sf_json_count(at), 3);
     SF_CHECK(number(at, "1024") >= number(at, "3000"));
@@ -724,7 +683,6 @@ static const struct sf_test tests[] = {
     { "layouts", layouts },
     { "halves_are_level", halves_are_level },
     { "impossible_layouts", impossible_layouts },
-    { "keeps_listed_groups_whole", keeps_listed_groups_whole },
     { "crosses_nodes_when_allowed", crosses_nodes_when_allowed },
     { "chooses_the_arithmetic", chooses_the_arithmetic },
     { "says_what_would_fit", says_what_would_fit },
