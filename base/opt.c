@@ -22,6 +22,7 @@ union value {
     char text[SF_OPT_TEXT_MAX];
     struct sf_opt_ints ints;
     struct sf_opt_pairs pairs;
+    struct sf_opt_ranges ranges;
 };
 
 /* A text built from pieces; what does not fit is dropped. */
@@ -33,12 +34,15 @@ static int parse_real(const char *text, double *value_out);
 static int parse_bytes(const char *text, int64_t *bytes_out);
 static int parse_ints(const struct sf_opt *row, const char *text, struct sf_opt_ints *ints);
 static int parse_pairs(const struct sf_opt *row, const char *text, struct sf_opt_pairs *pairs);
+static int parse_ranges(const struct sf_opt *row, const char *text, struct sf_opt_ranges *ranges);
 static int in_range(const struct sf_opt *row, double value);
 static size_t field_bytes(enum sf_opt_type type);
 static void describe(const struct sf_opt *row, char *text, size_t bytes);
 static const char *quoted(const char *text, char out[QUOTED_BYTES]);
 static void add(struct words *words, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+static void add_ranges(struct words *words, const struct sf_opt *row,
+                       const struct sf_opt_ranges *ranges);
 static void add_real(struct words *words, double value);
 static void add_bytes(struct words *words, int64_t bytes);
 
@@ -118,6 +122,9 @@ static int parse_value(const struct sf_opt *row, const char *text, union value *
     case SF_OPT_PAIRS:
         value->pairs.count = SF_OPT_AUTO;
         return is_auto || parse_pairs(row, text, &value->pairs);
+    case SF_OPT_RANGES:
+        value->ranges.count = SF_OPT_AUTO;
+        return is_auto || parse_ranges(row, text, &value->ranges);
     }
     SF_ASSERT(!"known option type");
     return 0;
@@ -140,6 +147,7 @@ static size_t field_bytes(enum sf_opt_type type)
     case SF_OPT_STRING: return SF_OPT_TEXT_MAX;
     case SF_OPT_INTS: return sizeof(struct sf_opt_ints);
     case SF_OPT_PAIRS: return sizeof(struct sf_opt_pairs);
+    case SF_OPT_RANGES: return sizeof(struct sf_opt_ranges);
     }
     SF_ASSERT(!"known option type");
     return 0;
@@ -229,6 +237,26 @@ static int parse_pairs(const struct sf_opt *row, const char *text, struct sf_opt
         if (!skip(&at, '[') || !parse_number(row, &at, &pair[0]) || !skip(&at, ',') ||
             !parse_number(row, &at, &pair[1]) || !skip(&at, ']'))
             return 0;
+    }
+    skip(&at, ']');
+    return *at == '\0';
+}
+
+/* "[a-b, c, d-e]" with 0 <= a <= b < c < d ...; "[]" is no range at all. */
+static int parse_ranges(const struct sf_opt *row, const char *text, struct sf_opt_ranges *ranges)
+{
+    const char *at = text + strspn(text, " ");
+    int32_t before = -1, first, last;
+    ranges->count = 0;
+    if (!skip(&at, '[')) return 0;
+    while (*at != ']') {
+        if (ranges->count == SF_OPT_RANGES_MAX || (ranges->count > 0 && !skip(&at, ','))) return 0;
+        if (!parse_number(row, &at, &first)) return 0;
+        last = first;
+        if (skip(&at, '-') && !parse_number(row, &at, &last)) return 0;
+        if (first <= before || last < first) return 0;
+        ranges->value[ranges->count].first = first;
+        ranges->value[ranges->count++].last = before = last;
     }
     skip(&at, ']');
     return *at == '\0';
@@ -326,8 +354,25 @@ void sf_opt_get(const struct sf_opt *row, const void *cfg, char *text_out, size_
                 value.pairs.value[i][1]);
         add(&words, "]");
         return;
+    case SF_OPT_RANGES: add_ranges(&words, row, &value.ranges); return;
     }
     SF_ASSERT(!"known option type");
+}
+
+static void add_ranges(struct words *words, const struct sf_opt *row,
+                       const struct sf_opt_ranges *ranges)
+{
+    if (row->allow_auto && ranges->count == SF_OPT_AUTO) {
+        add(words, "auto");
+        return;
+    }
+    SF_ASSERT(ranges->count >= 0 && ranges->count <= SF_OPT_RANGES_MAX);
+    add(words, "[");
+    for (int32_t i = 0; i < ranges->count; i++) {
+        int32_t first = ranges->value[i].first, last = ranges->value[i].last;
+        add(words, last > first ? "%s%d-%d" : "%s%d", i == 0 ? "" : ", ", first, last);
+    }
+    add(words, "]");
 }
 
 /* What the row takes, for people: "an integer from 0 to 1024 (slots), or auto". */
@@ -353,6 +398,10 @@ static void describe(const struct sf_opt *row, char *text, size_t bytes)
     case SF_OPT_PAIRS:
         add(&words, "a list like [[0, 2], [3, 1]] of at most %d pairs%s", SF_OPT_PAIRS_MAX,
             ranged ? ", each number" : "");
+        break;
+    case SF_OPT_RANGES:
+        add(&words, "a list like [0-3, 4-5, 8] of at most %d ranges, ascending and without a number"
+            " twice%s", SF_OPT_RANGES_MAX, ranged ? ", each number" : "");
         break;
     }
     if (ranged && row->type == SF_OPT_BYTES) {

@@ -14,6 +14,7 @@
  *   SF_OPT_STRING   char [SF_OPT_TEXT_MAX]       any text that fits
  *   SF_OPT_INTS     struct sf_opt_ints           "[14, 16]" or "14,16"
  *   SF_OPT_PAIRS    struct sf_opt_pairs          "[[0, 2], [3, 1]]"
+ *   SF_OPT_RANGES   struct sf_opt_ranges         "[0-3, 4-5, 8]": ascending, no number twice
  *
  * Where `allow_auto` is set the text "auto" is taken too and stored as SF_OPT_AUTO (integers and
  * bytes), or as SF_OPT_AUTO in the count of a list. */
@@ -25,12 +26,13 @@
 SF_C_BEGIN
 
 enum { SF_OPT_AUTO = -1, SF_OPT_TEXT_MAX = 1024, SF_OPT_INTS_MAX = 512,
-       SF_OPT_PAIRS_MAX = 2048 };
+       SF_OPT_PAIRS_MAX = 2048, SF_OPT_RANGES_MAX = 512 };
 enum sf_opt_type { SF_OPT_INT32, SF_OPT_INT64, SF_OPT_FLOAT, SF_OPT_BOOL, SF_OPT_BYTES, SF_OPT_ENUM,
-                   SF_OPT_STRING, SF_OPT_INTS, SF_OPT_PAIRS };
+                   SF_OPT_STRING, SF_OPT_INTS, SF_OPT_PAIRS, SF_OPT_RANGES };
 
 struct sf_opt_ints { int32_t count, value[SF_OPT_INTS_MAX]; };
 struct sf_opt_pairs { int32_t count, value[SF_OPT_PAIRS_MAX][2]; };
+struct sf_opt_ranges { int32_t count; struct { int32_t first, last; } value[SF_OPT_RANGES_MAX]; };
 /* Room for the text form of any value. */
 enum { SF_OPT_VALUE_BYTES = SF_OPT_PAIRS_MAX * 28 + 4 };
 

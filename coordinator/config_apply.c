@@ -13,6 +13,8 @@ static sf_status apply_section(const struct sf_section *, const struct sf_node_i
                                struct sf_config *);
 static sf_status apply_value(const struct sf_opt *row, const char *prefix, const struct sf_node *,
                              void *cfg);
+static sf_status apply_own(const struct sf_opt *row, const char *prefix, const struct sf_node *,
+                           struct sf_stack_entry *entry);
 static sf_status apply_methods(const struct sf_node *, struct sf_config *);
 static sf_status apply_entry(const struct sf_node *, int32_t index, struct sf_config *);
 static sf_status list_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
@@ -79,7 +81,7 @@ static sf_status apply_value(const struct sf_opt *row, const char *prefix,
     char name[160], list[SF_OPT_VALUE_BYTES];
     const char *text = node->text;
     snprintf(name, sizeof name, "%s%s", prefix, row->key);
-    if (node->kind == SF_NODE_LIST && row->type == SF_OPT_INTS) {
+    if (node->kind == SF_NODE_LIST && (row->type == SF_OPT_INTS || row->type == SF_OPT_RANGES)) {
         SF_TRY(list_text(node, name, list, sizeof list));
         text = list;
     } else if (node->kind == SF_NODE_LIST && row->type == SF_OPT_PAIRS) {
@@ -102,6 +104,18 @@ static sf_status apply_value(const struct sf_opt *row, const char *prefix,
                                 name, row->choices[choice]);
     }
     return SF_OK;
+}
+
+/* An option of an entry's method; errors that only a model shows will say where it stands. */
+static sf_status apply_own(const struct sf_opt *row, const char *prefix,
+                           const struct sf_node *node, struct sf_stack_entry *entry)
+{
+    char place[512];
+    SF_TRY(apply_value(row, prefix, node, entry->cfg));
+    if (node->at.origin != SF_FROM_FILE) snprintf(place, sizeof place, "%s", node->at.name);
+    else
+        snprintf(place, sizeof place, "%s:%d:%d", node->at.name, node->at.line, node->at.column);
+    return sf_stack_place(entry, row, place);
 }
 
 /* "[1, 2, 3]" of a list of single values. */
@@ -242,7 +256,7 @@ static sf_status apply_inner(const struct sf_node_item *outer, const struct sf_m
         const struct sf_opt *own = sf_opt_find(method->opts, key);
         inner.key = key;
         if (own == NULL) return unknown_option(&inner, method);
-        SF_TRY(apply_value(own, prefix, inner.value, entry->cfg));
+        SF_TRY(apply_own(own, prefix, inner.value, entry));
     }
     return SF_OK;
 }
@@ -290,7 +304,7 @@ static sf_status apply_entry(const struct sf_node *map, int32_t index, struct sf
             SF_TRY(apply_layers(item->value, prefix, entry));
         } else if (own != NULL) {
             SF_TRY(overruled(map, i, table, &skip));
-            if (!skip) SF_TRY(apply_value(own, prefix, item->value, entry->cfg));
+            if (!skip) SF_TRY(apply_own(own, prefix, item->value, entry));
         } else if (common != NULL) {
             SF_TRY(apply_value(common, prefix, item->value, entry));
         } else if (item->value->kind == SF_NODE_MAP && has_inner(table, item->key)) {

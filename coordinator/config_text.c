@@ -47,7 +47,8 @@ static void write_table(FILE *out, const struct sf_opt *table, const void *cfg, 
         char value[SF_OPT_VALUE_BYTES];
         sf_opt_get(row, cfg, value, sizeof value);
         fprintf(out, "%*s%s: ", indent, "", row->key);
-        if (row->type == SF_OPT_INTS || row->type == SF_OPT_PAIRS) fprintf(out, "%s", value);
+        if (row->type == SF_OPT_INTS || row->type == SF_OPT_PAIRS || row->type == SF_OPT_RANGES)
+            fprintf(out, "%s", value);
         else sf_config_write_text(out, value);
         fputc('\n', out);
     }
@@ -182,6 +183,7 @@ static void write_doc_row(FILE *out, const struct sf_opt *row)
     case SF_OPT_STRING: fprintf(out, "text"); break;
     case SF_OPT_INTS: fprintf(out, "list of integers"); break;
     case SF_OPT_PAIRS: fprintf(out, "list of pairs"); break;
+    case SF_OPT_RANGES: fprintf(out, "list of ranges"); break;
     }
     if (row->allow_auto) fprintf(out, ", auto");
     fprintf(out, " | %s%s%s", row->fallback[0] != '\0' ? "`" : "", row->fallback,

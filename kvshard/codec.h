@@ -58,6 +58,7 @@ struct sf_lowrank {                     /* codec lowrank; lies in codec_cfg */
     int32_t rank_k, rank_v;             /* of a group of `layers` whole layers; rank_v 0: values
                                            stay exact */
     int32_t layers, power_iterations, oversample; /* the last two: kernels.h */
+    int32_t layers_most;                /* of the longest group, if above `layers` */
     uint8_t how;                        /* enum sf_factor_how */
     uint8_t dtype;                      /* 0: kv_cache.dtype; else 1 + enum sf_dtype */
     int64_t seed;

@@ -19,7 +19,7 @@
  * A rank that is odd has a column of zeros behind it, since keys in bf16 come in pairs.  Where the
  * two ranks differ, factors have rows of which one half is empty: room in pages, no stored bytes.
  *
- * A group of fewer lanes than `layers` whole layers has ranks that are smaller by as much.  Where
+ * A group of fewer or more lanes than `layers` whole layers has ranks in proportion.  Where
  * tensor ranks share the heads out, each has bases of its own for its own heads, of
  * ceil(rank / ranks) columns.  Stored bytes of n slots, with e bytes an element:
  *
@@ -125,8 +125,9 @@ static sf_status lowrank_layout(const struct sf_tier *tier, const struct sf_layo
     struct sf_lowrank cfg;
     struct sf_lowrank_size size;
     memcpy(&cfg, tier->codec_cfg, sizeof cfg);
-    size.rank_k = cfg.rank_k;
-    size.rank_v = cfg.rank_v;
+    int32_t layers = cfg.layers_most > cfg.layers ? cfg.layers_most : cfg.layers;
+    size.rank_k = up((int64_t)cfg.rank_k * layers, cfg.layers);
+    size.rank_v = up((int64_t)cfg.rank_v * layers, cfg.layers);
     widths(&cfg, raw, &size);
     SF_TRY(fit(&size.factors, raw, raw->page_slots, "rows of factors"));
     SF_TRY(fit(&size.basis, raw, raw->page_slots, "rows of a basis"));

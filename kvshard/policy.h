@@ -40,6 +40,8 @@ struct sf_setup {                         /* all that plan-time functions may lo
     int32_t layers, lanes, tokens_max;    /* lanes of one sequence in the whole model */
     int32_t tp_size, page_slots;          /* slots of a raw page (block_size) */
     const void *cfg;                      /* the method's options, parsed */
+    const char *const *place;             /* [rows of its options] where each was given, such as */
+                                          /* "job.yaml:7:3"; NULL, as any of them: not known */
     const struct sf_profile *profile;     /* written by calibrate; NULL if none */
     const struct sf_shape *shape;         /* NULL in shape() */
     const int32_t *stage;                 /* [layers] of the pipeline; NULL before it is cut */

@@ -41,6 +41,32 @@ sf_status sf_stack_add(struct sf_stack *stack, const char *method,
                    nearest != NULL ? "'?" : "");
 }
 
+static size_t rows_of(const struct sf_method *method)
+{
+    size_t rows = 0;
+    while (method->opts != NULL && method->opts[rows].key != NULL) rows++;
+    return rows;
+}
+
+sf_status sf_stack_place(struct sf_stack_entry *entry, const struct sf_opt *row, const char *place)
+{
+    size_t rows = rows_of(entry->method), at = (size_t)(row - entry->method->opts);
+    SF_ASSERT(at < rows);
+    if (entry->place == NULL) entry->place = calloc(rows, sizeof *entry->place);
+    char *copy = entry->place != NULL ? strdup(place) : NULL;
+    if (copy == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for method %s", entry->method->name);
+    free(entry->place[at]);
+    entry->place[at] = copy;
+    return SF_OK;
+}
+
+static void free_places(struct sf_stack_entry *entry)
+{
+    for (size_t i = 0; entry->place != NULL && i < rows_of(entry->method); i++)
+        free(entry->place[i]);
+    free(entry->place);
+}
+
 static void free_checked(struct sf_stack_entry *entry)
 {
     free(entry->layers);
@@ -56,6 +82,7 @@ void sf_stack_free(struct sf_stack *stack)
     for (int32_t i = 0; i < stack->entries; i++) {
         free_checked(&stack->entry[i]);
         free(stack->entry[i].cfg);
+        free_places(&stack->entry[i]);
     }
     free(stack->entry);
     *stack = (struct sf_stack){ 0 };
@@ -355,6 +382,7 @@ static sf_status check_entry(struct sf_stack_entry *entry, const struct sf_setup
 {
     struct sf_setup setup = *common;
     setup.cfg = entry->cfg;
+    setup.place = (const char *const *)entry->place;
     setup.shape = &entry->shape;
     memset(&entry->plan, 0, sizeof entry->plan);
     SF_TRY(entry->method->policy->plan(&setup, &entry->plan));

@@ -13,6 +13,7 @@ struct sf_stack_entry {
     void *cfg;                          /* [method->cfg_bytes] options, parsed; the stack's */
     char layers_text[256];              /* "0-11,20"; "" = all */
     int32_t on;                         /* enum sf_head_class; SF_HEAD_ANY = all */
+    char **place;                       /* [rows of options] as sf_setup has it; the stack's */
     /* filled by sf_stack_check, owned by the stack: */
     uint8_t *layers;                    /* [layers of the model] 1: acts there, by layers_text */
     struct sf_shape shape;              /* shape.acts_on [lanes]: on which lanes it really acts */
@@ -27,6 +28,8 @@ sf_status sf_stack_add(struct sf_stack *, const char *method, struct sf_stack_en
 /* The same for a method that need not be in the registry. */
 sf_status sf_stack_add_method(struct sf_stack *, const struct sf_method *method,
                               struct sf_stack_entry **entry_out);
+/* Where an option was given, for words such as "job.yaml:7:3: error: ..."; copied. */
+sf_status sf_stack_place(struct sf_stack_entry *, const struct sf_opt *row, const char *place);
 /* Calls every method's plan() and decides whether the stack is legal for this model; the words say
  * what to change.  setup->cfg is set per entry by this function.  SF_UNSUPPORTED where a method
  * asks for a service that the store does not have: nothing is ever left out in silence. */

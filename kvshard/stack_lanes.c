@@ -51,6 +51,7 @@ static sf_status make_shape(struct sf_stack_entry *entry, const struct sf_setup 
     struct sf_shape *shape = &entry->shape;
     size_t layers = (size_t)setup.layers, lanes = (size_t)setup.lanes;
     setup.cfg = entry->cfg;
+    setup.place = (const char *const *)entry->place;
     setup.shape = NULL;
     shape->layer_group = malloc(layers * sizeof *shape->layer_group);
     shape->head_class = calloc(lanes, 1);

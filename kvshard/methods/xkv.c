@@ -15,9 +15,10 @@
  *            With rank_v 0 values stay exact: A_V and B_V go, M_V with them, and each lane keeps
  *            its n values in pages of their own
  * Crosses    heads and layers of a group, so a group lies inside one pipeline stage: groups are
- *            counted from the first layer of each, and one of fewer layers has
- *            ceil(rank * layers / group_size) columns.  Nothing crosses ranks: with tensor ranks
- *            each factorises its own heads with ceil(rank / ranks) columns
+ *            counted from the first layer of each, or listed in layer_groups, and one of fewer or
+ *            more layers than group_size has ceil(rank * layers / group_size) columns.  Nothing
+ *            crosses ranks: with tensor ranks each factorises its own heads with
+ *            ceil(rank / ranks) columns
  * State      none beyond the slots
  * Ratio      group_size 4, ranks 384 and 576, Llama-3.1-8B (32 layers, 8 heads of 128): 1 / 7.59 at
  *            32,768 tokens, without the 8 bytes of each slot
@@ -26,7 +27,9 @@
  *            sequence.  Layers with a window or a latent stay exact.  Not built: selective reading,
  *            factors in integers, a basis over all tensor ranks, and factors of what was
  *            generated */
+#include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #include "base/opt.h"
 #include "kernels/kernels.h"
@@ -44,6 +47,7 @@ struct xkv_cfg {
     int32_t budget_tokens, chunk_size, local_chunks, outlier_chunks, refactor_every;
     int64_t seed;
     double tolerance;
+    struct sf_opt_ranges groups;
 };
 
 static const char *const hows[] = { "randomized", "exact", "gram", NULL };
@@ -61,6 +65,10 @@ static const struct sf_opt xkv_opts[] = {
       .max = 100000, .help = "layers before it stay exact" },
     { .key = "end_layer", .type = SF_OPT_INT32, AT(end_layer), .fallback = "-1", .min = -1,
       .max = 100000, .help = "the last one; layers behind it stay exact; -1: all are taken" },
+    { .key = "layer_groups", .type = SF_OPT_RANGES, AT(groups), .fallback = "auto",
+      .allow_auto = 1, .min = 0, .max = 100000, .unit = "layers", .help = "the groups themselves,"
+      " which no stage may cut; others stay exact; a group of l layers has l / group_size of the"
+      " ranks" },
     { .key = "rank_k", .type = SF_OPT_INT32, AT(rank_k), .fallback = "384", .min = 1,
       .max = 1 << 20, .help = "columns of the keys' basis, of a group of group_size layers" },
     { .key = "rank_v", .type = SF_OPT_INT32, AT(rank_v), .fallback = "576", .min = 0,
@@ -117,12 +125,86 @@ static int takes_part(const struct sf_setup *setup, const struct sf_shape *shape
            layer->v_per_group == 1;
 }
 
-static int goes_on(const struct sf_setup *setup, int32_t l)
+/* Layer l and the one before it: of one geometry; in one stage. */
+static int is_alike(const struct sf_setup *setup, int32_t l)
 {
     const struct sf_layer *before = &setup->layer[l - 1], *layer = &setup->layer[l];
     return before->k_dim == layer->k_dim && before->v_dim == layer->v_dim &&
-           before->rope_dim == layer->rope_dim &&
-           (setup->stage == NULL || setup->stage[l - 1] == setup->stage[l]);
+           before->rope_dim == layer->rope_dim;
+}
+
+static int is_together(const struct sf_setup *setup, int32_t l)
+{
+    return setup->stage == NULL || setup->stage[l - 1] == setup->stage[l];
+}
+
+static void leave_exact(const struct sf_setup *setup, struct sf_shape *shape, int32_t l)
+{
+    for (int32_t h = 0; h < setup->layer[l].groups; h++)
+        shape->acts_on[setup->layer[l].lane_first + h] = 0;
+}
+
+/* ---- groups that are listed ----------------------------------------------------------------- */
+static sf_status wrong(const struct sf_setup *setup, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+static sf_status wrong(const struct sf_setup *setup, const char *format, ...)
+{
+    const struct sf_opt *row = sf_opt_find(xkv_opts, "layer_groups");
+    const char *place = setup->place ? setup->place[row - xkv_opts] : NULL;
+    char words[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(words, sizeof words, format, args);
+    va_end(args);
+    return SF_FAIL(SF_INVALID, "%s%smethod xkv: layer_groups %s", place ? place : "",
+                   place ? ": error: " : "", words);
+}
+
+/* Why layer l cannot be in a group; NULL: it can. */
+static const char *unfit(const struct sf_setup *setup, const struct sf_shape *shape, int32_t l)
+{
+    const struct sf_layer *layer = &setup->layer[l];
+    int acts = 0;
+    for (int32_t h = 0; h < layer->groups; h++) acts |= shape->acts_on[layer->lane_first + h];
+    if (!acts) return "is not among the `layers:` of the entry";
+    if (layer->window > 0) return "has a sliding window";
+    return takes_part(setup, shape, l) ? NULL : "has attention of another kind";
+}
+
+static sf_status listed_group(const struct sf_setup *setup, struct sf_shape *shape, int16_t number,
+                              int32_t first, int32_t last)
+{
+    if (last >= setup->layers)
+        return wrong(setup, "has %d-%d, but the model has layers 0 to %d", first, last,
+                     setup->layers - 1);
+    for (int32_t l = first; l <= last; l++) {
+        const char *why = unfit(setup, shape, l);
+        if (why) return wrong(setup, "has %d-%d, but layer %d %s", first, last, l, why);
+        if (l > first && !is_alike(setup, l))
+            return wrong(setup, "has %d-%d, but the heads of layers %d and %d differ in size or"
+                         " rotation", first, last, l - 1, l);
+        if (l > first && !is_together(setup, l))
+            return wrong(setup, "has %d-%d, but pipeline stages %d and %d meet between layers %d"
+                         " and %d; list %d-%d and %d-%d, or change parallel.pipeline_layers", first,
+                         last, setup->stage[l - 1], setup->stage[l], l - 1, l, first, l - 1, l,
+                         last);
+        shape->layer_group[l] = number;
+    }
+    return SF_OK;
+}
+
+static sf_status listed_shape(const struct sf_setup *setup, struct sf_shape *shape)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    if (cfg->groups.count == 0) return wrong(setup, "has no group, so nothing would be encoded");
+    if (cfg->start_layer != 0 || cfg->end_layer != -1)
+        return wrong(setup, "names the layers, so start_layer and end_layer have no say beside it");
+    for (int32_t i = 0; i < cfg->groups.count; i++)
+        SF_TRY(listed_group(setup, shape, (int16_t)i, cfg->groups.value[i].first,
+                            cfg->groups.value[i].last));
+    for (int32_t l = 0; l < setup->layers; l++)
+        if (shape->layer_group[l] < 0) leave_exact(setup, shape, l);
+    return SF_OK;
 }
 
 static sf_status xkv_shape(const struct sf_setup *setup, struct sf_shape *shape)
@@ -135,14 +217,14 @@ static sf_status xkv_shape(const struct sf_setup *setup, struct sf_shape *shape)
                        cfg->start_layer, last, setup->layers);
     shape->cut = SF_CUT_SPLIT;
     shape->imbalance_max = cfg->tolerance;
+    if (cfg->groups.count != SF_OPT_AUTO) return listed_shape(setup, shape);
     for (int32_t l = 0; l < setup->layers; l++) {
         if (!takes_part(setup, shape, l)) {
-            for (int32_t h = 0; h < setup->layer[l].groups; h++)
-                shape->acts_on[setup->layer[l].lane_first + h] = 0;
+            leave_exact(setup, shape, l);
             run = 0;
             continue;
         }
-        if (run == 0 || run == cfg->group_size || !goes_on(setup, l)) {
+        if (run == 0 || run == cfg->group_size || !is_alike(setup, l) || !is_together(setup, l)) {
             SF_ASSERT(groups < INT16_MAX);
             groups++;
             run = 0;
@@ -168,6 +250,10 @@ static struct sf_tier tier_of(const struct sf_setup *setup)
         int64_t lanes = (int64_t)layer->groups * cfg->group_size;
         if (lanes * layer->k_dim > most_k) most_k = lanes * layer->k_dim;
         if (lanes * layer->v_dim > most_v) most_v = lanes * layer->v_dim;
+    }
+    for (int32_t i = 0; i < cfg->groups.count; i++) {
+        int32_t layers = cfg->groups.value[i].last - cfg->groups.value[i].first + 1;
+        if (layers > lowrank.layers_most) lowrank.layers_most = layers;
     }
     if (lowrank.rank_k > most_k) lowrank.rank_k = (int32_t)most_k;
     if (lowrank.rank_v > most_v) lowrank.rank_v = (int32_t)most_v;

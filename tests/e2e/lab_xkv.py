@@ -33,6 +33,8 @@ CASES = [
     ((9, 260, 30, 5, 6, 2, 32, 1e4, 64), 1, {"group_size": 3, "rank_k": 20, "rank_v": 0,
                                              "num_sink_tokens": 2}),
     ((10, 150, 20, 2, 4, 2, 16, 1e4, 0), 2, {"group_size": 2, "rank_k": 9, "rank_v": 0}),
+    ((11, 240, 25, 6, 4, 2, 32, 1e4, 50), 1, {"group_size": 2, "rank_k": 13, "rank_v": 21,
+                                              "layer_groups": [[0, 2], [4, 4]]}),
     ((7, 2100, 5, 2, 3, 1, 32, 1e4, 512), 1, {"group_size": 2, "rank_k": 24, "rank_v": 30}),
 ]
 
@@ -57,7 +59,10 @@ class Case:
     def lab(self, method, dtype="f32"):
         """(code, tensors, stats)"""
         self.runs += 1
-        words = ", ".join(f"{key}: {json.dumps(value)}" for key, value in self.options.items())
+        listed = {key: [f"{first}-{last}" for first, last in self.options[key]]
+                  for key in ("layer_groups",) if key in self.options}
+        words = ", ".join(f"{key}: {json.dumps(value)}"
+                          for key, value in {**self.options, **listed}.items())
         config = self.folder.file(f"lab{self.runs}.yaml", (
             "schema_version: 1\nmodel: {dtype: f32}\n"
             f"parallel: {{tensor_parallel_size: {self.ranks}}}\n"

@@ -135,6 +135,32 @@ def survives(tally, given, tokens):
     folder.remove()
 
 
+def listed(tally, folder, ranks):
+    """Groups that the user lists: as they are, with stages cut between them where that is cheap,
+    and refused where a stage cuts them."""
+    for groups, most, words in (
+            ('["0-3", "4-5", "8-17", 18, "20-29"]', 10, None),
+            ('["0-9", "10-19", "20-29"]', 10, "between layers"),
+            ('["0-3", "3-7"]', 0, "ascending and without a number twice"),
+            ('["28-30"]', 0, "has 28-30, but the model has layers 0 to 29")):
+        text = job.config("f32", 1, 2, extra=xkv(f",\n      layer_groups: {groups}, "
+                                                 "pp_imbalance_tolerance: 0.05"))
+        name = folder.file("listed.yaml", text)
+        done = job.sheaf(1, ["plan", name, "--json", *ranks])
+        tally.check(f"{groups}: exit code", done.code, 2 if words else 0)
+        if words:
+            line = text[:text.index("layer_groups")].count("\n") + 1
+            tally.true(f"{groups}: words", done.stderr.startswith(f"{name}:{line}:21: error: ") and
+                       words in done.stderr and done.stderr.count("\n") == 1, done.stderr)
+            continue
+        plan = json.loads(done.stdout)
+        tally.check(f"{groups}: groups", [[g["layers"][0], g["layers"][-1]] for g in plan["groups"]],
+                    [[0, 3], [4, 5], [8, 17], [18, 18], [20, 29]])
+        tally.check(f"{groups}: ranks", [[g["rank_k"], g["rank_v"]] for g in plan["groups"]],
+                    [[24, 36], [12, 18], [60, 90], [6, 9], [60, 90]])
+        tally.check(f"{groups}: longest", max(len(g["layers"]) for g in plan["groups"]), most)
+
+
 def planned(tally):
     folder = job.Folder()
     ranks = ["--ranks-per-node", "2"]
@@ -159,6 +185,7 @@ def planned(tally):
         first = plan["ranks"][0]["layers"][1] + 1
         tally.check(f"plan: stages end between groups, tolerance {tolerance}",
                     first % GROUP == 0, whole)
+    listed(tally, folder, ranks)
     refused = [(", reconstruction: selective", "", "reconstruction: selective is not built yet"),
                (", tp_mode: replicated_basis", "", "tp_mode: replicated_basis is not built yet"),
                (", factor_dtype: int4", "", "factor_dtype: int4 is not built yet"),

@@ -17,6 +17,7 @@ struct config {
     char profile[SF_OPT_TEXT_MAX];
     struct sf_opt_ints layers, ids;
     struct sf_opt_pairs heads, any;
+    struct sf_opt_ranges groups;
     uint8_t after;
 };
 
@@ -44,6 +45,7 @@ static const struct sf_opt table[] = {
     ROW("ids", SF_OPT_INTS, ids, "[]"),
     ROW("retrieval_heads", SF_OPT_PAIRS, heads, "auto", .min = 0, .max = 99, .allow_auto = 1),
     ROW("pairs", SF_OPT_PAIRS, any, "[]"),
+    ROW("layer_groups", SF_OPT_RANGES, groups, "auto", .min = 0, .max = 9999, .allow_auto = 1),
     { .key = "expert_parallel_size", .type = SF_OPT_INT32, .min = 1, .max = 8, .fallback = "1",
       .offset = offsetof(struct config, stage) },
     { .key = "checkpoint_kv", .type = SF_OPT_BOOL, .fallback = "false",
@@ -185,6 +187,9 @@ static void test_words(void)
         { "pipeline_layers", "[0]",
           "pipeline_layers is '[0]'; allowed: a list like [14, 16] of at most 512 integers, each "
           "from 1 to 512 (layers), or auto" },
+        { "layer_groups", "[0-3, 3]",
+          "layer_groups is '[0-3, 3]'; allowed: a list like [0-3, 4-5, 8] of at most 512 ranges, "
+          "ascending and without a number twice, each number from 0 to 9999, or auto" },
         { "seed", "\x1b[2J\n\xff", "seed is '?[2J?\?'; allowed: an integer" },
     };
     start();
@@ -197,6 +202,35 @@ static void test_words(void)
                  "expert_parallel_size is '2', which is not built yet; allowed: '1'");
     SF_CHECK_FAILS(set("expert_parallel_size", "99"), SF_INVALID);
     SF_CHECK_FAILS(set("checkpoint_kv", "true"), SF_UNSUPPORTED);
+}
+
+static void test_ranges(void)
+{
+    static const char *const good[][2] = { { "[0-3,  4-5,8 ]", "[0-3, 4-5, 8]" }, { "[]", "[]" },
+                                           { " [7 - 7]", "[7]" }, { "auto", "auto" } };
+    static const char *const bad[] = { "0-3", "[0-3", "[0-3, 3-5]", "[4, 2]", "[3-0]", "[0-]",
+                                       "[-1]", "[0-3,]", "[0-3] x", "[1-2-3]", "[0-10000]", "" };
+    start();
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        SF_CHECK_OK(set("layer_groups", good[i][0]));
+        SF_CHECK_STR(get("layer_groups"), good[i][1]);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        SF_CHECK_FAILS(set("layer_groups", bad[i]), SF_INVALID);
+    SF_CHECK_OK(set("layer_groups", "[0-3, 8]"));
+    SF_CHECK_INT(config.groups.count, 2);
+    SF_CHECK_INT(config.groups.value[0].last, 3);
+    SF_CHECK_INT(config.groups.value[1].first, 8);
+    static char text[16 * SF_OPT_RANGES_MAX];
+    size_t used = 0;
+    for (int i = 0; i < SF_OPT_RANGES_MAX; i++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%d-%d", i ? ", " : "[", 9 * i,
+                                 9 * i + 5);
+    snprintf(text + used, sizeof text - used, "]");
+    SF_CHECK_OK(set("layer_groups", text));
+    SF_CHECK_STR(get("layer_groups"), text);
+    snprintf(text + used, sizeof text - used, ", 9999]");
+    SF_CHECK_FAILS(set("layer_groups", text), SF_INVALID);
 }
 
 /* Texts and lists at and past their bounds. */
@@ -281,6 +315,7 @@ static const struct sf_test tests[] = {
     { "accepted", test_accepted },
     { "refused", test_refused },
     { "words", test_words },
+    { "ranges", test_ranges },
     { "long", test_long },
     { "names", test_names },
     { "parse bytes", test_parse_bytes },

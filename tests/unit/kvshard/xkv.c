@@ -77,6 +77,62 @@ static void test_groups(void)
     check_groups(&setup, NULL, NULL, "[0-3][4][5-6][7-8][9]");
 }
 
+/* Groups that are listed: as they are, whatever group_size; what a model or its stages do not allow
+ * is refused with the layers' numbers, and where the option was given. */
+static void test_listed(void)
+{
+    struct sf_setup setup = setup_of(12, 2, 16, 1);
+    struct sf_stack stack;
+    int32_t k, v;
+    check_groups(&setup, "layer_groups", "[0-3, 4-5, 8-11]", "[0-3][4-5][8-11]");
+    check_groups(&setup, "layer_groups", "[2-2, 5-11]", "[2][5-11]");
+    SF_MUST(check(&stack, &setup, "layer_groups", "[0-2, 4-9]"));
+    SF_CHECK_INT(sf_stack_entry_of(&stack, &setup, 3, 0), -1);
+    SF_CHECK_INT(sf_stack_entry_of(&stack, &setup, 4, 1), 0);
+    sf_stack_free(&stack);
+    for (int32_t l = 0; l < 12; l++) stage[l] = l / 6;
+    setup.stage = stage;
+    check_groups(&setup, "layer_groups", "[0-5, 6-11]", "[0-5][6-11]");
+    CHECK_REFUSED(check(&stack, &setup, "layer_groups", "[0-3, 4-7]"), SF_INVALID,
+                  "method xkv: layer_groups has 4-7, but pipeline stages 0 and 1 meet between layers"
+                  " 5 and 6; list 4-5 and 6-7, or change parallel.pipeline_layers");
+    sf_stack_free(&stack);
+    setup.stage = NULL;
+    layer[5].k_dim = 32;
+    layer[9].window = 64;
+    static const char *const refused[][2] = {
+        { "[0-3, 4-6]", "has 4-6, but the heads of layers 4 and 5 differ" },
+        { "[8-9]", "has 8-9, but layer 9 has a sliding window" },
+        { "[10-12]", "has 10-12, but the model has layers 0 to 11" },
+        { "[]", "has no group" } };
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        CHECK_REFUSED(check(&stack, &setup, "layer_groups", refused[i][0]), SF_INVALID,
+                      refused[i][1]);
+        sf_stack_free(&stack);
+    }
+    static const char *const no_lists[] = { "[0-3, 3-5]", "[4-5, 0-3]", "[3-0]", "[-1]", "0-3",
+                                            "[0-3 4-5]", "[0-]", "[0-3,]" };
+    for (size_t i = 0; i < sizeof no_lists / sizeof no_lists[0]; i++) {
+        CHECK_REFUSED(check(&stack, &setup, "layer_groups", no_lists[i]), SF_INVALID,
+                      "a list like [0-3, 4-5, 8]");
+        sf_stack_free(&stack);
+    }
+    setup = setup_of(12, 8, 128, 1);    /* ranks are those of four layers */
+    SF_MUST(check(&stack, &setup, "layer_groups", "[0-4, 5, 6-11]"));
+    static const int32_t ranks[][3] = { { 0, 480, 720 }, { 5, 96, 144 }, { 6, 576, 864 } };
+    for (size_t i = 0; i < 3; i++) {
+        sf_account_group_ranks(&setup, &stack.entry[0], ranks[i][0], &k, &v);
+        SF_CHECK_INT(k, ranks[i][1]);
+        SF_CHECK_INT(v, ranks[i][2]);
+    }
+    setup.page_slots = 64;              /* 16 rows of 1440 + 8 bytes f32 need more than 65 KiB */
+    SF_CHECK(!sf_stack_tiers_fit(&stack, &setup, SF_F32));
+    sf_stack_free(&stack);
+    SF_MUST(check(&stack, &setup, "layer_groups", "[0-3, 4-7]"));
+    SF_CHECK(sf_stack_tiers_fit(&stack, &setup, SF_F32));
+    sf_stack_free(&stack);
+}
+
 static int64_t stored(const struct sf_setup *setup, const struct sf_stack *stack, int32_t tokens)
 {
     int32_t lane_ptr[LAYERS_MAX + 1], heads = setup->layer[0].groups;
@@ -203,7 +259,7 @@ static void test_refusals(void)
 }
 
 static const struct sf_test tests[] = {
-    { "groups", test_groups }, { "bytes are those of the formula", test_formula },
+    { "groups", test_groups }, { "listed groups", test_listed }, { "bytes are those of the formula", test_formula },
     { "exact values", test_exact_values }, { "ranks", test_ranks },
     { "refusals", test_refusals }, { NULL, NULL }
 };
