@@ -53,12 +53,12 @@ struct sf_setup {                         /* all that plan-time functions may lo
 enum { SF_TIERS = 4, SF_TIER_FOREIGN = 255 }; /* FOREIGN: stored by another entry of the stack */
 enum sf_place { SF_ON_DEVICE, SF_ON_HOST };
 enum sf_head_class { SF_HEAD_ANY, SF_HEAD_RETRIEVAL, SF_HEAD_OTHER };
-enum sf_cut { SF_CUT_SPLIT, SF_CUT_EXACT, SF_CUT_REFUSE }; /* of a group that crosses a stage */
 struct sf_shape {                         /* whole model, before placement; arrays come preset */
-    int16_t *layer_group;                 /* [layers] equal numbers are encoded together; -1 = no */
+    /* [layers] Equal numbers are encoded together; -1 = no.  Once stages are cut, whoever would have
+     * a group cross one counts anew, leaves layers exact, or refuses. */
+    int16_t *layer_group;
     uint8_t *head_class;                  /* [lanes] enum sf_head_class, for `on:` of the stack */
     uint8_t *acts_on;                     /* [lanes] 0: this method leaves the lane exact */
-    uint8_t  cut;                         /* enum sf_cut */
     /* Stages end where groups do, as long as the dearest costs no more than the mean by this part;
      * 0: stages are cut wherever they are level. */
     double   imbalance_max;

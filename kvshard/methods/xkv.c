@@ -215,7 +215,6 @@ static sf_status xkv_shape(const struct sf_setup *setup, struct sf_shape *shape)
     if (last >= setup->layers || cfg->start_layer > last)
         return SF_FAIL(SF_INVALID, "method xkv takes layers %d to %d of a model that has %d",
                        cfg->start_layer, last, setup->layers);
-    shape->cut = SF_CUT_SPLIT;
     shape->imbalance_max = cfg->tolerance;
     if (cfg->groups.count != SF_OPT_AUTO) return listed_shape(setup, shape);
     for (int32_t l = 0; l < setup->layers; l++) {

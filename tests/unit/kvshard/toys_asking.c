@@ -122,8 +122,10 @@ static sf_status mikv_compress(const struct sf_env *env, enum sf_when when,
 /* ---- MiniCache and xKV: layers in a group --------------------------------------------------- */
 static sf_status pairs_shape(const struct sf_setup *setup, struct sf_shape *shape)
 {
-    for (int32_t l = 0; l < setup->layers; l++) shape->layer_group[l] = (int16_t)(l / 2);
-    shape->cut = SF_CUT_EXACT;
+    for (int32_t l = 1; l < setup->layers; l += 2) {
+        if (setup->stage != NULL && setup->stage[l] != setup->stage[l - 1]) continue;
+        shape->layer_group[l - 1] = shape->layer_group[l] = (int16_t)(l / 2);
+    }
     return SF_OK;
 }
 static sf_status minicache_plan(const struct sf_setup *setup, struct sf_plan *plan)

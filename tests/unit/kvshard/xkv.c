@@ -259,8 +259,8 @@ static void test_refusals(void)
 }
 
 static const struct sf_test tests[] = {
-    { "groups", test_groups }, { "listed groups", test_listed }, { "bytes are those of the formula", test_formula },
-    { "exact values", test_exact_values }, { "ranks", test_ranks },
-    { "refusals", test_refusals }, { NULL, NULL }
+    { "groups", test_groups }, { "listed groups", test_listed },
+    { "bytes are those of the formula", test_formula }, { "exact values", test_exact_values },
+    { "ranks", test_ranks }, { "refusals", test_refusals }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_xkv", tests)
