@@ -73,7 +73,8 @@ static sf_status rank_body(struct rig_rank *self)
                                   .to_workers = rig->to,
                                   .from_workers = rig->from,
                                   .groups = rig->plan.data,
-                                  .tap = rig->spec.tap};
+                                  .tap = rig->spec.tap,
+                                  .rows_tap = rig->spec.rows_tap};
     sf_status status = sf_worker_open(&spec, &self->worker);
     if (status == SF_OK) status = sf_worker_run(self->worker);
     if (status != SF_OK) snprintf(self->words, sizeof self->words, "%s", sf_error_text());

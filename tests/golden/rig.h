@@ -17,6 +17,7 @@ struct rig_spec {
     enum sf_isa isa_max;
     const char *device;                 /* NULL: "cpu" */
     uint8_t exchange;
+    struct sf_store_tap rows_tap;       /* on every rank */
 };
 /* NULL after a failed check. */
 struct rig *rig_open(const struct rig_spec *);
