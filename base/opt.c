@@ -242,7 +242,23 @@ static int parse_pairs(const struct sf_opt *row, const char *text, struct sf_opt
     return *at == '\0';
 }
 
-/* "[a-b, c, d-e]" with 0 <= a <= b < c < d ...; "[]" is no range at all. */
+/* "a-b", "a" or "[a, a + 1, ..., b]". */
+static int parse_range(const struct sf_opt *row, const char **at, int32_t *first, int32_t *last)
+{
+    int32_t next;
+    if (!skip(at, '[')) {
+        if (!parse_number(row, at, first)) return 0;
+        *last = *first;
+        return !skip(at, '-') || parse_number(row, at, last);
+    }
+    if (!parse_number(row, at, first)) return 0;
+    for (*last = *first; skip(at, ','); *last = next)
+        if (!parse_number(row, at, &next) || next != *last + 1) return 0;
+    return skip(at, ']');
+}
+
+/* "[a-b, c, d-e]" with 0 <= a <= b < c < d ..., or with lists "[[a, b], [c], [d, e]]"; "[]" is no
+ * range at all. */
 static int parse_ranges(const struct sf_opt *row, const char *text, struct sf_opt_ranges *ranges)
 {
     const char *at = text + strspn(text, " ");
@@ -251,9 +267,7 @@ static int parse_ranges(const struct sf_opt *row, const char *text, struct sf_op
     if (!skip(&at, '[')) return 0;
     while (*at != ']') {
         if (ranges->count == SF_OPT_RANGES_MAX || (ranges->count > 0 && !skip(&at, ','))) return 0;
-        if (!parse_number(row, &at, &first)) return 0;
-        last = first;
-        if (skip(&at, '-') && !parse_number(row, &at, &last)) return 0;
+        if (!parse_range(row, &at, &first, &last)) return 0;
         if (first <= before || last < first) return 0;
         ranges->value[ranges->count].first = first;
         ranges->value[ranges->count++].last = before = last;

@@ -14,7 +14,8 @@
  *   SF_OPT_STRING   char [SF_OPT_TEXT_MAX]       any text that fits
  *   SF_OPT_INTS     struct sf_opt_ints           "[14, 16]" or "14,16"
  *   SF_OPT_PAIRS    struct sf_opt_pairs          "[[0, 2], [3, 1]]"
- *   SF_OPT_RANGES   struct sf_opt_ranges         "[0-3, 4-5, 8]": ascending, no number twice
+ *   SF_OPT_RANGES   struct sf_opt_ranges         "[0-3, 4-5, 8]": ascending, no number twice;
+ *                                                "[[0, 1, 2, 3], [4, 5], [8]]" is the same
  *
  * Where `allow_auto` is set the text "auto" is taken too and stored as SF_OPT_AUTO (integers and
  * bytes), or as SF_OPT_AUTO in the count of a list. */

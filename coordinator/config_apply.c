@@ -19,6 +19,7 @@ static sf_status apply_methods(const struct sf_node *, struct sf_config *);
 static sf_status apply_entry(const struct sf_node *, int32_t index, struct sf_config *);
 static sf_status list_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
 static sf_status pairs_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
+static sf_status ranges_text(const struct sf_node *list, const char *what, char *out, size_t bytes);
 static sf_status unknown_key(const struct sf_node_item *, const struct sf_section *);
 static sf_status cross_check(const struct sf_node *root, const struct sf_config *);
 
@@ -81,8 +82,11 @@ static sf_status apply_value(const struct sf_opt *row, const char *prefix,
     char name[160], list[SF_OPT_VALUE_BYTES];
     const char *text = node->text;
     snprintf(name, sizeof name, "%s%s", prefix, row->key);
-    if (node->kind == SF_NODE_LIST && (row->type == SF_OPT_INTS || row->type == SF_OPT_RANGES)) {
+    if (node->kind == SF_NODE_LIST && row->type == SF_OPT_INTS) {
         SF_TRY(list_text(node, name, list, sizeof list));
+        text = list;
+    } else if (node->kind == SF_NODE_LIST && row->type == SF_OPT_RANGES) {
+        SF_TRY(ranges_text(node, name, list, sizeof list));
         text = list;
     } else if (node->kind == SF_NODE_LIST && row->type == SF_OPT_PAIRS) {
         SF_TRY(pairs_text(node, name, list, sizeof list));
@@ -147,6 +151,26 @@ static sf_status pairs_text(const struct sf_node *list, const char *what, char *
         SF_TRY(list_text(pair, what, text, sizeof text));
         if (used + strlen(text) + 4 >= bytes)
             return sf_tree_fail(SF_INVALID, &pair->at, "%s is too long a list", what);
+        used += (size_t)snprintf(out + used, bytes - used, "%s%s", i == 0 ? "" : ", ", text);
+    }
+    snprintf(out + used, bytes - used, "]");
+    return SF_OK;
+}
+
+/* "[0-3, [4, 5], 8]" of a list of single values and lists. */
+static sf_status ranges_text(const struct sf_node *list, const char *what, char *out, size_t bytes)
+{
+    size_t used = (size_t)snprintf(out, bytes, "[");
+    for (size_t i = 0; i < list->items; i++) {
+        const struct sf_node *one = list->item[i].value;
+        char text[SF_OPT_TEXT_MAX];
+        if (one->kind == SF_NODE_LIST) SF_TRY(list_text(one, what, text, sizeof text));
+        else if (one->kind == SF_NODE_TEXT) snprintf(text, sizeof text, "%s", one->text);
+        else
+            return sf_tree_fail(SF_INVALID, &one->at, "%s is a list of ranges such as 0-3 or"
+                                " [0, 1, 2, 3]", what);
+        if (used + strlen(text) + 4 >= bytes)
+            return sf_tree_fail(SF_INVALID, &one->at, "%s is too long a list", what);
         used += (size_t)snprintf(out + used, bytes - used, "%s%s", i == 0 ? "" : ", ", text);
     }
     snprintf(out + used, bytes - used, "]");

@@ -130,7 +130,8 @@ sf_status sf_cut_stages_at(const double *cost, int32_t layers, double head_cost,
 }
 
 /* Marks the layers with which a stage may begin so that no group of the stack is cut; returns how
- * much dearer than the mean the dearest stage may be for that, 0: there are no groups. */
+ * much dearer than the mean the dearest stage may be for that, 0: there are no groups, INFINITY:
+ * none of theirs may be cut. */
 static double group_borders(const struct sf_setup *setup, const struct sf_stack *stack,
                             uint8_t *border)
 {
@@ -161,7 +162,8 @@ static sf_status cut_between(const double *cost, const struct sf_setup *setup, d
     if (status == SF_OK && slack > 0) {
         for (int32_t l = 0; l < layers; l++) sum += cost[l];
         status = sf_cut_stages_at(cost, layers, head, pipeline, border, count, &whole);
-        if (status == SF_OK && whole <= fmax(level, (1 + slack) * sum / pipeline) * (1 + 1e-9))
+        if (status == SF_OK && !isinf(whole) &&
+            whole <= fmax(level, (1 + slack) * sum / pipeline) * (1 + 1e-9))
             memcpy(count_out, count, (size_t)pipeline * sizeof *count);
     }
     free(border);

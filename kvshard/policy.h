@@ -60,7 +60,7 @@ struct sf_shape {                         /* whole model, before placement; arra
     uint8_t *head_class;                  /* [lanes] enum sf_head_class, for `on:` of the stack */
     uint8_t *acts_on;                     /* [lanes] 0: this method leaves the lane exact */
     /* Stages end where groups do, as long as the dearest costs no more than the mean by this part;
-     * 0: stages are cut wherever they are level. */
+     * 0: stages are cut wherever they are level; INFINITY: there alone, if it can be. */
     double   imbalance_max;
 };
 struct sf_spot { int32_t layer, head_global, prompt, tokens; /* tokens: prompt + generated */

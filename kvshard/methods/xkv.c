@@ -27,6 +27,7 @@
  *            sequence.  Layers with a window or a latent stay exact.  Not built: selective reading,
  *            factors in integers, a basis over all tensor ranks, and factors of what was
  *            generated */
+#include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -199,6 +200,7 @@ static sf_status listed_shape(const struct sf_setup *setup, struct sf_shape *sha
     if (cfg->groups.count == 0) return wrong(setup, "has no group, so nothing would be encoded");
     if (cfg->start_layer != 0 || cfg->end_layer != -1)
         return wrong(setup, "names the layers, so start_layer and end_layer have no say beside it");
+    shape->imbalance_max = INFINITY;    /* else the layout would be refused */
     for (int32_t i = 0; i < cfg->groups.count; i++)
         SF_TRY(listed_group(setup, shape, (int16_t)i, cfg->groups.value[i].first,
                             cfg->groups.value[i].last));

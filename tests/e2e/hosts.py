@@ -159,7 +159,7 @@ def refused(tally, hosts, what, slots, text, words):
 def refusals(tally, hosts):
     listed = XKV.replace("{name: xkv, ", "{name: xkv, layer_groups: [[12, 13, 14], [15, 16]], ")
     refused(tally, hosts, "a group over two hosts", [2, 2], config(listed),
-            ["layers 15 and 16", "change its groups or parallel.pipeline_layers"])
+            ["stages 0 and 1 meet between layers 15 and 16", "change parallel.pipeline_layers"])
     refused(tally, hosts, "a tensor group over two hosts", [3, 1], config(XKV),
             ["ranks 2 to 3 share the layers of stage 1, but sit on nodes 0 and 1",
              "parallel.allow_cross_node_tensor_parallel: true"])

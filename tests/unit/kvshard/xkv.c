@@ -94,8 +94,8 @@ static void test_listed(void)
     setup.stage = stage;
     check_groups(&setup, "layer_groups", "[0-5, 6-11]", "[0-5][6-11]");
     CHECK_REFUSED(check(&stack, &setup, "layer_groups", "[0-3, 4-7]"), SF_INVALID,
-                  "method xkv: layer_groups has 4-7, but pipeline stages 0 and 1 meet between layers"
-                  " 5 and 6; list 4-5 and 6-7, or change parallel.pipeline_layers");
+                  "method xkv: layer_groups has 4-7, but pipeline stages 0 and 1 meet between"
+                  " layers 5 and 6; list 4-5 and 6-7, or change parallel.pipeline_layers");
     sf_stack_free(&stack);
     setup.stage = NULL;
     layer[5].k_dim = 32;

@@ -256,6 +256,26 @@ static void impossible_layouts(void)
     drop(&m);
 }
 
+/* Groups that are listed are never cut: stages end between them where they can, whatever that
+ * costs, and else the layout is refused. */
+static void keeps_listed_groups_whole(void)
+{
+    struct made m;
+    char text[512];
+    size_t used = (size_t)snprintf(text, sizeof text, "kv_cache: {methods: [{name: xkv,"
+                                   " layer_groups: [[0");
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 1, 2, 1, 2, 4096 * MIB, "kv_cache: {methods: [{name: xkv, layer_groups: [[11,"
+                 " 12, 13, 14], [15, 16, 17, 18, 19, 20, 21]], pp_imbalance_tolerance: 0}]}\n"));
+    int32_t second = m.plan.rank[1].share.layer_first;
+    SF_CHECK(second == 15 || second >= 22);
+    drop(&m);
+    for (int l = 1; l < 30; l++)
+        used += (size_t)snprintf(text + used, sizeof text - used, ", %d", l);
+    snprintf(text + used, sizeof text - used, "]]}]}\n");
+    check_refused(1, 2, 1, 2, text, "change parallel.pipeline_layers");
+}
+
 static void crosses_nodes_when_allowed(void)
 {
     struct made m;
@@ -273,6 +293,7 @@ static void crosses_nodes_when_allowed(void)
     SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &plan));
     SF_MUST(sf_plan_comm(&plan, &m.cfg, sf_model_desc(m.model), &far));
     SF_CHECK(far.cross_node >= near.tp);
+    SF_CHECK_INT(far.per[SF_PER_PROMPT_TOKEN].cross_node.sums, near.tp);
     sf_launch_plan_free(&plan);
     drop(&m);
 }
@@ -480,6 +501,7 @@ static void json_form(void)
     SF_CHECK_INT(number(comm, "pp_bytes_per_token"), 576 * 4);
     SF_CHECK(number(comm, "cross_node_bytes_per_token") >= 576 * 4);
     SF_CHECK_INT(sf_json_count(member(comm, "per_method")), 0);
+    check_traffic_json(comm);
     const struct sf_json *at = member(member(root, "capacity"), "max_num_seqs_at_len");
     SF_CHECK_INT(sf_json_count(at), 3);
     SF_CHECK(number(at, "1024") >= number(at, "3000"));
@@ -683,6 +705,7 @@ static const struct sf_test tests[] = {
     { "layouts", layouts },
     { "halves_are_level", halves_are_level },
     { "impossible_layouts", impossible_layouts },
+    { "keeps_listed_groups_whole", keeps_listed_groups_whole },
     { "crosses_nodes_when_allowed", crosses_nodes_when_allowed },
     { "chooses_the_arithmetic", chooses_the_arithmetic },
     { "says_what_would_fit", says_what_would_fit },
