@@ -204,7 +204,8 @@ static void problem_make(struct problem *p, const struct mixture *m)
 static void problem_free(struct problem *p)
 {
     free(p->pool), free(p->own_page), free(p->basis_page), free(p->factor_page);
-    free(p->value_page), free(p->flat_page), free(p->turns), free(p->q), free(p->flat_k), free(p->flat_v);
+    free(p->value_page), free(p->flat_page), free(p->turns), free(p->q);
+    free(p->flat_k), free(p->flat_v);
 }
 
 struct result { float out[ROWS_MAX * Q_HEADS * 64], lse[ROWS_MAX * Q_HEADS]; };
