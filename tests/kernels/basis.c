@@ -308,6 +308,49 @@ static void test_bits(void)
     }
 }
 
+/* Rows of the basis go, as holes and then packed: what the others stand for keeps its bits. */
+static void test_rows_go(void)
+{
+    static float before[2][300 * 64], after[2][300 * 64];
+    struct problem p;
+    problem_make(&p, &mixtures[0]);
+    int32_t all[300], gone[300], left[300], place[300], n = 0, kept = 0;
+    for (int32_t s = 0; s < p.m->slots; s++) {
+        all[s] = s;
+        if (s % 3 == 1 || s < 5) gone[n++] = s;
+        else left[kept++] = s;
+    }
+    for (int32_t s = 0; s < kept; s++) place[s] = s;
+    struct sf_slot_list whole = { p.basis_page, all, p.m->slots };
+    struct sf_slot_list holes = { p.basis_page, gone, n };
+    struct sf_slot_list rest = { p.basis_page, left, kept }, packed = { p.basis_page, place, kept };
+    for (int i = -1; i < count; i++) {
+        struct sf_device *device = i < 0 ? ref : variants[i].device;
+        const char *who = i < 0 ? "ref" : variants[i].text;
+        unsigned char *copy = malloc((size_t)64 * p.page_bytes);
+        size_t bytes = 0;
+        for (int32_t pg = 0; pg < pages_of(p.m->slots); pg++, bytes += p.page_bytes)
+            memcpy(copy + bytes, p.pool + (size_t)p.basis_page[pg] * p.page_bytes, p.page_bytes);
+        device->k->kv_rebuild(device, &p.part, p.pool, p.page_bytes, &whole, before[0], before[1]);
+        for (int32_t s = 0; s < kept; s++)
+            for (int v = 0; v < 2; v++)
+                memmove(before[v] + s * 64, before[v] + left[s] * 64, 64 * sizeof(float));
+        device->k->kv_drop(device, &p.basis, p.pool, p.page_bytes, &holes);
+        device->k->kv_rebuild(device, &p.part, p.pool, p.page_bytes, &rest, after[0], after[1]);
+        for (int v = 0; v < 2; v++)
+            compare_bits(who, "holes", after[v], before[v], (size_t)kept * 64 * sizeof(float));
+        device->k->kv_move(device, &p.basis, p.pool, p.page_bytes, &rest, &packed);
+        device->k->kv_rebuild(device, &p.part, p.pool, p.page_bytes, &packed, after[0], after[1]);
+        for (int v = 0; v < 2; v++)
+            compare_bits(who, "packed", after[v], before[v], (size_t)kept * 64 * sizeof(float));
+        bytes = 0;
+        for (int32_t pg = 0; pg < pages_of(p.m->slots); pg++, bytes += p.page_bytes)
+            memcpy(p.pool + (size_t)p.basis_page[pg] * p.page_bytes, copy + bytes, p.page_bytes);
+        free(copy);
+    }
+    problem_free(&p);
+}
+
 static void test_columns(void)
 {
     float x[6] = { 1, 2, 3, 4, 5, 6 }, y[8];
@@ -322,7 +365,7 @@ static void test_columns(void)
 
 static const struct sf_test tests[] = {
     { "like one lane", test_like_one_lane }, { "read", test_read }, { "bits", test_bits },
-    { "columns", test_columns }, { NULL, NULL }
+    { "rows that go", test_rows_go }, { "columns", test_columns }, { NULL, NULL }
 };
 
 int main(int argc, char **argv)

@@ -303,6 +303,11 @@ static void make_cases(void)
         stack->entry[1] = recent;
         stack->entry[0].layers = "0,1";
         stack->entry[1].layers = "2";
+        struct given *both = add("xkv twice", ranks);
+        both->entry[0] = based;
+        both->entry[1] = keys;
+        both->entry[0].layers = "2";
+        both->entry[1].layers = "0,1";
         struct given *bases = add("xkv and ems", ranks);
         bases->entry[0] = based;
         bases->entry[1] = merged;

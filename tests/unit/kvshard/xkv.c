@@ -173,6 +173,74 @@ static void test_formula(void)
     sf_stack_free(&stack);
 }
 
+/* Exact / stored elements of n tokens, without 8 bytes a slot. */
+static double rate(const struct sf_setup *setup, const struct sf_stack *stack, int32_t n)
+{
+    double slots = (double)setup->lanes * n;
+    return slots * 2 * 128 * 2 / ((double)stored(setup, stack, n) - 8 * slots);
+}
+
+/* The description's table of lengths, and its published rates; a group that a stage cuts has bases
+ * that add up to the whole one's. */
+static void test_rates(void)
+{
+    static const struct { int32_t n; double rate; } table[] = {
+        { 512, 1.016 },                 /* not 0.95: no rank is above the number of tokens */
+        { 1024, 1.71 }, { 2048, 2.84 }, { 4096, 4.27 }, { 8192, 5.69 },
+        { 32768, 7.59 }, { 65536, 8.03 },
+        { 131072, 8.275 } };
+    struct sf_setup setup = setup_of(32, 8, 128, 1);
+    struct sf_stack stack;
+    SF_MUST(check(&stack, &setup, "min_prompt_tokens", "1"));
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
+        SF_CHECK_NEAR(rate(&setup, &stack, table[i].n), table[i].rate, 0.005);
+    struct sf_stack_entry *entry = &stack.entry[0];
+    SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, "group_size"), entry->cfg, "1"));
+    SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, "rank_k"), entry->cfg, "96"));
+    SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, "rank_v"), entry->cfg, "144"));
+    SF_MUST(sf_stack_check(&stack, &setup));
+    SF_CHECK_NEAR(rate(&setup, &stack, 65536), 8.40, 0.005);
+    sf_stack_free(&stack);
+    SF_MUST(check(&stack, &setup, NULL, NULL));
+    int64_t whole = stored(&setup, &stack, 20001) - stored(&setup, &stack, 20000);
+    for (int32_t l = 0; l < 32; l++) stage[l] = l >= 13;
+    setup.stage = stage;
+    SF_MUST(sf_stack_check(&stack, &setup));
+    SF_CHECK_INT(stored(&setup, &stack, 20001) - stored(&setup, &stack, 20000), whole);
+    sf_stack_free(&stack);
+}
+
+/* Two entries with groups: on layers of their own, each with its ranks; on the same ones, none. */
+static void test_two(void)
+{
+    struct sf_setup setup = setup_of(8, 2, 16, 1);
+    struct sf_stack stack = { 0 };
+    struct sf_stack_entry *entry;
+    int32_t k, v;
+    for (int i = 0; i < 2; i++) {
+        SF_MUST(sf_stack_add(&stack, "xkv", &entry));
+        SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, "rank_k"), entry->cfg, i ? "8" : "40"));
+        SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, "rank_v"), entry->cfg, i ? "0" : "12"));
+    }
+    CHECK_REFUSED(sf_stack_check(&stack, &setup), SF_UNSUPPORTED,
+                  "methods xkv and xkv act on the same heads; give them different `layers:`");
+    snprintf(stack.entry[0].layers_text, sizeof stack.entry[0].layers_text, "0-2");
+    snprintf(stack.entry[1].layers_text, sizeof stack.entry[1].layers_text, "3-7");
+    SF_MUST(sf_stack_check(&stack, &setup));
+    for (int32_t l = 0; l < 8; l++) {
+        SF_CHECK_INT(sf_stack_entry_of(&stack, &setup, l, 1), l > 2);
+        SF_CHECK_INT(stack.entry[0].shape.layer_group[l], l > 2 ? -1 : 0);
+        SF_CHECK_INT(stack.entry[1].shape.layer_group[l], l > 2 ? (l - 3) / 4 : -1);
+    }
+    sf_account_group_ranks(&setup, &stack.entry[0], 0, &k, &v);
+    SF_CHECK_INT(k, 30);
+    SF_CHECK_INT(v, 9);
+    sf_account_group_ranks(&setup, &stack.entry[1], 7, &k, &v);
+    SF_CHECK_INT(k, 2);
+    SF_CHECK_INT(v, 0);
+    sf_stack_free(&stack);
+}
+
 /* rank_v 0: n values of each lane as they are, in pages that hold nothing else. */
 static void test_exact_values(void)
 {
@@ -244,6 +312,12 @@ static void test_refusals(void)
     CHECK_REFUSED(check(&stack, &setup, "start_layer", "8"), SF_INVALID, "of a model that has 8");
     sf_stack_free(&stack);
     SF_MUST(sf_stack_add(&stack, "xkv", &entry));
+    SF_MUST(sf_stack_add(&stack, "ems", &entry));
+    CHECK_REFUSED(sf_stack_check(&stack, &setup), SF_UNSUPPORTED, "a token that ems drops from one"
+                  " head would be gone from all heads and layers of the group in which xkv has it;"
+                  " give them different `layers:` or `on:`");
+    sf_stack_free(&stack);
+    SF_MUST(sf_stack_add(&stack, "xkv", &entry));
     SF_MUST(sf_stack_add(&stack, "window", &entry));
     CHECK_REFUSED(sf_stack_check(&stack, &setup), SF_UNSUPPORTED, "a token that window drops from"
                   " one head would be gone from all heads and layers of the group in which xkv has"
@@ -261,6 +335,7 @@ static void test_refusals(void)
 static const struct sf_test tests[] = {
     { "groups", test_groups }, { "listed groups", test_listed },
     { "bytes are those of the formula", test_formula }, { "exact values", test_exact_values },
+    { "rates", test_rates }, { "two entries", test_two },
     { "ranks", test_ranks }, { "refusals", test_refusals }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_xkv", tests)
