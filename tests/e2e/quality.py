@@ -38,8 +38,8 @@ def measure(folder, profile):
 
 
 def check_page(tally, page):
-    for method in ("window", "ems", "razor_attention"):
-        found = re.search(rf"^\| {method} \| 2 \| (0\.\d+) \| .*$", page, re.M)
+    for method in ("window", "ems", "razor_attention", "xkv(W=1)", "xkv(W=2)", "xkv(W=4)"):
+        found = re.search(rf"^\| {re.escape(method)} \| 2 \| (0\.\d+) \| .*$", page, re.M)
         if tally.true(f"a row of {method}", found is not None, page):
             tally.true(f"{method}: bytes", abs(float(found[1]) - 0.25) < 0.005, found[1])
             tally.check(f"{method}: no verdict on two texts", "too few texts" in found[0],
@@ -58,7 +58,7 @@ def main():
     if tally.check("exit code", done.returncode, 0):
         check_page(tally, page)
         kept = sorted(glob.glob(folder.file("kept/*.json")))
-        tally.check("results", len(kept), 4)
+        tally.check("results", len(kept), 6)
         again, same = measure(folder, profile)
         tally.check("again: the same, without measuring",
                     (again.returncode, same, again.stdout.count(" s  ")), (0, page, 0))

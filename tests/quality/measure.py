@@ -8,26 +8,32 @@
 Every piece of work is one call of `sheaf eval`: one text (or one length of needles) through one
 group of stacks.  Its JSON is kept in the results folder under a name that holds a digest of the
 text and of the configurations, so a command that was interrupted goes on where it was, and changed
-stacks are measured anew.  texts.py says where texts come from, stacks.py how options are found,
-report.py what is told.
+stacks are measured anew.  texts.py says where texts come from, stacks.py and stacks_xkv.py how
+options are found, report.py and report_xkv.py what is told.
 """
 import argparse
 import datetime
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
 import report
+import report_xkv
 import stacks
+import stacks_xkv
 import texts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MODEL = "models/smollm2-135m-instruct.gguf"
 PROFILE = "configs/profiles/smollm2-135m-instruct.razor_attention.yaml"
 NEEDLE_LENGTHS, RANDOM_TEXTS = [512, 1024], 8
+QUICK = ("plain", "razor", "xkv")
+FEW = ("random", "dropping", "later", "between", "evict", "basis", "ways", "half", "bare",
+       "loss")                          # on RANDOM_TEXTS texts
 
 
 def arguments():
@@ -44,7 +50,8 @@ def arguments():
     parser.add_argument("--lengths", default="2000", help="tokens of a text, half of them prompt: "
                         "a list such as 2000,8000")
     parser.add_argument("--texts", type=int, default=100, help="at most so many")
-    parser.add_argument("--kinds", default="plain,razor,later,dropping,random,needle",
+    parser.add_argument("--kinds", default="plain,razor,later,dropping,random,xkv,widths,"
+                        "between,evict,bare,basis,ways,half,loss,needle,needle-xkv",
                         help="groups of stacks that are measured, a list; all are reported")
     parser.add_argument("--seconds", type=float, default=0,
                         help="no piece of work begins after so many; 0: all of it")
@@ -61,6 +68,18 @@ def arguments():
 
 def digest(*parts):
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def losses(stderr, named):
+    """What kvshard/encode.c says at level debug: {stack: {"keys": [[norm, part left]] of each
+    layer, "values": ...}}.  The low byte of a sequence is the stack's number, 0 the exact one."""
+    found = {stack: {"keys": {}, "values": {}} for stack in named}
+    for sequence, layer, kind, part, norm in re.findall(
+            r"sequence (\d+), layer (\d+), (\w+): rank .* leaves (\S+) of the norm (\S+)", stderr):
+        stack = list(named)[(int(sequence) & 255) - 1]
+        found[stack][kind][int(layer)] = [float(norm), float(part)]
+    return {stack: {kind: [of[layer] for layer in sorted(of)] for kind, of in kinds.items()}
+            for stack, kinds in found.items()}
 
 
 def contents(path):
@@ -98,7 +117,7 @@ class Work:
             return
         measured = path + ".eval"
         command = [options.sheaf, "eval", *named.values(), *words, "--json", measured,
-                   "--log-level", "warn"]
+                   "--log-level", "debug" if about["kind"] == "loss" else "warn"]
         began = time.monotonic()
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                               text=True, check=False)
@@ -108,6 +127,8 @@ class Work:
                   "seconds": time.monotonic() - began, "date": datetime.date.today().isoformat(),
                   "processor": processor(), "cores": os.cpu_count(),
                   "eval": json.loads(contents(measured))}
+        if about["kind"] == "loss":
+            result["loss"] = losses(done.stderr, named)
         with open(path + ".new", "w", encoding="utf-8") as file:
             json.dump(result, file)
         os.replace(path + ".new", path)
@@ -135,22 +156,38 @@ def write_texts(options):
     return written
 
 
-def groups_of(options, length):
-    """[(kind, {stack: configuration})], of which all but the first need a profile."""
-    planner = stacks.Planner(options.sheaf, options.model,
-                             os.path.join(options.results, f"configs-{length}"), length // 2)
-    groups = [("plain", stacks.plain_stacks(planner))]
+def planner_of(options, length, kv_dtype=None):
+    folder = f"configs-{length}" + (f"-{kv_dtype}" if kv_dtype else "")
+    return stacks.Planner(options.sheaf, options.model, os.path.join(options.results, folder),
+                          length // 2, kv_dtype)
+
+
+def groups_of(options, length, kinds=None):
+    """[(kind, {stack: configuration})], all kinds or these; without a profile there is nothing of
+    razor_attention."""
+    planner = planner_of(options, length)
+    makers = [("plain", lambda: stacks.plain_stacks(planner))]
     heads = report.heads_of(options.profile)
     if heads is None:
         print(f"quality: no {options.profile}: nothing of razor_attention", file=sys.stderr)
     else:
-        groups += [("razor", stacks.razor_stacks(planner, heads)),
-                   ("later", stacks.later_stacks(planner, heads)),
-                   ("dropping", stacks.dropping_stacks(planner, heads)),
-                   ("random", stacks.random_stacks(planner, heads))]
+        makers += [("razor", lambda: stacks.razor_stacks(planner, heads)),
+                   ("later", lambda: stacks.later_stacks(planner, heads)),
+                   ("dropping", lambda: stacks.dropping_stacks(planner, heads)),
+                   ("random", lambda: stacks.random_stacks(planner, heads))]
+    makers += [("xkv", lambda: stacks_xkv.equal_bytes_stacks(planner)),
+               ("widths", lambda: stacks_xkv.width_stacks(planner)),
+               ("between", lambda: stacks_xkv.between_stacks(planner)),
+               ("evict", lambda: stacks_xkv.evict_stacks(planner, heads)),
+               ("bare", lambda: stacks_xkv.bare_stacks(planner)),
+               ("basis", lambda: stacks_xkv.equal_basis_stacks(planner)),
+               ("ways", lambda: stacks_xkv.way_stacks(planner)),
+               ("loss", lambda: stacks_xkv.loss_stacks(planner_of(options, 2 * length))),
+               ("half", lambda: stacks_xkv.half_width_stacks(planner_of(options, length, "f16")))]
+    groups = [(kind, maker()) for kind, maker in makers if kinds is None or kind in kinds]
     if options.quick:
         groups = [(kind, {name: path for name, path in named.items() if name.endswith("1/4")})
-                  for kind, named in groups if kind in ("plain", "razor")]
+                  for kind, named in groups]
     return groups
 
 
@@ -159,13 +196,14 @@ def measure_texts(work, sources, length, groups):
     fitting = [source for source in sources if len(source["text"]) >= 5.2 * length]
     for first in range(0, len(fitting), RANDOM_TEXTS):
         for kind, named in groups:
-            if kind in ("random", "dropping", "later") and first > 0:
+            if kind in FEW and first > 0:
                 continue
             for source in fitting[first:first + RANDOM_TEXTS]:
                 about = {"kind": kind, "length": length, "name": source["name"],
                          "package": source["package"]}
-                work.piece(about, named, ["--text", source["path"], "--len", str(length),
-                                          "--prompt-len", str(length // 2)], [source["text"]])
+                lengths = (length + 1, length) if kind == "loss" else (length, length // 2)
+                work.piece(about, named, ["--text", source["path"], "--len", str(lengths[0]),
+                                          "--prompt-len", str(lengths[1])], [source["text"]])
 
 
 def measure_needles(work, sources, options):
@@ -173,13 +211,13 @@ def measure_needles(work, sources, options):
     with open(filler, "w", encoding="utf-8") as file:
         file.write("".join(source["text"] for source in sources))
     for length in NEEDLE_LENGTHS:
-        named = {}
-        for _, some in groups_of(options, 2 * length)[:2]:
-            named.update(some)
-        work.piece({"kind": "needle", "length": length}, named,
-                   ["--needle", "--filler", filler, "--needle-lengths", str(length),
-                    "--needle-depths", "0,25,50,75,100", "--needle-trials", "4"],
-                   [contents(filler)])
+        groups = dict(groups_of(options, 2 * length, ("plain", "razor", "xkv")))
+        for kind, named in (("needle", {**groups["plain"], **groups.get("razor", {})}),
+                            ("needle-xkv", groups["xkv"])):
+            work.piece({"kind": kind, "length": length}, named,
+                       ["--needle", "--filler", filler, "--needle-lengths", str(length),
+                        "--needle-depths", "0,25,50,75,100", "--needle-trials", "4"],
+                       [contents(filler)])
 
 
 def main():
@@ -190,10 +228,13 @@ def main():
         sources = write_texts(options)
         lengths = [int(length) for length in options.lengths.split(",")]
         for length in lengths:
-            measure_texts(work, sources, length, groups_of(options, length))
+            measure_texts(work, sources, length,
+                          groups_of(options, length, QUICK if options.quick else None))
         if not options.quick:
             measure_needles(work, sources, options)
-    page = report.page(options.results, work.left)
+    image = options.output.removesuffix(".md") + "-xkv.svg"
+    page = report.page(options.results, work.left,
+                       lambda results: report_xkv.page(results, image))
     with open(options.output + ".new", "w", encoding="utf-8") as file:
         file.write(page)
     os.replace(options.output + ".new", options.output)

@@ -6,6 +6,7 @@ and its 95 % interval is between the 2.5th and the 97.5th percentile of DRAWS dr
 with replacement, from a fixed seed.
 """
 import collections
+import fractions
 import glob
 import json
 import math
@@ -13,6 +14,9 @@ import os
 import random
 import re
 
+# whose stacks stand in the tables of their fraction of the bytes
+TABLED = {"plain", "razor", "later", "dropping", "random", "xkv", "widths",
+          "bare"}
 DRAWS, SEED, TEXTS_MIN = 10000, 1, 8    # fewer texts: an interval, but no verdict
 WINDOW = "window"
 
@@ -52,11 +56,11 @@ def results_of(folder):
 class Texts:
     """What each stack did to each text, of one length."""
 
-    def __init__(self, results, length):
+    def __init__(self, results, length, kinds):
         self.runs = collections.defaultdict(dict)       # text -> stack -> run of eval
         self.package = {}
         for one in results:
-            if one["kind"] == "needle" or one["length"] != length:
+            if one["kind"] not in kinds or one["length"] != length:
                 continue
             runs = self.runs[one["name"]]
             runs["exact"] = one["eval"]["exact"]
@@ -126,7 +130,7 @@ def head(*cells):
 
 def fractions_of(of):
     return sorted({stack.split()[-1] for stack in of.stacks() if stack.startswith(WINDOW)},
-                  key=lambda label: int(label.split("/")[1]))
+                  key=fractions.Fraction, reverse=True)
 
 
 def methods_of(of, label):
@@ -184,9 +188,13 @@ def random_part(of):
 
 def needle_part(results):
     text = ""
+    more = {one["length"]: one for one in results if one["kind"] == "needle-xkv"}
     for one in sorted((one for one in results if one["kind"] == "needle"),
                       key=lambda one: one["length"]):
         runs = [("exact", one["eval"]["exact"]), *zip(one["stacks"], one["eval"]["runs"])]
+        if one["length"] in more:       # the same needles: exact caches find as many
+            other = more[one["length"]]
+            runs += zip(other["stacks"], other["eval"]["runs"])
         exact = runs[0][1]["needle_recall"]
         text += f"Prompts of {one['length']} tokens, {exact['trials']} needles: the exact cache "
         text += f"finds {100 * exact['recall']:.0f} %. "
@@ -251,8 +259,8 @@ def sources(of):
             ", ".join(f"{package} ({count})" for package, count in sorted(counts.items())) + ".\n")
 
 
-def page(folder, left):
-    """The document, as text; left: pieces of work that were not done."""
+def page(folder, left, more):
+    """The document, as text; left: pieces of work that were not done; more(results): a section."""
     results = results_of(folder)
     text = ("# Quality of the methods\n\nWritten by `python3 tests/quality/measure.py`; "
             "do not edit.\n\n")
@@ -261,12 +269,13 @@ def page(folder, left):
     text += where(results)
     if left:
         text += f"\n{left} pieces of work were left; the tables say on how many texts they stand.\n"
-    for length in sorted({one["length"] for one in results if one["kind"] != "needle"}):
-        of = Texts(results, length)
+    for length in sorted({one["length"] for one in results if one["kind"] in TABLED}):
+        of = Texts(results, length, TABLED)
         text += f"\n## Texts of {length:,} tokens, {length // 2:,} of them prompt\n\n"
         text += sources(of)
         for label in fractions_of(of):
             text += f"\n### {label} of the bytes\n\n" + table(of, label)
         text += "\n### Retrieval heads against random heads\n\n" + random_part(of)
+    text += more(results)
     text += "\n## Needles\n\n" + needle_part(results)
     return text + "\n## Marks from outside\n\n" + MARKS + "\n## How\n\n" + METHOD

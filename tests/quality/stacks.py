@@ -18,13 +18,15 @@ RANDOM_SETS, RANDOM_FRACTION = 10, ("1/4", 0.25)
 class Planner:
     """Asks `sheaf plan`, and writes configurations into one folder."""
 
-    def __init__(self, sheaf, model, folder, prompt):
+    def __init__(self, sheaf, model, folder, prompt, kv_dtype=None):
         self.sheaf, self.model, self.folder, self.prompt = sheaf, model, folder, prompt
+        self.kv_dtype = kv_dtype                # None: model.dtype
         os.makedirs(folder, exist_ok=True)
 
     def text(self, *methods):
+        dtype = f"  dtype: {self.kv_dtype}\n" if self.kv_dtype else ""
         return (f"schema_version: 1\nmodel: {{path: {json.dumps(self.model)}, dtype: f32}}\n"
-                f"kv_cache:\n  methods: [{', '.join(map(json.dumps, methods))}]\n")
+                f"kv_cache:\n{dtype}  methods: [{', '.join(map(json.dumps, methods))}]\n")
 
     def write(self, name, *methods):
         path = os.path.join(self.folder, name + ".yaml")
@@ -33,7 +35,7 @@ class Planner:
         return path
 
     def ratio(self, method):
-        path = self.write("planned", method)
+        path = self.write(f"planned-{os.getpid()}", method)
         done = subprocess.run([self.sheaf, "plan", path, "--json", "--set",
                                f"scheduler.max_model_len={self.prompt}"],
                               capture_output=True, text=True, check=False)
@@ -44,14 +46,18 @@ class Planner:
 
     def fit(self, method, option, least, fraction):
         """The method with the option that comes nearest to the fraction."""
-        at = {value: self.ratio({**method, option: value}) for value in (least, self.prompt)}
-        low, high = least, self.prompt          # the ratio rises with the option, mostly evenly
+        return self.nearest(lambda value: {**method, option: value}, least, self.prompt, fraction)
+
+    def nearest(self, method_of, least, most, fraction):
+        """Of method_of(least) to method_of(most) the one that comes nearest to the fraction."""
+        at = {value: self.ratio(method_of(value)) for value in (least, most)}
+        low, high = least, most                 # the ratio rises with the value, mostly evenly
         while high - low > 1 and at[low] < fraction < at[high]:
             middle = low + round((high - low) * (fraction - at[low]) / (at[high] - at[low]))
             middle = min(max(middle, low + 1), high - 1)
-            at[middle] = self.ratio({**method, option: middle})
+            at[middle] = self.ratio(method_of(middle))
             low, high = (middle, high) if at[middle] <= fraction else (low, middle)
-        return {**method, option: min(at, key=lambda value: (abs(at[value] - fraction), value))}
+        return method_of(min(at, key=lambda value: (abs(at[value] - fraction), value)))
 
 
 def window(planner, fraction):
