@@ -264,10 +264,10 @@ bytes a slot, at the end of the prompt; what is generated stays raw, so that lat
 than a window does.
 """
 
-SINKS_TEXT = """`num_sink_tokens` of xkv: the first tokens that stay raw and outside of the bases; 0 by
-default, 4 in all other measurements here, which is what the window and the other methods keep. The
-usual explanation, not measured here: attention with nothing to look for goes to the first token,
-which has next to no value; what a basis leaves of that one is then added everywhere.
+SINKS_TEXT = """`num_sink_tokens` of xkv: the first tokens that stay raw and outside of the bases; 0
+by default, 4 in all other measurements here, which is what the window and the other methods keep.
+The usual explanation, not measured here: attention with nothing to look for goes to the first
+token, which has next to no value; what a basis leaves of that one is then added everywhere.
 """
 
 WIDTHS_TEXT = """At equal ranks of a layer a wider group has the same basis but W times the factors
@@ -287,6 +287,7 @@ WAYS_TEXT = """W=4 with 24/36 a layer; `randomized` has two power iterations and
 as by default.
 """
 
-HALF_TEXT = """`kv_cache.dtype: f16`: the raw slots, basis and factors of all stacks in 16 bits. There
-is no raw tier of int8 yet, and factors of int8 or int4 are not built: nothing is said of these.
+HALF_TEXT = """`kv_cache.dtype: f16`: the raw slots, basis and factors of all stacks in 16 bits.
+There is no raw tier of int8 yet, and factors of int8 or int4 are not built: nothing is said of
+these.
 """
