@@ -16,7 +16,7 @@ import re
 
 # whose stacks stand in the tables of their fraction of the bytes
 TABLED = {"plain", "razor", "later", "dropping", "random", "xkv", "widths",
-          "bare"}
+          "bare", "first"}
 DRAWS, SEED, TEXTS_MIN = 10000, 1, 8    # fewer texts: an interval, but no verdict
 WINDOW = "window"
 

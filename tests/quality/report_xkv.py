@@ -13,7 +13,7 @@ import stacks_xkv
 XKV = f"xkv(W={stacks_xkv.GROUPS[0]})"
 EVICTION = ["window", "ems", "razor_attention"]
 WIDTHS = sorted(stacks_xkv.GROUPS)
-MEASURED = {"xkv", "widths", "between", "evict", "basis", "ways", "bare"}
+MEASURED = {"xkv", "widths", "between", "evict", "basis", "ways", "bare", "first"}
 
 
 def widths_table(of, title, named):
@@ -136,13 +136,15 @@ def plot(of, path):
 def sinks_part(of):
     text = ""
     for label in ("1/2", "1/4", "1/8"):
-        pair = f"{XKV} {label}", f"{XKV[:-1]},no-sinks) {label}"
-        names = of.having("exact", *pair)
-        if names:
-            text += report.row(label, str(len(names)), *[report.signed(
-                report.apart(of, stack, "exact", names)) for stack in pair],
-                               report.signed(report.apart(of, *pair[::-1], names)))
-    return "\n" + report.head("bytes kept", "texts", "ln ppl - exact, 4 sinks", "none",
+        kept = f"{XKV} {label}"
+        for sinks in (0, 1):
+            stack = f"{XKV[:-1]},sinks={sinks}) {label}"
+            names = of.having("exact", kept, stack)
+            if names:
+                text += report.row(label, str(sinks), str(len(names)), *[
+                    report.signed(report.apart(of, *pair, names)) for pair in (
+                        (stack, "exact"), (kept, "exact"), (stack, kept))])
+    return "\n" + report.head("bytes kept", "sinks", "texts", "ln ppl - exact", "with 4 sinks",
                               "difference") + text if text else "\nNot measured yet.\n"
 
 

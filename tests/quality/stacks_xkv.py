@@ -33,7 +33,7 @@ def fitted(planner, group_size, fraction, sinks=SINKS):
 
 
 def named(planner, group_size, label, fraction, sinks=SINKS):
-    name = f"xkv(W={group_size})" if sinks else f"xkv(W={group_size},no-sinks)"
+    name = f"xkv(W={group_size}" + ("" if sinks == SINKS else f",sinks={sinks}") + ")"
     return {f"{name} {label}": planner.write(
         f"xkv-{group_size}-{sinks}-{label.replace('/', '.')}",
         fitted(planner, group_size, fraction, sinks))}
@@ -63,6 +63,11 @@ def bare_stacks(planner):
         for group_size in GROUPS if label != "1/8" else GROUPS[:1]:
             found.update(named(planner, group_size, label, fraction, 0))
     return found
+
+
+def first_stacks(planner):
+    """The first token alone."""
+    return named(planner, GROUPS[0], *stacks.FRACTIONS[0], 1)
 
 
 def between_stacks(planner):
