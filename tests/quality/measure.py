@@ -33,7 +33,7 @@ PROFILE = "configs/profiles/smollm2-135m-instruct.razor_attention.yaml"
 NEEDLE_LENGTHS, RANDOM_TEXTS = [512, 1024], 8
 QUICK = ("plain", "razor", "xkv")
 FEW = ("random", "dropping", "later", "between", "evict", "basis", "ways", "half", "bare",
-       "first", "loss")                        # on RANDOM_TEXTS texts
+       "first", "ending", "loss")       # on RANDOM_TEXTS texts
 
 
 def arguments():
@@ -51,7 +51,7 @@ def arguments():
                         "a list such as 2000,8000")
     parser.add_argument("--texts", type=int, default=100, help="at most so many")
     parser.add_argument("--kinds", default="plain,razor,later,dropping,random,xkv,widths,"
-                        "between,evict,bare,first,basis,ways,half,loss,needle,needle-xkv",
+                        "between,evict,bare,first,ending,basis,ways,half,loss,needle,needle-xkv",
                         help="groups of stacks that are measured, a list; all are reported")
     parser.add_argument("--seconds", type=float, default=0,
                         help="no piece of work begins after so many; 0: all of it")
@@ -181,6 +181,7 @@ def groups_of(options, length, kinds=None):
                ("evict", lambda: stacks_xkv.evict_stacks(planner, heads)),
                ("bare", lambda: stacks_xkv.bare_stacks(planner)),
                ("first", lambda: stacks_xkv.first_stacks(planner)),
+               ("ending", lambda: stacks_xkv.ending_stacks(planner)),
                ("basis", lambda: stacks_xkv.equal_basis_stacks(planner)),
                ("ways", lambda: stacks_xkv.way_stacks(planner)),
                ("loss", lambda: stacks_xkv.loss_stacks(planner_of(options, 2 * length))),

@@ -13,7 +13,13 @@ import stacks_xkv
 XKV = f"xkv(W={stacks_xkv.GROUPS[0]})"
 EVICTION = ["window", "ems", "razor_attention"]
 WIDTHS = sorted(stacks_xkv.GROUPS)
-MEASURED = {"xkv", "widths", "between", "evict", "basis", "ways", "bare", "first"}
+MEASURED = {"xkv", "widths", "between", "evict", "basis", "ways", "bare", "first",
+            "ending"}
+
+
+def count_of(names):
+    few = "" if len(names) >= report.TEXTS_MIN else ", too few for a verdict"
+    return f"{len(names)} text{'s' if len(names) > 1 else ''}{few}"
 
 
 def widths_table(of, title, named):
@@ -21,7 +27,7 @@ def widths_table(of, title, named):
     names = of.having("exact", *named.values())
     if not names:
         return ""
-    text = (f"\n{title}, {len(names)} texts:\n\n" +
+    text = (f"\n{title}; {count_of(names)}:\n\n" +
             report.head("W", "bytes kept", "ln ppl - exact", "ln ppl - that of W/2", "mean KL, nat",
                         "same top-1"))
     for width, stack in sorted(named.items()):
@@ -82,7 +88,8 @@ def crossover_part(of, image):
     if not names or len(curves) < 2:
         return "\nNot measured yet.\n"
     labels = sorted(curves[XKV], key=fractions.Fraction, reverse=True)
-    text = f"\n{len(names)} texts have all of these; ln ppl - exact:\n\n"
+    text = ("\nln ppl - exact, of the texts that have all of these; "
+            f"{count_of(names)}:\n\n")
     text += report.head("bytes kept", *curves, "xkv - window")
     for label in labels:
         cells = [report.signed(report.apart(of, curve[label], "exact", names))
@@ -100,6 +107,22 @@ def crossover_part(of, image):
             f"{'worse' if worse else 'better'}" for ratio, worse in found) if found else
             f"xkv is {'worse' if above else 'better'} at all of these ratios") + ".\n"
     return text
+
+
+def ending_part(of):
+    """Against windows that hold as much at the end of the text."""
+    text = ""
+    for label in ("1/2", "1/4", "1/8"):
+        pair = f"{XKV} {label}", f"window-at-end {label}"
+        names = of.having("exact", *pair)
+        if names:
+            text += report.row(label, str(len(names)), *[
+                f"{of.fraction(stack, names, '_end'):.4f}" for stack in pair], *[
+                    report.signed(report.apart(of, *two, names)) for two in (
+                        (pair[0], "exact"), (pair[1], "exact"), pair)])
+    return ENDING_TEXT + "\n" + report.head(
+        "bytes of the prompt kept", "texts", "at the end: xkv", "window", "ln ppl - exact, xkv",
+        "window", "difference") + text if text else ""
 
 
 def plot(of, path):
@@ -154,7 +177,7 @@ def ways_part(of):
     names = of.having("exact", randomized, *ways)
     if not names:
         return "\nNot measured yet.\n"
-    text = f"\n{len(names)} texts:\n\n" + report.head(
+    text = f"\n{count_of(names)}:\n\n" + report.head(
         "svd.method", "ln ppl - exact", "ln ppl - randomized", "mean KL, nat")
     for stack in [randomized, *ways]:
         label = "randomized" if stack == randomized else stack.split()[1]
@@ -172,7 +195,7 @@ def half_part(of):
     names = of.having("exact", *stacks)
     if not stacks or not names:
         return "\nNot measured yet.\n"
-    text = f"\n{len(names)} texts:\n\n" + report.head(
+    text = f"\n{count_of(names)}:\n\n" + report.head(
         "stack", "bytes kept, of 16 bits", "ln ppl - exact in 16 bits", "mean KL, nat")
     for stack in sorted(stacks, key=lambda name: (-fractions.Fraction(name.split()[-1]), name)):
         text += report.row(stack, f"{of.fraction(stack, names, ''):.4f}",
@@ -238,7 +261,7 @@ def loss_part(results):
     text = ""
     for length in sorted({one["length"] for one in results if one["kind"] == "loss"}):
         some = [one for one in results if one["kind"] == "loss" and one["length"] == length]
-        text += f"\nPrompts of {length:,} tokens, {len(some)} texts:\n\n" + loss_table(some)
+        text += f"\nPrompts of {length:,} tokens, {len(some)} of them:\n\n" + loss_table(some)
     return text or "\nNot measured yet.\n"
 
 
@@ -248,6 +271,7 @@ def page(results, image):
     half = report.Texts(results, 2000, {"half"})
     text = "\n## xKV\n\n" + INTRODUCTION + "\n### Where it beats eviction\n"
     text += crossover_part(of, image.split("/")[-1])
+    text += ending_part(of)
     plot(of, image)
     text += "\n### The first tokens\n\n" + SINKS_TEXT + sinks_part(of)
     text += "\n### How many layers should share a basis\n\n" + WIDTHS_TEXT + widths_part(of)
@@ -264,6 +288,12 @@ INTRODUCTION = """`xkv` with dense reconstruction on the same texts. W is `group
 that share a basis; ranks stand as 2 to 3, keys to values. *Bytes kept* include bases, factors and 8
 bytes a slot, at the end of the prompt; what is generated stays raw, so that later xkv keeps more
 than a window does.
+"""
+
+ENDING_TEXT = """
+That is not equal bytes in the answer: what is generated stays raw with xkv, and a window lets as
+much go. So also against windows of as many bytes as xkv has at the end of the text, which hold all
+of the prompt at first:
 """
 
 SINKS_TEXT = """`num_sink_tokens` of xkv: the first tokens that stay raw and outside of the bases; 0

@@ -70,6 +70,16 @@ def first_stacks(planner):
     return named(planner, GROUPS[0], *stacks.FRACTIONS[0], 1)
 
 
+def ending_stacks(planner):
+    """Windows that hold at the end of the text, twice the prompt, as much as xkv with what has been
+    generated raw: (1 + fraction) prompts."""
+    return {f"window-at-end {label}": planner.write(
+        f"ending-{label.replace('/', '.')}",
+        {"name": "window", "num_sink_tokens": SINKS,
+         "recent_tokens": round(planner.prompt * (1 + fraction)) - SINKS})
+            for label, fraction in stacks.FRACTIONS}
+
+
 def between_stacks(planner):
     """Between the fractions, to see where the curves of xkv and window cross."""
     found = {}
