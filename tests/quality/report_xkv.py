@@ -90,13 +90,13 @@ def crossover_part(of, image):
     labels = sorted(curves[XKV], key=fractions.Fraction, reverse=True)
     text = ("\nln ppl - exact, of the texts that have all of these; "
             f"{count_of(names)}:\n\n")
-    text += report.head("bytes kept", *curves, "xkv - window")
+    text += report.head("bytes kept", *curves, "xkv - window", "mean KL, nat: xkv", "window")
     for label in labels:
         cells = [report.signed(report.apart(of, curve[label], "exact", names))
                  if label in curve else "" for curve in curves.values()]
-        pair = (curves[XKV][label], curves.get("window", {}).get(label))
-        text += report.row(label, *cells, report.signed(report.apart(of, *pair, names))
-                           if pair[1] else "")
+        pair = (curves[XKV][label], curves["window"][label])
+        text += report.row(label, *cells, report.signed(report.apart(of, *pair, names)),
+                           *[f"{of.mean(stack, 'kl', names):.4f}" for stack in pair])
     text += f"\n![ln ppl over the ratio]({image})\n"
     for stack in EVICTION:
         if stack not in curves:
@@ -119,10 +119,11 @@ def ending_part(of):
             text += report.row(label, str(len(names)), *[
                 f"{of.fraction(stack, names, '_end'):.4f}" for stack in pair], *[
                     report.signed(report.apart(of, *two, names)) for two in (
-                        (pair[0], "exact"), (pair[1], "exact"), pair)])
+                        (pair[0], "exact"), (pair[1], "exact"), pair)],
+                *[f"{of.mean(stack, 'kl', names):.4f}" for stack in pair])
     return ENDING_TEXT + "\n" + report.head(
         "bytes of the prompt kept", "texts", "at the end: xkv", "window", "ln ppl - exact, xkv",
-        "window", "difference") + text if text else ""
+        "window", "difference", "mean KL, nat: xkv", "window") + text if text else ""
 
 
 def plot(of, path):
@@ -145,9 +146,9 @@ def plot(of, path):
     script = ("set terminal svg size 720,420 dynamic background 'white' noenhanced\n"
               "set encoding utf8\nset logscale x\nset xtics (1.5,2,3,4,6,8)\nset grid\n"
               "set xrange [1.4:8.6]\nset key left top\nset xlabel 'exact bytes / stored bytes at "
-              f"the end of the prompt'\nset ylabel 'ln ppl - exact'\nset title '{len(names)} texts "
-              "of 2,000 tokens; 95 % intervals over texts'\n" + "".join(lines) +
-              "plot " + ", ".join(drawn) + "\n")
+              f"the end of the prompt'\nset ylabel 'ln ppl - exact'\nset title '{len(names)} text"
+              f"{'s' if len(names) > 1 else ''} of 2,000 tokens; 95 % intervals over texts'\n" +
+              "".join(lines) + "plot " + ", ".join(drawn) + "\n")
     done = subprocess.run(["gnuplot"], input=script, capture_output=True, text=True, check=False)
     if done.returncode != 0 or "<svg" not in done.stdout:
         raise SystemExit(f"quality: error: gnuplot draws nothing: {done.stderr}")
@@ -269,7 +270,7 @@ def page(results, image):
     """Markdown, and the plot at `image`'s path."""
     of = report.Texts(results, 2000, {"plain", "razor", *MEASURED})
     half = report.Texts(results, 2000, {"half"})
-    text = "\n## xKV\n\n" + INTRODUCTION + "\n### Where it beats eviction\n"
+    text = "\n## xKV\n\n" + INTRODUCTION + "\n### Against eviction\n"
     text += crossover_part(of, image.split("/")[-1])
     text += ending_part(of)
     plot(of, image)
@@ -291,9 +292,9 @@ than a window does.
 """
 
 ENDING_TEXT = """
-That is not equal bytes in the answer: what is generated stays raw with xkv, and a window lets as
-much go. So also against windows of as many bytes as xkv has at the end of the text, which hold all
-of the prompt at first:
+That is not equal bytes in the answer: what is generated stays raw with xkv, while a window lets as
+much go. So also against windows of as many bytes as xkv has at the end of the text. These flatter
+the window in turn, as it then holds the whole prompt at first and more than xkv until the end:
 """
 
 SINKS_TEXT = """`num_sink_tokens` of xkv: the first tokens that stay raw and outside of the bases; 0
