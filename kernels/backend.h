@@ -49,8 +49,10 @@ static inline int32_t sf_lane_part_seen(const struct sf_lane_job *lane, int32_t 
 
 extern const struct sf_backend sf_backend_ref, sf_backend_cpu;
 
-/* Puts entries that a backend may leave out into its table: factor, on the host (hosted.c). */
-void sf_hosted_fill(struct sf_kernels *);
+/* The entry `factor` for a backend that leaves a job to the host: no scratch (hosted.c). */
+sf_status sf_hosted_factor(struct sf_device *, const struct sf_factor_job *);
+extern sf_status (*const sf_backend_hosted_factor)(struct sf_device *,
+                                                   const struct sf_factor_job *);
 
 /* The backend of a shared object, libsheaf_NAME.so with '_' for '-', which has it under the name
  * sf_backend_plugin.  It is searched beside the program, in the folder above, in lib/ there, and

@@ -13,7 +13,6 @@ static const struct sf_backend *const backends[] = { &sf_backend_cpu, &sf_backen
 struct opened {
     struct sf_device device;
     const struct sf_backend *backend;
-    struct sf_kernels table;            /* of a backend that leaves entries out, with them */
 };
 
 static int is_plugin(const char *name)
@@ -47,11 +46,6 @@ sf_status sf_device_open(const struct sf_device_spec *spec, struct sf_device **d
     if (status != SF_OK) {
         sf_free(opened);
         return status;
-    }
-    if (!opened->device.k->factor) {
-        opened->table = *opened->device.k;
-        sf_hosted_fill(&opened->table);
-        opened->device.k = &opened->table;
     }
     *device_out = &opened->device;
     return SF_OK;
@@ -87,9 +81,7 @@ sf_status sf_device_outline(const char *name, struct sf_outline *out)
 {
     struct sf_device_spec spec = { .name = name, .threads = 1, .rows_max = 1 };
     struct sf_device *device;
-    struct sf_kernels hosted;
-    sf_hosted_fill(&hosted);
-    *out = (struct sf_outline){ sf_cuda_mat_bytes, hosted.factor_bytes, 0, 0 };
+    *out = (struct sf_outline){ sf_cuda_mat_bytes, sf_cuda_factor_bytes, 0, 1 };
     if (is_plugin(name)) return SF_OK;
     SF_TRY(sf_device_open(&spec, &device));
     *out = (struct sf_outline){ device->k->mat_bytes, device->k->factor_bytes,

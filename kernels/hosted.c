@@ -1,7 +1,7 @@
-/* kernels/hosted.c: low-rank factors for a backend that has none of its own: x is downloaded, the
- * CPU backend's factors are taken on the device's host threads, a and b are uploaded.  It is done
- * once in many steps and by LAPACK, which has no equal on a GPU for the small matrices of a lane.
- * The scratch is host memory, taken for the call; of the device's own it needs none. */
+/* kernels/hosted.c: low-rank factors of a backend whose memory is not the host's, where it leaves
+ * them to the host: x is downloaded, the CPU backend's factors are taken on the device's host
+ * threads, a and b are uploaded.  The scratch is host memory, taken for the call; of the device's
+ * own it needs none. */
 #include "base/memory.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu.h"
@@ -31,13 +31,7 @@ static void rows_upload(struct sf_device *device, float *to, size_t stride, cons
     if (stride == cols) device->k->upload(device, to, from, (size_t)rows * cols * sizeof *to);
 }
 
-static size_t factor_bytes(const struct sf_factor_job *job)
-{
-    (void)job;
-    return 0;
-}
-
-static sf_status factor(struct sf_device *device, const struct sf_factor_job *job)
+sf_status sf_hosted_factor(struct sf_device *device, const struct sf_factor_job *job)
 {
     struct room room = room_of(job);
     struct sf_factor_job host = *job;
@@ -60,10 +54,4 @@ static sf_status factor(struct sf_device *device, const struct sf_factor_job *jo
     }
     sf_free(block);
     return status;
-}
-
-void sf_hosted_fill(struct sf_kernels *k)
-{
-    k->factor_bytes = factor_bytes;
-    k->factor = factor;
 }

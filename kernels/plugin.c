@@ -8,6 +8,11 @@
 #include "base/log.h"
 #include "kernels/backend.h"
 
+/* What a plugin finds in the program beside sf_base: named here, so that the static library brings
+ * it along. */
+sf_status (*const sf_backend_hosted_factor)(struct sf_device *, const struct sf_factor_job *) =
+    sf_hosted_factor;
+
 /* The folder of the program, with '/' at its end; "" if the system does not tell. */
 static void program_folder(char *folder, size_t bytes)
 {

@@ -1,91 +1,26 @@
-/* kernels/cpu/factor.c: low-rank factors by LAPACK and blocked products.
+/* kernels/cpu/factor.c: low-rank factors by LAPACK (kernels/small.h) and blocked products.
  *
- * Matrices lie row-major; to LAPACK, which counts by columns, x [rows][cols] is x^T.  Products are
- * cut into blocks of fixed size whatever the threads, so the bits depend on the job alone.  The
- * serial OpenBLAS below LAPACK keeps its buffers for one thread of the process: calls take turns
- * (ranks may be threads), and products are oneDNN's.
+ * Products are oneDNN's, cut into blocks of fixed size whatever the threads, so the bits depend on
+ * the job alone.
  *
- *   EXACT    x^T = v s u^T by xGESDD; LAPACK's `u` is then b's rows, its `vt` a's, both as they lie
+ *   EXACT    x = u s v by xGESDD; v is b's rows, u a's columns, each with sqrt(s)
  *   GRAM     w = x^T x, its last eigenvectors are the rows of b, a = x b^T
  *   RANDOM   y = x omega; orthonormal q; power_iterations times z = x^T q, orthonormal, y = x z,
  *            orthonormal; c = q^T x.  With no oversampling a b = q c is the answer, else the small
  *            singular value decomposition of c is cut to the rank. */
 #include <math.h>
 #include <omp.h>
-#include <pthread.h>
 #include <string.h>
-
-#include <lapacke.h>
 
 #include "base/rng.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
+#include "kernels/small.h"
 
 enum { BLOCK = 128 };
 
-static pthread_mutex_t lapack_turn = PTHREAD_MUTEX_INITIALIZER;
-
-/* info of a call of LAPACK, made alone. */
-#define LAPACK(info, call)                                                                         \
-    do {                                                                                           \
-        pthread_mutex_lock(&lapack_turn);                                                          \
-        (info) = (call);                                                                           \
-        pthread_mutex_unlock(&lapack_turn);                                                        \
-    } while (0)
-
 static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 static size_t area(int32_t a, int32_t b) { return (size_t)a * (size_t)b; }
-
-/* Hands out the scratch in pieces; with base 0 it counts. */
-struct heap { unsigned char *base; size_t used; };
-static void *take(struct heap *heap, size_t bytes)
-{
-    void *block = heap->base != NULL ? heap->base + heap->used : NULL;
-    heap->used += (bytes + 63) / 64 * 64;
-    return block;
-}
-static float *floats(struct heap *heap, size_t count)
-{
-    return take(heap, count * sizeof(float));
-}
-
-/* The greatest lwork that LAPACK asks for, as it answers in a float. */
-static int32_t work_count(float answer) { return (int32_t)((double)answer * 1.0001) + 64; }
-
-/* ---- singular values of x, dense; to LAPACK that is cols x rows ------------------------------ */
-struct svd {
-    int32_t rows, cols, narrow, work_count;
-    float *x;                           /* [rows][cols], lost */
-    float *s, *v, *u;                   /* [narrow], [narrow][cols], [rows][narrow] */
-    float *work;
-    lapack_int *iwork;
-};
-
-static void svd_take(struct heap *heap, int32_t rows, int32_t cols, struct svd *svd)
-{
-    float answer = 0, none = 0;
-    lapack_int whole = 0;
-    svd->rows = rows, svd->cols = cols, svd->narrow = least(rows, cols);
-    LAPACKE_sgesdd_work(LAPACK_COL_MAJOR, 'S', cols, rows, &none, cols, &none, &none, cols, &none,
-                        svd->narrow, &answer, -1, &whole);
-    svd->work_count = work_count(answer);
-    svd->x = floats(heap, area(rows, cols));
-    svd->s = floats(heap, (size_t)svd->narrow);
-    svd->v = floats(heap, area(svd->narrow, cols));
-    svd->u = floats(heap, area(rows, svd->narrow));
-    svd->work = floats(heap, (size_t)svd->work_count);
-    svd->iwork = take(heap, area(8, svd->narrow) * sizeof *svd->iwork);
-}
-
-static sf_status svd_run(struct svd *svd)
-{
-    lapack_int info;
-    LAPACK(info, LAPACKE_sgesdd_work(LAPACK_COL_MAJOR, 'S', svd->cols, svd->rows, svd->x, svd->cols,
-                                     svd->s, svd->v, svd->cols, svd->u, svd->narrow, svd->work,
-                                     svd->work_count, svd->iwork));
-    if (info != 0) return SF_FAIL(SF_INTERNAL, "singular values do not converge (%d)", (int)info);
-    return SF_OK;
-}
 
 /* ---- products in fixed blocks --------------------------------------------------------------- */
 struct matrix { float *at; int32_t rows, cols; size_t stride; }; /* [rows][stride] */
@@ -115,45 +50,23 @@ static void multiply(struct sf_device *device, int transposed, struct matrix x, 
 }
 
 /* ---- orthonormal columns -------------------------------------------------------------------- */
-struct ortho { float *gram, *tau, *work, *other; int32_t work_count; };
+struct ortho { struct sf_ortho small; float *other; };
 
-static void ortho_take(struct heap *heap, int32_t rows, int32_t cols, struct ortho *o)
+static void ortho_take(struct sf_heap *heap, int32_t rows, int32_t cols, struct ortho *o)
 {
-    float lq = 0, form = 0, none = 0;
-    LAPACKE_sgelqf_work(LAPACK_COL_MAJOR, cols, rows, &none, cols, &none, &lq, -1);
-    LAPACKE_sorglq_work(LAPACK_COL_MAJOR, cols, rows, cols, &none, cols, &none, &form, -1);
-    o->work_count = work_count(lq > form ? lq : form);
-    o->gram = floats(heap, area(cols, cols));
-    o->tau = floats(heap, (size_t)cols);
-    o->work = floats(heap, (size_t)o->work_count);
-    o->other = floats(heap, area(rows, cols));
+    sf_ortho_take(heap, rows, cols, &o->small);
+    o->other = sf_heap_floats(heap, area(rows, cols));
 }
 
-/* y = y r^-1 with y^T y + shift_unit trace = r^T r; 0 if there is no such r.  *near_out: y was
- * orthonormal already, but for rounding. */
+/* y = y r^-1 with y^T y + shift_unit trace = r^T r; 0 if there is no such r. */
 static int cholesky(struct sf_device *device, struct ortho *o, struct matrix y, double shift_unit,
                     int *near_out)
 {
-    double trace = 0, off = 0;
-    multiply(device, 1, y, y, dense(o->gram, y.cols, y.cols));
-    for (int32_t i = 0; i < y.cols; i++) {
-        trace += (double)o->gram[area(i, y.cols + 1)];
-        for (int32_t j = 0; j <= i; j++)
-            off = fmax(off, fabs((double)o->gram[area(i, y.cols) + (size_t)j] - (i == j)));
-    }
-    *near_out = off < 0.01;
-    for (int32_t i = 0; i < y.cols; i++)
-        o->gram[area(i, y.cols + 1)] += (float)(shift_unit * trace);
-    /* LAPACK's lower triangle is our upper one; below it the matrix is cleared. */
-    lapack_int info;
-    LAPACK(info, LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', y.cols, o->gram, y.cols));
-    if (info != 0) return 0;
-    LAPACK(info, LAPACKE_strtri_work(LAPACK_COL_MAJOR, 'L', 'N', y.cols, o->gram, y.cols));
-    if (info != 0) return 0;
-    for (int32_t i = 1; i < y.cols; i++)
-        memset(o->gram + area(i, y.cols), 0, (size_t)i * sizeof *o->gram);
+    struct matrix gram = dense(o->small.gram, y.cols, y.cols);
+    multiply(device, 1, y, y, gram);
+    if (!sf_ortho_invert(&o->small, y.cols, shift_unit, near_out)) return 0;
     memcpy(o->other, y.at, area(y.rows, y.cols) * sizeof *y.at);
-    multiply(device, 0, dense(o->other, y.rows, y.cols), dense(o->gram, y.cols, y.cols), y);
+    multiply(device, 0, dense(o->other, y.rows, y.cols), gram, y);
     return 1;
 }
 
@@ -168,16 +81,7 @@ static sf_status orthonormalise(struct sf_device *device, struct ortho *o, struc
     if (cholesky(device, o, y, 8 * 0x1p-24, &near) &&
         (between || (cholesky(device, o, y, 0, &near) && cholesky(device, o, y, 0, &near) && near)))
         return SF_OK;
-    for (size_t i = 0; i < area(y.rows, y.cols); i++)
-        if (!isfinite(y.at[i])) return SF_FAIL(SF_INTERNAL, "a basis is not finite");
-    lapack_int info;
-    LAPACK(info, LAPACKE_sgelqf_work(LAPACK_COL_MAJOR, y.cols, y.rows, y.at, y.cols, o->tau,
-                                     o->work, o->work_count));
-    if (info == 0)
-        LAPACK(info, LAPACKE_sorglq_work(LAPACK_COL_MAJOR, y.cols, y.rows, y.cols, y.at, y.cols,
-                                         o->tau, o->work, o->work_count));
-    if (info != 0) return SF_FAIL(SF_INTERNAL, "a basis cannot be made orthonormal");
-    return SF_OK;
+    return sf_ortho_householder(&o->small, y.at, y.rows, y.cols);
 }
 
 /* ---- what is kept --------------------------------------------------------------------------- */
@@ -207,47 +111,37 @@ static void put_nothing(const struct sf_factor_job *job, int32_t from)
 
 /* ---- the three ways ------------------------------------------------------------------------- */
 struct room {
-    struct svd svd;                     /* EXACT: of x; RANDOM with oversampling: of c */
+    struct sf_svd svd;                  /* EXACT: of x; RANDOM with oversampling: of c */
     struct ortho ortho;
-    float *gram, *values, *vectors;     /* GRAM: [cols][cols], [cols], [rank][cols] */
+    struct sf_eigen eigen;              /* GRAM: of x^T x */
     float *omega, *y, *z, *c;           /* RANDOM: [cols][q], [rows][q], [cols][q], [q][cols] */
-    float *work;
-    lapack_int *iwork, iwork_count;
-    int32_t work_count, q;
+    int32_t q;
 };
 
-static void gram_take(struct heap *heap, const struct sf_factor_job *job, struct room *room)
+static void gram_take(struct sf_heap *heap, const struct sf_factor_job *job, struct room *room)
 {
-    float answer = 0, none = 0;
-    lapack_int whole = 0;
-    LAPACKE_ssyevd_work(LAPACK_COL_MAJOR, 'V', 'U', job->cols, &none, job->cols, &none, &answer, -1,
-                        &whole, -1);
-    room->work_count = work_count(answer);
-    room->iwork_count = whole;
-    room->gram = floats(heap, area(job->cols, job->cols));
-    room->values = floats(heap, (size_t)job->cols);
-    room->y = floats(heap, (size_t)job->rows);
-    room->work = floats(heap, (size_t)room->work_count);
-    room->iwork = take(heap, (size_t)whole * sizeof *room->iwork);
+    sf_eigen_take(heap, job->cols, &room->eigen);
+    room->y = sf_heap_floats(heap, (size_t)job->rows);
 }
 
-static void random_take(struct heap *heap, const struct sf_factor_job *job, struct room *room)
+static void random_take(struct sf_heap *heap, const struct sf_factor_job *job, struct room *room)
 {
     int32_t narrow = least(job->rows, job->cols);
     room->q = least(job->rank, narrow);
     room->q += least(job->oversample, narrow - room->q);
     ortho_take(heap, job->rows > job->cols ? job->rows : job->cols, room->q, &room->ortho);
-    room->omega = floats(heap, area(job->cols, room->q));
-    room->y = floats(heap, area(job->rows, room->q));
-    if (job->oversample > 0) svd_take(heap, room->q, job->cols, &room->svd);
-    room->c = job->oversample > 0 ? room->svd.x : floats(heap, area(room->q, job->cols));
-    room->z = job->oversample > 0 ? floats(heap, area(job->rows, least(job->rank, room->q))) : NULL;
+    room->omega = sf_heap_floats(heap, area(job->cols, room->q));
+    room->y = sf_heap_floats(heap, area(job->rows, room->q));
+    if (job->oversample > 0) sf_svd_take(heap, room->q, job->cols, &room->svd);
+    room->c = job->oversample > 0 ? room->svd.x : sf_heap_floats(heap, area(room->q, job->cols));
+    if (job->oversample > 0)
+        room->z = sf_heap_floats(heap, area(job->rows, least(job->rank, room->q)));
 }
 
-static void room_take(struct heap *heap, const struct sf_factor_job *job, struct room *room)
+static void room_take(struct sf_heap *heap, const struct sf_factor_job *job, struct room *room)
 {
     switch (job->how) {
-    case SF_FACTOR_EXACT: svd_take(heap, job->rows, job->cols, &room->svd); break;
+    case SF_FACTOR_EXACT: sf_svd_take(heap, job->rows, job->cols, &room->svd); break;
     case SF_FACTOR_GRAM: gram_take(heap, job, room); break;
     case SF_FACTOR_RANDOM: random_take(heap, job, room); break;
     }
@@ -255,7 +149,7 @@ static void room_take(struct heap *heap, const struct sf_factor_job *job, struct
 
 size_t sf_cpu_factor_bytes(const struct sf_factor_job *job)
 {
-    struct heap heap = { 0 };
+    struct sf_heap heap = { 0 };
     struct room room = { 0 };
     room_take(&heap, job, &room);
     return heap.used;
@@ -263,11 +157,11 @@ size_t sf_cpu_factor_bytes(const struct sf_factor_job *job)
 
 static sf_status by_svd(const struct sf_factor_job *job, struct room *room)
 {
-    struct svd *svd = &room->svd;
+    struct sf_svd *svd = &room->svd;
     for (int32_t row = 0; row < job->rows; row++)
         memcpy(svd->x + area(row, job->cols), job->x + (size_t)row * job->x_stride,
                (size_t)job->cols * sizeof *job->x);
-    SF_TRY(svd_run(svd));
+    SF_TRY(sf_svd_run(svd));
     int32_t kept = least(job->rank, svd->narrow);
     for (int32_t r = 0; r < kept; r++) {
         float scale = sqrtf(svd->s[r]);
@@ -281,15 +175,12 @@ static sf_status by_gram(struct sf_device *device, const struct sf_factor_job *j
                          struct room *room)
 {
     struct matrix x = { (float *)(uintptr_t)job->x, job->rows, job->cols, job->x_stride };
-    multiply(device, 1, x, x, dense(room->gram, job->cols, job->cols));
-    lapack_int info;
-    LAPACK(info, LAPACKE_ssyevd_work(LAPACK_COL_MAJOR, 'V', 'U', job->cols, room->gram, job->cols,
-                                     room->values, room->work, room->work_count, room->iwork,
-                                     room->iwork_count));
-    if (info != 0) return SF_FAIL(SF_INTERNAL, "eigenvalues do not converge (%d)", (int)info);
+    float *gram = room->eigen.x;
+    multiply(device, 1, x, x, dense(gram, job->cols, job->cols));
+    SF_TRY(sf_eigen_run(&room->eigen));
     int32_t kept = least(job->rank, least(job->rows, job->cols));
     for (int32_t r = 0; r < kept; r++) {        /* values ascend */
-        struct matrix v = dense(room->gram + area(job->cols - 1 - r, job->cols), job->cols, 1);
+        struct matrix v = dense(gram + area(job->cols - 1 - r, job->cols), job->cols, 1);
         multiply(device, 0, x, v, dense(room->y, job->rows, 1));
         double sum = 0;
         for (int32_t row = 0; row < job->rows; row++)
@@ -342,8 +233,8 @@ static sf_status by_range(struct sf_device *device, const struct sf_factor_job *
         put_nothing(job, kept);
         return SF_OK;
     }
-    struct svd *svd = &room->svd;
-    SF_TRY(svd_run(svd));                       /* of c, which it holds */
+    struct sf_svd *svd = &room->svd;
+    SF_TRY(sf_svd_run(svd));                       /* of c, which it holds */
     struct matrix u = { svd->u, room->q, kept, (size_t)svd->narrow };
     multiply(device, 0, dense(room->y, job->rows, room->q), u, dense(room->z, job->rows, kept));
     for (int32_t r = 0; r < kept; r++) {
@@ -362,7 +253,7 @@ sf_status sf_cpu_factor(struct sf_device *device, const struct sf_factor_job *jo
                                                                  (size_t)c];
         if (sum != 0) return SF_FAIL(SF_INVALID, "row %d is not finite", row);
     }
-    struct heap heap = { job->scratch, 0 };
+    struct sf_heap heap = { job->scratch, 0 };
     struct room room = { 0 };
     room_take(&heap, job, &room);
     switch (job->how) {

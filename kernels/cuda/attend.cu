@@ -6,8 +6,9 @@
  *           keys and values are read in whole lines, once for all vectors
  *   merge   one block a vector: adds the states of its splits in order, by log-sum-exp
  *
- * Units of 16-bit slots go to the tensor cores (attend_tensor.cu) where their dims allow; what is
- * left here are f32 slots, which hold little, and odd dims.
+ * Units of 16-bit slots go to the tensor cores (attend_tensor.cu) where their dims allow, those of
+ * parts with factors to basis.cu; what is left here are f32 slots, which hold little, and odd
+ * dims.
  *
  * Why a vector's bits depend on nothing but itself and the slots that it sees: slots are cut by
  * their physical number; a logit is one chain (lanes.h); masked slots have the logit -inf, weigh 0
@@ -66,29 +67,6 @@ static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &vi
     }
 }
 
-/* Turns the logits of each vector into weights e^(l - max); leaves max and sum in its state. */
-static __device__ __forceinline__ void weights_make(const struct sf_unit &unit, int32_t v_dim,
-                                                    int32_t count, sf_shared<float> logits,
-                                                    sf_global<float> state, size_t state_floats)
-{
-    int32_t lane = (int32_t)(threadIdx.x % SF_WARP), warp = (int32_t)(threadIdx.x / SF_WARP);
-    for (int32_t j = warp; j < unit.vectors; j += WARPS) {
-        sf_shared<float> logit = logits + (size_t)j * SF_SPLIT_SLOTS;
-        float most = -INFINITY, sum = 0;
-        for (int32_t s = lane; s < count; s += SF_WARP) most = fmaxf(most, logit[s]);
-        most = sf_warp_max(most);
-        for (int32_t s = lane; s < count; s += SF_WARP) {
-            float weight = most == -INFINITY ? 0 : expf(logit[s] - most);
-            logit[s] = weight;
-            sum += weight;
-        }
-        sum = sf_warp_sum(sum);
-        if (lane < 2)
-            state[(size_t)j * (size_t)unit.stride * state_floats + (size_t)(v_dim + lane)] =
-                lane == 0 ? most : sum;
-    }
-}
-
 /* out_e of every vector: a thread takes elements, goes over the slots, and loads each value once
  * for all vectors. */
 static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &view,
@@ -144,7 +122,7 @@ attend_split(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
     __syncthreads();
     logits_make(view, lane, unit, count, room, logits);
     __syncthreads();
-    weights_make(unit, (int32_t)view.layout.v_dim, count, logits, state, state_floats);
+    sf_weights_make(unit, (int32_t)view.layout.v_dim, count, logits, state, state_floats);
     __syncthreads();
     values_sum(view, lane, unit, count, logits, state, state_floats);
 }
@@ -216,13 +194,14 @@ attend_merge(struct sf_cuda_view view, sf_global<const int32_t> tiles,
 
 /* ---- the cut -------------------------------------------------------------------------------- */
 
-/* Who computes a split: the tensor cores, by type of slot, or the kernel above. */
-enum kind { BF16, F16, PLAIN, KINDS };
+/* Who computes a split: the tensor cores, by type of slot, the kernel above, or basis.cu, by type
+ * of slot again. */
+enum kind { BF16, F16, PLAIN, BASIS, KINDS = BASIS + 3 };
 
 /* Of one launch: lanes lane_first .. lane_end - 1 of the job, from one vector of the first on. */
 struct piece {
     int32_t lane_first, lane_end, tiles, splits_most, vectors_most;
-    size_t units[KINDS], states;
+    size_t units[KINDS], states, basis_bytes;   /* shared memory of basis.cu's blocks */
 };
 /* A place among the vectors of a job. */
 struct cursor { int32_t lane, vector; };
@@ -239,6 +218,7 @@ static enum kind kind_of(const struct sf_attend_job *job, const struct sf_lane_j
                          int32_t part)
 {
     const struct sf_layout *layout = part < 0 ? &job->layout : lane->part[part].layout;
+    if (part >= 0 && lane->part[part].factors) return (enum kind)(BASIS + (int)layout->dtype);
     if (!sf_tensor_takes(layout, job->pool, job->page_bytes)) return PLAIN;
     return layout->dtype == SF_BF16 ? BF16 : F16;
 }
@@ -249,6 +229,14 @@ static int32_t plain_vectors(const struct sf_layout *layout)
     int32_t fits = SF_SHARED_FLOATS / (layout->k_dim + SF_SPLIT_SLOTS);
     SF_ASSERT(fits >= 1);
     return fits < SF_VECTORS ? fits : SF_VECTORS;
+}
+
+/* Vectors of a unit of this kind. */
+static int32_t unit_vectors(const struct sf_attend_job *job, const struct sf_lane_job *lane,
+                            int32_t part, enum kind kind)
+{
+    if (kind >= BASIS) return sf_basis_cut_of(&job->layout, lane->part[part].factors).vectors;
+    return kind == PLAIN ? plain_vectors(&job->layout) : SF_TILE_VECTORS;
 }
 
 /* Splits of a tile in one part of its lane: as many as its last row sees. */
@@ -273,16 +261,26 @@ static int tile_next(const struct sf_attend_job *job, struct cursor *at, struct 
     return 0;
 }
 
+static size_t units_of(const struct piece *piece)
+{
+    size_t units = 0;
+    for (int kind = 0; kind < KINDS; kind++) units += piece->units[kind];
+    return units;
+}
+
 /* Units that a tile adds to the piece. */
 static void tile_count(const struct sf_attend_job *job, const struct tile *tile,
                        struct piece *piece)
 {
     const struct sf_lane_job *lane = &job->lane[tile->lane];
-    int32_t plain = plain_vectors(&job->layout);
     for (int32_t p = -1; p < lane->parts; p++) {
         enum kind kind = kind_of(job, lane, p);
-        int32_t each = kind == PLAIN ? (tile->vectors + plain - 1) / plain : 1;
+        int32_t step = unit_vectors(job, lane, p, kind);
+        int32_t each = (tile->vectors + step - 1) / step;
         piece->units[kind] += (size_t)(tile_splits(lane, tile, p) * each);
+        if (kind < BASIS) continue;
+        size_t bytes = sf_basis_cut_of(&job->layout, lane->part[p].factors).shared_bytes;
+        if (bytes > piece->basis_bytes) piece->basis_bytes = bytes;
     }
     piece->tiles++;
     piece->states += (size_t)(tile->vectors * tile->splits);
@@ -306,7 +304,7 @@ static struct piece piece_take(const struct sf_attend_job *job, struct cursor *a
         last = tile.lane;
         bool fits = more.tiles <= TILES_MOST && pages <= PAGES_MOST &&
                     more.states * state_bytes <= SF_CUDA_SCRATCH_BYTES &&
-                    more.units[BF16] + more.units[F16] + more.units[PLAIN] <= UNITS_MOST;
+                    units_of(&more) <= UNITS_MOST;
         if (!fits && piece.tiles > 0) return piece;
         SF_ASSERT(fits);
         piece = more;
@@ -332,7 +330,7 @@ static size_t split_fill(const struct sf_attend_job *job, const struct tile *til
                          int32_t split, int32_t before, enum kind kind, int32_t lane_first,
                          struct sf_unit *units)
 {
-    int32_t step = kind == PLAIN ? plain_vectors(&job->layout) : SF_TILE_VECTORS;
+    int32_t step = unit_vectors(job, &job->lane[tile->lane], part, kind);
     size_t n = 0;
     for (int32_t v = 0; v < tile->vectors; v += step) {
         int32_t count = tile->vectors - v < step ? tile->vectors - v : step;
@@ -379,6 +377,7 @@ static void piece_launch(struct sf_cuda *cuda, const struct sf_attend_job *job,
     const int32_t *units = (const int32_t *)(const void *)(block + units_at);
     const int32_t *f16 = units + piece->units[BF16] * SF_UNIT_WORDS;
     const int32_t *plain = f16 + piece->units[F16] * SF_UNIT_WORDS;
+    const int32_t *basis = plain + piece->units[PLAIN] * SF_UNIT_WORDS;
     float *states = (float *)(void *)cuda->scratch;
     size_t each = (size_t)(job->layout.k_dim + SF_SPLIT_SLOTS) * sizeof(float);
     struct output to = { (unsigned char *)job->out, job->out_stride, job->out_head_stride,
@@ -389,6 +388,11 @@ static void piece_launch(struct sf_cuda *cuda, const struct sf_attend_job *job,
         SF_LAUNCH(attend_split, (unsigned)piece->units[PLAIN], THREADS,
                   (size_t)plain_vectors(&job->layout) * each, cuda->stream, packed->view, plain,
                   states);
+    for (int kind = BASIS; kind < KINDS; kind++) {
+        sf_basis_launch(cuda, &packed->view, (enum sf_dtype)(kind - BASIS), basis,
+                        piece->units[kind], piece->basis_bytes, states);
+        basis += piece->units[kind] * SF_UNIT_WORDS;
+    }
     SF_LAUNCH(attend_merge, dim3((unsigned)piece->tiles, (unsigned)piece->vectors_most), THREADS, 0,
               cuda->stream, packed->view, tiles, states, to);
 }
@@ -404,7 +408,7 @@ void sf_cuda_attend(struct sf_device *device, const struct sf_attend_job *job)
         struct sf_attend_job lanes = *job;
         struct sf_cuda_packed packed;
         size_t tiles_bytes = sf_cuda_part((size_t)piece.tiles * sizeof(struct tile)), n = 0;
-        size_t units = piece.units[BF16] + piece.units[F16] + piece.units[PLAIN];
+        size_t units = units_of(&piece);
         if (piece.tiles == 0) return;
         lanes.lane = job->lane + piece.lane_first;
         lanes.lanes = piece.lane_end - piece.lane_first;

@@ -7,7 +7,8 @@
  *   state   out_e = sum e^(l - max) v_e for e < v_dim, then max, then sum, filled up to 16 bytes
  *
  * The states of a vector lie side by side, split by split: first the lane's own, then its parts'.
- * attend_tensor.cu takes units of 16-bit slots, attend.cu all others; it also merges the states. */
+ * attend_tensor.cu takes units of 16-bit slots, basis.cu those of parts with factors, attend.cu all
+ * others; it also merges the states. */
 #ifndef SHEAF_KERNELS_CUDA_ATTEND_H
 #define SHEAF_KERNELS_CUDA_ATTEND_H
 #include "kernels/cuda/lanes.h"
@@ -35,9 +36,39 @@ static __device__ __forceinline__ struct sf_unit sf_unit_at(sf_global<const int3
     return unit;
 }
 
+/* Turns the logits [vectors][SF_SPLIT_SLOTS] of each vector into weights e^(l - max); leaves max
+ * and sum in its state.  `state`: of the unit's first vector. */
+static __device__ __forceinline__ void sf_weights_make(const struct sf_unit &unit, int32_t v_dim,
+                                                       int32_t count, sf_shared<float> logits,
+                                                       sf_global<float> state, size_t state_floats)
+{
+    int32_t lane = (int32_t)(threadIdx.x % SF_WARP), warp = (int32_t)(threadIdx.x / SF_WARP);
+    for (int32_t j = warp; j < unit.vectors; j += (int32_t)(blockDim.x / SF_WARP)) {
+        sf_shared<float> logit = logits + (size_t)j * SF_SPLIT_SLOTS;
+        float most = -INFINITY, sum = 0;
+        for (int32_t s = lane; s < count; s += SF_WARP) most = fmaxf(most, logit[s]);
+        most = sf_warp_max(most);
+        for (int32_t s = lane; s < count; s += SF_WARP) {
+            float weight = most == -INFINITY ? 0 : expf(logit[s] - most);
+            logit[s] = weight;
+            sum += weight;
+        }
+        sum = sf_warp_sum(sum);
+        if (lane < 2)
+            state[(size_t)j * (size_t)unit.stride * state_floats + (size_t)(v_dim + lane)] =
+                lane == 0 ? most : sum;
+    }
+}
+
 /* Whether the tensor cores can take slots of this layout. */
 int  sf_tensor_takes(const struct sf_layout *, const unsigned char *pool, size_t page_bytes);
 void sf_tensor_launch(struct sf_cuda *, const struct sf_cuda_view *, enum sf_dtype,
                       const int32_t *units, size_t count, float *states);
+
+/* Vectors of a unit of a part with factors, and the shared memory that its block takes. */
+struct sf_basis_cut { int32_t vectors; size_t shared_bytes; };
+struct sf_basis_cut sf_basis_cut_of(const struct sf_layout *, const struct sf_lane_factors *);
+void sf_basis_launch(struct sf_cuda *, const struct sf_cuda_view *, enum sf_dtype,
+                     const int32_t *units, size_t count, size_t shared_bytes, float *states);
 
 #endif

@@ -113,6 +113,16 @@ static __device__ __forceinline__ void sf_put(enum sf_dtype dtype, sf_global<uns
                                                       : sf_f16_narrow(value);
 }
 
+/* Element e of a slot's key (kernels/layout.h), in elements from the page's start. */
+static __device__ __forceinline__ size_t sf_key_at(const struct sf_layout &layout, int32_t slot,
+                                                   size_t e)
+{
+    size_t block = (size_t)(slot / SF_BLOCK_SLOTS) * SF_BLOCK_SLOTS * (size_t)layout.k_dim;
+    size_t lane = (size_t)(slot % SF_BLOCK_SLOTS);
+    if (layout.dtype == SF_BF16) return block + (e / 2 * SF_BLOCK_SLOTS + lane) * 2 + e % 2;
+    return block + e * SF_BLOCK_SLOTS + lane;
+}
+
 /* Blocks of `threads` for `count` pieces of work, one a thread. */
 static inline unsigned sf_blocks(size_t count, unsigned threads)
 {

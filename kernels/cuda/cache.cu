@@ -13,21 +13,12 @@ enum { THREADS = 128 };
 struct place { int32_t page, slot; };
 struct append_item { int32_t page, slot, row, head, pos; float bias; };
 
-static __device__ __forceinline__ size_t key_at(const struct sf_layout &layout, int32_t slot,
-                                                size_t e)
-{
-    size_t block = (size_t)(slot / SF_BLOCK_SLOTS) * SF_BLOCK_SLOTS * (size_t)layout.k_dim;
-    size_t lane = (size_t)(slot % SF_BLOCK_SLOTS);
-    if (layout.dtype == SF_BF16) return block + (e / 2 * SF_BLOCK_SLOTS + lane) * 2 + e % 2;
-    return block + e * SF_BLOCK_SLOTS + lane;
-}
-
 /* Element e of a slot, keys first and then values, counted in elements from the page's start. */
 static __device__ __forceinline__ size_t element_at(const struct sf_layout &layout, int32_t slot,
                                                     size_t e)
 {
     size_t k_dim = (size_t)layout.k_dim, v_dim = (size_t)layout.v_dim;
-    if (e < k_dim) return key_at(layout, slot, e);
+    if (e < k_dim) return sf_key_at(layout, slot, e);
     return (size_t)layout.page_slots * k_dim + (size_t)slot * v_dim + (e - k_dim);
 }
 
@@ -261,7 +252,7 @@ static __global__ void read_slots(struct sf_layout layout, sf_global<const unsig
     int32_t slot = places[2 * i + 1];
     sf_global<const unsigned char> page = pool + (size_t)(int32_t)places[2 * i] * page_bytes;
     for (size_t e = threadIdx.x; k && e < k_dim; e += THREADS)
-        k[i * k_dim + e] = sf_get(layout.dtype, page, key_at(layout, slot, e));
+        k[i * k_dim + e] = sf_get(layout.dtype, page, sf_key_at(layout, slot, e));
     for (size_t e = threadIdx.x; v && e < v_dim; e += THREADS)
         v[i * v_dim + e] = sf_get(layout.dtype, page, element_at(layout, slot, k_dim + e));
     size_t word = bias_word(layout) + (size_t)slot;

@@ -18,12 +18,30 @@ static size_t rows_of(const struct sf_attend_job *job)
     return rows;
 }
 
+/* Those of its values, where they lie as they are. */
+static int32_t value_pages_of(const struct sf_lane_part *part)
+{
+    const struct sf_lane_factors *factors = part->factors;
+    if (!factors || factors->rank_v > 0) return 0;
+    int32_t page_slots = factors->value_layout->page_slots;
+    return (part->slots + page_slots - 1) / page_slots;
+}
+
+/* Those of its factors. */
+static int32_t factor_pages_of(const struct sf_lane_part *part)
+{
+    const struct sf_lane_factors *factors = part->factors;
+    if (!factors) return 0;
+    int32_t rows = factors->rank_k > factors->rank_v ? factors->rank_k : factors->rank_v;
+    return (rows + factors->layout->page_slots - 1) / factors->layout->page_slots;
+}
+
 size_t sf_cuda_lane_pages(const struct sf_attend_job *job, const struct sf_lane_job *lane)
 {
     size_t pages = 0;
     for (int32_t p = -1; lane->rows > 0 && p < lane->parts; p++) {
         struct sf_lane_part part = sf_lane_part_of(&job->layout, lane, p);
-        pages += (size_t)pages_of(&part);
+        pages += (size_t)(pages_of(&part) + factor_pages_of(&part) + value_pages_of(&part));
     }
     return pages;
 }
@@ -40,14 +58,43 @@ static struct count count_of(const struct sf_attend_job *job)
     return count;
 }
 
-/* Copies the pages of one part behind the `used` that are there; the place of the first. */
-static int32_t pages_fill(const struct sf_lane_job *lane, const struct sf_lane_part *part,
-                          int32_t *pages, int32_t *used)
+/* Copies pages behind the `used` that are there; the place of the first. */
+static int32_t pages_fill(const int32_t *from, int32_t n, int32_t *pages, int32_t *used)
 {
-    int32_t first = *used, n = lane->rows > 0 ? pages_of(part) : 0;
-    if (n > 0) memcpy(pages + first, part->pages, (size_t)n * sizeof *pages);
+    int32_t first = *used;
+    if (n > 0) memcpy(pages + first, from, (size_t)n * sizeof *pages);
     *used += n;
     return first;
+}
+
+static void part_fill(const struct sf_attend_job *job, const struct sf_lane_job *lane,
+                      const struct sf_lane_part *part, int32_t *words, int32_t *pages,
+                      int32_t *used)
+{
+    const struct sf_lane_factors *factors = part->factors;
+    const struct sf_layout *dims = factors ? factors->layout : part->layout;
+    SF_ASSERT(dims->k_dim == job->layout.k_dim);
+    SF_ASSERT((factors ? sf_lane_factors_v_dim(factors) : dims->v_dim) == job->layout.v_dim);
+    memset(words, 0, SF_PART_WORDS * sizeof *words);
+    words[0] = pages_fill(part->pages, lane->rows > 0 ? pages_of(part) : 0, pages, used);
+    words[1] = part->slots;
+    words[2] = (int32_t)part->layout->dtype;
+    words[3] = part->layout->page_slots;
+    if (!factors) return;
+    SF_ASSERT(dims->dtype == part->layout->dtype);
+    words[4] = part->layout->k_dim;
+    words[5] = part->layout->v_dim;
+    words[6] = pages_fill(factors->pages, lane->rows > 0 ? factor_pages_of(part) : 0, pages, used);
+    words[7] = dims->page_slots;
+    words[8] = factors->rank_k;
+    words[9] = factors->rank_v;
+    words[10] = factors->rope_dim;
+    memcpy(words + 12, &factors->turns, sizeof factors->turns);
+    if (factors->rank_v > 0) return;
+    words[11] = pages_fill(factors->value_pages, lane->rows > 0 ? value_pages_of(part) : 0, pages,
+                           used);
+    words[14] = (int32_t)factors->value_layout->dtype;
+    words[15] = factors->value_layout->page_slots;
 }
 
 static void lanes_fill(const struct sf_attend_job *job, int32_t *lanes, int32_t *parts,
@@ -57,19 +104,14 @@ static void lanes_fill(const struct sf_attend_job *job, int32_t *lanes, int32_t 
     for (int32_t i = 0; i < job->lanes; i++) {
         const struct sf_lane_job *lane = &job->lane[i];
         struct sf_lane_part own = sf_lane_part_of(&job->layout, lane, -1);
-        int32_t first = pages_fill(lane, &own, pages, &used);
+        int32_t first = pages_fill(own.pages, lane->rows > 0 ? pages_of(&own) : 0, pages, &used);
         const int32_t words[SF_LANE_WORDS] = { first, lane->slots, lane->row_first, lane->rows,
                                                lane->q_first, lane->q_heads, part_first,
                                                lane->parts };
         memcpy(lanes + (size_t)i * SF_LANE_WORDS, words, sizeof words);
-        for (int32_t p = 0; p < lane->parts; p++, part_first++) {
-            const struct sf_layout *layout = lane->part[p].layout;
-            SF_ASSERT(layout->k_dim == job->layout.k_dim && layout->v_dim == job->layout.v_dim);
-            first = pages_fill(lane, &lane->part[p], pages, &used);
-            const int32_t part[SF_PART_WORDS] = { first, lane->part[p].slots,
-                                                  (int32_t)layout->dtype, layout->page_slots };
-            memcpy(parts + (size_t)part_first * SF_PART_WORDS, part, sizeof part);
-        }
+        for (int32_t p = 0; p < lane->parts; p++, part_first++)
+            part_fill(job, lane, &lane->part[p], parts + (size_t)part_first * SF_PART_WORDS, pages,
+                      &used);
     }
 }
 

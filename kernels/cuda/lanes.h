@@ -20,8 +20,11 @@ struct sf_cuda_lane {
     int32_t pages_first, slots, row_first, rows, q_first, q_heads, part_first, parts;
     bool whole;                         /* turned to a part: every row sees all slots */
 };
-enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 4 };  /* a part: page of the first, slots, dtype, slots
-                                                   of a page */
+/* A part: page of the first, slots, dtype, slots of a page; of one with factors also k_dim and
+ * v_dim of its pages, page of the first row of factors, rows of a page there, rank_k, rank_v,
+ * rope_dim, page of the first value where rank_v is 0, the address of the turns, and of those values
+ * dtype and slots of a page. */
+enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 16 };
 /* What kernels know of a job, by value. */
 struct sf_cuda_view {
     struct sf_layout layout;

@@ -20,5 +20,46 @@ static inline int64_t sf_cuda_mat_bytes(const struct sf_mat_shape *shape)
     return cols * shape->k_slice * shape->slices * (int64_t)sf_dtype_bytes(shape->dtype);
 }
 
+/* What a factor job has in its scratch (factor.cu draws it): where each array begins.  Those of the
+ * other ways are empty; EXACT has none. */
+enum { SF_CUDA_FACTOR_Z, SF_CUDA_FACTOR_Y, SF_CUDA_FACTOR_OTHER, SF_CUDA_FACTOR_C,
+       SF_CUDA_FACTOR_SMALL, SF_CUDA_FACTOR_SCALE, SF_CUDA_FACTOR_FLAG, SF_CUDA_FACTOR_ARRAYS };
+struct sf_cuda_factor_cut { int32_t q; size_t at[SF_CUDA_FACTOR_ARRAYS], bytes; };
+
+static inline struct sf_cuda_factor_cut sf_cuda_factor_cut_of(const struct sf_factor_job *job)
+{
+    struct sf_cuda_factor_cut cut;
+    size_t rows = (size_t)job->rows, cols = (size_t)job->cols;
+    size_t floats[SF_CUDA_FACTOR_ARRAYS] = { 0, 0, 0, 0, 0, 0, 0 };
+    size_t narrow = rows < cols ? rows : cols;
+    size_t kept = (size_t)job->rank < narrow ? (size_t)job->rank : narrow, q = kept;
+    if (job->how == SF_FACTOR_RANDOM)
+        q += (size_t)job->oversample < narrow - q ? (size_t)job->oversample : narrow - q;
+    if (job->how == SF_FACTOR_RANDOM) {
+        floats[SF_CUDA_FACTOR_Z] = cols * q;
+        floats[SF_CUDA_FACTOR_Y] = rows * q;
+        floats[SF_CUDA_FACTOR_OTHER] = (rows > cols ? rows : cols) * q;
+        floats[SF_CUDA_FACTOR_C] = q * cols;
+        floats[SF_CUDA_FACTOR_SMALL] = q * q;
+        floats[SF_CUDA_FACTOR_SCALE] = q;
+    } else if (job->how == SF_FACTOR_GRAM) {
+        floats[SF_CUDA_FACTOR_SMALL] = cols * cols;
+        floats[SF_CUDA_FACTOR_Y] = rows * kept;
+    }
+    if (job->how != SF_FACTOR_EXACT) floats[SF_CUDA_FACTOR_FLAG] = 1;
+    cut.q = (int32_t)q;
+    cut.bytes = 0;
+    for (int i = 0; i < SF_CUDA_FACTOR_ARRAYS; i++) {
+        cut.at[i] = cut.bytes;
+        cut.bytes += (floats[i] * sizeof(float) + 255) / 256 * 256;
+    }
+    return cut;
+}
+
+static inline size_t sf_cuda_factor_bytes(const struct sf_factor_job *job)
+{
+    return sf_cuda_factor_cut_of(job).bytes;
+}
+
 SF_C_END
 #endif

@@ -55,8 +55,6 @@ def bad_configs(tally):
             [".yaml:9:19: error:", "kv_cache.dtype", "'int8'", "not built yet"])
     if not os.path.exists("/dev/nvidiactl"):
         refused(tally, "no GPU", 1, good + "device: cuda\n", GOOD, 2, ["error: "])
-    refused(tally, "layer groups on an emulated GPU", 1, good + "device: cuda-emulated\nkv_cache: "
-            "{methods: [{name: xkv}]}\n", GOOD, 2, ["xkv", "low-rank", "device: cpu"])
     refused(tally, "method's option", 1, good + "kv_cache: {methods: [{name: window, "
             "recent_tokns: 5}]}\n", GOOD, 2, [".yaml:9:37: error:", "recent_tokens"])
     refused(tally, "layers that are not there", 1, good, GOOD, 2, ["0-99", "0 to 29"],

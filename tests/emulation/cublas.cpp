@@ -16,6 +16,7 @@ struct product {
     const void *a, *b;
     void *c;
     enum sf_dtype dtype;
+    bool a_t, b_t;                      /* op(A) = A^T, op(B) = B^T */
 };
 
 size_t extent(int columns, int leading, int rows)
@@ -35,21 +36,31 @@ template <int PARTS> float dot(const float *x, const float *y, int k)
     return sum[0];
 }
 
-void widen(const product &g, const void *matrix, int columns, int leading, std::vector<float> &out)
+/* [columns][k] from a matrix of `columns` columns of k, or from its transposed. */
+void widen(const product &g, const void *matrix, int columns, int leading, bool across,
+           std::vector<float> &out)
 {
-    size_t width = sf_dtype_bytes(g.dtype), k = (size_t)g.k;
-    const unsigned char *from =
-        emu::device_range(matrix, extent(columns, leading, g.k) * width, "cuBLAS reads a matrix");
-    out.resize((size_t)columns * k);
-    for (int c = 0; c < columns; c++)
-        sf_to_f32(g.dtype, from + (size_t)c * (size_t)leading * width, &out[(size_t)c * k], k);
+    size_t width = sf_dtype_bytes(g.dtype), k = (size_t)g.k, n = (size_t)columns;
+    size_t bytes = (across ? extent(g.k, leading, columns) : extent(columns, leading, g.k)) * width;
+    const unsigned char *from = emu::device_range(matrix, bytes, "cuBLAS reads a matrix");
+    out.resize(n * k);
+    if (!across) {
+        for (size_t c = 0; c < n; c++)
+            sf_to_f32(g.dtype, from + c * (size_t)leading * width, &out[c * k], k);
+        return;
+    }
+    std::vector<float> line(n);
+    for (size_t i = 0; i < k; i++) {
+        sf_to_f32(g.dtype, from + i * (size_t)leading * width, line.data(), n);
+        for (size_t c = 0; c < n; c++) out[c * k + i] = line[c];
+    }
 }
 
 void run(const product &g)
 {
     std::vector<float> a, b;
-    widen(g, g.a, g.m, g.lda, a);
-    widen(g, g.b, g.n, g.ldb, b);
+    widen(g, g.a, g.m, g.lda, !g.a_t, a);
+    widen(g, g.b, g.n, g.ldb, g.b_t, b);
     float *c = (float *)(void *)emu::device_range(g.c, extent(g.n, g.ldc, g.m) * sizeof(float),
                                                   "cuBLAS writes a matrix");
     size_t k = (size_t)g.k;
@@ -104,13 +115,14 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cubla
                             cublasComputeType_t compute, cublasGemmAlgo_t algorithm)
 {
     (void)algorithm;
-    if (op_a != CUBLAS_OP_T || op_b != CUBLAS_OP_N || A_type != B_type || C_type != CUDA_R_32F ||
-        compute != CUBLAS_COMPUTE_32F || m < 0 || n < 0 || k < 1 || lda < k || ldb < k || ldc < m)
+    bool a_t = op_a == CUBLAS_OP_T, b_t = op_b == CUBLAS_OP_T;
+    if (A_type != B_type || C_type != CUDA_R_32F || compute != CUBLAS_COMPUTE_32F || m < 0 ||
+        n < 0 || k < 1 || lda < (a_t ? k : m) || ldb < (b_t ? n : k) || ldc < m)
         return CUBLAS_STATUS_INVALID_VALUE;
     if (m == 0 || n == 0) return CUBLAS_STATUS_SUCCESS;
     enum sf_dtype dtype = A_type == CUDA_R_32F ? SF_F32 : A_type == CUDA_R_16F ? SF_F16 : SF_BF16;
     product g = { m, n, k, lda, ldb, ldc, *(const float *)alpha, *(const float *)beta, A, B, C,
-                  dtype };
+                  dtype, a_t, b_t };
     emu::stream_push(handle->stream, [g] { run(g); });
     return CUBLAS_STATUS_SUCCESS;
 }

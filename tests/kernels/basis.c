@@ -7,7 +7,7 @@
 #include "tests/check.h"
 #include "tests/kernels/variants.h"
 
-enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 12 };
+enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 12, DIM_MAX = 136 };
 static const struct mixture {
     const char *text;
     enum sf_dtype own, part;            /* of the raw slots; of basis and factors */
@@ -23,6 +23,8 @@ static const struct mixture {
     { "values in f16, over split edges", SF_F16, SF_BF16, 32, 24, 32, 9, 0, 20, 1100, 4, 10, 0 },
     { "values in bf16, a window", SF_BF16, SF_F32, 40, 72, 24, 33, 0, 30, 500, 5, 3, 200 },
     { "one value as it is", SF_F32, SF_F16, 16, 16, 0, 5, 0, 1, 1, 1, 0, 0 },
+    { "wide", SF_F16, SF_F16, 136, 72, 128, 20, 24, 2, 70, 3, 0, 0 },
+    { "wide pairs, ranks of whole rows", SF_BF16, SF_BF16, 80, 136, 80, 32, 48, 2, 40, 1, 5, 0 },
     { "all holes but the lane's own", SF_F32, SF_F32, 16, 16, 16, 4, 4, 9, 50, 2, 100, 0 },
 };
 enum { MIXTURES = sizeof mixtures / sizeof *mixtures };
@@ -86,7 +88,7 @@ static void rebuild(struct problem *p)
     read(p, &p->basis, p->basis_page, m->slots, a_k, a_v);
     read(p, &p->factors, p->factor_page, most, b_k, b_v);
     for (size_t j = 0; j < (size_t)m->slots; j++) {
-        double key[64] = { 0 }, value;
+        double key[DIM_MAX] = { 0 }, value;
         for (size_t e = 0; e < k_dim; e++)
             for (size_t i = 0; i < (size_t)m->rank_k; i++)
                 key[e] += (double)a_k[j * a_dim + i] * (double)b_k[i * k_dim + e];
@@ -204,11 +206,11 @@ static void problem_make(struct problem *p, const struct mixture *m)
 static void problem_free(struct problem *p)
 {
     free(p->pool), free(p->own_page), free(p->basis_page), free(p->factor_page);
-    free(p->value_page), free(p->flat_page), free(p->turns), free(p->q);
-    free(p->flat_k), free(p->flat_v);
+    free(p->value_page), free(p->flat_page), free(p->turns), free(p->q), free(p->flat_k);
+    free(p->flat_v);
 }
 
-struct result { float out[ROWS_MAX * Q_HEADS * 64], lse[ROWS_MAX * Q_HEADS]; };
+struct result { float out[ROWS_MAX * Q_HEADS * DIM_MAX], lse[ROWS_MAX * Q_HEADS]; };
 
 static void attend(struct sf_device *device, const struct problem *p,
                    const struct sf_layout *layout, const struct sf_lane_job *lane, int32_t lanes,
@@ -259,7 +261,7 @@ static void test_read(void)
         size_t k_dim = (size_t)m->k_dim, v_dim = (size_t)m->v_dim;
         int32_t slot[3] = { m->slots - 1, 0, m->slots / 2 };
         struct sf_slot_list list = { p.basis_page, slot, 3 };
-        float k[3 * 64], v[3 * 64];
+        float k[3 * DIM_MAX], v[3 * DIM_MAX];
         if (m->holes > 0) list.n = 0;   /* a hole has no position */
         for (int i = -1; i < count; i++) {
             struct sf_device *device = i < 0 ? ref : variants[i].device;

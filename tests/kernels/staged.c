@@ -355,6 +355,35 @@ static void kv_read(struct sf_device *device, const struct sf_layout *layout,
  * head behind the last. */
 struct reach { int32_t pages, rows, heads; size_t bytes; };
 
+/* Of a part's factors, and of values that lie as they are. */
+static size_t factors_reach(const struct sf_lane_part *part, size_t page_bytes)
+{
+    const struct sf_lane_factors *factors = part->factors;
+    if (!factors) return 0;
+    int32_t rows = factors->rank_k > factors->rank_v ? factors->rank_k : factors->rank_v;
+    int32_t pages = slots_reach(factors->layout, factors->pages, rows, 0);
+    size_t bytes = extent((size_t)pages, page_bytes, sf_layout_page_bytes(factors->layout), 1);
+    if (factors->rank_v > 0) return bytes;
+    pages = slots_reach(factors->value_layout, factors->value_pages, part->slots, 0);
+    size_t more = extent((size_t)pages, page_bytes, sf_layout_page_bytes(factors->value_layout), 1);
+    return bytes > more ? bytes : more;
+}
+
+/* The turns up to the last position of a part. */
+static struct twin carry_turns(struct sf_device *device, const struct sf_lane_part *part,
+                               const unsigned char *pool, size_t page_bytes)
+{
+    const struct sf_layout *layout = part->layout;
+    int32_t positions = 1;
+    for (int32_t s = 0; s < part->slots; s++) {
+        const unsigned char *page = pool + (size_t)part->pages[s / layout->page_slots] * page_bytes;
+        const int32_t *pos = (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout));
+        if (pos[s % layout->page_slots] >= positions) positions = pos[s % layout->page_slots] + 1;
+    }
+    return carry(device, part->factors->rope_dim > 0 ? part->factors->turns : NULL,
+                 (size_t)positions * (size_t)part->factors->rope_dim * 4);
+}
+
 static struct reach lanes_reach(const struct sf_layout *layout, size_t page_bytes,
                                 const struct sf_lane_job *lane, int32_t lanes)
 {
@@ -367,11 +396,49 @@ static struct reach lanes_reach(const struct sf_layout *layout, size_t page_byte
             size_t bytes = extent((size_t)pages, page_bytes, sf_layout_page_bytes(part.layout), 1);
             if (pages > reach.pages) reach.pages = pages;
             if (bytes > reach.bytes) reach.bytes = bytes;
+            bytes = factors_reach(&part, page_bytes);
+            if (bytes > reach.bytes) reach.bytes = bytes;
         }
         if (lane[i].rows > 0 && rows > reach.rows) reach.rows = rows;
         if (lane[i].rows > 0 && heads > reach.heads) reach.heads = heads;
     }
     return reach;
+}
+
+/* The lanes of a job, parts with factors with the turns of the twin: here all such lanes have one
+ * and the same part. */
+struct carried {
+    struct sf_lane_job *lane;
+    struct sf_lane_part part;
+    struct sf_lane_factors factors;
+    struct twin turns;
+};
+
+static int has_factors(const struct sf_lane_job *lane)
+{
+    return lane->parts > 0 && lane->part[0].factors;
+}
+
+static void lanes_carry(struct sf_device *device, const struct sf_attend_job *job,
+                        struct carried *out)
+{
+    size_t bytes = (size_t)job->lanes * sizeof *out->lane;
+    out->lane = malloc(bytes + 1);
+    if (!out->lane) abort();
+    if (bytes > 0) memcpy(out->lane, job->lane, bytes);
+    out->turns = (struct twin){ 0 };
+    for (int32_t i = 0; i < job->lanes; i++) {
+        if (!has_factors(&out->lane[i])) continue;
+        if (!out->turns.inner) {
+            out->part = out->lane[i].part[0];
+            out->factors = *out->part.factors;
+            out->turns = carry_turns(device, &out->part, job->pool, job->page_bytes);
+            out->part.factors = &out->factors;
+            out->factors.turns = out->turns.device;
+        }
+        if (out->lane[i].parts != 1 || out->lane[i].part[0].pages != out->part.pages) abort();
+        out->lane[i].part = &out->part;
+    }
 }
 
 static void attend(struct sf_device *device, const struct sf_attend_job *job)
@@ -387,11 +454,16 @@ static void attend(struct sf_device *device, const struct sf_attend_job *job)
     struct twin out = carry(device, job->out,
                             extent(rows, job->out_stride, last, sf_dtype_bytes(job->out_dtype)));
     struct twin lse = carry(device, job->lse, extent(rows, job->lse_stride, heads, 4));
+    struct carried lanes;
+    lanes_carry(device, job, &lanes);
+    inner.lane = lanes.lane;
     inner.pool = pool.device;
     inner.q = q.device;
     inner.out = out.device;
     inner.lse = lse.device;
     inner_of(device)->k->attend(inner_of(device), &inner);
+    free(lanes.lane);
+    drop(&lanes.turns, 0);
     drop(&out, 1);
     drop(&lse, 1);
     drop(&q, 0);
@@ -421,6 +493,41 @@ static void columns(struct sf_device *device, const struct sf_columns_job *job)
 }
 
 /* ---- low rank ------------------------------------------------------------------------------- */
+
+static void kv_rebuild(struct sf_device *device, const struct sf_lane_part *part,
+                       const unsigned char *pool, size_t page_bytes,
+                       const struct sf_slot_list *list, float *k, float *v)
+{
+    const struct sf_lane_factors *factors = part->factors;
+    struct sf_lane_factors inner = *factors;
+    struct sf_lane_part inner_part = *part;
+    size_t n = (size_t)list->n, reach = factors_reach(part, page_bytes);
+    size_t own = extent((size_t)list_reach(part->layout, list), page_bytes,
+                        sf_layout_page_bytes(part->layout), 1);
+    struct twin p = carry(device, pool, own > reach ? own : reach);
+    struct twin turns = carry_turns(device, part, pool, page_bytes);
+    struct twin keys = carry(device, k, n * (size_t)factors->layout->k_dim * 4);
+    struct twin values = carry(device, v, n * (size_t)sf_lane_factors_v_dim(factors) * 4);
+    inner.turns = turns.device;
+    inner_part.factors = &inner;
+    inner_of(device)->k->kv_rebuild(inner_of(device), &inner_part, p.device, page_bytes, list,
+                                    keys.device, values.device);
+    drop(&keys, 1);
+    drop(&values, 1);
+    drop(&turns, 0);
+    drop(&p, 0);
+}
+
+static void copy_columns(struct sf_device *device, int32_t rows, int32_t x_cols, int32_t cols,
+                         const float *x, size_t x_stride, float *y, size_t y_stride)
+{
+    struct twin a = carry(device, x, extent((size_t)rows, x_stride, (size_t)x_cols, 4));
+    struct twin o = carry(device, y, extent((size_t)rows, y_stride, (size_t)cols, 4));
+    inner_of(device)->k->copy_columns(inner_of(device), rows, x_cols, cols, a.device, x_stride,
+                                      o.device, y_stride);
+    drop(&o, 1);
+    drop(&a, 0);
+}
 
 static sf_status factor(struct sf_device *device, const struct sf_factor_job *job)
 {
@@ -456,6 +563,7 @@ static void table_fill(const struct sf_kernels *inner)
         .mat_pack = mat_pack, .matmul = matmul, .matmul_leaves = matmul_leaves,
         .kv_clear = kv_clear, .kv_append = kv_append, .kv_move = kv_move, .kv_drop = kv_drop,
         .kv_read = kv_read, .attend = attend, .columns = columns,
+        .kv_rebuild = kv_rebuild, .copy_columns = copy_columns,
         .factor_bytes = inner->factor_bytes, .factor = factor
     };
 }

@@ -28,7 +28,8 @@ HOMES = [  # foreign headers and the only places that may include them; tests/ i
     (r"mpi\.h", ["comm/mpi.c"]), (r"nccl", ["comm/nccl.c"]),
     (r"cuda|cublas|cooperative_groups|nvtx|mma\.h", ["kernels/cuda/", "comm/nccl.c"]),
     (r"yaml\.h", ["coordinator/config.c"]), (r"protobuf-c/|.*\.pb-c\.h", ["proto/"]),
-    (r"dnnl|oneapi/dnnl|cblas|lapack", ["kernels/cpu/"]), (r"jansson", ["base/", "model/"]),
+    (r"dnnl|oneapi/dnnl|cblas", ["kernels/cpu/"]), (r"lapack", ["kernels/small.c"]),
+    (r"jansson", ["base/", "model/"]),
     (r"pcre2|utf8proc", ["model/"]), (r"openssl/", ["base/sha256.c"]),
     (r"hwloc", ["coordinator/cluster.c"]),
     (r"CUnit/", ["tests/"])]

@@ -20,7 +20,7 @@ cublasStatus_t cublasDestroy(cublasHandle_t handle);
 cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream);
 cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void *workspace, size_t bytes);
 const char *cublasGetStatusName(cublasStatus_t status);
-/* C = alpha op(A) op(B) + beta C; only op(A) = A^T, op(B) = B, and C in f32. */
+/* C = alpha op(A) op(B) + beta C; only C in f32. */
 cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
                             int m, int n, int k, const void *alpha, const void *A,
                             cudaDataType A_type, int lda, const void *B, cudaDataType B_type,

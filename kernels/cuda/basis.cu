@@ -1,0 +1,459 @@
+/* kernels/cuda/basis.cu: slots that are rows of a basis: one split of attention over them, and
+ * reading them.
+ *
+ *   unit    one block: up to SF_VECTORS vectors and one split of a part with factors
+ *   keys    PIECE slots at a time: a_k [STEP][PIECE] is staged in shared memory, f32; a thread has
+ *           element e of all SLOTS slots in registers and loads row by row of b_k, 16 at once, each
+ *           element once a piece: 16 SLOTS fused products for 16 elements of b_k and 4 SLOTS loads
+ *           of four.  The keys are then turned to their positions in shared memory
+ *   values  as in attend.cu, but what is weighed is a_v; the product with b_v comes once a split.
+ *           With rank_v 0 values lie as they are
+ *
+ *     shared   | logits [vectors][SF_SPLIT_SLOTS] | q [vectors][k_dim] | keys [k_dim][PIECE + 1] |
+ *              | a_k [STEP][PIECE] | bias [PIECE] | pos [PIECE] |
+ *              behind the logits later          | latent [vectors][rank_v] |
+ *
+ * Sums go over the rank, and over the slots, in their order, each element in one thread; so the
+ * bits of a vector are its own, whatever the unit.  The portable path: bound by 2 rank_k k_dim
+ * operations a slot in f32, where tensor cores would be bound by memory.  Bytes read per slot and
+ * unit: a row of the basis, and of b_k a PIECE-th part.  Nothing here was measured on a GPU. */
+#include <string.h>
+#include "kernels/backend.h"
+#include "kernels/cuda/attend.h"
+
+enum { THREADS = 128, WARPS = THREADS / SF_WARP, PIECE = 32, STEP = SF_BLOCK_SLOTS };
+
+/* A part with factors. */
+struct basis {
+    struct sf_layout layout, factors, values;   /* values: read for rank_v 0 */
+    int32_t factor_first, value_first, rank_k, rank_v, rope_dim;
+    sf_global<const float> turns;
+};
+
+static __device__ __forceinline__ struct basis basis_at(const struct sf_cuda_view &view,
+                                                        const struct sf_cuda_lane &lane,
+                                                        int32_t part)
+{
+    sf_global<const int32_t> word = view.parts + (size_t)(lane.part_first + part) * SF_PART_WORDS;
+    struct basis basis;
+    basis.layout.dtype = (enum sf_dtype)(int32_t)word[2];
+    basis.layout.page_slots = word[3];
+    basis.layout.k_dim = word[4];
+    basis.layout.v_dim = word[5];
+    basis.factors = view.layout;
+    basis.factors.dtype = basis.layout.dtype;
+    basis.factors.page_slots = word[7];
+    basis.factor_first = word[6];
+    basis.value_first = word[11];
+    basis.values.dtype = (enum sf_dtype)(int32_t)word[14];
+    basis.values.page_slots = word[15];
+    basis.values.k_dim = 0;
+    basis.values.v_dim = view.layout.v_dim;
+    basis.rank_k = word[8];
+    basis.rank_v = word[9];
+    basis.rope_dim = word[10];
+    uint64_t turns = (uint64_t)(uint32_t)(int32_t)word[12] |
+                     (uint64_t)(uint32_t)(int32_t)word[13] << 32;
+    basis.turns = reinterpret_cast<const float *>((uintptr_t)turns);
+    return basis;
+}
+
+/* ---- keys ----------------------------------------------------------------------------------- */
+
+/* a_k of the piece's slots, rows first .. first + STEP - 1 of the rank: a[i][slot], 0 where there
+ * is none. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void basis_stage(const struct sf_cuda_view &view,
+                                                   const struct sf_cuda_lane &lane,
+                                                   const struct basis &basis, int32_t from,
+                                                   int32_t slots, int32_t first,
+                                                   sf_shared<float> a)
+{
+    enum { ONCE = D == SF_BF16 ? 2 : 1 };
+    for (int32_t n = (int32_t)threadIdx.x; n < STEP / ONCE * PIECE; n += THREADS) {
+        int32_t s = n % PIECE, i = n / PIECE * ONCE;
+        float value[ONCE] = {};
+        if (s < slots && first + i < basis.rank_k) {
+            struct sf_cuda_slot at = sf_slot_at(view, lane, from + s);
+            size_t element = sf_key_at(basis.layout, at.slot, (size_t)(first + i));
+            if (D == SF_BF16) {
+                uint32_t pair = sf_as<const uint32_t>(at.page)[element / 2];
+                value[0] = sf_bf16_widen((uint16_t)pair);
+                if (first + i + 1 < basis.rank_k)
+                    value[ONCE - 1] = sf_bf16_widen((uint16_t)(pair >> 16));
+            } else {
+                value[0] = sf_get(D, at.page, element);
+            }
+        }
+        SF_UNROLL
+        for (int w = 0; w < ONCE; w++) a[(i + w) * PIECE + s] = value[w];
+    }
+}
+
+/* b_k: element e of rows first .. first + STEP - 1, which lie side by side; 0 where there is
+ * none. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void factors_load(const struct sf_cuda_view &view,
+                                                    const struct basis &basis, int32_t first,
+                                                    int32_t e, float (&b)[STEP])
+{
+    enum { QUADS = D == SF_F16 ? 2 : 4, EACH = STEP / QUADS };
+    int32_t slot = first % basis.factors.page_slots;
+    int32_t number = view.pages[basis.factor_first + first / basis.factors.page_slots];
+    sf_global<const unsigned char> page = view.pool + (size_t)number * view.page_bytes;
+    size_t element = sf_key_at(basis.factors, slot, (size_t)(D == SF_BF16 ? e / 2 * 2 : e));
+    sf_global<const sf_quad> quad = sf_as<const sf_quad>(page) + element / (D == SF_F32 ? 4 : 8);
+    SF_UNROLL
+    for (int q = 0; q < QUADS; q++) {
+        sf_quad some = quad[q];
+        SF_UNROLL
+        for (int i = 0; i < EACH; i++) {
+            uint32_t word = some.word[D == SF_F16 ? i / 2 : i];
+            float value;
+            if (D == SF_F32) memcpy(&value, &word, sizeof value);
+            else if (D == SF_F16) value = sf_f16_widen((uint16_t)(i % 2 ? word >> 16 : word));
+            else value = sf_bf16_widen((uint16_t)(e % 2 ? word >> 16 : word));
+            b[q * EACH + i] = first + q * EACH + i < basis.rank_k ? value : 0;
+        }
+    }
+}
+
+/* keys[e][slot] of the piece, not yet turned; THREADS * SLOTS / PIECE elements at a time. */
+template <enum sf_dtype D, int SLOTS>
+static __device__ __forceinline__ void keys_make(const struct sf_cuda_view &view,
+                                                 const struct sf_cuda_lane &lane,
+                                                 const struct basis &basis, int32_t from,
+                                                 int32_t slots, sf_shared<float> a,
+                                                 sf_shared<float> keys)
+{
+    enum { WIDTH = THREADS * SLOTS / PIECE };
+    int32_t k_dim = view.layout.k_dim, mine = (int32_t)threadIdx.x / WIDTH * SLOTS;
+    for (int32_t wide = 0; wide < k_dim; wide += WIDTH) {
+        int32_t e = wide + (int32_t)threadIdx.x % WIDTH;
+        float sum[SLOTS] = {}, b[STEP];
+        for (int32_t first = 0; first < basis.rank_k; first += STEP) {
+            __syncthreads();
+            basis_stage<D>(view, lane, basis, from, slots, first, a);
+            __syncthreads();
+            if (e >= k_dim) continue;
+            factors_load<D>(view, basis, first, e, b);
+            SF_UNROLL
+            for (int i = 0; i < STEP; i++) {
+                sf_shared<const sf_quad_f> four = sf_as<const sf_quad_f>(a + (i * PIECE + mine));
+                SF_UNROLL
+                for (int q = 0; q < SLOTS / 4; q++) {
+                    sf_quad_f some = four[q];
+                    SF_UNROLL
+                    for (int w = 0; w < 4; w++)
+                        sum[4 * q + w] = fmaf(b[i], some.word[w], sum[4 * q + w]);
+                }
+            }
+        }
+        if (e >= k_dim) continue;
+        SF_UNROLL
+        for (int s = 0; s < SLOTS; s++) keys[e * (PIECE + 1) + mine + s] = sum[s];
+    }
+}
+
+/* Pairs (i, i + half) of an element; a hole has no position and is turned as if it were at 0. */
+static __device__ __forceinline__ void keys_turn(const struct basis &basis, int32_t slots,
+                                                 sf_shared<const int32_t> pos,
+                                                 sf_shared<float> keys)
+{
+    int32_t half = basis.rope_dim / 2;
+    for (int32_t n = (int32_t)threadIdx.x; n < half * slots; n += THREADS) {
+        int32_t i = n % half, s = n / half, at = pos[s];
+        sf_global<const float> turn = basis.turns + (size_t)(at < 0 ? 0 : at) *
+                                                    (size_t)basis.rope_dim;
+        float cos = turn[i], sin = turn[half + i];
+        float low = keys[i * (PIECE + 1) + s], high = keys[(i + half) * (PIECE + 1) + s];
+        keys[i * (PIECE + 1) + s] = low * cos - high * sin;
+        keys[(i + half) * (PIECE + 1) + s] = high * cos + low * sin;
+    }
+}
+
+/* A warp takes a vector, its threads the slots. */
+static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &view,
+                                                   const struct sf_cuda_lane &lane,
+                                                   const struct sf_unit &unit, int32_t slots,
+                                                   sf_shared<const float> q,
+                                                   sf_shared<const float> keys,
+                                                   sf_shared<const float> bias,
+                                                   sf_shared<const int32_t> pos,
+                                                   sf_shared<float> logits)
+{
+    int32_t s = (int32_t)(threadIdx.x % SF_WARP), k_dim = view.layout.k_dim;
+    for (int32_t j = (int32_t)(threadIdx.x / SF_WARP); s < slots && j < unit.vectors; j += WARPS) {
+        float dot = 0, added = bias[s];
+        for (int32_t e = 0; e < k_dim; e++)
+            dot = fmaf(q[j * k_dim + e], keys[e * (PIECE + 1) + s], dot);
+        bool seen = added != -INFINITY;
+        if (seen && view.window != 0) {
+            int32_t row = lane.row_first + (unit.first + j) / lane.q_heads;
+            seen = (int64_t)(int32_t)pos[s] > (int64_t)(int32_t)view.row_pos[row] - view.window;
+        }
+        logits[j * SF_SPLIT_SLOTS + s] = seen ? fmaf(dot, view.scale, added) : -INFINITY;
+    }
+}
+
+/* ---- values --------------------------------------------------------------------------------- */
+
+/* Values of slots from .. from + count - 1 of some pages. */
+struct rows {
+    sf_global<const int32_t> pages;
+    struct sf_layout layout;
+    int32_t from, count;
+};
+
+/* sum[j] = sum over the rows of weight[j][row] * element e of the row. */
+static __device__ __forceinline__ void rows_weigh(const struct sf_cuda_view &view,
+                                                  const struct rows &rows, int32_t e,
+                                                  int32_t vectors, sf_shared<const float> weights,
+                                                  int32_t stride, float (&sum)[SF_VECTORS])
+{
+    size_t width = (size_t)rows.layout.v_dim;
+    size_t values = (size_t)rows.layout.page_slots * (size_t)rows.layout.k_dim;
+    SF_UNROLL
+    for (int j = 0; j < SF_VECTORS; j++) sum[j] = 0;
+    for (int32_t block = 0; block < rows.count; block += SF_BLOCK_SLOTS) {
+        int32_t slot = rows.from + block;
+        int32_t number = rows.pages[slot / rows.layout.page_slots];
+        sf_global<const unsigned char> page = view.pool + (size_t)number * view.page_bytes;
+        size_t first = values + (size_t)(slot % rows.layout.page_slots) * width + (size_t)e;
+        int32_t there = rows.count - block < SF_BLOCK_SLOTS ? rows.count - block : SF_BLOCK_SLOTS;
+        float value[SF_BLOCK_SLOTS];
+        SF_UNROLL
+        for (int s = 0; s < SF_BLOCK_SLOTS; s++)
+            value[s] = s < there ? sf_get(rows.layout.dtype, page, first + (size_t)s * width) : 0;
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++) {
+            if (j >= vectors) continue;
+            SF_UNROLL
+            for (int s = 0; s < SF_BLOCK_SLOTS; s++) {
+                if (s >= there) continue;
+                float weight = weights[j * stride + block + s];
+                if (weight != 0) sum[j] = fmaf(weight, value[s], sum[j]);
+            }
+        }
+    }
+}
+
+/* ---- a unit --------------------------------------------------------------------------------- */
+
+template <enum sf_dtype D, int SLOTS>
+static __global__ void __launch_bounds__(THREADS, 4)
+attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global<float> states)
+{
+    SF_SHARED_DYNAMIC(float, logits);
+    struct sf_unit unit = sf_unit_at(units, blockIdx.x);
+    struct sf_cuda_lane lane = sf_lane_at(view, unit.lane);
+    struct basis basis = basis_at(view, lane, unit.part);
+    int32_t k_dim = view.layout.k_dim, v_dim = view.layout.v_dim, thread = (int32_t)threadIdx.x;
+    sf_lane_turn(view, lane, unit.part);
+    sf_shared<float> q = logits + unit.vectors * SF_SPLIT_SLOTS, latent = q;
+    sf_shared<float> a = q + (unit.vectors * k_dim + 3) / 4 * 4, bias = a + STEP * PIECE;
+    sf_shared<int32_t> pos = sf_as<int32_t>(bias + PIECE);
+    sf_shared<float> keys = bias + 2 * PIECE;
+    int32_t count = lane.slots - unit.from < SF_SPLIT_SLOTS ? lane.slots - unit.from
+                                                            : SF_SPLIT_SLOTS;
+    sf_queries_stage(view, lane, unit.first, unit.vectors, q);
+    for (int32_t s = 0; s < count; s += PIECE) {
+        int32_t slots = count - s < PIECE ? count - s : PIECE;
+        __syncthreads();
+        if (thread < slots) {
+            struct sf_cuda_slot at = sf_slot_at(view, lane, unit.from + s + thread);
+            bias[thread] = sf_bias_of(basis.layout, at);
+            pos[thread] = sf_pos_of(basis.layout, at);
+        }
+        keys_make<D, SLOTS>(view, lane, basis, unit.from + s, slots, a, keys);
+        __syncthreads();
+        keys_turn(basis, slots, pos, keys);
+        __syncthreads();
+        logits_make(view, lane, unit, slots, q, keys, bias, pos, logits + s);
+    }
+    __syncthreads();
+    size_t state_floats = (size_t)sf_state_floats(v_dim);
+    sf_global<float> state = states + (size_t)unit.state * state_floats;
+    sf_weights_make(unit, v_dim, count, logits, state, state_floats);
+    __syncthreads();
+    struct rows rows = { view.pages + lane.pages_first, basis.layout, unit.from, count };
+    float sum[SF_VECTORS];
+    for (int32_t e = thread; e < basis.rank_v; e += THREADS) {
+        rows_weigh(view, rows, e, unit.vectors, logits, SF_SPLIT_SLOTS, sum);
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++)
+            if (j < unit.vectors) latent[j * basis.rank_v + e] = sum[j];
+    }
+    __syncthreads();
+    bool plain = basis.rank_v == 0;     /* values lie as they are */
+    if (plain) rows = { view.pages + basis.value_first, basis.values, unit.from, count };
+    else rows = { view.pages + basis.factor_first, basis.factors, 0, basis.rank_v };
+    for (int32_t e = thread; e < v_dim; e += THREADS) {
+        rows_weigh(view, rows, e, unit.vectors, plain ? logits : latent,
+                   plain ? SF_SPLIT_SLOTS : basis.rank_v, sum);
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++)
+            if (j < unit.vectors)
+                state[(size_t)j * (size_t)unit.stride * state_floats + (size_t)e] = sum[j];
+    }
+}
+
+struct sf_basis_cut sf_basis_cut_of(const struct sf_layout *layout,
+                                    const struct sf_lane_factors *factors)
+{
+    size_t k_dim = (size_t)layout->k_dim, rank_v = (size_t)factors->rank_v;
+    size_t fixed = STEP * PIECE + 2 * PIECE + k_dim * (PIECE + 1) + 3;
+    struct sf_basis_cut cut = { SF_VECTORS, 0 };
+    for (; cut.vectors > 0; cut.vectors--) {
+        size_t n = (size_t)cut.vectors, early = n * k_dim + fixed, late = n * rank_v;
+        size_t floats = n * SF_SPLIT_SLOTS + (early > late ? early : late);
+        cut.shared_bytes = floats * sizeof(float);
+        if (floats <= SF_SHARED_FLOATS) break;
+    }
+    SF_ASSERT(cut.vectors > 0);
+    return cut;
+}
+
+template <enum sf_dtype D>
+static void launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, const int32_t *units,
+                   size_t count, size_t shared_bytes, float *states)
+{
+    if (view->layout.k_dim <= THREADS / 2)
+        SF_LAUNCH((attend_basis<D, PIECE / 2>), (unsigned)count, THREADS, shared_bytes,
+                  cuda->stream, *view, units, states);
+    else
+        SF_LAUNCH((attend_basis<D, PIECE>), (unsigned)count, THREADS, shared_bytes, cuda->stream,
+                  *view, units, states);
+}
+
+void sf_basis_launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, enum sf_dtype dtype,
+                     const int32_t *units, size_t count, size_t shared_bytes, float *states)
+{
+    if (count == 0) return;
+    SF_ASSERT(view->page_bytes % 16 == 0);
+    if (dtype == SF_F32) launch<SF_F32>(cuda, view, units, count, shared_bytes, states);
+    else if (dtype == SF_F16) launch<SF_F16>(cuda, view, units, count, shared_bytes, states);
+    else launch<SF_BF16>(cuda, view, units, count, shared_bytes, states);
+}
+
+/* ---- kv_rebuild ----------------------------------------------------------------------------- */
+
+struct rebuilt {
+    struct sf_layout layout, factors, values;
+    sf_global<const unsigned char> pool;
+    size_t page_bytes;
+    /* places: [slots][4] page, slot there, the same of values for rank_v 0 */
+    sf_global<const int32_t> places, factor_pages;
+    int32_t rank_k, rank_v, rope_dim;
+    sf_global<const float> turns;
+};
+
+/* One block a slot; a thread has elements. */
+static __global__ void rebuild_slots(struct rebuilt r, sf_global<float> k, sf_global<float> v)
+{
+    SF_SHARED_DYNAMIC(float, key);      /* [k_dim] */
+    size_t i = blockIdx.x, k_dim = (size_t)r.factors.k_dim, v_dim = (size_t)r.values.v_dim;
+    int32_t slot = r.places[4 * i + 1], half = r.rope_dim / 2;
+    sf_global<const unsigned char> page = r.pool + (size_t)(int32_t)r.places[4 * i] * r.page_bytes;
+    sf_global<const unsigned char> plain =
+        r.pool + (size_t)(int32_t)r.places[4 * i + 2] * r.page_bytes;
+    size_t a_v = (size_t)r.layout.page_slots * (size_t)r.layout.k_dim +
+                 (size_t)slot * (size_t)r.layout.v_dim;
+    size_t b_v = (size_t)r.factors.page_slots * k_dim;
+    for (size_t e = threadIdx.x; e < (k ? k_dim : 0) + (v ? v_dim : 0); e += THREADS) {
+        bool values = !k || e >= k_dim;
+        size_t own = values && k ? e - k_dim : e;
+        float sum = 0;
+        for (int32_t n = 0; n < (values ? r.rank_v : r.rank_k); n++) {
+            int32_t number = r.factor_pages[n / r.factors.page_slots];
+            int32_t row = n % r.factors.page_slots;
+            sf_global<const unsigned char> b = r.pool + (size_t)number * r.page_bytes;
+            size_t a_at = values ? a_v + (size_t)n : sf_key_at(r.layout, slot, (size_t)n);
+            size_t b_at = values ? b_v + (size_t)row * v_dim + own : sf_key_at(r.factors, row, own);
+            sum = fmaf(sf_get(r.layout.dtype, page, a_at), sf_get(r.factors.dtype, b, b_at), sum);
+        }
+        if (values && r.rank_v == 0)
+            sum = sf_get(r.values.dtype, plain,
+                         (size_t)(int32_t)r.places[4 * i + 3] * v_dim + own);
+        if (values) v[i * v_dim + own] = sum;
+        else key[own] = sum;
+    }
+    if (!k) return;
+    __syncthreads();
+    size_t word = (size_t)r.layout.page_slots + sf_bias_word(r.layout) + (size_t)slot;
+    int32_t pos = r.rope_dim > 0 ? sf_as<const int32_t>(page)[word] : 0;
+    sf_global<const float> turn = r.turns + (size_t)pos * (size_t)r.rope_dim;
+    for (int32_t e = (int32_t)threadIdx.x; e < r.factors.k_dim; e += THREADS) {
+        float value = key[e];
+        if (e < r.rope_dim) {
+            float cos = turn[e % half], sin = turn[half + e % half];
+            value = e < half ? value * cos - key[e + half] * sin
+                             : value * cos + key[e - half] * sin;
+        }
+        k[i * k_dim + (size_t)e] = value;
+    }
+}
+
+static void kv_rebuild(struct sf_device *device, const struct sf_lane_part *part,
+                       const unsigned char *pool, size_t page_bytes,
+                       const struct sf_slot_list *list, float *k, float *v)
+{
+    struct sf_cuda *cuda = sf_cuda_of(device);
+    const struct sf_lane_factors *factors = part->factors;
+    int32_t most = factors->rank_k > factors->rank_v ? factors->rank_k : factors->rank_v;
+    size_t pages = (size_t)((most + factors->layout->page_slots - 1) / factors->layout->page_slots);
+    size_t word = sizeof(int32_t), fits = SF_CUDA_HALF_BYTES / word / 8;
+    struct sf_layout values = factors->rank_v > 0 ? *factors->layout : *factors->value_layout;
+    SF_ASSERT(pages <= fits);
+    if (!k && !v) return;
+    for (int32_t first = 0, n; first < list->n; first += n) {
+        n = (size_t)(list->n - first) < fits ? list->n - first : (int32_t)fits;
+        struct sf_cuda_block block = sf_cuda_stage(cuda, (4 * (size_t)n + pages) * word);
+        int32_t *places = (int32_t *)(void *)block.host;
+        for (int32_t i = 0; i < n; i++) {
+            int32_t slot = list->slot[first + i];
+            places[4 * i] = list->pages[slot / part->layout->page_slots];
+            places[4 * i + 1] = slot % part->layout->page_slots;
+            places[4 * i + 2] = factors->rank_v > 0 ? places[4 * i]
+                                                    : factors->value_pages[slot / values.page_slots];
+            places[4 * i + 3] = slot % values.page_slots;
+        }
+        memcpy(places + 4 * (size_t)n, factors->pages, pages * word);
+        sf_cuda_send(cuda, &block);
+        const int32_t *sent = (const int32_t *)(const void *)block.device;
+        struct rebuilt r = { *part->layout, *factors->layout, values, pool, page_bytes, sent,
+                             sent + 4 * (size_t)n, factors->rank_k, factors->rank_v,
+                             factors->rope_dim, factors->turns };
+        SF_LAUNCH(rebuild_slots, (unsigned)n, THREADS,
+                  (size_t)factors->layout->k_dim * sizeof(float), cuda->stream, r,
+                  k ? k + (size_t)first * (size_t)factors->layout->k_dim : NULL,
+                  v ? v + (size_t)first * (size_t)values.v_dim : NULL);
+    }
+}
+
+/* ---- copy_columns --------------------------------------------------------------------------- */
+
+static __global__ void columns_copy(int32_t rows, int32_t x_cols, int32_t cols,
+                                    sf_global<const float> x, size_t x_stride, sf_global<float> y,
+                                    size_t y_stride)
+{
+    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, width = (size_t)cols;
+    if (i >= (size_t)rows * width) return;
+    size_t row = i / width, c = i % width;
+    y[row * y_stride + c] = c < (size_t)x_cols ? (float)x[row * x_stride + c] : 0.0f;
+}
+
+static void copy_columns(struct sf_device *device, int32_t rows, int32_t x_cols, int32_t cols,
+                         const float *x, size_t x_stride, float *y, size_t y_stride)
+{
+    size_t count = (size_t)rows * (size_t)cols;
+    if (count == 0) return;
+    SF_LAUNCH(columns_copy, sf_blocks(count, THREADS), THREADS, 0, sf_cuda_of(device)->stream,
+              rows, x_cols, cols, x, x_stride, y, y_stride);
+}
+
+void sf_cuda_basis_fill(struct sf_kernels *k)
+{
+    k->kv_rebuild = kv_rebuild;
+    k->copy_columns = copy_columns;
+}
