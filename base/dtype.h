@@ -9,6 +9,7 @@
 SF_C_BEGIN
 
 enum sf_dtype { SF_F32, SF_F16, SF_BF16 };
+#define SF_F16_MAX 65504.0f             /* the greatest number of f16 */
 
 static inline size_t sf_dtype_bytes(enum sf_dtype dtype)
 {

@@ -158,7 +158,9 @@ struct sf_columns_job {
     float *mass;                        /* [pages of the pool][mass_slots], never negative */
     int32_t mass_slots;                 /* at least the page_slots of every layout; 0: layout's */
 };
-/* New slots of one lane from rows of k and v; `slot_first` is physical, pages are there already. */
+/* New slots of one lane from rows of k and v; `slot_first` is physical, pages are there already.
+ * In f16 what lies beyond its range, infinities too, becomes its greatest number, 65,504, with the
+ * sign: no slot is infinite, whose products with a weight of 0 would be NaN. */
 struct sf_append_lane {
     const int32_t *pages;               /* host */
     int32_t slot_first, row_first, rows;

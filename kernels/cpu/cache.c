@@ -64,6 +64,23 @@ static void key_gather(const unsigned char *key, size_t word_bytes, int32_t coun
             memcpy((uint16_t *)words + i, key + (size_t)i * SF_BLOCK_SLOTS * 2, 2);
 }
 
+/* To elements of a slot: in f16 what is out of its range becomes its greatest number. */
+static void narrow(const struct sf_cpu_isa *isa, enum sf_dtype dtype, const float *source,
+                   void *target, int32_t count)
+{
+    float in_range[CHUNK];
+    for (int32_t e = 0; dtype == SF_F16 && e < count; e += CHUNK) {
+        int32_t n = count - e < CHUNK ? count - e : CHUNK;
+        for (int32_t i = 0; i < n; i++) {
+            float value = source[e + i];
+            value = value > SF_F16_MAX ? SF_F16_MAX : value;
+            in_range[i] = value < -SF_F16_MAX ? -SF_F16_MAX : value;
+        }
+        isa->from_f32(dtype, in_range, (uint16_t *)target + e, (size_t)n);
+    }
+    if (dtype != SF_F16) isa->from_f32(dtype, source, target, (size_t)count);
+}
+
 static void key_write(const struct sf_cpu_isa *isa, const struct sf_layout *layout, const float *k,
                       unsigned char *key)
 {
@@ -74,7 +91,7 @@ static void key_write(const struct sf_cpu_isa *isa, const struct sf_layout *layo
         int32_t count = layout->k_dim - e < CHUNK ? layout->k_dim - e : CHUNK;
         const void *words = k + e;
         if (layout->dtype != SF_F32) {
-            isa->from_f32(layout->dtype, k + e, chunk, (size_t)count);
+            narrow(isa, layout->dtype, k + e, chunk, count);
             words = chunk;
         }
         key_scatter(words, word_bytes, count / per_word,
@@ -91,8 +108,8 @@ static void append_rows(const struct sf_cpu_isa *isa, const struct sf_append_job
         struct place at = place_of(layout, job->pool, job->page_bytes, lane->pages,
                                    lane->slot_first + r);
         key_write(isa, layout, job->k + row * job->k_stride + head * (size_t)layout->k_dim, at.key);
-        isa->from_f32(layout->dtype, job->v + row * job->v_stride + head * (size_t)layout->v_dim,
-                      at.value, (size_t)layout->v_dim);
+        narrow(isa, layout->dtype, job->v + row * job->v_stride + head * (size_t)layout->v_dim,
+               at.value, layout->v_dim);
         if (layout->k_dim == 0) continue;
         *at.bias = job->bias ? job->bias[row] : 0;
         *at.pos = job->pos[row];

@@ -113,6 +113,13 @@ static __device__ __forceinline__ void sf_put(enum sf_dtype dtype, sf_global<uns
                                                       : sf_f16_narrow(value);
 }
 
+/* For a slot of a cache: in f16 what is out of range becomes its greatest number (kernels.h). */
+static __device__ __forceinline__ float sf_in_range(enum sf_dtype dtype, float value)
+{
+    if (dtype != SF_F16) return value;
+    return value > SF_F16_MAX ? SF_F16_MAX : value < -SF_F16_MAX ? -SF_F16_MAX : value;
+}
+
 /* Element e of a slot's key (kernels/layout.h), in elements from the page's start. */
 static __device__ __forceinline__ size_t sf_key_at(const struct sf_layout &layout, int32_t slot,
                                                    size_t e)

@@ -104,7 +104,7 @@ static __global__ void append_slots(struct sf_layout layout, sf_global<unsigned 
     sf_global<const float> from_v = v + (row * v_stride + head * v_dim);
     for (size_t e = threadIdx.x; e < k_dim + v_dim; e += THREADS)
         sf_put(layout.dtype, page, element_at(layout, slot, e),
-               e < k_dim ? (float)from_k[e] : (float)from_v[e - k_dim]);
+               sf_in_range(layout.dtype, e < k_dim ? (float)from_k[e] : (float)from_v[e - k_dim]));
     if (threadIdx.x < 2) {
         size_t at = bias_word(layout) + (size_t)slot;
         if (threadIdx.x == 1) at += (size_t)layout.page_slots;

@@ -42,6 +42,13 @@ static void kv_clear(struct sf_device *device, const struct sf_layout *layout, u
     }
 }
 
+static double in_range(enum sf_dtype dtype, float value)
+{
+    if (dtype == SF_F16 && value > SF_F16_MAX) return (double)SF_F16_MAX;
+    if (dtype == SF_F16 && value < -SF_F16_MAX) return (double)-SF_F16_MAX;
+    return (double)value;
+}
+
 static void kv_append(struct sf_device *device, const struct sf_append_job *job)
 {
     (void)device;
@@ -56,9 +63,10 @@ static void kv_append(struct sf_device *device, const struct sf_append_job *job)
                                        lane->slot_first + r);
             for (int32_t e = 0; e < layout->k_dim; e++)
                 sf_ref_set(layout->dtype, at.page, sf_layout_k_index(layout, at.slot, e),
-                           (double)k[e]);
+                           in_range(layout->dtype, k[e]));
             for (int32_t e = 0; e < layout->v_dim; e++)
-                sf_ref_set(layout->dtype, values_of(layout, at), (size_t)e, (double)v[e]);
+                sf_ref_set(layout->dtype, values_of(layout, at), (size_t)e,
+                           in_range(layout->dtype, v[e]));
             if (layout->k_dim == 0) continue;
             *bias_of(layout, at) = job->bias ? job->bias[row] : 0;
             *pos_of(layout, at) = job->pos[row];
