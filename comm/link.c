@@ -7,11 +7,15 @@
  * has the same bits.  One send may be under way; the next one waits for it, as does settle. */
 #include "comm/link.h"
 
+#include <sched.h>
+
+#include "base/clock.h"
 #include "base/memory.h"
 #include "comm/backend.h"
 #include "comm/link_impl.h"
 
 enum { TAG_LINK = 16 };                 /* of SF_CHANNEL_GROUP, beside those of reduce.c */
+enum { EAGER_ROUNDS = 2000, SLEEP_US = 50 };
 
 struct staged {
     struct sf_link link;                /* first */
@@ -35,6 +39,27 @@ sf_status sf_link_open(struct sf_comm *group, const struct sf_link_spec *spec,
 void sf_link_close(struct sf_link *link)
 {
     if (link != NULL) link->ops->close(link);
+}
+
+void sf_link_give_up(struct sf_link *link)
+{
+    if (link != NULL) link->ops->give_up(link);
+}
+
+/* The first waits of a step are short; only longer ones sleep.  What beat finds wrong the next call
+ * of comm finds, too: a wait for the device alone ends by itself. */
+static void show_life(void *world, int64_t round)
+{
+    if (round < EAGER_ROUNDS) sched_yield();
+    else sf_sleep_us(SLEEP_US);
+    (void)sf_comm_beat(world, "device", round);
+}
+
+void sf_link_show_life(struct sf_comm *world, struct sf_device *device)
+{
+    if (device->waiting != NULL || sf_comm_size(world) == 1) return;
+    device->waiting = show_life;
+    device->waiting_arg = world;
 }
 
 const char *sf_link_kind(const struct sf_link *link)
@@ -85,10 +110,17 @@ static struct staged *staged_of(struct sf_link *link)
     return (struct staged *)(void *)link;
 }
 
-static void staged_close(struct sf_link *link)
+static void staged_give_up(struct sf_link *link)
 {
     struct staged *staged = staged_of(link);
     if (staged->sending != NULL) sf_comm_drop(link->group, staged->sending);
+    staged->sending = NULL;
+}
+
+static void staged_close(struct sf_link *link)
+{
+    struct staged *staged = staged_of(link);
+    staged_give_up(link);
     sf_free(staged->out);
     sf_free(staged->in);
     sf_free(staged);
@@ -188,5 +220,5 @@ static sf_status staged_settle(struct sf_link *link)
 }
 
 static const struct sf_link_ops staged_ops = {
-    "staged", staged_close, staged_sum, staged_send, staged_recv, staged_all_gather, staged_settle
+    "staged", staged_close, staged_give_up, staged_sum, staged_send, staged_recv, staged_all_gather, staged_settle
 };

@@ -24,6 +24,12 @@ struct sf_link_spec {
  * two ranks of the group share a GPU (exchanged by comm), else staged. */
 sf_status sf_link_open(struct sf_comm *group, const struct sf_link_spec *, struct sf_link **out);
 void      sf_link_close(struct sf_link *);                            /* NULL is fine */
+/* This rank has failed elsewhere: all links of the device are given up, and only close is left,
+ * which then waits for nobody.  The words of the failure stay.  NULL is fine. */
+void      sf_link_give_up(struct sf_link *);
+/* From now on entries of the device that wait show signs of life of this rank, as links do.  For a
+ * device without one of kind nccl; world stays the caller's and outlives the device. */
+void      sf_link_show_life(struct sf_comm *world, struct sf_device *);
 const char *sf_link_kind(const struct sf_link *);                     /* "nccl", "staged" */
 int64_t   sf_link_bytes_sent(const struct sf_link *);
 /* x[i] = sum over the ranks, f32, in place. */

@@ -7,6 +7,7 @@ SF_C_BEGIN
 struct sf_link_ops {                    /* all entries are required */
     const char *kind;
     void (*close)(struct sf_link *);    /* frees the link */
+    void (*give_up)(struct sf_link *);
     sf_status (*sum)(struct sf_link *, float *x, size_t count);
     sf_status (*send)(struct sf_link *, int32_t to, const void *data, size_t bytes);
     sf_status (*recv)(struct sf_link *, int32_t from, void *data, size_t bytes);

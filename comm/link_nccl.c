@@ -9,11 +9,16 @@
  *
  * A wait for the GPU is a wait of comm without a peer: it shows signs of life, rank 0 watches the
  * others, and whoever is silent gets named.  If all are alive and the deadline passes, the words
- * name the group and who waited.  Then the communicator is aborted and the link is lost.
+ * name the group and who waited.  Every wait asks after all links of the device.
+ *
+ * A failure loses all links of the device, as their kernels lie on one stream: the library may end
+ * one communicator only when those of the others have ended, so they are aborted side by side.
+ * Each keeps the words of the first failure.
  *
  * Entries of the device wait too, when they bring something to the host, and have no status to end
  * with.  They ask the device's `waiting`, which is ours while it has a link: on a failure it gives
- * up all links of the device, so that the wait ends, and the next call of a link tells. */
+ * up the links, so that the wait ends, and the next call of a link tells. */
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,9 +38,10 @@ struct nccl {
     const struct sf_link_plugin *plugin;
     void *impl;                         /* the plugin's */
     struct sf_wait wait;
-    int lost;
+    int lost, ended_beside;             /* beside: by a thread of its own */
+    pthread_t ender;
     struct nccl *next;                  /* link of the same device */
-    sf_status why;                      /* lost while an entry of the device waited, with words */
+    sf_status why;                      /* lost, with words */
     char words[256];
     int64_t gave_up_ns;
 };
@@ -49,9 +55,19 @@ static const char *host_of(const struct sf_comm *group)
     return sf_comm_host(group, group->rank);
 }
 
+static void waiting(void *arg, int64_t round);
+
+/* The first link of the device; NULL: none. */
+static struct nccl *first_of(const struct sf_device *device)
+{
+    return device->waiting == waiting ? device->waiting_arg : NULL;
+}
+
 static sf_status pause(void *arg, const char *what, int64_t round)
 {
     struct nccl *nccl = arg;
+    for (struct nccl *one = first_of(nccl->link.spec.device); one != NULL; one = one->next)
+        if (one != nccl && !one->lost) SF_TRY(one->plugin->check(one->impl));
     struct sf_comm *group = nccl->link.group;
     struct sf_world *world = group->world;
     int64_t limit_ns = nccl->link.spec.timeout_ms * 1000000;
@@ -79,13 +95,28 @@ static sf_status fail(void *arg, const char *what, const char *why)
                    host_of(group), what, group->label, why);
 }
 
-static void keep(struct nccl *nccl, sf_status why)
+static void *give_up_one(void *arg)
 {
-    nccl->why = why;
-    nccl->gave_up_ns = sf_now_ns();
-    snprintf(nccl->words, sizeof nccl->words, "%s", sf_error_text());
-    if (!nccl->lost) nccl->plugin->give_up(nccl->impl);
-    nccl->lost = 1;
+    struct nccl *nccl = arg;
+    nccl->plugin->give_up(nccl->impl);
+    return NULL;
+}
+
+/* All links of the device, with the words of this thread's last error. */
+static void give_up_all(struct nccl *first, sf_status why)
+{
+    for (struct nccl *one = first; one != NULL; one = one->next) {
+        one->ended_beside = 0;
+        if (one->lost) continue;
+        one->lost = 1;
+        one->why = why;
+        one->gave_up_ns = sf_now_ns();
+        snprintf(one->words, sizeof one->words, "%s", sf_error_text());
+        one->ended_beside = pthread_create(&one->ender, NULL, give_up_one, one) == 0;
+        if (!one->ended_beside) give_up_one(one);
+    }
+    for (struct nccl *one = first; one != NULL; one = one->next)
+        if (one->ended_beside) pthread_join(one->ender, NULL);
 }
 
 /* The device's `waiting`.  A stream whose communicators are gone goes on, so it ends soon; if not,
@@ -100,18 +131,15 @@ static void waiting(void *arg, int64_t round)
         sf_comm_abort(first->link.group, 1);
         sf_assert_failed(__FILE__, __LINE__, "a device goes on when its links have been given up");
     }
-    sf_status status = SF_OK;
-    for (struct nccl *one = first; one != NULL && status == SF_OK; one = one->next)
-        if (!one->lost) status = one->plugin->check(one->impl);
+    sf_status status = first->plugin->check(first->impl);
     if (status == SF_OK) status = pause(first, "wait", round);
-    if (status == SF_OK) return;
-    for (struct nccl *one = first; one != NULL; one = one->next) keep(one, status);
+    if (status != SF_OK) give_up_all(first, status);
 }
 
 static void waiting_add(struct nccl *nccl)
 {
     struct sf_device *device = nccl->link.spec.device;
-    nccl->next = device->waiting != NULL ? device->waiting_arg : NULL;
+    nccl->next = first_of(device);
     device->waiting = waiting;
     device->waiting_arg = nccl;
 }
@@ -131,17 +159,14 @@ static void waiting_remove(struct nccl *nccl)
 static sf_status begin(struct sf_link *link, size_t bytes, struct nccl **out)
 {
     *out = (struct nccl *)(void *)link;
-    if ((*out)->lost && (*out)->why != SF_OK) return SF_FAIL((*out)->why, "%s", (*out)->words);
-    if ((*out)->lost)
-        return SF_FAIL(SF_LOST, "rank %d: the nccl link of group '%s' has been given up",
-                       link->group->world->rank, link->group->label);
+    if ((*out)->lost) return SF_FAIL((*out)->why, "%s", (*out)->words);
     link->bytes_sent += (int64_t)bytes;
     return SF_OK;
 }
 
 static sf_status end(struct nccl *nccl, sf_status status)
 {
-    if (status != SF_OK) nccl->lost = 1;
+    if (status != SF_OK) give_up_all(first_of(nccl->link.spec.device), status);
     return status;
 }
 
@@ -180,17 +205,23 @@ static sf_status nccl_settle(struct sf_link *link)
     return end(nccl, nccl->plugin->settle(nccl->impl));
 }
 
+static void nccl_give_up(struct sf_link *link)
+{
+    give_up_all(first_of(link->spec.device), SF_LOST);
+}
+
 /* After any failure of this rank the others are not waited for. */
 static void nccl_close(struct sf_link *link)
 {
     struct nccl *nccl = (struct nccl *)(void *)link;
+    if (link->group->world->broken) nccl_give_up(link);
     waiting_remove(nccl);
-    nccl->plugin->close(nccl->impl, nccl->lost || link->group->world->broken);
+    nccl->plugin->close(nccl->impl, nccl->lost);
     sf_free(nccl);
 }
 
 static const struct sf_link_ops nccl_ops = {
-    "nccl", nccl_close, nccl_sum, nccl_send, nccl_recv, nccl_all_gather, nccl_settle
+    "nccl", nccl_close, nccl_give_up, nccl_sum, nccl_send, nccl_recv, nccl_all_gather, nccl_settle
 };
 
 /* ---- opening --------------------------------------------------------------------------------- */

@@ -30,8 +30,7 @@ struct sf_link_seat {
     struct sf_link_host host;
 };
 
-/* After a failure of any call but probe and id the communicator has been aborted and only close is
- * left. */
+/* After a failure of any call but probe, id and open only give_up and close are left. */
 struct sf_link_plugin {
     const char *kind;                   /* "nccl" */
     /* Whether the library can be had (SF_UNSUPPORTED with the reason), and the bus id of the
@@ -50,7 +49,8 @@ struct sf_link_plugin {
     sf_status (*group)(void *link, int begin);
     sf_status (*settle)(void *link);    /* waits for all that has been queued on the stream */
     sf_status (*check)(void *link);     /* has the library failed? */
-    void      (*give_up)(void *link);   /* aborts the communicator: what waits for it ends */
+    /* Aborts the communicator: what waits for it ends.  On any thread, but one at a time. */
+    void      (*give_up)(void *link);
 };
 
 extern __attribute__((visibility("default"))) const struct sf_link_plugin sf_link_plugin;

@@ -83,10 +83,16 @@ struct nccl_link {
     struct sf_link_host host;
 };
 
-static void give_up(struct nccl_link *link)
+/* A group is its thread's, and is ended there. */
+static void group_end(struct nccl_link *link)
 {
     if (link->grouped) (void)nccl.ncclGroupEnd();
     link->grouped = 0;
+}
+
+/* On any thread. */
+static void give_up(struct nccl_link *link)
+{
     if (link->comm) nccl.ncclCommAbort(link->comm);
     link->comm = NULL;
 }
@@ -95,14 +101,14 @@ static void give_up(struct nccl_link *link)
 static sf_status fail(struct nccl_link *link, const char *what, ncclResult_t result)
 {
     sf_status status = link->host.fail(link->host.arg, what, nccl.ncclGetErrorString(result));
-    give_up(link);
+    group_end(link);
     return status;
 }
 
 static sf_status pause_once(struct nccl_link *link, const char *what, int64_t round)
 {
     sf_status status = link->host.pause(link->host.arg, what, round);
-    if (status != SF_OK) give_up(link);
+    if (status != SF_OK) group_end(link);
     return status;
 }
 
@@ -144,6 +150,7 @@ static sf_status nccl_open(const struct sf_link_seat *seat, void **link_out)
         *link_out = link;
         return SF_OK;
     }
+    give_up(link);
     cudaEventDestroy(link->event);
     sf_free(link);
     return status;
@@ -165,9 +172,7 @@ static sf_status nccl_settle(void *at)
         SF_TRY(pause_once(link, "settle", round));
         error = cudaSuccess;
     }
-    sf_status status = link->host.fail(link->host.arg, "settle", cudaGetErrorName(error));
-    give_up(link);
-    return status;
+    return link->host.fail(link->host.arg, "settle", cudaGetErrorName(error));
 }
 
 static void nccl_close(void *at, int lost)

@@ -214,7 +214,7 @@ static sf_status run_worker(struct sf_launch *launch, const struct joined *joine
         status = rank == 0 ? run_rank0(&c, worker, exit_code_out) : sf_worker_run(worker);
         if (status == SF_OK) status = end_lesson(launch, task, &lesson, *exit_code_out);
     }
-    sf_worker_close(worker);
+    sf_worker_close(worker, status);
     close_lesson(&lesson);
     sf_ring_destroy(to);
     sf_ring_destroy(from);

@@ -104,16 +104,21 @@ sf_status sf_sums_open(struct sf_worker *w, sf_status mine)
                                         .threads = spec->threads};
         return sf_reduce_create(spec->tensor, &reduce, &w->reduce);
     }
-    return open_links(w);
+    SF_TRY(open_links(w));
+    sf_link_show_life(spec->world, w->device);
+    return SF_OK;
 }
 
-void sf_sums_close(struct sf_worker *w)
+void sf_sums_close(struct sf_worker *w, int failed)
 {
+    if (failed) sf_link_give_up(w->sum_link);
+    if (failed) sf_link_give_up(w->pipe_link);
     sf_link_close(w->sum_link);
     sf_link_close(w->pipe_link);
     if (w->reduce != NULL) sf_reduce_destroy(w->reduce);
 }
 
+/* A link asks after the device's other one, too. */
 sf_status sf_sums_settle(struct sf_worker *w)
 {
     if (w->sum_link != NULL) return sf_link_settle(w->sum_link);

@@ -9,7 +9,8 @@ sf_status sf_sums_take(struct sf_worker *);     /* its memory, after the other b
 void      sf_sums_give(struct sf_worker *);
 /* Collective over the tensor group, then over the column; mine: how opening went so far here. */
 sf_status sf_sums_open(struct sf_worker *, sf_status mine);
-void      sf_sums_close(struct sf_worker *);
+/* failed: the links are given up, and nobody is waited for. */
+void      sf_sums_close(struct sf_worker *, int failed);
 /* Waits for the device before the host takes a result from it.  The device may wait for another
  * rank's, so this wait has the links' deadline, which a plain download has not. */
 sf_status sf_sums_settle(struct sf_worker *);

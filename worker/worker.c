@@ -197,20 +197,22 @@ sf_status sf_worker_open(const struct sf_worker_spec *spec, struct sf_worker **w
             status = sf_hub_create(w, &w->hub);
     }
     if (status != SF_OK) {
-        sf_worker_close(w);
+        sf_worker_close(w, status);
         return status;
     }
     *worker_out = w;
     return SF_OK;
 }
 
-void sf_worker_close(struct sf_worker *w)
+void sf_worker_close(struct sf_worker *w, sf_status status)
 {
+    char words[1024] = "";
     if (w == NULL) return;
+    if (status != SF_OK) strncpy(words, sf_error_text(), sizeof words - 1);
     if (w->sending != NULL) sf_comm_drop(w->spec.world, w->sending);   /* a step has failed */
     if (w->hub == NULL) sf_comm_set_progress(w->spec.world, NULL, NULL);
     sf_hub_destroy(w->hub);
-    sf_sums_close(w);
+    sf_sums_close(w, status != SF_OK);
     for (int32_t i = 0; w->store != NULL && i < w->seqs.places; i++)
         if (w->seqs.place[i].cache != NULL)
             sf_seq_close(w->stores[w->seqs.place[i].stack], w->seqs.place[i].cache,
@@ -235,6 +237,7 @@ void sf_worker_close(struct sf_worker *w)
         sf_device_close(w->device);
     }
     free(w);
+    if (status != SF_OK) (void)SF_FAIL(status, "%s", words);
 }
 
 /* ---- running ---- */

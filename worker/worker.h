@@ -71,7 +71,9 @@ struct sf_worker_spec {
 sf_status sf_worker_open(const struct sf_worker_spec *, struct sf_worker **worker_out);
 /* Runs steps until one says stop.  On failure the words are also reported to rank 0. */
 sf_status sf_worker_run(struct sf_worker *);
-void      sf_worker_close(struct sf_worker *);
+/* A status other than SF_OK: the job has failed here, and no other rank is waited for; its words
+ * are still this thread's last. */
+void      sf_worker_close(struct sf_worker *, sf_status);
 
 /* Measured since open, for the summary and for tests. */
 struct sf_worker_stats {

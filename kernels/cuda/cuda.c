@@ -33,6 +33,7 @@ static sf_status block_take(size_t bytes, const char *what, void **out)
 {
     cudaError_t error = cudaMalloc(out, bytes > 0 ? bytes : 1);
     if (error == cudaSuccess) return SF_OK;
+    (void)cudaGetLastError();           /* else the next launch finds it */
     return SF_FAIL(SF_NO_MEMORY, "no device memory for %s: %zu bytes (%s)", what, bytes,
                    cudaGetErrorName(error));
 }
@@ -42,12 +43,6 @@ static sf_status block_alloc(struct sf_device *device, size_t bytes, const char 
     SF_TRY(block_take(bytes, what, out));
     SF_CUDA_MUST(cudaMemsetAsync(*out, 0, bytes > 0 ? bytes : 1, sf_cuda_of(device)->stream));
     return SF_OK;
-}
-
-static void block_free(struct sf_device *device, void *block)
-{
-    sf_cuda_marks_send(sf_cuda_of(device));
-    SF_CUDA_MUST(cudaFree(block));      /* waits for work that may still use it */
 }
 
 /* The device may wait for another rank's, and then for ever if that one is gone: whoever makes it
@@ -69,6 +64,15 @@ static void wait_for_all(struct sf_cuda *cuda)
 {
     SF_CUDA_MUST(cudaEventRecord(cuda->done, cuda->stream));
     wait_for(cuda, cuda->done);
+}
+
+/* cudaFree waits for work that may still use the block, and has no end where another rank does not
+ * come. */
+static void block_free(struct sf_device *device, void *block)
+{
+    sf_cuda_marks_send(sf_cuda_of(device));
+    if (device->waiting && block) wait_for_all(sf_cuda_of(device));
+    SF_CUDA_MUST(cudaFree(block));
 }
 
 struct sf_cuda_block sf_cuda_stage(struct sf_cuda *cuda, size_t bytes)

@@ -80,7 +80,7 @@ static sf_status rank_body(struct rig_rank *self)
     if (status != SF_OK) snprintf(self->words, sizeof self->words, "%s", sf_error_text());
     if (status == SF_OK) status = sf_comm_barrier(self->world);
     else sf_comm_abort(self->world, 1);
-    sf_worker_close(self->worker);
+    sf_worker_close(self->worker, status);
     sf_comm_destroy(tensor);
     return status;
 }

@@ -124,7 +124,8 @@ static void plant_host_target(struct planted *p)
     if (p->t->rank == 0) (void)sf_link_send(p->link, 1, p->l.x, 400);
     else (void)sf_link_recv(p->link, 0, host[1], 400);
 }
-/* The host frees, without settle, what a sum still needs while the other rank does not come. */
+/* The host frees, without settle and without being asked meanwhile, what a sum still needs while
+ * the other rank does not come. */
 static void plant_unsettled(struct planted *p)
 {
     void *block;
@@ -132,6 +133,7 @@ static void plant_unsettled(struct planted *p)
     emu_set_patience_ms(300);
     while (p->t->rank == 1) (void)sf_comm_beat(p->t->world, "away", 1), sf_sleep_us(1000);
     (void)sf_link_sum(p->link, block, 10);
+    p->l.device->waiting = NULL;
     p->l.device->k->free(p->l.device, block);
 }
 static void plant_leak(struct planted *p)
@@ -282,15 +284,16 @@ static void test_unattended(void)
 }
 
 /* ---- what goes wrong ------------------------------------------------------------------------- */
-enum { AWAY, AWAY_0, SILENT, DOWNLOAD, FAILS, FAILS_IN_OPEN };
+enum { AWAY, AWAY_0, SILENT, DOWNLOAD, FREE, FAILS, FAILS_IN_OPEN };
 
 /* The victim does not come to a sum: it lives (AWAY), is rank 0 of all and lives (AWAY_0), says
- * nothing any more (SILENT); the other reads before it settles (DOWNLOAD); or the library fails on
- * some rank. */
+ * nothing any more (SILENT); the other reads before it settles (DOWNLOAD), or frees (FREE); or the
+ * library fails on some rank. */
 static void run_wrong(struct world *world, struct sf_ranked *t)
 {
     struct linked l;
     struct sf_link *link = NULL;
+    void *block = NULL;
     int32_t victim = world->variant == AWAY_0 ? 0 : 1;
     R_MUST(t, sf_linked_open(t, COUNT, &l));
     struct sf_link_spec spec = { .device = l.device, .bytes_max = COUNT * 4 };
@@ -310,12 +313,14 @@ static void run_wrong(struct world *world, struct sf_ranked *t)
         if (world->variant != FAILS_IN_OPEN) R_STATUS(t, sf_comm_barrier(t->world), SF_OK);
         sf_comm_set_timeout(t->world, TIMEOUT);
         began = sf_now_ns();
+        if (world->variant == FREE) R_MUST(t, l.device->k->alloc(l.device, 400, "block", &block));
         if (world->variant == FAILS && t->rank == victim) emu_nccl_fail(6);
         if (t->rank != victim || world->variant == FAILS) {
             float host[COUNT];
             status = sf_link_sum(link, l.x, COUNT);
             if (world->variant == DOWNLOAD)
                 l.device->k->download(l.device, host, l.x, sizeof host);
+            if (world->variant == FREE) l.device->k->free(l.device, block);
             if (status == SF_OK) status = sf_link_settle(link);
         } else {
             while (!atomic_load(&world->over))
@@ -327,7 +332,7 @@ static void run_wrong(struct world *world, struct sf_ranked *t)
     snprintf(world->words[t->rank], sizeof world->words[0], "%s",
              status == SF_OK ? "" : sf_error_text());
     if (status != SF_OK && link != NULL)
-        R_STATUS(t, sf_link_sum(link, l.x, 1), world->variant == DOWNLOAD ? SF_TIMEOUT : SF_LOST);
+        R_STATUS(t, sf_link_sum(link, l.x, 1), status);
     atomic_store(&world->over, 1);
     if (status != SF_OK) sf_link_close(link);
     world->took_ms[t->rank] = (sf_now_ns() - began) / 1000000;
@@ -335,6 +340,7 @@ static void run_wrong(struct world *world, struct sf_ranked *t)
         int64_t close_began = sf_now_ns();
         sf_link_close(link);
         R_CHECK(t, (sf_now_ns() - close_began) / 1000000 < TIMEOUT + SLACK);
+        l.device->k->free(l.device, block);
     }
     sf_comm_destroy(tensor);
     sf_linked_close(&l);
@@ -375,7 +381,7 @@ static void check_away(const struct world *world)
     snprintf(words, sizeof words, "rank %d (host ", other);
     check_words(world, other, words);
     check_words(world, other, ") waited ");
-    check_words(world, other, world->variant == DOWNLOAD ? "in vain (nccl wait, group 'tensor')"
+    check_words(world, other, world->variant >= DOWNLOAD ? "in vain (nccl wait, group 'tensor')"
                                                          : "in vain (nccl settle, group 'tensor')");
 }
 
@@ -390,22 +396,86 @@ static void test_failing(void)
 
 static void test_away(void)
 {
-    static struct world worlds[DOWNLOAD + 1];
-    for (int32_t variant = AWAY; variant <= DOWNLOAD; variant++) {
+    static struct world worlds[FREE + 1];
+    for (int32_t variant = AWAY; variant <= FREE; variant++) {
         worlds[variant].ranks = 2;
         worlds[variant].run = run_wrong;
         worlds[variant].variant = variant;
         world_start(&worlds[variant], 60000);
     }
-    for (int32_t variant = AWAY; variant <= DOWNLOAD; variant++) {
+    for (int32_t variant = AWAY; variant <= FREE; variant++) {
         world_join(&worlds[variant]);
         check_away(&worlds[variant]);
     }
 }
 
+/* Two links; rank 1 fails for a reason of its own, with a sum of rank 0 under way.  It says so by
+ * giving one link up: then both are lost, closing takes no time, and its words are what they were.
+ * Rank 0's wait on the first link ends with the second one, too. */
+static void run_local(struct world *world, struct sf_ranked *t)
+{
+    struct linked l;
+    struct sf_link *link[2];
+    R_MUST(t, sf_linked_open(t, COUNT, &l));
+    struct sf_link_spec spec = { .device = l.device, .bytes_max = COUNT * 4 };
+    for (int i = 0; i < 2; i++) R_MUST(t, sf_link_open(t->world, &spec, &link[i]));
+    for (int i = 0; i < 2; i++) R_STATUS(t, sf_link_sum(link[i], l.x, COUNT), SF_OK);
+    R_STATUS(t, sf_link_settle(link[0]), SF_OK);
+    R_STATUS(t, sf_comm_barrier(t->world), SF_OK);
+    sf_comm_set_timeout(t->world, TIMEOUT);
+    if (t->rank == 0) {
+        R_STATUS(t, sf_link_sum(link[1], l.x, COUNT), SF_OK);
+        R_STATUS(t, sf_link_settle(link[0]), SF_TIMEOUT);
+        R_STATUS(t, sf_link_sum(link[1], l.x, COUNT), SF_TIMEOUT);
+    } else {
+        R_STATUS(t, SF_FAIL(SF_NO_MEMORY, "no memory for a test"), SF_NO_MEMORY);
+        sf_link_give_up(link[1]);
+        R_CHECK(t, strcmp(sf_error_text(), "no memory for a test") == 0);
+    }
+    int64_t began = sf_now_ns();
+    for (int i = 0; i < 2; i++) sf_link_close(link[i]);
+    R_CHECK(t, (sf_now_ns() - began) / 1000000 < TIMEOUT / 2);
+    R_CHECK(t, t->rank == 0 || strcmp(sf_error_text(), "no memory for a test") == 0);
+    while (t->rank == 1 && !atomic_load(&world->over))
+        (void)sf_comm_beat(t->world, "failed", 1), sf_sleep_us(1000);
+    atomic_store(&world->over, 1);
+    sf_linked_close(&l);
+}
+
+static void test_local(void)
+{
+    struct world world = { .ranks = 2, .run = run_local };
+    world_run(&world, 60000);
+}
+
+/* A rank that waits for its device for longer than the deadline is alive: the others are told,
+ * though it has no link of kind nccl. */
+static void run_busy(struct world *world, struct sf_ranked *t)
+{
+    struct sf_device device = { 0 };
+    struct sf_buffer taken = { 0 };
+    (void)world;
+    sf_comm_set_timeout(t->world, TIMEOUT);
+    sf_link_show_life(t->world, &device);
+    R_CHECK(t, device.waiting != NULL);
+    int64_t began = sf_now_ns();
+    for (int64_t round = 0; t->rank == 1 && (sf_now_ns() - began) / 1000000 < 3 * TIMEOUT; round++)
+        device.waiting(device.waiting_arg, round);
+    if (t->rank == 1) R_STATUS(t, sf_comm_post(t->world, 0, 5, &began, sizeof began), SF_OK);
+    else R_STATUS(t, sf_comm_take(t->world, 1, 5, 2, &taken, NULL), SF_OK);
+    sf_buffer_free(&taken);
+}
+
+static void test_busy(void)
+{
+    struct world world = { .ranks = 2, .run = run_busy };
+    world_run(&world, 60000);
+}
+
 static const struct sf_test tests[] = {
     { "planted mistakes", test_plants }, { "cases", test_cases }, { "calls queue", test_queued },
     { "unattended", test_unattended }, { "failing", test_failing },
-    { "away", test_away }, { NULL, NULL }
+    { "away", test_away }, { "a failure elsewhere", test_local }, { "busy", test_busy },
+    { NULL, NULL }
 };
 SF_TEST_MAIN("link", tests)
