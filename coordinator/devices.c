@@ -25,6 +25,21 @@ const char *sf_devices_name(int32_t device, const struct sf_cluster *cluster)
     }
 }
 
+int sf_devices_multiply(const struct sf_config *cfg)
+{
+    static const enum sf_dtype types[] = { [SF_COMPUTE_F32] = SF_F32, [SF_COMPUTE_BF16] = SF_BF16 };
+    return cfg->model.compute == SF_COMPUTE_AUTO ||
+           types[cfg->model.compute] == (enum sf_dtype)cfg->model.dtype;
+}
+
+int32_t sf_devices_asked(const struct sf_config *cfg, struct sf_cluster *cluster)
+{
+    if (cfg->device != SF_DEVICE_AUTO || sf_devices_multiply(cfg)) return cfg->device;
+    snprintf(cluster->gpus_why, sizeof cluster->gpus_why, "GPUs multiply in model.dtype, %s, and"
+             " model.compute is another", sf_dtype_name((enum sf_dtype)cfg->model.dtype));
+    return SF_DEVICE_CPU;
+}
+
 /* auto does not load CUDA's libraries, which takes seconds, where there is no driver. */
 static sf_status look(int32_t device, int32_t local_rank, struct found *found)
 {

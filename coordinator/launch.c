@@ -186,7 +186,8 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
     SF_TRY(read_config(launch, spec));
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));
     SF_TRY(sf_launch_look_around(world, &launch->cluster));
-    SF_TRY(sf_devices_look(world, launch->config.device, &launch->cluster));
+    SF_TRY(sf_devices_look(world, sf_devices_asked(&launch->config, &launch->cluster),
+                           &launch->cluster));
     sf_status status = make_plan(launch, first);
     sf_comm_set_timeout(world, DIGEST_MS);
     if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, spec);

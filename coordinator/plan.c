@@ -180,15 +180,12 @@ static sf_status resolve_compute(const struct sf_config *cfg, const struct sf_cl
     plan->device = sf_devices_name(cfg->device, cluster);
     if (cfg->device == SF_DEVICE_AUTO)
         snprintf(plan->device_why, sizeof plan->device_why, "%s", cluster->gpus_why);
-    if (strcmp(plan->device, "cpu") != 0) {     /* a GPU multiplies every type as it is stored */
-        static const enum sf_dtype types[] = { [SF_COMPUTE_F32] = SF_F32,
-                                               [SF_COMPUTE_BF16] = SF_BF16 };
-        if (cfg->model.compute == SF_COMPUTE_AUTO || types[cfg->model.compute] == plan->dtype)
-            return SF_OK;
+    if (strcmp(plan->device, "cpu") != 0) {
+        if (sf_devices_multiply(cfg)) return SF_OK;
         return SF_FAIL(SF_UNSUPPORTED, "model.compute is %s, but model.dtype is %s, and on %s"
                        " products are in model.dtype; model.compute: auto takes that",
-                       sf_dtype_name(types[cfg->model.compute]), sf_dtype_name(plan->dtype),
-                       plan->device);
+                       cfg->model.compute == SF_COMPUTE_F32 ? "f32" : "bf16",
+                       sf_dtype_name(plan->dtype), plan->device);
     }
     if (cfg->model.compute == SF_COMPUTE_BF16
         && (plan->dtype != SF_BF16 || !sf_isa_multiplies(sf_isa_detect(), SF_BF16)))

@@ -18,7 +18,8 @@ struct sf_plan_rank {
     struct sf_share share;
     struct sf_rank_lanes lanes;         /* of the share; arrays owned by the plan */
     struct sf_workspace workspace;
-    int64_t weight_bytes, workspace_bytes; /* workspace: buffers, reduction window, scratch */
+    int64_t weight_bytes, workspace_bytes; /* workspace: buffers, reduction window, scratch, and */
+    int64_t library_bytes;              /* what a GPU's libraries take, an allowance */
     int64_t load_bytes;                 /* the most that loading one tensor takes on top */
     int64_t page_bytes, pool_bytes, pages;
     struct sf_cache_bytes cache;        /* what the cache takes beside its pages */
@@ -51,6 +52,7 @@ sf_status sf_launch_plan_make(struct sf_config *, const struct sf_model *,
                               const struct sf_cluster *, struct sf_launch_plan *out);
 void      sf_launch_plan_free(struct sf_launch_plan *);
 /* For people, and interface.md section 7; malloc'd.  Beside the keys there, in JSON:
+ *   ranks[].library_bytes     of workspace_bytes: set aside for what the libraries of a GPU take
  *   ranks[].kv_beside_bytes   what the cache takes beside its pages (struct sf_cache_bytes): total,
  *                             tables, mirrors, masses, step, copies, sequences, scratch (at most)
  *   imbalance.memory          stored bytes at max_model_len of the fullest tensor rank of a stage /

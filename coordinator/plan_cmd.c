@@ -118,7 +118,7 @@ static sf_status make_cluster(const struct plan_args *args, const struct sf_conf
     }
     SF_TRY(sf_machine_cores(&cores));
     SF_TRY(sf_cluster_make(nodes, per_node, cores, memory, out));
-    sf_devices_guess(cfg->device, args->memory > 0, out);
+    sf_devices_guess(sf_devices_asked(cfg, out), args->memory > 0, out);
     return SF_OK;
 }
 

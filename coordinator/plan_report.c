@@ -149,6 +149,7 @@ static struct sf_json *rank_json(struct json_writer *w, const struct sf_launch_p
     put(w, json, "kv_peak_bytes_at_len", peak);
     put(w, json, "max_kv_tokens", sf_json_new_int(rank->max_kv_tokens));
     put(w, json, "workspace_bytes", sf_json_new_int(rank->workspace_bytes));
+    put(w, json, "library_bytes", sf_json_new_int(rank->library_bytes));
     put(w, json, "kv_beside_bytes", beside_json(w, &rank->cache));
     return json;
 }
@@ -267,6 +268,9 @@ static void write_ranks(FILE *out, const struct sf_launch_plan *plan)
     }
     fprintf(out, "(weights, buffers, pool in MiB; KV/token in bytes, exact cache, copies included;"
                  " tokens: of the exact cache in the pool)\n");
+    if (plan->rank[0].library_bytes > 0)
+        fprintf(out, "(of the buffers, %.0f MiB on rank 0 are set aside for CUDA, cuBLAS and"
+                     " NCCL)\n", (double)plan->rank[0].library_bytes / MIB);
 }
 
 static void write_memory(FILE *out, const struct sf_launch_plan *plan)

@@ -51,6 +51,9 @@ static sf_status size_share(const struct sf_sizing *sizing, int one_node,
                             + (sizing->host_memory ? sf_reduce_bytes(&reduce, tp_size, one_node)
                                                    : sf_reduce_bytes(&reduce, 1, 1))
                             + sf_device_scratch_bytes(&device);
+    int staged = share->layer_first > 0 || !share->last_stage;      /* another stage to talk to */
+    rank->library_bytes = sf_device_library_bytes(sizing->device, (tp_size > 1) + staged);
+    rank->workspace_bytes += rank->library_bytes;
     rank->weight_bytes = sf_share_weight_bytes(desc, share, sizing->dtype, sizing->fixed,
                                                ws->tile_rows, sizing->mat_bytes);
     rank->load_bytes = load_bytes(sizing, share);

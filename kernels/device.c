@@ -110,6 +110,12 @@ int64_t sf_device_scratch_bytes(const struct sf_device_spec *spec)
     return is_plugin(spec->name) ? SF_CUDA_DEVICE_BYTES : 0;
 }
 
+int64_t sf_device_library_bytes(const char *name, int32_t links)
+{
+    if (strcmp(name, "cuda") != 0) return 0;
+    return SF_CUDA_CONTEXT_BYTES + links * SF_NCCL_COMM_BYTES;
+}
+
 void sf_device_describe(char *text_out, size_t bytes)
 {
     SF_ASSERT(bytes > 0);

@@ -66,6 +66,9 @@ const char *sf_isa_name(enum sf_isa);
 int sf_isa_multiplies(enum sf_isa, enum sf_dtype dtype);
 /* Bytes of scratch that a device of these rows and threads takes at most; pure. */
 int64_t sf_device_scratch_bytes(const struct sf_device_spec *);
+/* Bytes of the device's memory that libraries take beside what they are given, an allowance, with
+ * so many links (comm/link.h); pure.  0 on the CPU, and under emulation, which has none. */
+int64_t sf_device_library_bytes(const char *name, int32_t links);
 /* Versions of the libraries below, for `doctor`. */
 void sf_device_describe(char *text_out, size_t bytes);
 /* GPUs that this process sees, with memory and compute capability; or why there are none. */

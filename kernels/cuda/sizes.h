@@ -13,6 +13,12 @@ enum {
     SF_CUDA_COLS_ALIGN = 16             /* of a matrix that is not fixed */
 };
 
+/* What a plan sets aside on a GPU for what libraries take there by themselves: of each rank its
+ * context with cuBLAS and the code of all kernels, and for each communicator of NCCL its channels.
+ * Allowances, not measured sizes: they are to be on the safe side. */
+#define SF_CUDA_CONTEXT_BYTES ((int64_t)512 << 20)
+#define SF_NCCL_COMM_BYTES ((int64_t)512 << 20)
+
 static inline int64_t sf_cuda_mat_bytes(const struct sf_mat_shape *shape)
 {
     int64_t unit = shape->fixed ? shape->panel_cols : SF_CUDA_COLS_ALIGN;

@@ -17,7 +17,7 @@ import job
 LAYERS, KV_HEADS, TOKENS = 30, 3, 8192          # of SmolLM2-135M
 RANK_KEYS = {"rank", "node", "stage", "tp_rank", "dp_rank", "layers", "kv_heads", "weight_bytes",
              "kv_bytes_per_token", "kv_bytes_at_len", "kv_peak_bytes_at_len", "max_kv_tokens",
-             "workspace_bytes", "kv_beside_bytes"}
+             "workspace_bytes", "library_bytes", "kv_beside_bytes"}
 PLAN_KEYS = {"fits", "reason", "ranks", "groups", "comm", "capacity", "kv_ratio", "kv_bound",
              "imbalance"}
 COMM_KEYS = {"tp_bytes_per_token", "pp_bytes_per_token", "cross_node_bytes_per_token",
