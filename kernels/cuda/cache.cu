@@ -31,7 +31,8 @@ static __device__ __forceinline__ size_t bias_word(const struct sf_layout &layou
 
 /* ---- kv_clear, kv_drop ---------------------------------------------------------------------- */
 
-/* One block a mark.  bias -inf, pos -1; of a whole page keys and values are 0 too. */
+/* One block a mark.  bias -inf, pos -1, if the page has them; of a whole page keys and values are 0
+ * too. */
 static __global__ void mark_slots(struct sf_layout layout, sf_global<unsigned char> base,
                                   sf_global<const int64_t> marks)
 {
@@ -40,7 +41,7 @@ static __global__ void mark_slots(struct sf_layout layout, sf_global<unsigned ch
     int32_t slot = sf_as<const int32_t>(mark)[2];
     size_t bias = bias_word(layout), slots = (size_t)layout.page_slots;
     size_t first = slot < 0 ? 0 : bias + (size_t)slot, step = slot < 0 ? 1 : slots;
-    size_t end = slot < 0 ? bias + 2 * slots : first + 2 * slots;
+    size_t end = slot >= 0 ? first + 2 * slots : layout.k_dim > 0 ? bias + 2 * slots : bias;
     for (size_t i = first + threadIdx.x * step; i < end; i += THREADS * step)
         page[i] = i < bias ? 0u : i < bias + slots ? 0xff800000u : 0xffffffffu;
 }
@@ -81,6 +82,7 @@ static void kv_clear(struct sf_device *device, const struct sf_layout *layout, u
 static void kv_drop(struct sf_device *device, const struct sf_layout *layout, unsigned char *pool,
                     size_t page_bytes, const struct sf_slot_list *list)
 {
+    SF_ASSERT(layout->k_dim > 0);
     for (int32_t i = 0; i < list->n; i++) {
         size_t page = (size_t)list->pages[list->slot[i] / layout->page_slots];
         mark_later(sf_cuda_of(device), layout, pool + page * page_bytes,
@@ -105,7 +107,7 @@ static __global__ void append_slots(struct sf_layout layout, sf_global<unsigned 
     for (size_t e = threadIdx.x; e < k_dim + v_dim; e += THREADS)
         sf_put(layout.dtype, page, element_at(layout, slot, e),
                sf_in_range(layout.dtype, e < k_dim ? (float)from_k[e] : (float)from_v[e - k_dim]));
-    if (threadIdx.x < 2) {
+    if (threadIdx.x < 2 && k_dim > 0) {
         size_t at = bias_word(layout) + (size_t)slot;
         if (threadIdx.x == 1) at += (size_t)layout.page_slots;
         sf_as<int32_t>(page)[at] = item[threadIdx.x == 0 ? 5 : 4];
@@ -228,7 +230,7 @@ static void kv_move(struct sf_device *device, const struct sf_layout *layout, un
                     const struct sf_slot_list *to)
 {
     struct sf_cuda *cuda = sf_cuda_of(device);
-    SF_ASSERT(from->n == to->n);
+    SF_ASSERT(from->n == to->n && layout->k_dim > 0);
     for (int32_t first = 0, n; first < from->n; first += n) {
         n = piece_of(from->n - first, record_bytes(layout));
         size_t bytes = (size_t)n * sizeof(struct place);
