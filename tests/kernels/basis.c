@@ -119,7 +119,8 @@ enum { VALUE_PAGE = 16 };               /* slots */
 
 static int32_t *take_pages(struct problem *p, const struct sf_layout *layout, int32_t slots)
 {
-    int32_t n = (slots + layout->page_slots - 1) / layout->page_slots, *page = malloc(((size_t)n + 1) * 4);
+    int32_t n = (slots + layout->page_slots - 1) / layout->page_slots;
+    int32_t *page = malloc(((size_t)n + 1) * sizeof *page);
     for (int32_t i = 0; i < n; i++) {
         page[i] = --p->pages;
         ref->k->kv_clear(ref, layout, p->pool + (size_t)page[i] * p->page_bytes);
