@@ -39,12 +39,13 @@ static inline struct sf_lane_part sf_lane_part_of(const struct sf_layout *layout
                                                   const struct sf_lane_job *lane, int32_t part)
 {
     if (part >= 0) return lane->part[part];
-    return (struct sf_lane_part){ layout, lane->pages, lane->slots, NULL };
+    return (struct sf_lane_part){ layout, lane->pages, lane->slots, NULL, NULL, 0 };
 }
-/* How many of them the row sees, from the first on. */
+/* How many of them the row sees, from the first on, or as many picks. */
 static inline int32_t sf_lane_part_seen(const struct sf_lane_job *lane, int32_t part, int32_t row)
 {
-    return part >= 0 ? lane->part[part].slots : lane->slots - lane->rows + row + 1;
+    if (part < 0) return lane->slots - lane->rows + row + 1;
+    return lane->part[part].pick ? lane->part[part].picks : lane->part[part].slots;
 }
 
 extern const struct sf_backend sf_backend_ref, sf_backend_cpu;

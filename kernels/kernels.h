@@ -70,6 +70,9 @@ struct sf_lane_part {
     int32_t slots;                      /* physical */
     /* host; NULL: slots as they are.  Else the layout's k_dim and v_dim are the ranks, or more. */
     const struct sf_lane_factors *factors;
+    /* NULL: all of them are read.  Else device, [picks]: the numbers of those that are, in any
+     * order, none twice; -1 stands for none.  A lane that leaves its logits has no such part. */
+    const int32_t *pick; int32_t picks;
 };
 struct sf_lane_job {                    /* host; the rows of one sequence against one lane */
     const int32_t *pages;               /* host, [pages of the lane] page numbers in the pool */
@@ -179,6 +182,37 @@ struct sf_append_job {
 };
 struct sf_slot_list {                   /* host; physical slots of one lane */
     const int32_t *pages, *slot; int32_t n;
+};
+
+/* ---- picks -----------------------------------------------------------------------------------
+ * Which slots of a part attention is to read.  A lane's landmarks are keys that each stand for a
+ * chunk of chunk_slots slots; they lie in pages, the number of the chunk as their pos.
+ *
+ *   p_hc = softmax over the landmarks c of scale * q_h . k_c      for each row and query head h
+ *   s_c  = the greatest p_hc over rows and heads
+ *
+ * The `chunks` landmarks of greatest s, ties to the lower c, name the slots of their chunks:
+ *
+ *   slot_out[i][j] = pos of the i-th of them, c ascending, * chunk_slots + j
+ *
+ * Which ones they are does not depend on the other lanes of the call or on the threads. */
+enum { SF_LANDMARKS_MAX = 1 << 15 };    /* of one lane */
+struct sf_pick_lane {                   /* host */
+    const int32_t *pages;               /* host */
+    int32_t landmarks, chunks;          /* 0 <= chunks <= landmarks; no holes among them */
+    int32_t row_first, rows, q_first, q_heads; /* at least one of each, as in sf_lane_job */
+    int32_t *slot_out;                  /* device, [chunks][chunk_slots] */
+};
+struct sf_pick_job {
+    struct sf_layout layout;            /* of the landmarks; v_dim is not looked at */
+    const unsigned char *pool;
+    size_t page_bytes;
+    const float *q;                     /* [rows][q_stride], head h at h * k_dim; after RoPE */
+    size_t q_stride;
+    float scale;
+    int32_t chunk_slots;
+    const struct sf_pick_lane *lane;    /* host, [lanes] */
+    int32_t lanes;
 };
 
 /* ---- low rank --------------------------------------------------------------------------------
@@ -296,6 +330,9 @@ struct sf_kernels {
     /* SF_INVALID if x holds what is not finite, SF_INTERNAL if the library does not converge; a and
      * b are then not to be used. */
     sf_status (*factor)(struct sf_device *, const struct sf_factor_job *);
+
+    /* ---- picks; NULL in a backend that has none, whose attend takes no part with picks ---- */
+    void (*pick)(struct sf_device *, const struct sf_pick_job *);
 };
 
 SF_C_END

@@ -136,6 +136,13 @@ static sf_status lane_cost(const struct sf_setup *common, const struct sf_stack 
         } else if (t > 0) {
             tier_pages += pages_of(sf_tier_slots_bound(live[t], tier.page_slots), tier.page_slots);
         }
+        if (t == 0 && foot.marks > 0) { /* group.h */
+            struct sf_layout marks = sf_marks_layout(&layout);
+            int64_t bytes = foot.marks * (int64_t)sf_layout_slot_bytes(&marks);
+            cost.bytes_lo += bytes;
+            cost.bytes_hi += bytes;
+            tier_pages += pages_of(foot.marks, marks.page_slots);
+        }
         cost.slots_after += live[t];
         cost.bytes_lo += foot.slots_lo[t] * (slot_bytes + entry->plan.aux_bytes);
         cost.bytes_hi += foot.slots_hi[t] * (slot_bytes + entry->plan.aux_bytes);

@@ -163,10 +163,17 @@ static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *by
             if (!group_at(s, m, i, &group)) continue;
             struct sf_lowrank_ask ask = group_ask(s, &group, tokens);
             SF_TRY(sf_lowrank_sizes(&ask, &size));
-            int64_t each = size.factor_pages + size.value_pages;
+            const struct sf_plan *plan = &s->stack->entry[m].plan;
+            struct sf_layout marks = sf_marks_layout(&ask.raw);
+            int64_t each = size.factor_pages + size.value_pages +
+                           sf_marks_pages(plan, &marks, tokens);
             int64_t pages = size.basis_pages + group.lanes * each;
             int64_t lists = size.value_pages > 0 ? 2 : 1;
             groups++;
+            if (plan->mark_slots > 0)
+                bytes += block(group.lanes, sizeof(struct sf_kv_lane)) +
+                         block((int64_t)group.lanes * sf_picks_most(plan, tokens),
+                               sizeof(int32_t));
             bytes += block(1, sizeof(struct sf_segment)) +
                      block(group.lanes * lists, sizeof(struct sf_kv_lane)) +
                      block(group.lanes, sizeof(struct sf_lane_factors)) +
@@ -201,6 +208,7 @@ static sf_status group_scratch(const struct sizing *s, const struct grouped *gro
         int64_t bytes = (int64_t)s->room->factor_bytes(&job);
         if (bytes > own) own = bytes;
     }
+    floats += sf_marks_most(&s->stack->entry[group->m].plan, ask.tokens) * k_dim;
     *bytes_out = own + (floats + 4 * n + rows) * (int64_t)sizeof(float) +
                  (LANE_ARRAYS + lanes) * SF_ALIGN;
     return SF_OK;
@@ -437,6 +445,9 @@ static sf_status hook_bytes(const struct sizing *s, int32_t layer, int32_t m, in
         fixed += lane_scratch(s, entry, of, heads);
         int64_t after = s->spans * cost.slots_after;
         at_end += ending * slot_bytes + sums_bytes(s, &entry->plan, of, &foot, ending);
+        if (entry->plan.mark_slots > 0)  /* landmarks, and slots that stay raw, copied */
+            at_end += ending * 4 + (ending / entry->plan.mark_slots + s->spans) *
+                                       ((of->k_dim + 1) * (int64_t)sizeof(float));
         later += after * slot_bytes + sums_bytes(s, &entry->plan, of, &foot, after);
     }
     *bytes_out = 0;
@@ -448,11 +459,24 @@ static sf_status hook_bytes(const struct sizing *s, int32_t layer, int32_t m, in
     return SF_OK;
 }
 
+/* What select() is shown in one layer: all sequences at once (select.c). */
+static int64_t select_bytes(const struct sizing *s, int32_t m)
+{
+    int64_t lanes = s->room->seqs_max * s->lanes_most;
+    if (!(s->stack->entry[m].plan.needs & SF_NEED_SELECT_DECODE)) return 0;
+    return s->stack->entry[m].plan.scratch_bytes + block(lanes, sizeof(struct sf_lane)) +
+           block(lanes, sizeof(struct sf_view)) + block(lanes, sizeof(struct sf_pick_lane)) +
+           block(s->room->seqs_max, sizeof(struct sf_span)) +
+           block(s->room->seqs_max, sizeof(struct sf_buf)) +
+           block(2 * s->room->seqs_max, sizeof(int32_t));
+}
+
 static sf_status size_scratch(const struct sizing *s, struct sf_cache_bytes *out)
 {
     int64_t most = 0, edits = 0, shown = 0;
     struct grouped group;
-    for (int32_t m = 0; m < entries_of(s); m++)
+    for (int32_t m = 0; m < entries_of(s); m++) {
+        if (select_bytes(s, m) > most) most = select_bytes(s, m);
         for (int32_t i = 0; s->stack->entry[m].plan.whens != 0 && i < s->share->layer_count; i++) {
             int64_t bytes;
             if (!group_goes_on(s, m, i)) edits = shown = 0;
@@ -461,6 +485,7 @@ static sf_status size_scratch(const struct sizing *s, struct sf_cache_bytes *out
             shown += bytes;
             if (shown + edits > most) most = shown + edits;
         }
+    }
     if (most > 0) out->scratch = 2 * most + 6 * BLOCK_BYTES;    /* host and device */
     return SF_OK;
 }

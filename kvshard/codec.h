@@ -90,6 +90,41 @@ sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *, struct sf_lowrank_size
 /* Lanes of the layer's group in the whole model. */
 int32_t sf_group_lanes(const struct sf_setup *, const struct sf_shape *, int32_t layer);
 
+/* ---- landmarks of lanes whose slots a group shares ------------------------------------------
+ * Keys that each stand for a chunk of plan->mark_slots slots of the group's tier: chunk c for those
+ * that were entries c * mark_slots and on of the group edit, so mostly tokens in a row.  They are
+ * stored in kv_cache.dtype, in pages like all slots, and count as slots without a value. */
+struct sf_marks {
+    int32_t n; const int32_t *chunk;    /* [n] ascending */
+    const float *key;                   /* [n][k_dim] on the host, after RoPE */
+};
+/* Beside a group edit of the same answer, of a lane that has none yet. */
+sf_status sf_edit_marks(struct sf_answer *, const struct sf_lane *, const struct sf_marks *);
+/* select(), in decode: the slots of the `chunks` landmarks that the lane's query heads give most
+ * (kernels.h: sf_pick_job), found on the device for a whole batch in one call behind select().
+ * Slots that a group edit left raw as well must not be in them. */
+sf_status sf_pick_chunks(struct sf_answer *, const struct sf_lane *, int32_t chunks);
+
+/* Their pages, where a raw page is as `raw`. */
+static inline struct sf_layout sf_marks_layout(const struct sf_layout *raw)
+{
+    return (struct sf_layout){ raw->dtype, raw->page_slots, raw->k_dim, 0 };
+}
+/* Most landmarks of a lane of so many tokens. */
+static inline int32_t sf_marks_most(const struct sf_plan *plan, int32_t tokens)
+{
+    return plan->mark_slots > 0 ? tokens / plan->mark_slots : 0;
+}
+static inline int32_t sf_marks_pages(const struct sf_plan *plan, const struct sf_layout *marks,
+                                     int32_t tokens)
+{
+    return (sf_marks_most(plan, tokens) + marks->page_slots - 1) / marks->page_slots;
+}
+/* Most slots that a pick of such a lane names. */
+static inline int32_t sf_picks_most(const struct sf_plan *plan, int32_t tokens)
+{
+    return plan->pick_slots < tokens ? plan->pick_slots : tokens;
+}
 extern const struct sf_codec sf_codec_raw, sf_codec_lowrank;
 
 SF_C_END

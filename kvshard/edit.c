@@ -38,6 +38,8 @@ static sf_status view_of(struct sf_answer *answer, const struct sf_lane *lane,
         return SF_FAIL(SF_INVALID, "%s: edit of a lane that this event did not show",
                        method_name(answer));
     struct sf_view *view = &answer->view[lane - answer->shown];
+    if (answer->selects)
+        return SF_FAIL(SF_INVALID, "%s: edit in select()", method_name(answer));
     if (view->edit)
         return SF_FAIL(SF_INVALID, "%s: second edit of layer %d head %d in one answer",
                        method_name(answer), lane->layer, lane->head_global);
@@ -371,6 +373,7 @@ static sf_status record_group(struct sf_answer *answer, const struct sf_span *sp
     const char *name = method_name(answer);
     if (span < answer->span || span >= answer->span + answer->spans)
         return SF_FAIL(SF_INVALID, "%s: group of a span that this event did not show", name);
+    if (answer->selects) return SF_FAIL(SF_INVALID, "%s: edit in select()", name);
     struct sf_group_edit *edit = &answer->group[span - answer->span];
     const struct sf_view *view = &answer->view[span->lane - answer->shown];
     int32_t g = sf_group_of(answer->store, view->layer, view->lane_index);
@@ -392,14 +395,76 @@ static sf_status record_group(struct sf_answer *answer, const struct sf_span *sp
     return SF_OK;
 }
 
+/* Slots of the list that lane l keeps raw as well. */
+static sf_status record_exact(struct sf_answer *answer, const struct sf_span *span, int32_t l,
+                              struct sf_list list, struct sf_list exact)
+{
+    const struct sf_lane *lane = &span->lane[l];
+    struct sf_view *view = &answer->view[lane - answer->shown];
+    const char *name = method_name(answer);
+    if (exact.n > 0 && !(answer->method->entry->plan.needs & SF_NEED_SELECT_DECODE))
+        return SF_FAIL(SF_INVALID, "%s: a group of which lanes keep slots raw as well, but nothing"
+                       " would pick what they read of it", name);
+    if (exact.n < 0 || exact.n > list.n || (exact.n > 0 && !exact.ids))
+        return SF_FAIL(SF_INVALID, "%s: %d slots of layer %d head %d stay raw of %d in a group",
+                       name, exact.n, lane->layer, lane->head_global, list.n);
+    for (int32_t i = 0, j = 0; i < exact.n; i++, j++) {
+        while (j < list.n && list.ids[j] < exact.ids[i]) j++;
+        if (j == list.n || list.ids[j] != exact.ids[i])
+            return SF_FAIL(SF_INVALID, "%s: slot %d of layer %d head %d stays raw, but is none of"
+                           " the group's, or out of order", name, exact.ids[i], lane->layer,
+                           lane->head_global);
+    }
+    SF_TRY(dup(answer, exact.ids, (size_t)exact.n, sizeof *exact.ids, &view->exact));
+    view->exacts = exact.n;
+    return SF_OK;
+}
+
 sf_status sf_edit_group(struct sf_answer *answer, const struct sf_span *span, struct sf_list slots,
                         int tier, const struct sf_list *exact)
 {
     if (!(answer->method->entry->plan.edits & SF_EDITS_GROUP))
         return refuse(answer, SF_FAIL(SF_INVALID, "%s: group, which its plan does not declare",
                                       method_name(answer)));
-    if (exact) return unsupported(answer, "a group of which lanes keep slots raw as well");
     sf_status status = record_group(answer, span, slots, tier);
+    for (int32_t l = 0; exact && status == SF_OK && l < span->lanes; l++)
+        status = record_exact(answer, span, l, slots, exact[l]);
+    return status == SF_OK ? SF_OK : refuse(answer, status);
+}
+
+/* ---- landmarks ------------------------------------------------------------------------------ */
+static sf_status record_marks(struct sf_answer *answer, const struct sf_lane *lane,
+                              const struct sf_marks *marks)
+{
+    const char *name = method_name(answer);
+    struct sf_view *view;
+    SF_TRY(view_of(answer, lane, &view));
+    size_t n = (size_t)(marks->n > 0 ? marks->n : 0), dim;
+    const struct sf_kv_lane *list = sf_group_marks(answer->store, view->seq, view->layer,
+                                                   view->lane_index);
+    int32_t most = sf_marks_most(&answer->method->entry->plan, view->seq->tokens_max);
+    if (!list || list->live > 0 || view->marks > 0)
+        return SF_FAIL(SF_INVALID, "%s: landmarks of layer %d head %d, which %s", name, lane->layer,
+                       lane->head_global, list ? "has some" : "can have none");
+    if (marks->n < 1 || marks->n > most || !marks->chunk || !marks->key)
+        return SF_FAIL(SF_INVALID, "%s: %d landmarks of layer %d head %d, at most %d are possible",
+                       name, marks->n, lane->layer, lane->head_global, most);
+    for (int32_t i = 0; i < marks->n; i++)
+        if (marks->chunk[i] < 0 || marks->chunk[i] >= most ||
+            (i > 0 && marks->chunk[i] <= marks->chunk[i - 1]))
+            return SF_FAIL(SF_INVALID, "%s: landmark %d of layer %d head %d stands for chunk %d of"
+                           " %d", name, i, lane->layer, lane->head_global, marks->chunk[i], most);
+    dim = (size_t)answer->store->layer[view->layer].layout.k_dim;
+    SF_TRY(dup(answer, marks->chunk, n, sizeof *marks->chunk, &view->chunk));
+    SF_TRY(dup(answer, marks->key, n, dim * sizeof *marks->key, &view->key));
+    view->marks = marks->n;
+    return SF_OK;
+}
+
+sf_status sf_edit_marks(struct sf_answer *answer, const struct sf_lane *lane,
+                        const struct sf_marks *marks)
+{
+    sf_status status = record_marks(answer, lane, marks);
     return status == SF_OK ? SF_OK : refuse(answer, status);
 }
 

@@ -132,6 +132,9 @@ static sf_status check_room(const struct work *w)
     const struct sf_store *store = w->store;
     int64_t each = w->size.factor_pages + w->size.value_pages;
     int64_t pages = w->size.basis_pages + w->span->lanes * each;
+    int32_t mark_slots = w->group->mark_layout.page_slots;
+    for (int32_t l = 0; l < w->span->lanes; l++)
+        pages += (w->view[l].marks + mark_slots - 1) / mark_slots;
     for (int32_t l = 0; l < w->span->lanes; l++)
         for (int32_t p = 0; p < w->view[l].lane->pages; p++)
             pages += store->pool.holders[w->view[l].lane->page[p]] > 1;
@@ -209,17 +212,47 @@ static sf_status write_pages(const struct work *w)
     return segment->values ? write_values(w) : SF_OK;
 }
 
-/* The slots leave the raw tier of a lane. */
+/* The landmarks of the lanes that have some. */
+static sf_status write_marks(const struct work *w)
+{
+    struct sf_store *store = w->store;
+    size_t dim = (size_t)dim_of(w, 0), most = 0;
+    struct sf_lane_ctx ctx = { &store->pool, w->group->mark_layout, &store->host };
+    float *key;
+    for (int32_t l = 0; l < w->span->lanes; l++)
+        if ((size_t)w->view[l].marks > most) most = (size_t)w->view[l].marks;
+    if (most == 0) return SF_OK;
+    SF_TRY(sf_scratch_items(&store->dev, most * dim, sizeof *key, &key));
+    for (int32_t l = 0; l < w->span->lanes; l++) {
+        const struct sf_view *view = &w->view[l];
+        struct sf_kv_lane *list = &w->group->mark[l];
+        if (view->marks == 0) continue;
+        SF_TRY(sf_lane_extend(&ctx, list, 0, view->marks));
+        store->device->k->upload(store->device, key, view->key,
+                                 (size_t)view->marks * dim * sizeof *key);
+        append(w, list, view->marks, key, dim, key, dim, view->chunk);
+    }
+    return SF_OK;
+}
+
+/* The slots leave the raw tier of a lane, but for those that stay there as well. */
 static sf_status leave(const struct work *w, const struct sf_view *view)
 {
     struct sf_store *store = w->store;
     struct sf_lane_ctx ctx = sf_store_ctx(store, view->layer);
-    int32_t n = w->edit->n, *drop;
-    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *drop, &drop));
-    for (int32_t i = 0; i < n; i++) {
-        drop[i] = view->slot[w->edit->ids[i]];
-        view->lane->order[w->edit->ids[i]] = (uint8_t)w->edit->tier;
+    int32_t n = 0, kept = 0, *drop;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)w->edit->n, sizeof *drop, &drop));
+    for (int32_t i = 0; i < w->edit->n; i++) {
+        int32_t id = w->edit->ids[i];
+        if (kept < view->exacts && view->exact[kept] == id) {
+            view->lane->order[id] = SF_ORDER_HIDES;
+            kept++;
+            continue;
+        }
+        drop[n++] = view->slot[id];
+        view->lane->order[id] = (uint8_t)w->edit->tier;
     }
+    view->lane->hidden = kept;
     SF_TRY(sf_lane_mark(&ctx, view->lane, drop, n));
     return sf_lane_compact(&ctx, view->lane);
 }
@@ -257,10 +290,11 @@ static sf_status encode(struct sf_answer *answer, int32_t number)
     SF_TRY(status);
     struct sf_held before = sf_group_total(store, w.view->seq, w.number);
     status = write_pages(&w);
+    if (status == SF_OK) status = write_marks(&w);
     for (int32_t l = 0; l < w.span->lanes && status == SF_OK; l++) {
         status = leave(&w, &w.view[l]);
         if (store->layer[w.view[l].layer].spec.lane[w.view[l].lane_index].replica > 0) continue;
-        w.view->seq->recoded += w.edit->n;
+        w.view->seq->recoded += w.edit->n - w.view[l].exacts;
         w.view->seq->edits++;
         sf_note_change(store, w.view[l].layer, w.view->seq, w.view[l].lane_index);
     }

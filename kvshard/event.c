@@ -53,6 +53,7 @@ int32_t sf_events_rows(const struct sf_store *store, int32_t layer, const struct
                 due = lane->slots_trigger - sf_lane_total(lane);
             if (wants(method, SF_AT_INTERVAL) && due > to_interval(plan, seq, tokens))
                 due = to_interval(plan, seq, tokens);
+            if (plan->needs & SF_NEED_SELECT_DECODE) due = 1; /* by each row's query */
         }
         if (due < rows) rows = due < 1 ? 1 : due;
     }
@@ -149,6 +150,9 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
         .aux = aux,
         .mass = { mass[0], mass[1] },
         .store = store };
+    const struct sf_kv_lane *marks = sf_group_marks(store, view->seq, view->layer,
+                                                    view->lane_index);
+    if (marks) shown->marks = marks->live;
     return SF_OK;
 }
 

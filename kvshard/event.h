@@ -18,6 +18,8 @@ sf_status sf_events_before(struct sf_store *, int32_t layer, const struct sf_kv_
 sf_status sf_events_after(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 /* SF_AT_PRESSURE of the items' sequences, whose prompts have ended and budgets are set. */
 sf_status sf_events_pressure(struct sf_store *, int32_t layer, const struct sf_kv_step *);
+/* select.c: before a round's rows are appended, what attention reads of sequences that decode. */
+sf_status sf_select_run(struct sf_store *, int32_t layer, const struct sf_kv_step *);
 
 SF_C_END
 #endif

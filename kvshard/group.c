@@ -62,6 +62,10 @@ sf_status sf_groups_create(struct sf_store *store, const struct sf_stack *stack)
     if (!store->device->k->kv_rebuild || !store->device->k->copy_columns)
         return SF_FAIL(SF_UNSUPPORTED, "low-rank caches are not built for the device %s",
                        store->device->k->name);
+    for (int32_t m = 0; m < stack->entries; m++)
+        if (stack->entry[m].plan.needs & SF_NEED_SELECT_DECODE && !store->device->k->pick)
+            return SF_FAIL(SF_UNSUPPORTED, "picks in decode are not built for the device %s",
+                           store->device->k->name);
     SF_TRY(sf_alloc(lanes * sizeof *groups->number, "lanes of groups", &block));
     groups->number = block;
     SF_TRY(sf_alloc(most * sizeof *groups->group, "layer groups", &block));
@@ -89,6 +93,13 @@ void sf_groups_destroy(struct sf_store *store)
 int32_t sf_group_of(const struct sf_store *store, int32_t layer, int32_t lane)
 {
     return store->groups.of_lane[store->layer[layer].lane_first + lane];
+}
+
+struct sf_kv_lane *sf_group_marks(const struct sf_store *store, const struct sf_seq *seq,
+                                  int32_t layer, int32_t lane)
+{
+    int32_t at = store->layer[layer].lane_first + lane, g = store->groups.of_lane[at];
+    return g < 0 || !seq->group[g].mark ? NULL : &seq->group[g].mark[store->groups.number[at]];
 }
 
 /* ---- of a sequence -------------------------------------------------------------------------- */
@@ -146,6 +157,31 @@ static void open_segment(const struct sf_store *store, struct sf_seq_group *mine
     *tables_ptr = value_pages + lanes * size->value_pages;
 }
 
+/* Lists of landmarks, their page tables behind `table`, and room for picks. */
+static sf_status open_picks(const struct sf_store *store, const struct sf_seq *seq, int32_t number,
+                            int32_t *table)
+{
+    const struct sf_store_group *group = &store->groups.group[number];
+    const struct sf_plan *plan = &store->method[group->method].entry->plan;
+    const struct sf_kernels *k = store->device->k;
+    struct sf_seq_group *mine = &seq->group[number];
+    size_t lanes = (size_t)group->lanes;
+    int32_t pages = sf_marks_pages(plan, &mine->mark_layout, seq->tokens_max);
+    int32_t picks = sf_picks_most(plan, seq->tokens_max);
+    void *block;
+    if (plan->mark_slots == 0) return SF_OK;
+    SF_TRY(sf_alloc(lanes * sizeof *mine->mark, "landmarks of a group", &block));
+    mine->mark = block;
+    for (int32_t l = 0; l < group->lanes; l++)
+        mine->mark[l] = (struct sf_kv_lane){ .page = table + l * pages, .pages_max = pages,
+                                             .page_slots = mine->mark_layout.page_slots,
+                                             .tiers = 1, .layout = &mine->mark_layout };
+    SF_TRY(k->alloc(store->device, lanes * (size_t)picks * sizeof *mine->pick, "picks of a group",
+                    &block));
+    mine->pick = block;
+    return SF_OK;
+}
+
 static sf_status open_group(const struct sf_store *store, const struct sf_seq *seq, int32_t number)
 {
     const struct sf_store_group *group = &store->groups.group[number];
@@ -163,7 +199,10 @@ static sf_status open_group(const struct sf_store *store, const struct sf_seq *s
     mine->values = size.value_pages > 0 ? mine->list + lists : NULL;
     SF_TRY(sf_alloc(lists * sizeof *mine->factors, "factors of a group", &block));
     mine->factors = block;
-    size_t each = (size_t)size.factor_pages + (size_t)size.value_pages;
+    const struct sf_plan *plan = &store->method[group->method].entry->plan;
+    mine->mark_layout = sf_marks_layout(&store->layer[group->layer_first].layout);
+    size_t each = (size_t)size.factor_pages + (size_t)size.value_pages +
+                  (size_t)sf_marks_pages(plan, &mine->mark_layout, seq->tokens_max);
     size_t pages = (size_t)size.basis_pages + (size_t)group->lanes * each;
     SF_TRY(sf_alloc(pages * sizeof(int32_t), "page tables of a group", &block));
     mine->tables = block;
@@ -171,7 +210,7 @@ static sf_status open_group(const struct sf_store *store, const struct sf_seq *s
                                       .shared = 1, .segment = mine->segment };
     int32_t *tables = mine->tables;
     open_segment(store, mine, group->lanes, 0, &size, &tables);
-    return SF_OK;
+    return open_picks(store, seq, number, tables);
 }
 
 sf_status sf_groups_open(struct sf_store *store, struct sf_seq *seq)
@@ -192,6 +231,8 @@ void sf_groups_free(const struct sf_store *store, struct sf_seq *seq)
         sf_free(seq->group[g].segment);
         sf_free(seq->group[g].list);
         sf_free(seq->group[g].factors);
+        sf_free(seq->group[g].mark);
+        if (seq->group[g].pick) store->device->k->free(store->device, seq->group[g].pick);
         sf_free(seq->group[g].tables);
     }
     sf_free(seq->group);
@@ -227,6 +268,10 @@ struct sf_held sf_group_held(const struct sf_store *store, const struct sf_seq *
         held.bytes += segment->size.basis_bytes;
         held.pages += segment->basis.pages;
     }
+    if (mine->mark) {
+        held.bytes += mine->mark[number].live * (int64_t)sf_layout_slot_bytes(&mine->mark_layout);
+        held.pages += mine->mark[number].pages;
+    }
     return held;
 }
 
@@ -244,6 +289,8 @@ void sf_groups_close(struct sf_store *store, struct sf_seq *seq)
             sf_lane_free(&store->pool, &segment->basis);
         }
         mine->tier.segments = mine->tier.slots = mine->tier.live = 0;
+        for (int32_t l = 0; mine->mark && l < store->groups.group[g].lanes; l++)
+            sf_lane_free(&store->pool, &mine->mark[l]);
         sf_group_book(store, seq, g, before);
     }
 }

@@ -55,7 +55,10 @@ struct sf_seq_group {                   /* of a sequence; without segments until
     struct sf_kv_lane *list;            /* [segments_max][lanes] */
     struct sf_kv_lane *values;          /* likewise, behind list, where values stay exact; or NULL */
     struct sf_lane_factors *factors;    /* likewise */
+    struct sf_kv_lane *mark;            /* [lanes] pages of their landmarks; NULL: it has none */
+    struct sf_layout mark_layout;
     int32_t *tables;                    /* page tables of all these lists */
+    int32_t *pick;                      /* device [lanes][pick_slots], or NULL */
 };
 
 sf_status sf_groups_create(struct sf_store *, const struct sf_stack *);
@@ -81,6 +84,9 @@ sf_status sf_group_sizes(const struct sf_store *, int32_t group, int32_t tokens,
 
 /* ---- encode.c ------------------------------------------------------------------------------- */
 struct sf_group_edit { int32_t *ids, n, tier; }; /* slots of every lane of a span; tier 0: none */
+/* Landmarks of a lane; NULL: it is in no group, or the method has none. */
+struct sf_kv_lane *sf_group_marks(const struct sf_store *, const struct sf_seq *, int32_t layer,
+                                  int32_t lane);
 /* All lanes of span `number` of the answer lose these slots to a basis.  What holds anything that
  * is not finite stays as it is, with a warning. */
 sf_status sf_group_encode(struct sf_answer *, int32_t number);

@@ -54,7 +54,8 @@ void sf_lane_live(const struct sf_page_pool *pool, const struct sf_kv_lane *lane
 void sf_lane_free(struct sf_page_pool *pool, struct sf_kv_lane *lane)
 {
     for (int32_t i = 0; i < lane->pages; i++) sf_page_give(pool, lane->page[i]);
-    lane->pages = lane->slots = lane->live = lane->scanned = 0;
+    lane->pages = lane->slots = lane->live = lane->scanned = lane->hidden = 0;
+    lane->picks = lane->picked = 0;
     for (int32_t t = 1; t < lane->tiers; t++)
         if (!lane->more[t - 1]->shared) sf_lane_free(pool, lane->more[t - 1]);
 }

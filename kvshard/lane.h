@@ -34,6 +34,9 @@
 SF_C_BEGIN
 
 enum { SF_HOLES_SHARE = 16, SF_HOLES_PAGES = 2 };
+/* In a lane's order: the tier, and whether the slot, raw, is also the next row of the shared tier,
+ * which this lane then does not see. */
+enum { SF_ORDER_TIER = 0x7f, SF_ORDER_HIDES = 0x80 };
 
 struct sf_kv_lane {
     int32_t *page;                      /* [pages_max] */
@@ -52,6 +55,9 @@ struct sf_kv_lane {
     const struct sf_layout *layout;     /* of its pages */
     struct sf_kv_lane **more;           /* [tiers - 1] of tier 0: tiers 1 and on; NULL */
     uint8_t *order;                     /* of tier 0, if it has more: tier of each live slot */
+    int32_t hidden;                     /* of tier 0: rows of the shared tier that it skips */
+    int32_t *pick, picks;               /* of tier 0, device: of the shared tier attention reads */
+    uint8_t picked;                     /* these alone, once there is a pick (select.c) */
 };
 static inline struct sf_kv_lane *sf_lane_tier(struct sf_kv_lane *lane, int32_t tier)
 {
@@ -64,7 +70,7 @@ static inline const struct sf_kv_lane *sf_lane_tier_of(const struct sf_kv_lane *
 /* Live slots of all tiers: what everybody else calls the lane's slots. */
 static inline int32_t sf_lane_total(const struct sf_kv_lane *lane)
 {
-    int32_t total = lane->live;
+    int32_t total = lane->live - lane->hidden;
     for (int32_t t = 1; t < lane->tiers; t++) total += lane->more[t - 1]->live;
     return total;
 }

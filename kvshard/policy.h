@@ -72,6 +72,7 @@ struct sf_foot {                          /* one lane at one length; account.c t
      * at most slots_keep, or what is protected where that is more. */
     int32_t slots_trigger, slots_keep;
     int64_t extra_bytes;                  /* size of lane->state at this length */
+    int32_t marks;                        /* landmarks, once the prompt has ended */
 };
 struct sf_tier {
     const char *codec;                    /* a name in codec.h: raw quant gear lowrank pair ... */
@@ -133,6 +134,8 @@ struct sf_plan {
     uint8_t every_from_prompt;            /* or, if set, (tokens - prompt) % every_tokens == 0 */
     uint8_t prefix;                       /* enum sf_prefix: what a shared prefix must carry */
     int32_t aux_bytes, span_state_bytes;  /* per slot; per sequence and layer group, host */
+    int32_t mark_slots, pick_slots;       /* of the chunk that a landmark stands for, 0: there */
+                                          /* are none; most that a lane's pick names */
     int64_t scratch_bytes;                /* of one compress(), or one score(): edits are copied */
     int64_t reduce_bytes;                 /* per hook and sequence, over TP; 0 = no reduction */
 };
@@ -153,6 +156,7 @@ struct sf_lane {
     const float   *q_max;                 /* [k_per_group][k_dim] largest |q| of the prompt */
     void          *aux;                   /* [slots][aux_bytes], follows its slot */
     struct sf_buf *state;                 /* device, extra_bytes of sf_foot; grows zeroed */
+    int32_t marks;                        /* landmarks that it has */
     const struct sf_store *store;         /* where sf_lane_read looks */
 };
 struct sf_span {                          /* lanes of one sequence and one layer group */
@@ -163,7 +167,8 @@ struct sf_span {                          /* lanes of one sequence and one layer
     const int32_t *token, *sentence_end;  /* [tokens]; [sentences] index of the last token */
     int32_t sentences;
     /* select() only: [rows][q heads here][k_dim] after RoPE.  Else 0 and NULL: how the scheduler
-     * cut the prompt stays unseen. */
+     * cut the prompt stays unseen.  In decode a span is of one row and one layer, and its lanes are
+     * shown without what grows with their slots: pos, bias, tier, mass and aux are NULL. */
     int32_t rows; const struct sf_buf *q;
     void *state;                          /* [span_state_bytes], zeroed at open, copied on fork */
 };
@@ -213,7 +218,9 @@ sf_status sf_edit_side (struct sf_answer *, const struct sf_lane *, int tier, st
 sf_status sf_edit_group(struct sf_answer *, const struct sf_span *, struct sf_list slots, int tier,
                         const struct sf_list *exact);  /* [lanes] stay raw as well; NULL = none */
 /* Picks: for one query head of the group, or -1 for all.  In the prompt a pick holds for this call;
- * else until the lane's next one, and slots appended later are read too.  Unnamed rows output 0. */
+ * else until the lane's next one, and slots appended later are read too.  Unnamed rows output 0.
+ * A pick of a lane whose slots a group shares is of those alone; its raw slots are always read.
+ * Built in decode: picks by landmarks, which are found on the device (codec.h: sf_pick_chunks). */
 sf_status sf_pick_slots(struct sf_answer *, const struct sf_lane *, int q_head, struct sf_list);
 sf_status sf_pick_lines(struct sf_answer *, const struct sf_lane *, int q_head,
                         const struct sf_lines *);
@@ -236,6 +243,9 @@ struct sf_policy_ops {
     sf_status (*open)(struct sf_env *);   /* sets self */
     void      (*close)(struct sf_env *);
     sf_status (*score)(const struct sf_env *, const struct sf_span *, float *out); /* by lanes */
+    /* Before a layer's attention.  SF_NEED_SELECT_DECODE: of all sequences that decode, row by row
+     * where an answer is fed again; a step may come without a pick, but not before the first of a
+     * lane that has slots raw which its group's tier holds too. */
     sf_status (*select)(const struct sf_env *, const struct sf_batch *, struct sf_answer *);
     /* Some of the sequences that are due, the same on all ranks; the others come in later calls. */
     sf_status (*compress)(const struct sf_env *, enum sf_when, const struct sf_batch *,

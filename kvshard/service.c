@@ -46,6 +46,9 @@ sf_status sf_lane_read(const struct sf_lane *lane, struct sf_list slots, int pre
     const struct sf_answer *answer = lane->store->answer;
     if (!answer || lane < answer->shown || lane >= answer->shown + answer->views)
         return SF_FAIL(SF_INVALID, "read of a lane that no running hook was shown");
+    if (answer->selects)
+        return SF_FAIL(SF_UNSUPPORTED, "%s: reading slots in select() is not built yet",
+                       answer->method->entry->method->name);
     if (pre_rope && !(answer->method->entry->plan.needs & SF_NEED_PRE_ROPE))
         return SF_FAIL(SF_INVALID, "%s: keys before RoPE, which its plan does not ask for",
                        answer->method->entry->method->name);

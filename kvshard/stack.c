@@ -104,14 +104,34 @@ static sf_status check_needs(const struct sf_stack_entry *entry)
         { SF_NEED_PROFILE, "a calibration profile" },
         { SF_NEED_INNER, "a method to refine" },
         { SF_NEED_SELECT_PREFILL, "picks in the prompt" },
-        { SF_NEED_SELECT_DECODE, "picks in decode" },
     };
-    uint32_t unknown = entry->plan.needs & ~(uint32_t)SF_NEED_PRE_ROPE;
+    uint32_t unknown = entry->plan.needs & ~(uint32_t)(SF_NEED_PRE_ROPE | SF_NEED_SELECT_DECODE);
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++) {
         if (entry->plan.needs & needs[i].need) return lacks(entry, needs[i].what);
         unknown &= ~needs[i].need;
     }
     return unknown == 0 ? SF_OK : lacks(entry, "something of which the store knows nothing");
+}
+
+/* Picks in decode are of slots that a group shares, by landmarks. */
+static sf_status check_picks(const struct sf_stack_entry *entry)
+{
+    const struct sf_plan *plan = &entry->plan;
+    const char *name = entry->method->name;
+    if (!(plan->needs & SF_NEED_SELECT_DECODE)) {
+        if (plan->mark_slots != 0 || plan->pick_slots != 0)
+            return SF_FAIL(SF_INVALID, "method %s plans landmarks for %d slots and picks of %d, but"
+                           " not picks in decode", name, plan->mark_slots, plan->pick_slots);
+        return SF_OK;
+    }
+    if (entry->method->policy->select == NULL)
+        return SF_FAIL(SF_INVALID, "method %s asks for picks in decode but has no select()", name);
+    if (!(plan->edits & SF_EDITS_GROUP))
+        return lacks(entry, "picks of slots that no layer group shares");
+    if (plan->mark_slots < 1 || plan->pick_slots < plan->mark_slots)
+        return SF_FAIL(SF_INVALID, "method %s plans picks of %d slots by landmarks for %d", name,
+                       plan->pick_slots, plan->mark_slots);
+    return SF_OK;
 }
 
 static sf_status check_edits(const struct sf_stack_entry *entry)
@@ -198,7 +218,7 @@ static sf_status check_plan(const struct sf_stack_entry *entry)
     const struct sf_policy_ops *policy = entry->method->policy;
     SF_TRY(check_needs(entry));
     if (policy->admit != NULL) return lacks(entry, "rewritten prompts");
-    if (policy->select != NULL) return lacks(entry, "picks");
+    SF_TRY(check_picks(entry));
     if (plan->whens & ~(1u << SF_AT_PREFILL_CHUNK | 1u << SF_AT_PREFILL_END | 1u << SF_AT_FULL |
                         1u << SF_AT_INTERVAL | 1u << SF_AT_PRESSURE))
         return lacks(entry, "events at sentence or turn ends");
@@ -248,6 +268,10 @@ static sf_status check_foot(const struct sf_stack_entry *entry, const struct sf_
     const struct sf_plan *plan = &entry->plan;
     const char *name = entry->method->name;
     if (foot->extra_bytes > 0) return lacks(entry, "state per lane");
+    if (foot->marks < 0 || foot->marks > sf_marks_most(plan, spot->tokens))
+        return SF_FAIL(SF_INVALID, "method %s states %d landmarks in layer %d head %d, at most %d"
+                       " are possible", name, foot->marks, spot->layer, spot->head_global,
+                       sf_marks_most(plan, spot->tokens));
     for (int t = 0; t < SF_TIERS; t++) {
         if (t > 0 && t >= plan->tiers && foot->slots_hi[t] != 0)
             return SF_FAIL(SF_INVALID, "method %s states %d slots in tier %d, its plan has %d",

@@ -156,6 +156,7 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
     int64_t start = sf_now_ns();
     SF_TRY(sf_events_before(store, layer, step));
     store->edit_seconds += sf_seconds_since(start);
+    SF_TRY(sf_select_run(store, layer, step));
     SF_TRY(check_pages(store, layer, step));
     int32_t lanes;
     SF_TRY(extend_lanes(store, layer, step, &lanes));
@@ -323,8 +324,8 @@ void sf_seq_lane_tiers(const struct sf_store *store, const struct sf_seq *seq, i
 {
     const struct sf_kv_lane *lane = sf_store_lane_of(store, seq, layer_local, lane_index);
     size_t total = (size_t)sf_lane_total(lane);
-    if (lane->order && total > 0) memcpy(tier_out, lane->order, total);
-    else memset(tier_out, 0, total);
+    for (size_t i = 0; i < total; i++)
+        tier_out[i] = lane->order ? lane->order[i] & SF_ORDER_TIER : 0;
 }
 
 /* pos and bias as the pages have them: a lane that no method edits has no mirror. */

@@ -1,9 +1,10 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
- * step), block.c (shared beginnings), tier.c (lanes of several tiers), group.c and encode.c (layers
- * encoded together), watch.c (attention's statistics), copies.c (those of lanes that several ranks
- * hold), event.c (which hooks fall due, views), tighten.c (budgets, memory pressure), edit.c
- * (answers, checks), apply.c (carrying out), turn.c (keys before RoPE) and service.c (what a hook
- * may call).  Nobody else includes it but its tests. */
+ * step), block.c (shared beginnings), tier.c (lanes of several tiers), group.c and encode.c
+ * (layers encoded together), watch.c (attention's statistics), copies.c (those of lanes that
+ * several ranks hold), event.c (which hooks fall due, views), tighten.c (budgets, memory
+ * pressure), edit.c (answers, checks), apply.c (carrying out), select.c (what is read in decode),
+ * turn.c (keys before RoPE) and service.c (what a hook may call).  Nobody else includes it but its
+ * tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
@@ -152,12 +153,17 @@ struct sf_view {                        /* what stands behind one lane that a ho
     int edit;                           /* 0, SF_EDITS_KEEP or SF_EDITS_MIX */
     int32_t *keep, keeps;
     struct sf_mix mix;
+    int32_t *exact, exacts;             /* of a group edit: stay raw as well */
+    int32_t *chunk, marks;              /* landmarks: their chunks, and keys on the host */
+    float *key;
+    int32_t chunks;                     /* picked; 0: none */
 };
 struct sf_answer {
     struct sf_store *store;
     const struct sf_store_method *method;
     int32_t layer;                      /* whose event it is: the last of a group */
     enum sf_when when;
+    uint8_t selects;                    /* of select(): picks and no edits, views without slots */
     struct sf_span *span;
     struct sf_group_edit *group;        /* [spans] */
     int32_t spans, views;

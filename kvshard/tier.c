@@ -50,7 +50,7 @@ static struct sf_lane_part segment_part(const struct sf_kv_lane *lane,
                                         const struct sf_segment *segment)
 {
     return (struct sf_lane_part){ segment->basis.layout, segment->basis.page, segment->basis.slots,
-                                  &segment->factors[lane->member] };
+                                  &segment->factors[lane->member], NULL, 0 };
 }
 
 static struct sf_codec_at codec_at(const struct sf_store *store, const struct sf_slots *slots,
@@ -94,6 +94,9 @@ static void deal_tier(const struct sf_store *store, struct sf_seq *seq, int32_t 
         if (shared) {
             tier = &seq->group[group].tier;
             lane->member = store->groups.number[at];
+            if (seq->group[group].pick)
+                lane->pick = seq->group[group].pick + (size_t)lane->member *
+                    (size_t)sf_picks_most(sf_store_plan(store, layer, l), seq->tokens_max);
         } else {
             tier->page = seq->page_tables + dealt->tables;
             tier->pages_max = pages;
@@ -151,30 +154,46 @@ int32_t sf_lane_parts(const struct sf_kv_lane *lane, struct sf_lane_part *part_o
     int32_t n = 0;
     for (int32_t t = 1; t < lane->tiers; t++) {
         const struct sf_kv_lane *tier = sf_lane_tier_of(lane, t);
-        for (int32_t s = 0; s < tier->segments; s++)
-            part_out[n++] = segment_part(lane, &tier->segment[s]);
+        for (int32_t s = 0; s < tier->segments; s++) {
+            part_out[n] = segment_part(lane, &tier->segment[s]);
+            if (lane->picked && s == 0) {       /* landmarks are of the first */
+                part_out[n].pick = lane->pick;
+                part_out[n].picks = lane->picks;
+            }
+            n++;
+        }
         if (tier->live > 0 && !tier->shared)
-            part_out[n++] = (struct sf_lane_part){ tier->layout, tier->page, tier->slots, NULL };
+            part_out[n++] = (struct sf_lane_part){ tier->layout, tier->page, tier->slots, NULL,
+                                                   NULL, 0 };
     }
     return n;
 }
 
 /* ---- slots ---------------------------------------------------------------------------------- */
+static int32_t next_live(const struct sf_page_pool *pool, const struct sf_kv_lane *tier,
+                         int32_t *next)
+{
+    while (!tier->shared && pool->pos[sf_lane_mirror(pool, tier, *next)] < 0) ++*next;
+    return (*next)++;
+}
+
 void sf_lane_live_all(const struct sf_page_pool *pool, const struct sf_kv_lane *lane,
                       int32_t *slot_out, uint8_t *tier_out)
 {
-    int32_t total = sf_lane_total(lane), next[SF_TIERS] = { 0 };
+    int32_t total = sf_lane_total(lane), next[SF_TIERS] = { 0 }, shared = 0;
     if (lane->tiers == 1 || total == lane->live) {
         sf_lane_live(pool, lane, slot_out);
         memset(tier_out, 0, (size_t)total);
         return;
     }
+    for (int32_t t = 1; t < lane->tiers; t++)
+        if (lane->more[t - 1]->shared) shared = t;
     for (int32_t i = 0; i < total; i++) {
-        int32_t t = lane->order[i];
-        const struct sf_kv_lane *tier = sf_lane_tier_of(lane, t);
-        while (!tier->shared && pool->pos[sf_lane_mirror(pool, tier, next[t])] < 0) next[t]++;
-        slot_out[i] = next[t]++;
+        int32_t t = lane->order[i] & SF_ORDER_TIER;
+        slot_out[i] = next_live(pool, sf_lane_tier_of(lane, t), &next[t]);
         tier_out[i] = (uint8_t)t;
+        if (lane->order[i] & SF_ORDER_HIDES)
+            next_live(pool, sf_lane_tier_of(lane, shared), &next[shared]);
     }
 }
 

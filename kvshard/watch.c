@@ -228,7 +228,8 @@ void sf_watch_fold(struct sf_store *store, const struct sf_columns_job *given)
     }
     for (int32_t i = 0; i < job.lanes; i++) {
         const struct sf_lane_job *lane = &job.lane[i];
-        widen(&range, &(struct sf_lane_part){ &job.layout, lane->pages, lane->slots, NULL });
+        widen(&range, &(struct sf_lane_part){ &job.layout, lane->pages, lane->slots, NULL,
+                                              NULL, 0 });
         for (int32_t p = 0; p < lane->parts; p++) widen(&range, &lane->part[p]);
     }
     if (range.end <= range.first) return;

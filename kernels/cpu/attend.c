@@ -97,7 +97,7 @@ static int32_t part_of_split(const struct sf_tile *tile, int32_t *split)
         *split -= own;
         part++;
         SF_ASSERT(part < lane->parts);
-        own = splits_of(lane->part[part].slots);
+        own = splits_of(sf_lane_part_seen(lane, part, 0));
     }
     return part;
 }
@@ -126,7 +126,7 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
     s.logits = work->logits;
     s.partial = into;
     int32_t part = tile->lane->parts > 0 ? part_of_split(tile, &split) : -1;
-    if (part >= 0 && tile->lane->part[part].factors) {
+    if (part >= 0 && (tile->lane->part[part].factors || tile->lane->part[part].pick)) {
         SF_ASSERT(!tile->lane->logit);  /* columns takes no such part */
         sf_basis_split(isa, job, tile, part, &work->gathered, split * SF_SPLIT_SLOTS,
                        (split + 1) * SF_SPLIT_SLOTS, work->logits, work->more, into);
@@ -211,7 +211,8 @@ static void tiles_take(struct sf_attention *attention, const struct sf_attend_jo
         struct sf_tile *tile = &attention->tile[attention->tiles++];
         *tile = (struct sf_tile){ at, *vector, left < most ? left : most, 0, -1, NULL };
         tile->splits = splits_of(sf_lane_part_seen(at, -1, sf_tile_row(tile, tile->vectors - 1)));
-        for (int32_t p = 0; p < at->parts; p++) tile->splits += splits_of(at->part[p].slots);
+        for (int32_t p = 0; p < at->parts; p++)
+            tile->splits += splits_of(sf_lane_part_seen(at, p, 0));
         *vector += tile->vectors;
     }
 }

@@ -8,7 +8,10 @@
  * Keys must be rebuilt, since each is turned to its own position: 2 rank_k k_dim operations a slot,
  * nearly all that there is to do.  Values are weighed as rows of the basis; the product with b_v
  * comes once for each split, which is rank_v / 512 of a slot's price.  Pieces and splits are cut at
- * fixed slots and merge in order, so the bits are the same whatever the tiles and threads. */
+ * fixed slots and merge in order, so the bits are the same whatever the tiles and threads.
+ *
+ * Where a part names picks, pieces are cut from their list, and their slots are first laid side by
+ * side (gather.c), keys of a basis as many elements of the rank as are unpacked of b_k at once. */
 #include "kernels/cpu/basis.h"
 
 #include <math.h>
@@ -16,21 +19,51 @@
 
 #include "kernels/backend.h"
 
-enum { PIECE = 128, RANK_ROWS = 64 };   /* slots; rows of b_k unpacked at once */
+enum { PIECE = 128, RANK_ROWS = 64,     /* slots; rows of b_k unpacked at once */
+       VALUE_BYTES = 128 << 10 };       /* of picked values side by side, if they are not wider */
 
 static size_t padded(int32_t width)
 {
     return ((size_t)width + SF_OUT_ALIGN - 1) / SF_OUT_ALIGN * SF_OUT_ALIGN;
 }
 
+/* Whether its values are weighed as they lie, with no product behind. */
+static int is_direct(const struct sf_lane_part *part)
+{
+    return !part->factors || part->factors->rank_v == 0;
+}
+
+/* How they lie. */
+static const struct sf_layout *values_of(const struct sf_lane_part *part)
+{
+    return part->factors && is_direct(part) ? part->factors->value_layout : part->layout;
+}
+
+/* Slots of a piece. */
+static int32_t piece_of(const struct sf_lane_part *part)
+{
+    int32_t piece = PIECE;
+    size_t row = (size_t)values_of(part)->v_dim * sf_dtype_bytes(values_of(part)->dtype);
+    if (!part->pick) return piece;
+    while (piece > SF_BLOCK_SLOTS && (size_t)piece * row > VALUE_BYTES) piece /= 2;
+    return piece;
+}
+
+/* Floats that the values of a piece of picks take, and what may be read behind them. */
+static size_t value_floats(const struct sf_lane_part *part)
+{
+    size_t row = (size_t)values_of(part)->v_dim * sf_dtype_bytes(values_of(part)->dtype);
+    return ((size_t)piece_of(part) * row + 3) / sizeof(float) + SF_OUT_ALIGN;
+}
+
 size_t sf_basis_vector_floats(const struct sf_lane_job *lane)
 {
     size_t most = 0;
     for (int32_t p = 0; p < lane->parts; p++) {
-        const struct sf_lane_factors *factors = lane->part[p].factors;
-        if (!factors) continue;
-        size_t floats = factors->rank_v > 0 ? 2 * (padded(lane->part[p].layout->v_dim) + 2)
-                                            : padded(factors->value_layout->v_dim) + 2;
+        const struct sf_lane_part *part = &lane->part[p];
+        if (!part->factors && !part->pick) continue;
+        size_t floats = is_direct(part) ? padded(values_of(part)->v_dim) + 2
+                                        : 2 * (padded(part->layout->v_dim) + 2);
         if (floats > most) most = floats;
     }
     return most;
@@ -38,10 +71,15 @@ size_t sf_basis_vector_floats(const struct sf_lane_job *lane)
 
 size_t sf_basis_thread_floats(const struct sf_attend_job *job, const struct sf_lane_job *lane)
 {
-    for (int32_t p = 0; p < lane->parts; p++)
-        if (lane->part[p].factors)
-            return (PIECE + RANK_ROWS) * (size_t)job->layout.k_dim + padded(job->layout.v_dim);
-    return 0;
+    size_t most = 0;
+    for (int32_t p = 0; p < lane->parts; p++) {
+        const struct sf_lane_part *part = &lane->part[p];
+        size_t floats = (PIECE + RANK_ROWS) * (size_t)job->layout.k_dim + padded(job->layout.v_dim);
+        if (!part->factors && !part->pick) continue;
+        if (part->pick) floats += PIECE * (RANK_ROWS + 2) + value_floats(part);
+        if (floats > most) most = floats;
+    }
+    return most;
 }
 
 /* Where block i / 16 of b's rows has its keys, or where row i has its value. */
@@ -56,10 +94,67 @@ static const unsigned char *row_at(const struct sf_attend_job *job,
     return page + inside * (size_t)layout->k_dim * width;
 }
 
+/* What a thread has for a piece. */
+struct piece {
+    float *keys, *b, *row;              /* rebuilt [PIECE][k_dim]; of b_k; of b_v */
+    float *rank, *bias, *values;        /* of picks: keys of the basis, and so on */
+    int32_t *pos;
+};
+
+static struct piece piece_room(const struct sf_attend_job *job, const struct sf_lane_part *part,
+                               float **floats)
+{
+    struct piece piece = { .keys = *floats };
+    piece.b = piece.keys + PIECE * (size_t)job->layout.k_dim;
+    piece.row = piece.b + RANK_ROWS * (size_t)job->layout.k_dim;
+    *floats = piece.row + padded(job->layout.v_dim);
+    if (!part->pick) return piece;
+    piece.rank = *floats;
+    piece.bias = piece.rank + PIECE * RANK_ROWS;
+    piece.pos = (int32_t *)(void *)(piece.bias + PIECE);
+    piece.values = piece.bias + 2 * PIECE;
+    *floats = piece.values + value_floats(part);
+    return piece;
+}
+
+/* Lays the picks side by side; the split speaks of them as sf_tile_blocks would, but for keys. */
+static void gather(const struct sf_attend_job *job, const struct sf_tile *tile,
+                   const struct sf_picked *picked, const struct piece *piece,
+                   struct sf_gathered *gathered, struct sf_split *split)
+{
+    const struct sf_layout *layout = picked->part->layout, *of = values_of(picked->part);
+    const int32_t *pages = of == layout ? picked->part->pages : picked->part->factors->value_pages;
+    size_t row = (size_t)of->v_dim * sf_dtype_bytes(of->dtype);
+    unsigned char *values = (unsigned char *)(void *)piece->values;
+    sf_gather_marks(picked, piece->bias, piece->pos);
+    sf_gather_values(picked, of, pages, values);
+    split->dtype = layout->dtype;
+    split->v_dtype = of->dtype;
+    split->k_dim = layout->k_dim;
+    split->v_dim = of->v_dim;
+    split->vectors = tile->vectors;
+    split->q = gathered->q;
+    split->end = gathered->end;
+    split->pos_min = job->window != 0 ? gathered->pos_min : NULL;
+    split->blocks = (picked->n + SF_BLOCK_SLOTS - 1) / SF_BLOCK_SLOTS;
+    for (int32_t j = 0; j < tile->vectors; j++) gathered->end[j] = picked->n;
+    for (int32_t b = 0; b < split->blocks; b++) {
+        split->bias[b] = piece->bias + b * SF_BLOCK_SLOTS;
+        split->pos[b] = piece->pos + b * SF_BLOCK_SLOTS;
+        split->values[b] = values + (size_t)b * SF_BLOCK_SLOTS * row;
+        split->first[b] = b * SF_BLOCK_SLOTS;
+    }
+    if (!picked->part->factors)
+        sf_gather_keys(picked, 0, layout->k_dim, (unsigned char *)(void *)piece->keys,
+                       split->keys);
+}
+
 /* Keys of the listed blocks, f32, and the split then speaks of them. */
 static void rebuild(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
-                    const struct sf_lane_part *part, struct sf_split *split, float *b, float *keys)
+                    const struct sf_lane_part *part, const struct sf_picked *picked,
+                    const struct piece *piece, struct sf_split *split)
 {
+    float *b = piece->b, *keys = piece->keys;
     const struct sf_lane_factors *factors = part->factors;
     const unsigned char *basis[SF_SPLIT_BLOCKS];
     size_t block = (size_t)job->layout.k_dim * SF_BLOCK_SLOTS;
@@ -73,7 +168,10 @@ static void rebuild(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
         for (int32_t at = 0; at < r.rank; at += SF_BLOCK_SLOTS)
             isa->to_f32(r.dtype, row_at(job, factors, i + at, 0),
                         b + (size_t)(at / SF_BLOCK_SLOTS) * block, block);
-        for (int32_t j = 0; j < split->blocks; j++) basis[j] = split->keys[j] + (size_t)i * row;
+        if (picked)
+            sf_gather_keys(picked, i, r.rank, (unsigned char *)(void *)piece->rank, basis);
+        for (int32_t j = 0; !picked && j < split->blocks; j++)
+            basis[j] = split->keys[j] + (size_t)i * row;
         isa->rebuild(&r);
     }
     for (int32_t j = 0; j < split->blocks; j++) {
@@ -119,39 +217,49 @@ static void to_values(const struct sf_cpu_isa *isa, const struct sf_attend_job *
     }
 }
 
+/* The state over a split whose slots are as they are: no product behind it. */
+static struct sf_partial whole_of(const struct sf_lane_part *part, size_t n, size_t width,
+                                  struct sf_partial into, float *floats)
+{
+    struct sf_partial whole = { is_direct(part) ? into.out : floats, into.max, into.sum };
+    memset(whole.out, 0, n * width * sizeof *whole.out);
+    for (size_t j = 0; j < n; j++) {
+        into.max[j] = -INFINITY;
+        into.sum[j] = 0;
+    }
+    return whole;
+}
+
 void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
                     const struct sf_tile *tile, int32_t part_index, struct sf_gathered *gathered,
                     int32_t first, int32_t end, float *logits, float *floats,
                     struct sf_partial into)
 {
     const struct sf_lane_part *part = &tile->lane->part[part_index];
-    int exact = part->factors->rank_v == 0;
-    size_t n = (size_t)tile->vectors;
-    size_t width = padded(exact ? job->layout.v_dim : part->layout->v_dim);
-    float *keys = floats, *b = keys + PIECE * (size_t)job->layout.k_dim;
-    float *row = b + RANK_ROWS * (size_t)job->layout.k_dim;
-    float *more = row + padded(job->layout.v_dim), *whole = exact ? into.out : more;
-    float *piece = exact ? more : more + n * width;
-    struct sf_partial latent = { whole, into.max, into.sum };
+    size_t n = (size_t)tile->vectors, width = padded(values_of(part)->v_dim);
+    int32_t most = sf_lane_part_seen(tile->lane, part_index, 0), step = piece_of(part);
+    struct piece piece = piece_room(job, part, &floats);
+    struct sf_partial whole = whole_of(part, n, width, into, floats);
+    float *one = is_direct(part) ? floats : floats + n * width;
     struct sf_split split;
     split.logits = logits;
-    split.left = NULL;                  /* no logits are asked for where a part has factors */
-    split.partial = (struct sf_partial){ piece, piece + n * width, piece + n * width + n };
-    memset(whole, 0, n * width * sizeof *whole);
-    for (size_t j = 0; j < n; j++) {
-        into.max[j] = -INFINITY;
-        into.sum[j] = 0;
-    }
-    if (end > part->slots) end = part->slots;
-    for (; first < end; first += PIECE) {
-        sf_tile_blocks(job, tile, part_index, gathered, first,
-                       end - first < PIECE ? end : first + PIECE, &split);
-        if (exact) take_values(job, part->factors, first, &split);
-        rebuild(isa, job, part, &split, b, keys);
+    split.left = NULL;                  /* no logits are asked for where a lane has such a part */
+    split.partial = (struct sf_partial){ one, one + n * width, one + n * width + n };
+    if (end > most) end = most;
+    for (; first < end; first += step) {
+        int32_t slots = end - first < step ? end - first : step;
+        struct sf_picked picked = { part, job->pool, job->page_bytes,
+                                    part->pick ? part->pick + first : NULL, slots };
+        if (part->pick) gather(job, tile, &picked, &piece, gathered, &split);
+        else sf_tile_blocks(job, tile, part_index, gathered, first, first + slots, &split);
+        if (!part->pick && is_direct(part)) take_values(job, part->factors, first, &split);
+        if (part->factors)
+            rebuild(isa, job, part, part->pick ? &picked : NULL, &piece, &split);
         isa->split(&split);
-        isa->merge(tile->vectors, (int32_t)width, latent, split.partial);
+        isa->merge(tile->vectors, (int32_t)width, whole, split.partial);
     }
-    if (!exact) to_values(isa, job, part->factors, tile->vectors, whole, width, row, into.out);
+    if (!is_direct(part))
+        to_values(isa, job, part->factors, tile->vectors, whole.out, width, piece.row, into.out);
 }
 
 /* ---- reading and copying -------------------------------------------------------------------- */

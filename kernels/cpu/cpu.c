@@ -76,6 +76,7 @@ static void tables_fill(void)
         sf_cpu_cache_fill(k);
         k->attend = sf_cpu_attend;
         k->columns = sf_cpu_columns;
+        k->pick = sf_cpu_pick;
         k->kv_rebuild = sf_cpu_kv_rebuild;
         k->copy_columns = sf_cpu_copy_columns;
         k->factor_bytes = sf_cpu_factor_bytes;

@@ -26,6 +26,7 @@ void sf_cpu_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
 void sf_cpu_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
 void sf_cpu_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_cpu_columns(struct sf_device *, const struct sf_columns_job *);
+void sf_cpu_pick(struct sf_device *, const struct sf_pick_job *);
 void sf_cpu_kv_rebuild(struct sf_device *, const struct sf_lane_part *, const unsigned char *pool,
                        size_t page_bytes, const struct sf_slot_list *, float *k, float *v);
 void sf_cpu_copy_columns(struct sf_device *, int32_t rows, int32_t x_cols, int32_t cols,

@@ -63,6 +63,8 @@ struct sf_cpu_isa {
 
     /* ---- attention ---- */
     void (*split)(struct sf_split *);
+    /* The logits alone, of the listed blocks. */
+    void (*logits)(struct sf_split *);
     /* into = into + from, as softmax states; an empty one adds nothing, bit for bit. */
     void (*merge)(int32_t vectors, int32_t width, struct sf_partial into, struct sf_partial from);
     /* out / sum of one vector as v_dim elements of `dtype` at `target`; 0 if it saw nothing. */

@@ -29,7 +29,8 @@ struct sf_ref_part sf_ref_part_of(const struct sf_attend_job *job, const struct 
                                   int32_t part, int32_t row)
 {
     struct sf_lane_part from = sf_lane_part_of(&job->layout, lane, part);
-    struct sf_ref_part one = { *job, *lane, sf_lane_part_seen(lane, part, row), from.factors };
+    struct sf_ref_part one = { *job, *lane, sf_lane_part_seen(lane, part, row), from.factors,
+                               from.pick };
     one.job.layout = *from.layout;
     one.lane.pages = from.pages;
     one.lane.slots = from.slots;
@@ -67,10 +68,11 @@ static struct sf_ref_rebuilt rebuilt_of(const struct sf_ref_part *one, int32_t s
                                     one->job.page_bytes, at.slot, slot };
 }
 
-/* As sf_ref_logit, of any part. */
-static double part_logit(const struct sf_ref_part *one, int32_t slot, const float *q,
-                         int32_t row_pos)
+/* As sf_ref_logit, of slot number i that the row sees of any part. */
+static double part_logit(const struct sf_ref_part *one, int32_t i, const float *q, int32_t row_pos)
 {
+    int32_t slot = sf_ref_part_slot(one, i);
+    if (slot < 0) return -INFINITY;
     if (!one->factors) return sf_ref_logit(&one->job, &one->lane, slot, q, row_pos);
     struct sf_ref_rebuilt row = rebuilt_of(one, slot);
     double bias = bias_of(&one->job, view_of(&one->job, &one->lane, slot), row_pos), dot = 0;
@@ -86,11 +88,12 @@ static void weigh_values(const struct sf_ref_part *one, const float *q, int32_t 
     const struct sf_layout *layout = &one->job.layout;
     size_t v_offset = sf_layout_v_offset(layout) / sf_dtype_bytes(layout->dtype);
     for (int32_t s = 0; s < one->seen; s++) {
-        struct view at = view_of(&one->job, &one->lane, s);
         double weight = exp(part_logit(one, s, q, row_pos) - max);
-        struct sf_ref_rebuilt row = rebuilt_of(one, s);
+        if (weight == 0) continue;
+        struct view at = view_of(&one->job, &one->lane, sf_ref_part_slot(one, s));
+        struct sf_ref_rebuilt row = rebuilt_of(one, sf_ref_part_slot(one, s));
         size_t i = v_offset + (size_t)at.slot * (size_t)layout->v_dim + (size_t)first;
-        for (int32_t e = 0; weight > 0 && e < count; e++)
+        for (int32_t e = 0; e < count; e++)
             value[e] += weight * (one->factors
                                       ? sf_ref_rebuilt_value(&row, first + e)
                                       : (double)sf_ref_get(layout->dtype, at.page, i + (size_t)e));
@@ -106,7 +109,7 @@ static void leave_logits(const struct sf_attend_job *job, const struct sf_lane_j
     for (size_t i = 0; i < all; i++) to[i] = -INFINITY;
     for (int32_t p = -1; p < lane->parts; p++) {
         struct sf_ref_part one = sf_ref_part_of(job, lane, p, 0);
-        SF_ASSERT(!one.factors);        /* columns takes no such part */
+        SF_ASSERT(!one.factors && !one.pick); /* columns takes no such part */
         for (int32_t s = 0; s < one.seen; s++)
             to[sf_lane_logit_first(lane, p) + (size_t)s] =
                 (float)sf_ref_logit(&one.job, &one.lane, s, q, row_pos);

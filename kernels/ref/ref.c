@@ -42,6 +42,7 @@ static void table_fill(void)
     sf_ref_cache_fill(&table);
     table.attend = sf_ref_attend;
     table.columns = sf_ref_columns;
+    table.pick = sf_ref_pick;
     table.kv_rebuild = sf_ref_kv_rebuild;
     table.copy_columns = sf_ref_copy_columns;
     table.factor_bytes = sf_ref_factor_bytes;

@@ -8,6 +8,7 @@ void sf_ref_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
 void sf_ref_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
 void sf_ref_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
 void sf_ref_attend(struct sf_device *, const struct sf_attend_job *);
+void sf_ref_pick(struct sf_device *, const struct sf_pick_job *);
 void sf_ref_columns(struct sf_device *, const struct sf_columns_job *);
 size_t sf_ref_factor_bytes(const struct sf_factor_job *);
 sf_status sf_ref_factor(struct sf_device *, const struct sf_factor_job *);
@@ -22,7 +23,12 @@ struct sf_ref_part {
     struct sf_lane_job lane;
     int32_t seen;                       /* slots that the row sees, from the first on */
     const struct sf_lane_factors *factors; /* NULL: slots as they are */
+    const int32_t *pick;                /* NULL: the slots seen are 0, 1 ..; else those listed */
 };
+static inline int32_t sf_ref_part_slot(const struct sf_ref_part *one, int32_t i)
+{
+    return one->pick ? one->pick[i] : i;
+}
 struct sf_ref_part sf_ref_part_of(const struct sf_attend_job *, const struct sf_lane_job *,
                                   int32_t part, int32_t row);
 

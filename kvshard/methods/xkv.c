@@ -8,6 +8,15 @@
  *            likewise.  A query at any position then meets
  *                k_j = RoPE_j(A_K[j] B_K),  s_j = q k_j / sqrt(d),  o = (sum_j p_j A_V[j]) B_V
  *            in one softmax with the raw slots: keys are rebuilt, values stay low-rank to the end
+ * Selective  with reconstruction: selective a step reads what is raw, and of the basis the slots of
+ *            budget_tokens / chunk_size chunks, per lane.  The tokens behind the sinks are cut into
+ *            chunks; the last local_chunks and what is left over stay out of the basis.  With keys
+ *            after RoPE,
+ *                m_c = mean key of chunk c,  e_c = min over its keys of cos(k, m_c)
+ *            the outlier_chunks of least e_c stay raw in this lane as well (their rows of the basis
+ *            serve the other lanes), and m_c of the others are kept, as landmarks.  Each step reads
+ *            the chunks of greatest max over query heads h of softmax_c(q_h m_c / sqrt(d)).  A
+ *            prompt of fewer chunks than outliers and budget need is dense
  * When       at the end of the prompt, group by group, as soon as the group's last layer has run;
  *            the prompt itself is attended exactly.  Prompts shorter than min_prompt_tokens stay
  *            exact; `auto` is where the factors have as many elements as what they replace:
@@ -19,18 +28,22 @@
  *            more layers than group_size has ceil(rank * layers / group_size) columns.  Nothing
  *            crosses ranks: with tensor ranks each factorises its own heads with
  *            ceil(rank / ranks) columns
- * State      none beyond the slots
+ * State      landmarks of each lane, of k_dim elements and 8 bytes; the numbers of the slots that
+ *            its next step reads, of 4 bytes
  * Ratio      group_size 4, ranks 384 and 576, Llama-3.1-8B (32 layers, 8 heads of 128): 1 / 7.59 at
- *            32,768 tokens, without the 8 bytes of each slot
+ *            32,768 tokens, without the 8 bytes of each slot; selective 1 / 5.35 at 65,536 as the
+ *            paper counts, without outliers and local chunks (ours has them)
  * Differs    the default reading is dense.  Singular values are split evenly over A and B, or A is
  *            scaled by sqrt(n), so that 16 bits hold it.  The random numbers are the same for every
- *            sequence.  Layers with a window or a latent stay exact.  Not built: selective reading,
- *            factors in integers, a basis over all tensor ranks, and factors of what was
- *            generated */
+ *            sequence.  Layers with a window or a latent stay exact.  Values are never rebuilt,
+ *            picked ones neither.  Copies of a lane on several tensor ranks each pick by their own
+ *            query heads.  Not built: factors in integers, a basis over all tensor ranks, factors
+ *            of what was generated, and selective reading on GPUs */
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/opt.h"
 #include "kernels/kernels.h"
@@ -92,7 +105,8 @@ static const struct sf_opt xkv_opts[] = {
       .choices = dtypes, .help = "of basis and factors; auto: kv_cache.dtype; integers are not"
       " built yet" },
     { .key = "reconstruction", .type = SF_OPT_ENUM, AT(reconstruction), .fallback = "dense",
-      .choices = reconstructions, .help = "which slots a step reads; selective is not built yet" },
+      .choices = reconstructions, .help = "what a step reads of the basis: all, or the chunks"
+      " that the query wants" },
     { .key = "pp_imbalance_tolerance", .type = SF_OPT_FLOAT, AT(tolerance), .fallback = "0.25",
       .min = 0, .max = 100, .help = "stages are cut between groups while the dearest is above the"
       " mean by no more than this part" },
@@ -101,14 +115,14 @@ static const struct sf_opt xkv_opts[] = {
       " built yet" },
     { .key = "refactor_every", .type = SF_OPT_INT32, PLACE(refactor_every), .fallback = "0",
       .min = 0, .max = 1 << 24, .unit = "tokens", .help = "0: what is generated stays raw" },
-    { .key = "budget_tokens", .type = SF_OPT_INT32, PLACE(budget_tokens), .fallback = "2048",
+    { .key = "budget_tokens", .type = SF_OPT_INT32, AT(budget_tokens), .fallback = "2048",
       .min = 1, .max = 1 << 24, .aliases = "token_budget cache_size sparse_budget",
       .unit = "tokens", .help = "selective: rebuilt in each step" },
-    { .key = "chunk_size", .type = SF_OPT_INT32, PLACE(chunk_size), .fallback = "8", .min = 1,
+    { .key = "chunk_size", .type = SF_OPT_INT32, AT(chunk_size), .fallback = "8", .min = 1,
       .max = 4096, .unit = "tokens", .help = "selective: chosen together" },
-    { .key = "local_chunks", .type = SF_OPT_INT32, PLACE(local_chunks), .fallback = "4", .min = 0,
+    { .key = "local_chunks", .type = SF_OPT_INT32, AT(local_chunks), .fallback = "4", .min = 0,
       .max = 1 << 20, .help = "selective: last chunks of the prompt, which stay exact" },
-    { .key = "outlier_chunks", .type = SF_OPT_INT32, PLACE(outlier_chunks), .fallback = "48",
+    { .key = "outlier_chunks", .type = SF_OPT_INT32, AT(outlier_chunks), .fallback = "48",
       .min = 0, .max = 1 << 20, .help = "selective: chunks that their mean tells least of, which"
       " stay exact" },
     { .key = NULL }
@@ -266,10 +280,134 @@ static sf_status lacks(const char *what)
     return SF_FAIL(SF_UNSUPPORTED, "method xkv: %s is not built yet", what);
 }
 
+/* ---- selective: which chunks stay raw ------------------------------------------------------- */
+/* Of one lane at the prompt's end; `exact` of all lanes of a group. */
+struct room {
+    struct sf_buf *device;              /* keys [tokens][k_dim] */
+    float *key, *mark, *even;           /* the same on the host; [chunks][k_dim]; [chunks] */
+    int32_t *outlier, *marked, *exact;  /* [chunks] each; [lanes][outliers][chunk_size] */
+    struct sf_list *list;               /* [lanes] */
+};
+
+static int32_t most_lanes(const struct sf_setup *setup)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    int32_t most = 0;
+    for (int32_t l = 0; l < setup->layers; l++)
+        if (setup->layer[l].groups > most) most = setup->layer[l].groups;
+    return most * (cfg->group_size < setup->layers ? cfg->group_size : setup->layers);
+}
+
+static int32_t most_dim(const struct sf_setup *setup)
+{
+    int32_t most = 0;
+    for (int32_t l = 0; l < setup->layers; l++)
+        if (setup->layer[l].k_dim > most) most = setup->layer[l].k_dim;
+    return most;
+}
+
+/* Slots of the outliers of one lane. */
+static int64_t outlier_slots(const struct xkv_cfg *cfg, int32_t tokens)
+{
+    int64_t slots = (int64_t)cfg->outlier_chunks * cfg->chunk_size;
+    return slots < tokens ? slots : tokens;
+}
+
+static int64_t room_bytes(const struct sf_setup *setup, int64_t lanes, int32_t tokens)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    int64_t chunks = tokens / cfg->chunk_size + 1, dim = most_dim(setup);
+    return 4 * (2 * tokens * dim + chunks * (dim + 3) + lanes * outlier_slots(cfg, tokens)) +
+           lanes * (int64_t)sizeof(struct sf_list);
+}
+
+static sf_status take_room(const struct sf_env *env, struct room *room)
+{
+    const struct sf_setup *setup = env->setup;
+    const struct xkv_cfg *cfg = setup->cfg;
+    size_t tokens = (size_t)setup->tokens_max, dim = (size_t)most_dim(setup);
+    size_t chunks = tokens / (size_t)cfg->chunk_size + 1, lanes = (size_t)most_lanes(setup);
+    room->device = sf_scratch_buf(env, tokens * dim * sizeof(float));
+    room->key = sf_scratch(env, tokens * dim * sizeof(float));
+    room->mark = sf_scratch(env, chunks * dim * sizeof(float));
+    room->even = sf_scratch(env, chunks * sizeof(float));
+    room->outlier = sf_scratch(env, chunks * sizeof(int32_t));
+    room->marked = sf_scratch(env, chunks * sizeof(int32_t));
+    room->exact = sf_scratch(env, lanes * (size_t)outlier_slots(cfg, setup->tokens_max) *
+                                      sizeof(int32_t));
+    room->list = sf_scratch(env, lanes * sizeof *room->list);
+    if (!room->device || !room->key || !room->mark || !room->even || !room->outlier ||
+        !room->marked || !room->exact || !room->list)
+        return SF_FAIL(SF_NO_MEMORY, "no memory for the keys of %d slots", setup->tokens_max);
+    return SF_OK;
+}
+
+/* The mean key of a chunk, and the least cosine that a key of it has with that. */
+static float landmark(const float *key, int32_t keys, int32_t dim, float *mean)
+{
+    double least = 1;
+    for (int32_t e = 0; e < dim; e++) {
+        double sum = 0;
+        for (int32_t j = 0; j < keys; j++) sum += (double)key[j * dim + e];
+        mean[e] = (float)(sum / keys);
+    }
+    for (int32_t j = 0; j < keys; j++) {
+        double dot = 0, mine = 0, theirs = 0;
+        for (int32_t e = 0; e < dim; e++) {
+            double k = (double)key[j * dim + e], m = (double)mean[e];
+            dot += k * m;
+            mine += k * k;
+            theirs += m * m;
+        }
+        double cosine = mine > 0 && theirs > 0 ? dot / sqrt(mine * theirs) : 0;
+        if (!(cosine >= least)) least = cosine;
+    }
+    return (float)least;
+}
+
+/* Chunks of the lane that its landmarks tell least of stay raw, the others have landmarks. */
+static sf_status mark_lane(const struct sf_env *env, const struct sf_lane *lane,
+                           struct sf_list slots, const struct room *room, int32_t *exact,
+                           struct sf_list *exact_out, struct sf_answer *answer)
+{
+    const struct xkv_cfg *cfg = env->setup->cfg;
+    int32_t dim = env->setup->layer[lane->layer].k_dim, size = cfg->chunk_size;
+    int32_t chunks = slots.n / size, n = 0, marks = 0;
+    size_t floats = (size_t)slots.n * (size_t)dim;
+    SF_TRY(sf_lane_read(lane, slots, 0, room->device, NULL));
+    env->k->download(env->device, room->key, room->device->data, floats * sizeof(float));
+    for (int32_t c = 0; c < chunks; c++)
+        room->even[c] = -landmark(room->key + (size_t)c * (size_t)(size * dim), size, dim,
+                                  room->mark + (size_t)c * (size_t)dim);
+    int32_t outliers = sf_top_k(room->even, chunks, cfg->outlier_chunks, room->outlier);
+    for (int32_t c = 0, i = 0; c < chunks; c++) {
+        if (i < outliers && room->outlier[i] == c) {
+            for (int32_t j = 0; j < size; j++) exact[n++] = slots.ids[c * size + j];
+            i++;
+            continue;
+        }
+        memmove(room->mark + (size_t)marks * (size_t)dim, room->mark + (size_t)c * (size_t)dim,
+                (size_t)dim * sizeof(float));
+        room->marked[marks++] = c;
+    }
+    *exact_out = (struct sf_list){ .ids = exact, .n = n };
+    return sf_edit_marks(answer, lane, &(struct sf_marks){ marks, room->marked, room->mark });
+}
+
+static sf_status mark_span(const struct sf_env *env, const struct sf_span *span,
+                           struct sf_list slots, struct room *room, struct sf_answer *answer)
+{
+    const struct xkv_cfg *cfg = env->setup->cfg;
+    int32_t each = cfg->outlier_chunks * cfg->chunk_size;
+    for (int32_t l = 0; l < span->lanes; l++)
+        SF_TRY(mark_lane(env, &span->lane[l], slots, room, room->exact + (size_t)l * (size_t)each,
+                         &room->list[l], answer));
+    return SF_OK;
+}
+
 static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
 {
     const struct xkv_cfg *cfg = setup->cfg;
-    if (cfg->reconstruction == SELECTIVE) return lacks("reconstruction: selective");
     if (cfg->tp_mode == REPLICATED_BASIS) return lacks("tp_mode: replicated_basis");
     if (cfg->factor_dtype >= INT8) return lacks(cfg->factor_dtype == INT8 ? "factor_dtype: int8"
                                                                           : "factor_dtype: int4");
@@ -280,6 +418,18 @@ static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
     plan->sink_tokens = cfg->num_sink_tokens;
     plan->prefix = SF_PREFIX_KV;
     plan->scratch_bytes = (int64_t)setup->tokens_max * (int64_t)sizeof(int32_t);
+    if (cfg->reconstruction != SELECTIVE) return SF_OK;
+    if (cfg->budget_tokens < cfg->chunk_size)
+        return SF_FAIL(SF_INVALID, "method xkv: budget_tokens %d is less than a chunk_size of %d",
+                       cfg->budget_tokens, cfg->chunk_size);
+    if (setup->tokens_max / cfg->chunk_size > SF_LANDMARKS_MAX)
+        return SF_FAIL(SF_INVALID, "method xkv: %d tokens in chunks of %d are more than %d"
+                       " landmarks; double chunk_size", setup->tokens_max, cfg->chunk_size,
+                       SF_LANDMARKS_MAX);
+    plan->needs = SF_NEED_SELECT_DECODE;
+    plan->mark_slots = cfg->chunk_size;
+    plan->pick_slots = cfg->budget_tokens / cfg->chunk_size * cfg->chunk_size;
+    plan->scratch_bytes += room_bytes(setup, most_lanes(setup), setup->tokens_max);
     return SF_OK;
 }
 
@@ -305,11 +455,26 @@ static int32_t encoded(const struct sf_setup *setup, int32_t layer, int32_t prom
     return prompt * (m_k + m_v - rank_k - rank_v) >= m_k * rank_k + m_v * rank_v ? tokens : 0;
 }
 
+/* Chunks of the basis where it is read by chunks; 0: as it is.  What is behind them stays raw. */
+static int32_t chunks_of(const struct xkv_cfg *cfg, int32_t encoded_tokens)
+{
+    int32_t chunks = encoded_tokens / cfg->chunk_size - cfg->local_chunks;
+    int64_t least = (int64_t)cfg->outlier_chunks + cfg->budget_tokens / cfg->chunk_size;
+    return cfg->reconstruction == SELECTIVE && chunks >= least ? chunks : 0;
+}
+
 static sf_status xkv_footprint(const struct sf_setup *setup, const struct sf_spot *spot,
                                struct sf_foot *foot)
 {
-    int32_t gone = encoded(setup, spot->layer, spot->prompt);
-    foot->slots_lo[0] = foot->slots_hi[0] = spot->tokens - gone;
+    const struct xkv_cfg *cfg = setup->cfg;
+    int32_t gone = encoded(setup, spot->layer, spot->prompt), chunks = chunks_of(cfg, gone);
+    int32_t outliers = 0;
+    if (chunks > 0) {
+        gone = chunks * cfg->chunk_size;
+        outliers = cfg->outlier_chunks * cfg->chunk_size;
+        foot->marks = chunks - cfg->outlier_chunks;
+    }
+    foot->slots_lo[0] = foot->slots_hi[0] = spot->tokens - gone + outliers;
     foot->slots_lo[BASIS_TIER] = foot->slots_hi[BASIS_TIER] = gone;
     return SF_OK;
 }
@@ -322,16 +487,35 @@ static sf_status xkv_compress(const struct sf_env *env, enum sf_when when,
     int32_t *ids = sf_scratch(env, (size_t)env->setup->tokens_max * sizeof *ids);
     if (ids == NULL)
         return SF_FAIL(SF_NO_MEMORY, "no memory for %d slots", env->setup->tokens_max);
+    struct room room = { 0 };
     for (int32_t i = 0; i < batch->spans; i++) {
         const struct sf_span *span = &batch->span[i];
         const struct sf_lane *lane = &span->lane[0];
-        int32_t n = 0;
-        if (encoded(env->setup, lane->layer, span->prompt) == 0) continue;
-        for (int32_t s = 0; s < lane->slots; s++)
+        int32_t most = encoded(env->setup, lane->layer, span->prompt), n = 0;
+        int32_t chunks = chunks_of(cfg, most);
+        if (most == 0) continue;
+        if (chunks > 0) most = chunks * cfg->chunk_size;
+        for (int32_t s = 0; s < lane->slots && n < most; s++)
             if (lane->pos[s] >= cfg->num_sink_tokens) ids[n++] = s;
         struct sf_list slots = { .ids = ids, .n = n };
-        SF_TRY(sf_edit_group(answer, span, slots, BASIS_TIER, NULL));
+        if (chunks > 0 && !room.list) SF_TRY(take_room(env, &room));
+        if (chunks > 0) SF_TRY(mark_span(env, span, slots, &room, answer));
+        SF_TRY(sf_edit_group(answer, span, slots, BASIS_TIER, chunks > 0 ? room.list : NULL));
     }
+    return SF_OK;
+}
+
+/* The chunks that the queries give most, of every lane that has landmarks. */
+static sf_status xkv_select(const struct sf_env *env, const struct sf_batch *batch,
+                            struct sf_answer *answer)
+{
+    const struct xkv_cfg *cfg = env->setup->cfg;
+    for (int32_t i = 0; i < batch->spans; i++)
+        for (int32_t l = 0; l < batch->span[i].lanes; l++) {
+            const struct sf_lane *lane = &batch->span[i].lane[l];
+            if (lane->marks > 0)
+                SF_TRY(sf_pick_chunks(answer, lane, cfg->budget_tokens / cfg->chunk_size));
+        }
     return SF_OK;
 }
 
@@ -346,7 +530,7 @@ static const char *xkv_idle(const struct sf_setup *setup, const struct sf_spot *
 
 static const struct sf_policy_ops xkv_policy = {
     .plan = xkv_plan, .footprint = xkv_footprint, .shape = xkv_shape, .idle = xkv_idle,
-    .compress = xkv_compress };
+    .select = xkv_select, .compress = xkv_compress };
 
 extern const struct sf_method sf_method_xkv;
 const struct sf_method sf_method_xkv = {

@@ -1,9 +1,10 @@
 """A warm decode step allocates nothing.
 
 Shown: once some steps have run with the same sequences, no rank of a job allocates in sheaf's own
-code, nor does the coordinator's thread: alone, with a method that edits at every step, and in
-tensor 2 x pipeline 2.  What oneDNN, OpenMP and MPI allocate for themselves is printed, by caller,
-for each token of every sequence (a round), and bounded.
+code, nor does the coordinator's thread: alone, with a method that edits at every step, with one
+that picks what is read in every step, and in tensor 2 x pipeline 2. What oneDNN, OpenMP and MPI
+allocate for themselves is printed, by caller, for each token of every sequence (a round), and
+bounded.
 
 tests/alloc/count.c is loaded into every rank and counts by caller while this script tells it to.
 An allocation is sheaf's if sheaf asked for it, or for something of the C library or a small library
@@ -30,7 +31,13 @@ WINDOW = """kv_cache:
   methods:
     - {name: window, num_sink_tokens: 4, recent_tokens: 8}
 """
+CHUNKS = """kv_cache:
+  methods:
+    - {name: xkv, rank_k: 24, rank_v: 36, min_prompt_tokens: 1, reconstruction: selective,
+       chunk_size: 1, budget_tokens: 1, local_chunks: 0, outlier_chunks: 1}
+"""
 JOBS = [("alone", 1, 1, False, ""), ("with a window", 1, 1, True, WINDOW),
+        ("read by chunks", 1, 1, True, CHUNKS),
         ("tensor 2 x pipeline 2", 2, 2, False, "")]
 SEQUENCES, TOKENS, SHORT, WARM, ROUNDS = 16, 1500, 16, 12, 6
 LIBRARIES = re.compile(r"/(libmpi|libopen-|mca_|libevent|libpmix|libdnnl|libgomp)")

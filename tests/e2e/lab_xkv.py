@@ -3,6 +3,7 @@
 Exact factors: outputs of every row and the slots of every lane agree to 1e-4 of the largest value,
 positions and tiers are equal, and stored bytes are those predicted and those of the reference, on
 one rank and with bases of their own on two; at full rank the outputs are those of the exact cache.
+Selective reading likewise, the choice of chunks and what stays raw included.
 Randomised and Gram factors: what they lose of keys and values is within 5 % of the least possible.
 Basis and factors in 16 bits.  What level debug tells of a layer's factors is what it lost.  Needs
 numpy.
@@ -18,6 +19,7 @@ from reference import run_with_numpy
 
 sys.path.insert(0, os.path.join(job.ROOT, "tests/reference"))
 BOUND = 1e-4
+SELECTIVE = {"reconstruction": "selective"}
 # (seed, prompt, decode, layers, q heads, KV heads, d, theta, chunk), ranks, options
 CASES = [
     ((1, 60, 20, 3, 4, 2, 16, 1e4, 0), 1, {"group_size": 2, "rank_k": 6, "rank_v": 10,
@@ -36,6 +38,23 @@ CASES = [
     ((11, 240, 25, 6, 4, 2, 32, 1e4, 50), 1, {"group_size": 2, "rank_k": 13, "rank_v": 21,
                                               "layer_groups": [[0, 2], [4, 4]]}),
     ((7, 2100, 5, 2, 3, 1, 32, 1e4, 512), 1, {"group_size": 2, "rank_k": 24, "rank_v": 30}),
+    ((11, 300, 40, 3, 4, 2, 16, 1e4, 37), 1, {"group_size": 2, "rank_k": 20, "rank_v": 24,
+                                              "min_prompt_tokens": 1, "budget_tokens": 64,
+                                              "chunk_size": 8, "local_chunks": 2,
+                                              "outlier_chunks": 5, **SELECTIVE}),
+    ((12, 700, 30, 4, 6, 2, 32, 1e4, 0), 2, {"rank_k": 41, "rank_v": 61, "budget_tokens": 50,
+                                             "chunk_size": 6, "local_chunks": 0,
+                                             "num_sink_tokens": 3, "outlier_chunks": 11,
+                                             **SELECTIVE}),
+    # dense: 120 - 0 tokens are 15 chunks, fewer than 4 + 8 + 4
+    ((13, 120, 20, 2, 3, 1, 16, 0.0, 0), 1, {"group_size": 2, "rank_k": 9, "rank_v": 12,
+                                             "min_prompt_tokens": 1, "budget_tokens": 64,
+                                             "outlier_chunks": 4, **SELECTIVE}),
+    # no outliers; one chunk a step, of 16
+    ((14, 500, 25, 2, 8, 1, 64, 5e5, 64), 1, {"group_size": 1, "rank_k": 17, "rank_v": 40,
+                                              "budget_tokens": 16, "chunk_size": 16,
+                                              "local_chunks": 1, "outlier_chunks": 0,
+                                              **SELECTIVE}),
 ]
 
 
@@ -95,7 +114,7 @@ class Case:
 
 
 def compare(tally, what, case, tensors, stats):
-    wanted, prompt, sinks = case.wanted, case.trace.prompt, case.options.get("num_sink_tokens", 0)
+    wanted = case.wanted
     for layer, out in enumerate(wanted.out):
         tally.true(f"{what}: outputs of layer {layer}",
                    case.near(tensors[f"layers.{layer}.out"], out))
@@ -104,12 +123,11 @@ def compare(tally, what, case, tensors, stats):
         tally.true(f"{what}: lane {layer}.{head}", case.np.array_equal(
             tensors[name + "pos"], lane["pos"]) and all(
                 case.near(tensors[name + part], lane[part]) for part in "kv"))
-        encoded = (layer, head) in wanted.method.rebuilt
         if case.options["rank_v"] == 0:
             tally.true(f"{what}: values of {layer}.{head} are as they were", case.np.array_equal(
                 tensors[name + "v"], case.exact.lanes[layer][head]["v"]))
-        tiers = [1 if encoded and sinks <= pos < prompt else 0 for pos in lane["pos"]]
-        tally.check(f"{what}: tiers of {layer}.{head}", tensors[name + "tier"].tolist(), tiers)
+        tally.check(f"{what}: tiers of {layer}.{head}", tensors[name + "tier"].tolist(),
+                    wanted.method.tiers(layer, head, lane).tolist())
     for key in ("bytes_exact", "bytes_stored", "slots_evicted", "slots_merged"):
         tally.check(f"{what}: {key}", stats[key], wanted.stats[key])
     tally.check(f"{what}: predicted", (stats["bytes_predicted"], stats.get("bytes_predicted_hi")),
@@ -139,9 +157,10 @@ def one_case(tally, number, given):
     code, tensors, stats = case.lab("exact")
     if tally.check(f"{what}: exit code", code, 0):
         compare(tally, what, case, tensors, stats)
-        check_told(tally, what, case)
+        if "reconstruction" not in case.options:  # it tells of rows that no lane reads, too
+            check_told(tally, what, case)
     least = case.lost(lambda layer, head: case.wanted.lanes[layer][head])
-    for method in ("randomized", "gram"):
+    for method in ("randomized", "gram") if "reconstruction" not in case.options else ():
         code, tensors, _ = case.lab(method)
         if not tally.check(f"{what}, {method}: exit code", code, 0):
             continue
@@ -168,13 +187,15 @@ def one_case(tally, number, given):
     case.folder.remove()
 
 
-def full_rank(tally):
+def full_rank(tally, what, more):
     case = Case((8, 120, 40, 3, 6, 2, 32, 1e4, 32), 1, {"group_size": 3, "rank_k": 192,
-                                                        "rank_v": 192, "min_prompt_tokens": 1})
+                                                        "rank_v": 192, "min_prompt_tokens": 1,
+                                                        **more})
     code, tensors, _ = case.lab("exact")
-    if tally.check("full rank: exit code", code, 0):
+    if tally.check(f"{what}: exit code", code, 0):
+        tally.check(f"{what}: selects", case.wanted.method.selects, bool(more))
         for layer, out in enumerate(case.exact.out):
-            tally.true(f"full rank: layer {layer} is exact", case.near(
+            tally.true(f"{what}: layer {layer} is exact", case.near(
                 tensors[f"layers.{layer}.out"], out, 1e-5))
     case.folder.remove()
 
@@ -185,7 +206,10 @@ def main():
     for number, given in enumerate(CASES):
         if given[1] == 1 or job.has_ranks():
             one_case(tally, number, given)
-    full_rank(tally)
+    full_rank(tally, "full rank", {})
+    # 120 tokens: 15 chunks, 2 local, 3 outliers, all the others picked
+    full_rank(tally, "full rank, all chunks", {"local_chunks": 2, "outlier_chunks": 3,
+                                               "budget_tokens": 80, **SELECTIVE})
     tally.end()
 
 

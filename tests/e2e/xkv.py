@@ -4,7 +4,7 @@ on the pipeline, also where a job is killed and resumed, and stacks that are leg
 With the real model, f32, deterministic.  Every record's stored bytes are those of the method's
 formula, group by group, and prompts that are too short stay exact; the plan foretells bytes, groups
 and ranks.  Where stages end between groups, texts are those of one rank; tensor ranks have bases of
-their own, so there only bytes are compared.
+their own, so there only bytes are compared.  Dense, and read by chunks.
 """
 # not with --quick
 import json
@@ -20,6 +20,9 @@ from memory import ranks_below
 
 LAYERS, HEADS, DIM = 30, 3, 64
 GROUP, RANK_K, RANK_V, LEAST = 4, 24, 36, 16
+CHUNK, PICKS, LOCAL, OUTLIERS = 4, 3, 1, 2
+SELECTIVE = (f", reconstruction: selective, chunk_size: {CHUNK}, budget_tokens: {CHUNK * PICKS}, "
+             f"local_chunks: {LOCAL}, outlier_chunks: {OUTLIERS}")
 RAZOR = ("{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], on: other, "
          "min_window_tokens: 24, window_divisor: 50, min_dropped_tokens: 2}")
 
@@ -34,29 +37,41 @@ def groups_of(stages):
     return [min(GROUP, count - i) for count in stages for i in range(0, count, GROUP)]
 
 
-def stored(prompt, fed, stages=(LAYERS,), tensor=1, rank_v=RANK_V):
+def chunks_of(prompt, selective):
+    """Chunks of the basis that are picked from; 0: it is dense."""
+    chunks = prompt // CHUNK - LOCAL
+    return chunks if selective and chunks >= OUTLIERS + PICKS else 0
+
+
+def stored(prompt, fed, stages=(LAYERS,), tensor=1, rank_v=RANK_V, selective=False):
     """Bytes of one sequence by the formula; with rank_v 0 values stay as they are."""
     if prompt < LEAST:
         return LAYERS * HEADS * fed * (2 * DIM * 4 + 8)
-    total = 0
+    total, chunks = 0, chunks_of(prompt, selective)
+    rows, raw = (chunks * CHUNK, OUTLIERS * CHUNK) if chunks else (prompt, 0)
     for layers in groups_of(stages):
         for heads in [HEADS // tensor + (rank < HEADS % tensor) for rank in range(tensor)]:
-            ranks = [min(-(-(-(-rank * layers // GROUP)) // tensor), prompt, layers * heads * DIM)
+            ranks = [min(-(-(-(-rank * layers // GROUP)) // tensor), rows, layers * heads * DIM)
                      for rank in (RANK_K, rank_v)]
-            total += (prompt * sum(ranks) + layers * heads * DIM * sum(ranks)) * 4
-            total += layers * heads * DIM * prompt * 4 if rank_v == 0 else 0
-    return total + LAYERS * HEADS * ((fed - prompt) * 2 * DIM * 4 + fed * 8)
+            total += (rows * sum(ranks) + layers * heads * DIM * sum(ranks)) * 4
+            total += layers * heads * DIM * rows * 4 if rank_v == 0 else 0
+    marks = max(0, chunks - OUTLIERS) * (DIM * 4 + 8)
+    return total + LAYERS * HEADS * ((fed - rows + raw) * (2 * DIM * 4 + 8) + rows * 8 + marks)
 
 
-def check_receipts(tally, what, done, tensor=1, rank_v=RANK_V):
-    short = 0
+def check_receipts(tally, what, done, tensor=1, selective=False, rank_v=RANK_V):
+    short = picked = 0
     for name, answer in sorted(done.answers.items()):
         body = answer["response"]["body"]
         prompt, made = body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]
         short += prompt < LEAST
+        picked += chunks_of(prompt, selective) > 0
         tally.check(f"{what}, {name}: stored bytes", body["sheaf"]["kv_bytes_stored"],
-                    stored(prompt, prompt + made - 1, tensor=tensor, rank_v=rank_v))
+                    stored(prompt, prompt + made - 1, tensor=tensor, rank_v=rank_v,
+                           selective=selective))
     tally.true(f"{what}: some prompts are too short", 0 < short < len(done.answers), str(short))
+    if selective:
+        tally.true(f"{what}: some are read by chunks", picked > 1, str(picked))
     tally.true(f"{what}: no warning that it did nothing", "changed nothing" not in done.stderr)
 
 
@@ -67,19 +82,19 @@ def pipelined(extra, more=""):
             "run: {", "run: {" + more)
 
 
-def layouts(tally, given):
-    first = job.run(1, job.config("f32", extra=xkv()), given)
-    if not tally.check("one rank: exit code", first.code, 0):
+def layouts(tally, given, what, more=""):
+    first = job.run(1, job.config("f32", extra=xkv(more)), given)
+    if not tally.check(f"{what}: exit code", first.code, 0):
         print(first.stderr[-2000:])
         return {}
-    check_receipts(tally, "one rank", first)
+    check_receipts(tally, what, first, selective=bool(more))
     tokens = first.tokens()
     if not job.has_ranks():
-        tally.skip("tensor ranks", "no ranks")
+        tally.skip(f"{what}, tensor ranks", "no ranks")
         return tokens
-    done = job.run(2, job.config("f32", 2, extra=xkv()), given)
-    tally.check("tensor: exit code", done.code, 0)
-    check_receipts(tally, "tensor", done, 2)
+    done = job.run(2, job.config("f32", 2, extra=xkv(more)), given)
+    tally.check(f"{what}, tensor: exit code", done.code, 0)
+    check_receipts(tally, f"{what}, tensor", done, 2, bool(more))
     return tokens
 
 
@@ -101,14 +116,14 @@ def exact_values(tally, given):
     check_receipts(tally, "exact values", done, rank_v=0)
 
 
-def survives(tally, given, tokens):
+def survives(tally, given, tokens, more):
     """Two stages and another batch; kill -9 after some answers, then --resume, with half-finished
     records fed again."""
     if not job.has_mpi():
         tally.skip("pipeline, kill and resume", "no mpirun")
         return
     folder = job.Folder()
-    name = folder.file("job.yaml", pipelined(xkv(), "checkpoint_interval_s: 0.1, "))
+    name = folder.file("job.yaml", pipelined(xkv(more), "checkpoint_interval_s: 0.1, "))
     taken, output = folder.file("in.jsonl", given), folder.file("out.jsonl")
     line = job.command(2, ["run", name, "--input", taken, "--output", output])
     with subprocess.Popen(line, env=job.environment(), stderr=subprocess.PIPE,
@@ -131,7 +146,7 @@ def survives(tally, given, tokens):
     tally.check("resumed: exit code", done.code, 0)
     resumed = job.Done(done.code, "", "", 0, output)
     tally.check("resumed: texts", resumed.tokens() == tokens, True)
-    check_receipts(tally, "resumed", resumed)
+    check_receipts(tally, "resumed", resumed, selective=True)
     folder.remove()
 
 
@@ -186,7 +201,13 @@ def planned(tally):
         tally.check(f"plan: stages end between groups, tolerance {tolerance}",
                     first % GROUP == 0, whole)
     listed(tally, folder, ranks)
-    refused = [(", reconstruction: selective", "", "reconstruction: selective is not built yet"),
+    picking = folder.file("picking.yaml", job.config("f32", extra=xkv(SELECTIVE)))
+    plan = json.loads(job.sheaf(1, ["plan", picking, "--json"]).stdout)
+    wanted = stored(2048, 2048, selective=True)
+    tally.check("plan: bytes at 2048, selective", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
+                [wanted, wanted])
+    refused = [(", reconstruction: selective, budget_tokens: 7", "",
+                "budget_tokens 7 is less than a chunk_size of 8"),
                (", tp_mode: replicated_basis", "", "tp_mode: replicated_basis is not built yet"),
                (", factor_dtype: int4", "", "factor_dtype: int4 is not built yet"),
                (", svd: {rounds: 3}", "", "unknown option 'svd.rounds'"),
@@ -216,8 +237,9 @@ def main():
     job.need_model(tally)
     given = methods.make_records(7, 2, 6, 4)
     planned(tally)
-    tokens = layouts(tally, given)
-    survives(tally, given, tokens)
+    layouts(tally, given, "dense")
+    tokens = layouts(tally, given, "selective", SELECTIVE)
+    survives(tally, given, tokens, SELECTIVE)
     exact_values(tally, given)
     stacked(tally, given)
     tally.end()

@@ -1,6 +1,7 @@
 /* tests/kernels/basis.c: a lane with a part whose slots are rows of a basis is attended like one
  * f32 lane of the keys and values that those rows stand for, which this file works out in f64;
- * slots of the part are read like that too; and the bits of a row depend on nothing but itself. */
+ * slots of the part are read like that too; and the bits of a row depend on nothing but itself.
+ * Of a part with picks the other slots are holes of that lane. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,21 +12,37 @@ enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 12, DIM_MAX = 136 };
 static const struct mixture {
     const char *text;
     enum sf_dtype own, part;            /* of the raw slots; of basis and factors */
-    int32_t k_dim, v_dim, rope_dim, rank_k, rank_v, own_slots, slots, rows, holes, window;
+    int32_t k_dim, v_dim, rope_dim, rank_k, rank_v, own_slots, slots, rows;
+    int32_t holes, window;
+    int32_t chunk, chunks;              /* picks; 0: none */
 } mixtures[] = {
-    { "f32, one split", SF_F32, SF_F32, 64, 64, 64, 24, 40, 5, 300, 1, 0, 0 },
-    { "f16, over split edges", SF_F16, SF_F16, 32, 48, 32, 70, 17, 20, 1100, 4, 10, 0 },
-    { "bf16, an odd rank", SF_BF16, SF_BF16, 40, 40, 24, 9, 33, 12, 600, 12, 5, 0 },
-    { "no rotation, ranks above the dims", SF_F32, SF_F32, 16, 16, 0, 130, 65, 3, 129, 3, 0, 0 },
-    { "a window", SF_F16, SF_F16, 64, 64, 64, 32, 32, 30, 500, 5, 3, 200 },
-    { "one slot", SF_F32, SF_BF16, 16, 24, 16, 1, 1, 1, 1, 1, 0, 0 },
-    { "values as they are", SF_F32, SF_F32, 64, 64, 64, 24, 0, 5, 300, 1, 0, 0 },
-    { "values in f16, over split edges", SF_F16, SF_BF16, 32, 24, 32, 9, 0, 20, 1100, 4, 10, 0 },
-    { "values in bf16, a window", SF_BF16, SF_F32, 40, 72, 24, 33, 0, 30, 500, 5, 3, 200 },
-    { "one value as it is", SF_F32, SF_F16, 16, 16, 0, 5, 0, 1, 1, 1, 0, 0 },
-    { "wide", SF_F16, SF_F16, 136, 72, 128, 20, 24, 2, 70, 3, 0, 0 },
-    { "wide pairs, ranks of whole rows", SF_BF16, SF_BF16, 80, 136, 80, 32, 48, 2, 40, 1, 5, 0 },
-    { "all holes but the lane's own", SF_F32, SF_F32, 16, 16, 16, 4, 4, 9, 50, 2, 100, 0 },
+    { "f32, one split", SF_F32, SF_F32, 64, 64, 64, 24, 40, 5, 300, 1, 0, 0, 0, 0 },
+    { "f16, over split edges", SF_F16, SF_F16, 32, 48, 32, 70, 17, 20, 1100, 4, 10, 0, 0, 0 },
+    { "bf16, an odd rank", SF_BF16, SF_BF16, 40, 40, 24, 9, 33, 12, 600, 12, 5, 0, 0, 0 },
+    { "no rotation, ranks above the dims", SF_F32, SF_F32, 16, 16, 0, 130, 65, 3, 129, 3, 0, 0, 0,
+      0 },
+    { "a window", SF_F16, SF_F16, 64, 64, 64, 32, 32, 30, 500, 5, 3, 200, 0, 0 },
+    { "one slot", SF_F32, SF_BF16, 16, 24, 16, 1, 1, 1, 1, 1, 0, 0, 0, 0 },
+    { "all holes but the lane's own", SF_F32, SF_F32, 16, 16, 16, 4, 4, 9, 50, 2, 100, 0, 0, 0 },
+    { "f16 picks of 8, over split edges", SF_F16, SF_F16, 64, 64, 64, 96, 144, 20, 3000, 2, 0, 0, 8,
+      130 },
+    { "bf16 picks of 16, an odd rank", SF_BF16, SF_BF16, 40, 40, 24, 9, 33, 12, 600, 12, 0, 0, 16,
+      20 },
+    { "f32 picks of 5, holes among them", SF_F32, SF_F32, 16, 24, 16, 70, 12, 3, 700, 3, 10, 0, 5,
+      27 },
+    { "bf16 picks of 3, a window", SF_BF16, SF_BF16, 32, 32, 32, 66, 40, 30, 500, 5, 3, 200, 3,
+      60 },
+    { "wide values, picks of 8", SF_F16, SF_F32, 32, 32, 32, 33, 600, 5, 500, 3, 0, 0, 8,
+      40 },
+    { "one pick", SF_F32, SF_F32, 16, 16, 16, 4, 4, 1, 50, 1, 0, 0, 1, 1 },
+    { "values as they are", SF_F32, SF_F32, 64, 64, 64, 24, 0, 5, 300, 1, 0, 0, 0, 0 },
+    { "values in f16, over split edges", SF_F16, SF_BF16, 32, 24, 32, 9, 0, 20, 1100, 4, 10, 0,
+      0, 0 },
+    { "values in bf16, a window", SF_BF16, SF_F32, 40, 72, 24, 33, 0, 30, 500, 5, 3, 200, 0, 0 },
+    { "one value as it is", SF_F32, SF_F16, 16, 16, 0, 5, 0, 1, 1, 1, 0, 0, 0, 0 },
+    { "wide", SF_F16, SF_F16, 136, 72, 128, 20, 24, 2, 70, 3, 0, 0, 0, 0 },
+    { "wide pairs, ranks of whole rows", SF_BF16, SF_BF16, 80, 136, 80, 32, 48, 2, 40, 1, 5, 0, 0,
+      0 },
 };
 enum { MIXTURES = sizeof mixtures / sizeof *mixtures };
 
@@ -38,6 +55,7 @@ struct problem {
     struct sf_layout own, basis, factors, values, flat; /* values: where rank_v is 0 */
     size_t page_bytes;
     unsigned char *pool;
+    int32_t *pick, picks;
     int32_t pages, *own_page, *basis_page, *factor_page, *value_page, *flat_page;
     int32_t row_pos[ROWS_MAX];
     float *turns, *q, *flat_k, *flat_v; /* of the part's slots, rebuilt */
@@ -157,6 +175,30 @@ static void drop(struct problem *p)
     free(hole);
 }
 
+/* Some chunks in some order, with gaps in the list; what is not picked goes from the flat lane. */
+static void pick(struct problem *p)
+{
+    const struct mixture *m = p->m;
+    int32_t *hole = malloc(((size_t)m->slots + 1) * 4), n = 0, all = m->slots / m->chunk;
+    uint8_t *picked = calloc((size_t)m->slots, 1);
+    p->pick = malloc((size_t)(m->chunks * (m->chunk + 1)) * 4);
+    for (int32_t i = 0, step = all / m->chunks; i < m->chunks; i++) {
+        int32_t chunk = (i * step + 7) % all;   /* no two alike: step * chunks <= all */
+        for (int32_t j = 0; j < m->chunk; j++) {
+            p->pick[p->picks++] = chunk * m->chunk + j;
+            picked[chunk * m->chunk + j] = 1;
+        }
+        if (i % 5 == 3) p->pick[p->picks++] = -1;
+    }
+    for (int32_t i = 0; i < m->slots; i++)
+        if (!picked[i]) hole[n++] = i;
+    struct sf_slot_list flat = { p->flat_page, hole, n };
+    ref->k->kv_drop(ref, &p->flat, p->pool, p->page_bytes, &flat);
+    p->part.pick = p->pick;
+    p->part.picks = p->picks;
+    free(hole), free(picked);
+}
+
 static void problem_make(struct problem *p, const struct mixture *m)
 {
     int32_t most = m->rank_k > m->rank_v ? m->rank_k : m->rank_v;
@@ -192,10 +234,11 @@ static void problem_make(struct problem *p, const struct mixture *m)
     append(p, &p->values, p->value_page, m->slots, 0, 0, m->v_dim, 1, 30000);
     p->of = (struct sf_lane_factors){ &p->factors, p->factor_page, m->rank_k, m->rank_v, p->turns,
                                       m->rope_dim, &p->values, p->value_page };
-    p->part = (struct sf_lane_part){ &p->basis, p->basis_page, m->slots, &p->of };
+    p->part = (struct sf_lane_part){ &p->basis, p->basis_page, m->slots, &p->of, NULL, 0 };
     rebuild(p);
     flatten(p);
     drop(p);
+    if (m->chunk > 0) pick(p);
     p->lane = (struct sf_lane_job){ .pages = p->own_page, .slots = m->own_slots, .rows = m->rows,
                                     .q_heads = Q_HEADS, .part = &p->part, .parts = 1 };
     p->alike = (struct sf_lane_job){ .pages = p->flat_page, .slots = m->slots + m->own_slots,
@@ -208,7 +251,7 @@ static void problem_free(struct problem *p)
 {
     free(p->pool), free(p->own_page), free(p->basis_page), free(p->factor_page);
     free(p->value_page), free(p->flat_page), free(p->turns), free(p->q), free(p->flat_k);
-    free(p->flat_v);
+    free(p->flat_v), free(p->pick);
 }
 
 struct result { float out[ROWS_MAX * Q_HEADS * DIM_MAX], lse[ROWS_MAX * Q_HEADS]; };

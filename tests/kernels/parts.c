@@ -150,7 +150,7 @@ static void problem_make(struct problem *p, const struct mixture *m)
         for (int s = 1; s <= PARTS; s++)
             p->part[l][s - 1] = (struct sf_lane_part){ &p->layout[s],
                                                        p->pages + p->page_first[l][s],
-                                                       p->slots[s], NULL };
+                                                       p->slots[s], NULL, NULL, 0 };
         p->flat[l].slots = flat_slots;
         for (int32_t r = 0; r < m->rows; r++)
             p->row_pos[l * m->rows + r] = m->slots - m->rows + r;

@@ -202,6 +202,9 @@ class Method:
     def after_row(self, layer, lanes, tokens, weights):
         """weights [Hkv][slots]: what the new row gave each slot, mean over the query heads."""
 
+    def reads(self, layer, head, lane, q, scale):
+        """Slots that the new row's q [G, d] reads of its lane; None: all."""
+
     def payload(self, layer, head, lane, element_bytes):
         del layer, head
         return lane.slots * (lane["k"].shape[1] + lane["v"].shape[1]) * element_bytes
@@ -247,7 +250,10 @@ def drive(trace, method, element_bytes=4):
             for head, lane in enumerate(lanes):
                 mine = slice(head * group, (head + 1) * group)
                 lane.append(pos=row, k=k[row, head], v=v[row, head])
-                out[row, mine], given = attend(q[row, mine], lane, scale)
+                read = method.reads(layer, head, lane, q[row, mine], scale)
+                seen = lane if read is None else {name: lane[name][read]
+                                                  for name in ("k", "v", "bias")}
+                out[row, mine], given = attend(q[row, mine], seen, scale)
                 weights.append(given.mean(0))
                 peak = max(peak, lane.slots)
             method.after_row(layer, lanes, row + 1, weights)

@@ -15,6 +15,17 @@ Choices where the description leaves one:
   - With rank_v 0 the values stay as they are, and count neither for nor against a basis.
   - exact_first_tokens stay raw and outside of X.
   - Factors are not rounded.  A slot costs its 8 bytes in every lane.
+
+Selective: the tokens behind the sinks are cut into chunks of chunk_size; the last local_chunks and
+what is left over stay raw and outside of X.  Of each lane, with keys after RoPE,
+
+    m_c = mean key of chunk c,  e_c = least cos(key of c, m_c)
+    outliers = the outlier_chunks chunks of least e, raw in this lane; m_c of the others are kept
+    a step reads what is raw and the budget_tokens / chunk_size chunks of greatest
+    max over query heads h of softmax over kept c of scale q_h . m_c
+
+A prompt of fewer chunks than outliers and budget need is dense as it is.  An outlier costs its raw
+slot and its 8 bytes in the basis, a landmark a key and 8 bytes.
 """
 import math
 
@@ -23,7 +34,8 @@ from attention import np
 
 DEFAULTS = {"group_size": 4, "start_layer": 0, "end_layer": -1, "rank_k": 384, "rank_v": 576,
             "min_prompt_tokens": "auto", "num_sink_tokens": 0, "layer_groups": "auto",
-            "stages": None, "tensor": 1, "svd": "exact"}
+            "stages": None, "tensor": 1, "svd": "exact", "reconstruction": "dense",
+            "budget_tokens": 2048, "chunk_size": 8, "local_chunks": 4, "outlier_chunks": 48}
 
 
 def groups_of(layers, o):
@@ -72,6 +84,20 @@ def fused(q, a_k, b_k, a_v, b_v, pos, theta, scale):
     return (p @ a_v / p.sum()) @ b_v
 
 
+def chosen(score, count):
+    """Places of the greatest, ties to the lower one, ascending."""
+    return np.sort(np.argsort(-score, kind="stable")[:count])
+
+
+def landmarks(keys, size):
+    """Mean key of each chunk, and the least cosine of a key of it with that."""
+    chunks = keys.reshape(-1, size, keys.shape[1])
+    means = chunks.mean(1)
+    norms = np.linalg.norm(chunks, axis=2) * np.linalg.norm(means, axis=1)[:, None]
+    dots = np.einsum("cjd,cd->cj", chunks, means)
+    return means, np.where(norms > 0, dots / np.where(norms > 0, norms, 1), 0).min(1)
+
+
 class Xkv(attention.Method):
     """Layers do not see each other in a trace, so a group is encoded before any of them runs."""
 
@@ -80,6 +106,14 @@ class Xkv(attention.Method):
         self.o, self.trace, self.prompt = options, trace, trace.prompt
         self.rebuilt = {}               # (layer, head): k before RoPE, v [n, d] of the encoded
         self.elements = {}              # (layer, head): of the factors; a basis with its first lane
+        self.marks, self.outliers = {}, {}  # (layer, head): chunks and their m; chunks
+        o = options
+        self.first = o["num_sink_tokens"]
+        self.chunks = (self.prompt - self.first) // o["chunk_size"] - o["local_chunks"]
+        self.picks = o["budget_tokens"] // o["chunk_size"]
+        self.selects = o["reconstruction"] == "selective" and \
+            self.chunks >= o["outlier_chunks"] + self.picks
+        self.end = self.first + self.chunks * o["chunk_size"] if self.selects else self.prompt
         self.groups = groups_of(len(trace.layers), options)
         for group in self.groups:
             if self.pays(group):
@@ -96,7 +130,7 @@ class Xkv(attention.Method):
 
     def encode(self, group):
         o = self.o
-        tokens = slice(o["num_sink_tokens"], self.prompt)
+        tokens = slice(self.first, self.end)
         kv_heads = self.trace.layers[group[0]][1].shape[1]
         step = kv_heads // o["tensor"]
         for heads in (range(i, i + step) for i in range(0, kv_heads, step)):
@@ -116,20 +150,59 @@ class Xkv(attention.Method):
             self.elements[lanes[0]] += sum(size for _, _, _, size in parts)
 
     def prompt_end(self, layer, lanes, tokens, all_rows, last):
-        first = self.o["num_sink_tokens"]
+        first, end = self.first, self.end
         for head, lane in enumerate(lanes):
             if (layer, head) not in self.rebuilt:
                 continue
             k, v = self.rebuilt[layer, head]
-            lane["k"][first:] = attention.rotate(k, np.arange(first, tokens), self.trace.theta)
-            lane["v"][first:] = v
+            keep = np.zeros(end - first, bool)
+            if self.selects:
+                keep = self.mark(layer, head, lane)
+            k = attention.rotate(k, np.arange(first, end), self.trace.theta)
+            lane["k"][first:end] = np.where(keep[:, None], lane["k"][first:end], k)
+            lane["v"][first:end] = np.where(keep[:, None], lane["v"][first:end], v)
+
+    def mark(self, layer, head, lane):
+        """Landmarks of a lane that is still raw; which of its encoded tokens stay raw as well."""
+        size = self.o["chunk_size"]
+        means, even = landmarks(lane["k"][self.first:self.end], size)
+        out = chosen(-even, self.o["outlier_chunks"])
+        rest = np.setdiff1d(np.arange(self.chunks), out)
+        self.outliers[layer, head], self.marks[layer, head] = out, (rest, means[rest])
+        return np.isin(np.arange(self.chunks), out).repeat(size)
+
+    def reads(self, layer, head, lane, q, scale):
+        if (layer, head) not in self.marks:
+            return None
+        rest, means = self.marks[layer, head]
+        logits = scale * (q @ means.T)
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        best = chosen((p / p.sum(1, keepdims=True)).max(0), self.picks)
+        read = np.ones(lane.slots, bool)
+        for chunk in np.setdiff1d(rest, rest[best]):
+            at = self.first + chunk * self.o["chunk_size"]
+            read[at:at + self.o["chunk_size"]] = False
+        return np.flatnonzero(read)
+
+    def tiers(self, layer, head, lane):
+        """Of each slot: 1 where it is read from the basis."""
+        pos = lane["pos"]
+        if (layer, head) not in self.rebuilt:
+            return np.zeros_like(pos)
+        chunk = (pos - self.first) // self.o["chunk_size"]
+        raw = np.isin(chunk, self.outliers.get((layer, head), ()))
+        return np.where((pos >= self.first) & (pos < self.end) & ~raw, 1, 0)
 
     def payload(self, layer, head, lane, element_bytes):
         if (layer, head) not in self.elements:
             return super().payload(layer, head, lane, element_bytes)
-        raw = lane.slots - (self.prompt - self.o["num_sink_tokens"])
+        hidden = len(self.outliers.get((layer, head), ())) * self.o["chunk_size"]
+        raw = lane.slots - (self.end - self.first) + hidden
         width = lane["k"].shape[1] + lane["v"].shape[1]
-        return (self.elements[layer, head] + raw * width) * element_bytes
+        marks = self.marks[layer, head][1].size if self.selects else 0
+        count = len(self.marks[layer, head][0]) if self.selects else 0
+        return (self.elements[layer, head] + raw * width + marks) * element_bytes + \
+            8 * (hidden + count)
 
 
 def run(trace, options=None, element_bytes=4):

@@ -82,7 +82,7 @@ void __wrap_sf_unmap(void *block, size_t bytes)
 
 /* ---- a rank --------------------------------------------------------------------------------- */
 struct option { const char *key, *text; };
-struct entry { const struct sf_method *method; const char *layers; struct option option[4]; };
+struct entry { const struct sf_method *method; const char *layers; struct option option[9]; };
 struct given {
     const char *name;
     int32_t ranks;                      /* 2: they share the one KV head of each layer */
@@ -109,7 +109,7 @@ static sf_status make_stack(struct rank *rank)
         SF_TRY(sf_stack_add_method(&rank->stack, from->method, &entry));
         if (from->layers)
             snprintf(entry->layers_text, sizeof entry->layers_text, "%s", from->layers);
-        for (int i = 0; i < 4 && from->option[i].key; i++)
+        for (int i = 0; i < 9 && from->option[i].key; i++)
             SF_TRY(sf_opt_set(sf_opt_find(from->method->opts, from->option[i].key), entry->cfg,
                               from->option[i].text));
     }
@@ -262,7 +262,7 @@ static const struct sf_method counted_method = { .name = "counted", .paper = "-"
                                                  .cfg_bytes = 1, .policy = &counted_policy };
 
 /* ---- the cases ------------------------------------------------------------------------------ */
-static struct given cases[24];
+static struct given cases[28];
 static int cases_count;
 
 static struct given *add(const char *name, int32_t ranks)
@@ -285,6 +285,9 @@ static void make_cases(void)
                                    { "num_sink_tokens", "3" } } };
     const struct entry keys = { sf_method_find("xkv"), NULL,
                                 { { "group_size", "2" }, { "rank_k", "5" }, { "rank_v", "0" } } };
+    static const struct option selective[] = {
+        { "reconstruction", "selective" }, { "chunk_size", "4" }, { "budget_tokens", "16" },
+        { "local_chunks", "1" }, { "outlier_chunks", "3" } };
     const struct entry folded = { razor, NULL, { { "retrieval_heads", "[[0, 0]]" },
                                                  { "min_window_tokens", "20" },
                                                  { "min_dropped_tokens", "8" } } };
@@ -297,6 +300,9 @@ static void make_cases(void)
         add("ems", ranks)->entry[0] = merged;
         add("xkv", ranks)->entry[0] = based;
         add("xkv, exact values", ranks)->entry[0] = keys;
+        struct given *chunks = add("xkv, selective", ranks);
+        chunks->entry[0] = based;
+        memcpy(chunks->entry[0].option + 4, selective, sizeof selective);
         add("stored queries, a mean", ranks)->entry[0] = (struct entry){ .method = &stored_method };
         struct given *stack = add("razor_attention and window", ranks);
         stack->entry[0] = folded;

@@ -69,6 +69,12 @@ static int64_t count_groups(const struct sf_seq *seq, int32_t *holders)
                 pages += list->pages;
                 encoded += list->pages;
             }
+    for (int32_t g = 0; g < rig.store->groups.groups; g++)
+        for (int32_t l = 0; seq->group[g].mark && l < rig.store->groups.group[g].lanes; l++) {
+            const struct sf_kv_lane *list = &seq->group[g].mark[l];
+            for (int32_t p = 0; p < list->pages; p++) holders[list->page[p]]++;
+            pages += list->pages;
+        }
     return pages;
 }
 
@@ -364,6 +370,14 @@ static void test_groups(void)
     spec.option[0].text = "1";          /* with each layer a group of its own */
     spec.option[4] = (struct rig_option){ "min_prompt_tokens", "1" };
     run(8, spec, 0, 1, 0);
+    static const struct rig_option chunks[] = {
+        { "reconstruction", "selective" }, { "chunk_size", "3" }, { "budget_tokens", "7" },
+        { "local_chunks", "1" }, { "outlier_chunks", "2" } };
+    spec.option[0].text = "2";
+    memcpy(spec.option + 5, chunks, sizeof chunks);
+    run(10, spec, 1, 0, 0);
+    SF_CHECK(encoded > SEQUENCES);
+    run(11, spec, 1, 1, 0);
     spec.layers_text = "0";             /* beside lanes that are tightened */
     spec.also = sf_method_find("ems");
     ems(spec.also_option);

@@ -119,7 +119,6 @@ static void test_asks(void)
     LACKS(plan->needs = SF_NEED_PROFILE, "a calibration profile");
     LACKS(plan->needs = SF_NEED_INNER, "a method to refine");
     LACKS(plan->needs = SF_NEED_SELECT_PREFILL, "picks in the prompt");
-    LACKS(plan->needs = SF_NEED_SELECT_DECODE, "picks in decode");
     LACKS(plan->needs = 1u << 30, "something of which the store knows nothing");
     LACKS(plan->whens |= 1u << SF_AT_SENTENCE_END, "events at sentence or turn ends");
     LACKS(plan->whens |= 1u << SF_AT_TURN_END, "events at sentence or turn ends");
@@ -154,7 +153,21 @@ static void test_asks(void)
     SF_CHECK_OK(check_one(&plain, 1));
     SF_CHECK_OK(check_one(&plain, 2));
     legal();
-    CHECK_REFUSED(check_one(&selects, 1), SF_UNSUPPORTED, "method selects needs picks");
+    SF_CHECK_OK(check_one(&selects, 1)); /* it may select, and asks for nothing */
+    legal()->needs = SF_NEED_SELECT_DECODE;
+    CHECK_REFUSED(check_one(&plain, 1), SF_INVALID, "picks in decode but has no select()");
+    CHECK_REFUSED(check_one(&selects, 1), SF_UNSUPPORTED,
+                  "method selects needs picks of slots that no layer group shares");
+    legal()->mark_slots = 8;
+    CHECK_REFUSED(check_one(&plain, 1), SF_INVALID, "landmarks for 8 slots and picks of 0, but not"
+                  " picks in decode");
+    struct sf_plan *picking = legal();
+    picking->needs = SF_NEED_SELECT_DECODE;
+    picking->edits = SF_EDITS_GROUP;
+    picking->mark_slots = 8;
+    picking->pick_slots = 7;
+    CHECK_REFUSED(check_one(&selects, 1), SF_INVALID, "plans picks of 7 slots by landmarks for 8");
+    legal();
     CHECK_REFUSED(check_one(&admits, 1), SF_UNSUPPORTED, "method admits needs rewritten prompts");
     CHECK_REFUSED(check_one(&groups, 1), SF_INVALID, "method groups has some layer groups, 0 tiers"
                   " for them, and declares no edits of groups");

@@ -149,6 +149,8 @@ static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
     SF_TRY(minicache_plan(setup, plan));
     plan->tier[1].codec = "lowrank";
     plan->needs = SF_NEED_PRE_ROPE | SF_NEED_SELECT_DECODE;
+    plan->mark_slots = 8;
+    plan->pick_slots = 16;
     return SF_OK;
 }
 static sf_status xkv_footprint(const struct sf_setup *setup, const struct sf_spot *spot,
@@ -410,7 +412,7 @@ const struct toy_asking toys_asking[] = {
     { &toy_specpc, "method specpc needs rewritten prompts" },
     { &toy_sigma, "method sigma needs reading only the best values" },
     { &toy_ems, NULL },
-    { &toy_xkv, "method xkv needs picks in decode" },
+    { &toy_xkv, "method xkv needs slots that one edit must encode together" },
     { &toy_sub_moe, "method sub_moe converts models" },
     { &toy_sentencekv, "method sentencekv needs token ids on every stage" },
     { NULL, NULL }

@@ -7,6 +7,7 @@
 
 #include "base/opt.h"
 #include "kvshard/account.h"
+#include "kernels/kernels.h"
 #include "kvshard/codec.h"
 #include "tests/unit/kvshard/rig.h"
 
@@ -270,6 +271,25 @@ static void test_exact_values(void)
     sf_stack_free(&stack);
 }
 
+/* The published ratio of selective reading leaves out what stays raw, and counts 8 B of nothing. */
+static void test_selective(void)
+{
+    struct sf_setup setup = setup_of(32, 8, 128, 1);
+    struct sf_stack stack;
+    SF_MUST(check(&stack, &setup, "reconstruction", "selective"));
+    const int64_t lanes = 256, raw = 256 * 2 + 8, mark = 128 * 2 + 8;
+    for (int32_t n = 2463; n <= 70000; n = n * 3 + 11) { /* the sheet: 2464 at the least */
+        int64_t chunks = n / 8 - 4, rows = n < 2464 ? n : 8 * chunks;
+        int64_t bytes = 2 * (INT64_C(8) * rows * 960 + lanes * 128 * 960) + lanes * 8 * rows;
+        if (n >= 2464) bytes += lanes * ((n - rows + 48 * 8) * raw + (chunks - 48) * mark);
+        SF_CHECK_INT(stored(&setup, &stack, n), bytes);
+    }
+    int64_t elements = INT64_C(8) * 65536 * 960 + lanes * 128 * 960 + lanes * 128 * 65536 / 8;
+    double ratio = 2.0 * (double)lanes * 128 * 65536 / (double)elements;
+    SF_CHECK(ratio > 5.345 && ratio < 5.355); /* of the formula, with landmarks of all chunks */
+    sf_stack_free(&stack);
+}
+
 static void test_ranks(void)
 {
     struct sf_setup setup = setup_of(5, 8, 128, 1);
@@ -301,7 +321,6 @@ static void test_refusals(void)
     struct sf_stack stack;
     struct sf_stack_entry *entry;
     static const char *const unbuilt[][3] = {
-        { "reconstruction", "selective", "reconstruction: selective is not built yet" },
         { "tp_mode", "replicated_basis", "tp_mode: replicated_basis is not built yet" },
         { "factor_dtype", "int8", "factor_dtype: int8 is not built yet" } };
     for (size_t i = 0; i < sizeof unbuilt / sizeof unbuilt[0]; i++) {
@@ -309,6 +328,13 @@ static void test_refusals(void)
                       unbuilt[i][2]);
         sf_stack_free(&stack);
     }
+    setup.tokens_max = 8 * SF_LANDMARKS_MAX + 8;
+    SF_CHECK_OK(check(&stack, &setup, NULL, NULL));
+    sf_stack_free(&stack);
+    CHECK_REFUSED(check(&stack, &setup, "reconstruction", "selective"), SF_INVALID,
+                  "in chunks of 8 are more than 32768 landmarks");
+    sf_stack_free(&stack);
+    setup.tokens_max = TOKENS;
     CHECK_REFUSED(check(&stack, &setup, "start_layer", "8"), SF_INVALID, "of a model that has 8");
     sf_stack_free(&stack);
     SF_MUST(sf_stack_add(&stack, "xkv", &entry));
@@ -333,7 +359,8 @@ static void test_refusals(void)
 }
 
 static const struct sf_test tests[] = {
-    { "groups", test_groups }, { "listed groups", test_listed },
+    { "groups", test_groups }, { "bytes, selective", test_selective },
+    { "listed groups", test_listed },
     { "bytes are those of the formula", test_formula }, { "exact values", test_exact_values },
     { "rates", test_rates }, { "two entries", test_two },
     { "ranks", test_ranks }, { "refusals", test_refusals }, { NULL, NULL }
