@@ -285,6 +285,7 @@ static sf_status open_kernels(struct sf_sizing *sizing)
     struct sf_outline outline;
     SF_TRY(sf_device_outline(sizing->device, &outline));
     sizing->low_rank = outline.low_rank;
+    sizing->picks = outline.picks;
     sizing->mat_bytes = outline.mat_bytes;
     sizing->factor_bytes = outline.factor_bytes;
     sizing->host_memory = outline.host_memory;
@@ -294,6 +295,10 @@ static sf_status open_kernels(struct sf_sizing *sizing)
 static sf_status check_device(const struct sf_stack *stack, const struct sf_sizing *sizing)
 {
     const struct sf_method *grouped = sf_stack_grouped(stack);
+    for (int32_t m = 0; m < stack->entries && !sizing->picks; m++)
+        if (stack->entry[m].plan.needs & SF_NEED_SELECT_DECODE)
+            return SF_FAIL(SF_UNSUPPORTED, "method %s: picks in decode are not built for the device"
+                           " %s; use device: cpu", stack->entry[m].method->name, sizing->device);
     if (grouped == NULL || sizing->low_rank) return SF_OK;
     return SF_FAIL(SF_UNSUPPORTED, "method %s: low-rank caches are not built for the device %s;"
                    " use device: cpu", grouped->name, sizing->device);

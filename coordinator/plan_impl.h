@@ -49,7 +49,7 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
     const struct sf_model *model;
     const struct sf_cluster *cluster;
     const char *device;
-    int low_rank;                       /* its attention takes layer groups */
+    int low_rank, picks;                /* its attention takes layer groups; reads picked slots */
     int host_memory;                    /* of the device: sums go through comm/reduce */
     int64_t (*mat_bytes)(const struct sf_mat_shape *);
     size_t (*factor_bytes)(const struct sf_factor_job *);

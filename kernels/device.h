@@ -54,7 +54,7 @@ struct sf_outline {
     int64_t (*mat_bytes)(const struct sf_mat_shape *);
     size_t (*factor_bytes)(const struct sf_factor_job *);
     int host_memory;
-    int low_rank;                       /* attention takes parts with factors */
+    int low_rank, picks;                /* attention takes parts with factors; with picks */
 };
 sf_status sf_device_outline(const char *name, struct sf_outline *out);
 

@@ -103,8 +103,9 @@ static void one_rank(struct sf_device *device, int32_t rank_k, double exact,
         struct pages *mine = &basis[i / LANES];
         if (i % LANES == 0) *mine = fill(rank_k, rank_v, 16, TOKENS);
         factors[i] = fill(DIM, DIM, PAGE, rank_v);
-        of[i] = (struct sf_lane_factors){ &factors[i].layout, factors[i].page, rank_k, rank_v,
-                                          world.turns, DIM };
+        of[i] = (struct sf_lane_factors){ .layout = &factors[i].layout, .pages = factors[i].page,
+                                          .rank_k = rank_k, .rank_v = rank_v,
+                                          .turns = world.turns, .rope_dim = DIM };
         dense.part[i] = (struct sf_lane_part){ &mine->layout, mine->page, TOKENS, &of[i], NULL, 0 };
         sparse.part[i] = dense.part[i];
         sparse.part[i].pick = world.pick + i * PICKED * CHUNK;
