@@ -138,9 +138,7 @@ static void spectrum(const float *x, double *square)
 static void check_group(const char *what, int32_t layer, const float *x)
 {
     double square[COLS], norm = 0, before = 0;
-    for (int32_t t = 0; t < TOKENS; t++)
-        for (int32_t c = 0; c < COLS; c++)
-            norm += (double)x[t * COLS + c] * (double)x[t * COLS + c];
+    for (int32_t i = 0; i < TOKENS * COLS; i++) norm += (double)x[i] * (double)x[i];
     spectrum(x, square);
     before = norm;
     for (int i = 0; i < RANKS; i++) {
