@@ -300,9 +300,9 @@ struct sf_kernels {
     void (*kv_clear)(struct sf_device *, const struct sf_layout *, unsigned char *page);
     void (*kv_append)(struct sf_device *, const struct sf_append_job *);
     /* Of the three that follow only kv_read takes a layout with k_dim 0, and leaves bias and pos
-     * out.  Slots of a lane move to other physical slots of it (or of another lane of the same layout),
-     * bit for bit, in the order of the list: source i is read before target i is written, and a
-     * target never is a later source. */
+     * out.  Slots of a lane move to other physical slots of it (or of another lane of the same
+     * layout), bit for bit, in the order of the list: source i is read before target i is written,
+     * and a target never is a later source. */
     void (*kv_move)(struct sf_device *, const struct sf_layout *, unsigned char *pool,
                     size_t page_bytes, const struct sf_slot_list *from,
                     const struct sf_slot_list *to);

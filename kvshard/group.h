@@ -53,7 +53,7 @@ struct sf_seq_group {                   /* of a sequence; without segments until
     struct sf_segment *segment;         /* [segments_max], of which there are tier.segments */
     int32_t segments_max;
     struct sf_kv_lane *list;            /* [segments_max][lanes] */
-    struct sf_kv_lane *values;          /* likewise, behind list, where values stay exact; or NULL */
+    struct sf_kv_lane *values;          /* likewise, behind list, if values stay exact; or NULL */
     struct sf_lane_factors *factors;    /* likewise */
     struct sf_kv_lane *mark;            /* [lanes] pages of their landmarks; NULL: it has none */
     struct sf_layout mark_layout;

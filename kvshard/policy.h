@@ -54,8 +54,8 @@ enum { SF_TIERS = 4, SF_TIER_FOREIGN = 255 }; /* FOREIGN: stored by another entr
 enum sf_place { SF_ON_DEVICE, SF_ON_HOST };
 enum sf_head_class { SF_HEAD_ANY, SF_HEAD_RETRIEVAL, SF_HEAD_OTHER };
 struct sf_shape {                         /* whole model, before placement; arrays come preset */
-    /* [layers] Equal numbers are encoded together; -1 = no.  Once stages are cut, whoever would have
-     * a group cross one counts anew, leaves layers exact, or refuses. */
+    /* [layers] Equal numbers are encoded together; -1 = no.  Once stages are cut, whoever would
+     * have a group cross one counts anew, leaves layers exact, or refuses. */
     int16_t *layer_group;
     uint8_t *head_class;                  /* [lanes] enum sf_head_class, for `on:` of the stack */
     uint8_t *acts_on;                     /* [lanes] 0: this method leaves the lane exact */
