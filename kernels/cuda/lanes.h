@@ -22,8 +22,8 @@ struct sf_cuda_lane {
 };
 /* A part: page of the first, slots, dtype, slots of a page; of one with factors also k_dim and
  * v_dim of its pages, page of the first row of factors, rows of a page there, rank_k, rank_v,
- * rope_dim, page of the first value where rank_v is 0, the address of the turns, and of those values
- * dtype and slots of a page. */
+ * rope_dim, page of the first value where rank_v is 0, the address of the turns, and of those
+ * values dtype and slots of a page. */
 enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 16 };
 /* What kernels know of a job, by value. */
 struct sf_cuda_view {
