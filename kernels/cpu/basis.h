@@ -24,7 +24,8 @@ struct sf_picked {                      /* some picks of a part */
  * the other; `first` is even. */
 void sf_gather_keys(const struct sf_picked *, int32_t first, int32_t elements, unsigned char *out,
                     const unsigned char **block_out);
-/* Their values, which lie in these pages, one row behind the other, and biases and positions, up to a whole block. */
+/* Their values, which lie in these pages, one row behind the other, and biases and positions, up
+ * to a whole block. */
 void sf_gather_values(const struct sf_picked *, const struct sf_layout *, const int32_t *pages,
                       unsigned char *out);
 void sf_gather_marks(const struct sf_picked *, float *bias, int32_t *pos);

@@ -414,8 +414,9 @@ static void kv_rebuild(struct sf_device *device, const struct sf_lane_part *part
             int32_t slot = list->slot[first + i];
             places[4 * i] = list->pages[slot / part->layout->page_slots];
             places[4 * i + 1] = slot % part->layout->page_slots;
-            places[4 * i + 2] = factors->rank_v > 0 ? places[4 * i]
-                                                    : factors->value_pages[slot / values.page_slots];
+            places[4 * i + 2] = places[4 * i];
+            if (factors->rank_v == 0)
+                places[4 * i + 2] = factors->value_pages[slot / values.page_slots];
             places[4 * i + 3] = slot % values.page_slots;
         }
         memcpy(places + 4 * (size_t)n, factors->pages, pages * word);
