@@ -220,5 +220,6 @@ static sf_status staged_settle(struct sf_link *link)
 }
 
 static const struct sf_link_ops staged_ops = {
-    "staged", staged_close, staged_give_up, staged_sum, staged_send, staged_recv, staged_all_gather, staged_settle
+    "staged", staged_close, staged_give_up, staged_sum, staged_send, staged_recv,
+    staged_all_gather, staged_settle
 };
