@@ -207,6 +207,10 @@ def planned(tally):
     wanted = stored(2048, 2048, selective=True)
     tally.check("plan: bytes at 2048, selective", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
                 [wanted, wanted])
+    done = job.sheaf(1, ["plan", picking, "--set", "device=cuda-emulated"])
+    tally.check("plan: selective on a device without picks: exit code", done.code, 2)
+    tally.true("plan: selective on a device without picks: words", "picks" in done.stderr and
+               "cuda-emulated" in done.stderr and done.stderr.count("\n") == 1, done.stderr)
     refused = [(", reconstruction: selective, budget_tokens: 7", "",
                 "budget_tokens 7 is less than a chunk_size of 8"),
                (", tp_mode: replicated_basis", "", "tp_mode: replicated_basis is not built yet"),
