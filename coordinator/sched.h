@@ -60,6 +60,8 @@ struct sf_sched_limits {
     int32_t chunk_rows;                 /* prompt chunks end at every multiple of it, whatever the
                                            load; 0: wherever the rows run out */
     uint8_t prompt_apart;               /* no step has the end of a prompt and what comes after */
+    int32_t answer_apart;               /* nor tokens on both sides of a multiple of so many behind
+                                           it; 0: they may be anywhere */
     int32_t slots_max;                  /* sequences known at once, waiting ones included */
     const int64_t *pages;               /* [groups][ranks] of each rank's pool; copied */
     /* Most pages[ranks] that a sequence holds on its way to `tokens`; settled: 1 once its prompt

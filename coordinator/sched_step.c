@@ -132,12 +132,18 @@ static void add_item(struct sf_sched *s, struct seq *seq, struct batch *batch, i
 
 /* Rows of the next chunk of known tokens; 0 if it has to wait for a step with more room.  A prompt
  * that is scored has chunks of its own: an answer that is fed again was scored when it was sampled.
- * So has one whose layers are encoded together: all of them have to end it before any goes on. */
+ * So has one whose layers are encoded together, and so have pieces of its answer: all of them have
+ * to end it before any goes on. */
 static int32_t chunk_of(const struct sf_sched *s, const struct seq *seq, int32_t room)
 {
     int apart = seq->score_prompt || s->limits.prompt_apart;
-    int32_t end = apart && seq->fed < seq->prompt ? seq->prompt : seq->known;
-    int32_t rows = end - seq->fed, chunk = s->limits.chunk_rows;
+    int32_t every = s->limits.answer_apart, chunk = s->limits.chunk_rows, end = seq->known;
+    if (apart && seq->fed < seq->prompt) end = seq->prompt;
+    int32_t rows = end - seq->fed;
+    if (every > 0 && seq->fed >= seq->prompt) {
+        int32_t to_event = every - (seq->fed - seq->prompt) % every;
+        if (rows > to_event) rows = to_event;
+    }
     if (chunk == 0) return rows < room ? rows : room;
     int32_t to_border = chunk - seq->fed % chunk;
     if (rows > to_border) rows = to_border;

@@ -300,6 +300,14 @@ static void take_opens(struct model *m, int32_t g, const struct sf_wire_step *st
 }
 
 /* ---- rows ------------------------------------------------------------------------------------ */
+/* Whether rows of known tokens may have to end before `pos` without another reason. */
+static int is_border(const struct model *m, const struct known *known, int32_t pos)
+{
+    if (pos == known->prompt) return known->scored || m->shape.apart > 0;
+    return m->shape.apart > 0 && pos > known->prompt &&
+           (pos - known->prompt) % m->shape.apart == 0;
+}
+
 static void take_known_rows(struct model *m, int32_t g, const struct sf_wire_step *step,
                             const struct sf_wire_item *item, const struct known *known)
 {
@@ -310,8 +318,9 @@ static void take_known_rows(struct model *m, int32_t g, const struct sf_wire_ste
     take_tokens(m, g, step, item->token_first, item->rows, known->token + item->pos);
     if (chunk > 0)
         PROMISE(m, item->rows <= chunk &&
-                       (end % chunk == 0 || end == known->known ||
-                        (scored && end == known->prompt)));
+                       (end % chunk == 0 || end == known->known || is_border(m, known, end)));
+    for (int32_t pos = item->pos + 1; pos < end && m->shape.apart > 0; pos++)
+        PROMISE(m, !is_border(m, known, pos));
     PROMISE(m, ((item->logits & SF_LOGITS_ROWS) != 0) == scored);
     PROMISE(m, !scored || end <= known->prompt);
     PROMISE(m, item->next == (scored && end < known->prompt ? known->token[end] : -1));
@@ -366,7 +375,7 @@ static void take_items(struct model *m, int32_t g, const struct sf_wire_step *st
             PROMISE(m, known->fed == known->prompt + known->sampled);
         else
             PROMISE(m, rows == m->shape.rows || m->shape.chunk > 0 ||
-                           (known->scored && known->fed == known->prompt));
+                           is_border(m, known, known->fed));
     }
 }
 
@@ -419,6 +428,7 @@ int model_make(struct model *m, const struct shape *shape)
         .groups = shape->groups, .stages = (shape->batches + 1) / 2,
         .micro_batches = shape->batches, .ranks = shape->ranks,
         .seqs_max = shape->seqs, .rows_max = shape->rows, .chunk_rows = shape->chunk,
+        .prompt_apart = shape->apart > 0, .answer_apart = shape->apart,
         .slots_max = SLOTS, .pages = m->pages, .need = model_need, .need_arg = m,
         .tightens = (uint8_t)shape->tightens, .sharing = shape->sharing,
         .block_tokens = shape->page_tokens,

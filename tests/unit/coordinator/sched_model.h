@@ -29,6 +29,8 @@ struct shape {
     int32_t own;                        /* last rows of a prompt that each computes itself, and
                                            blocks are attached in pairs; 0: no such rule */
     int tightens;                       /* each time halves what a lane may have, to one page */
+    int32_t apart;                      /* no step goes on behind a prompt's end, or such a
+                                           multiple behind that; 0: no such rule */
 };
 
 struct known {

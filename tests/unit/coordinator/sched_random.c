@@ -206,9 +206,10 @@ static void drive_out(struct model *m)
 
 static void print_shape(const struct shape *s)
 {
-    printf("  in {%d, %d, %d, %d, %d, %d, %lld, %d, %d, %d, %d, %d, %d, %d}\n", s->groups,
+    printf("  in {%d, %d, %d, %d, %d, %d, %lld, %d, %d, %d, %d, %d, %d, %d, %d, %d}\n", s->groups,
            s->batches, s->ranks, s->seqs, s->rows, s->chunk, (long long)s->pages, s->prompt,
-           s->answer, (int)s->sharing, s->page_tokens, s->window, (int)s->pool, s->tightens);
+           s->answer, (int)s->sharing, s->page_tokens, s->window, (int)s->pool, s->own,
+           s->tightens, s->apart);
 }
 
 /* Only blocks are left, and all that happened is in the counts. */
@@ -256,27 +257,30 @@ void random_steps(void)
 {
     static const struct shape shapes[] = {
         /* groups, batches, ranks, seqs, rows, chunk, pages, longest prompt, longest answer,
-         * sharing, tokens of a page, window, pool, own rows, whether sequences are tightened */
-        {1, 1, 1, 1, 1, 0, 12, 20, 10, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0, 0},
-        {1, 1, 2, 8, 64, 0, 24, 100, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0, 0},
-        {2, 2, 3, 9, 32, 0, 40, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0, 0},
-        {1, 3, 1, 12, 40, 16, 60, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0, 0},
-        {3, 4, 2, 16, 48, 16, 30, 150, 60, SF_SHARE_COPIED, 16, 0, POOL_TIGHT, 0, 0},
-        {2, 3, 1, 6, 40, 0, 15, 120, 60, SF_SHARE_COPIED, 8, 9, POOL_TIGHT, 0, 0},
-        {1, 2, 3, 10, 24, 8, 17, 120, 64, SF_SHARE_COPIED, 8, 12, POOL_TIGHT, 0, 0},
-        {1, 4, 3, 64, 8, 8, 40, 60, 40, SF_SHARE_NOTHING, 4, 0, POOL_TIGHT, 0, 0},
-        {3, 2, 3, 20, 100, 32, 24, 199, 60, SF_SHARE_NOTHING, 16, 8, POOL_ANY, 0, 0},
-        {2, 1, 2, 5, 33, 0, 15, 100, 60, SF_SHARE_NOTHING, 16, 0, POOL_TIGHT, 0, 0},
-        {1, 1, 1, 8, 64, 0, 17, 60, 60, SF_SHARE_NOTHING, 4, 12, POOL_PRESSED, 0, 1},
-        {2, 3, 3, 24, 60, 0, 26, 40, 64, SF_SHARE_NOTHING, 4, 16, POOL_PRESSED, 0, 1},
-        {1, 1, 2, 10, 40, 16, 20, 60, 64, SF_SHARE_COPIED, 8, 14, POOL_PRESSED, 0, 1},
-        {1, 4, 3, 40, 50, 0, 34, 60, 64, SF_SHARE_NOTHING, 4, 0, POOL_PRESSED, 0, 1},
-        {1, 2, 2, 8, 40, 0, 4000, 100, 64, SF_SHARE_NOTHING, 4, 14, POOL_GENEROUS, 0, 1},
-        {1, 2, 1, 7, 7, 4, 2000, 199, 60, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0, 0},
-        {2, 2, 2, 16, 50, 0, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS, 0, 0},
-        {1, 4, 2, 40, 60, 16, 4000, 150, 30, SF_SHARE_NOTHING, 4, 20, POOL_GENEROUS, 0, 0},
-        {2, 3, 1, 6, 40, 0, 15, 120, 60, SF_SHARE_COPIED, 8, 9, POOL_TIGHT, 20, 0},
-        {1, 2, 2, 16, 50, 16, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS, 7, 0}};
+         * sharing, tokens of a page, window, pool, own rows, whether sequences are tightened, what
+         * is kept apart */
+        {1, 1, 1, 1, 1, 0, 12, 20, 10, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0, 0, 0},
+        {1, 1, 2, 8, 64, 0, 24, 100, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0, 0, 0},
+        {2, 2, 3, 9, 32, 0, 40, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0, 0, 0},
+        {1, 3, 1, 12, 40, 16, 60, 150, 60, SF_SHARE_KEPT, 8, 0, POOL_TIGHT, 0, 0, 0},
+        {3, 4, 2, 16, 48, 16, 30, 150, 60, SF_SHARE_COPIED, 16, 0, POOL_TIGHT, 0, 0, 0},
+        {2, 3, 1, 6, 40, 0, 15, 120, 60, SF_SHARE_COPIED, 8, 9, POOL_TIGHT, 0, 0, 0},
+        {1, 2, 3, 10, 24, 8, 17, 120, 64, SF_SHARE_COPIED, 8, 12, POOL_TIGHT, 0, 0, 0},
+        {1, 4, 3, 64, 8, 8, 40, 60, 40, SF_SHARE_NOTHING, 4, 0, POOL_TIGHT, 0, 0, 0},
+        {3, 2, 3, 20, 100, 32, 24, 199, 60, SF_SHARE_NOTHING, 16, 8, POOL_ANY, 0, 0, 0},
+        {2, 1, 2, 5, 33, 0, 15, 100, 60, SF_SHARE_NOTHING, 16, 0, POOL_TIGHT, 0, 0, 0},
+        {1, 1, 1, 8, 64, 0, 17, 60, 60, SF_SHARE_NOTHING, 4, 12, POOL_PRESSED, 0, 1, 0},
+        {2, 3, 3, 24, 60, 0, 26, 40, 64, SF_SHARE_NOTHING, 4, 16, POOL_PRESSED, 0, 1, 0},
+        {1, 1, 2, 10, 40, 16, 20, 60, 64, SF_SHARE_COPIED, 8, 14, POOL_PRESSED, 0, 1, 0},
+        {1, 4, 3, 40, 50, 0, 34, 60, 64, SF_SHARE_NOTHING, 4, 0, POOL_PRESSED, 0, 1, 0},
+        {1, 2, 2, 8, 40, 0, 4000, 100, 64, SF_SHARE_NOTHING, 4, 14, POOL_GENEROUS, 0, 1, 0},
+        {1, 2, 1, 7, 7, 4, 2000, 199, 60, SF_SHARE_KEPT, 4, 0, POOL_GENEROUS, 0, 0, 0},
+        {2, 2, 2, 16, 50, 0, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS, 0, 0, 0},
+        {1, 4, 2, 40, 60, 16, 4000, 150, 30, SF_SHARE_NOTHING, 4, 20, POOL_GENEROUS, 0, 0, 0},
+        {2, 3, 1, 6, 40, 0, 15, 120, 60, SF_SHARE_COPIED, 8, 9, POOL_TIGHT, 20, 0, 0},
+        {1, 2, 2, 16, 50, 16, 4000, 150, 64, SF_SHARE_COPIED, 4, 0, POOL_GENEROUS, 7, 0, 0},
+        {2, 2, 3, 9, 32, 0, 40, 150, 60, SF_SHARE_COPIED, 8, 0, POOL_TIGHT, 0, 0, 7},
+        {1, 2, 2, 10, 24, 8, 20, 120, 64, SF_SHARE_COPIED, 8, 0, POOL_TIGHT, 0, 0, 20}};
     enum { STEPS = 50000, SHAPES = sizeof shapes / sizeof shapes[0] };
     for (int32_t i = 0; i < SHAPES; i++) run_shape(&shapes[i], STEPS);
 }
@@ -299,6 +303,7 @@ void random_shapes(void)
         if (random_below(2) && shape.sharing == SF_SHARE_COPIED) shape.own = 1 + random_below(40);
         if (random_below(2) && shape.sharing != SF_SHARE_KEPT) shape.tightens = 1;
         shape.pages = most + random_below(3 * most);
+        shape.apart = i % 3 == 0 ? 1 + i % 23 : 0;
         run_shape(&shape, 5000);
     }
 }
