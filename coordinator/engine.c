@@ -115,6 +115,7 @@ static sf_status make_sched(struct sf_engine *e)
                                      /* layers are encoded together at its end */
                                      .prompt_apart =
                                          sf_stack_grouped(&e->spec.config->kv.stack) != NULL,
+                                     .answer_apart = sf_stack_interval(&e->spec.config->kv.stack),
                                      .slots_max = e->slots,
                                      .pages = pages,
                                      .need = need,

@@ -115,6 +115,11 @@ static int32_t chunk_of(const struct drive *d, const struct place *place, int32_
     int32_t left = (in_prompt ? c->prompt : c->tokens - 1) - place->fed;
     int32_t most = in_prompt ? PROMPT_CHUNK : EVAL_CHUNK;
     if (left > most) left = most;
+    for (int32_t s = 0; s < d->stacks && !in_prompt; s++) {
+        int32_t every = sf_stack_interval(&d->desk->launch[s].config.kv.stack);
+        int32_t to_event = every > 0 ? every - (place->fed - c->prompt) % every : left;
+        if (left > to_event) left = to_event;   /* layers are encoded together behind it */
+    }
     return left < room ? left : room;
 }
 

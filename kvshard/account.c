@@ -11,7 +11,8 @@
  *   slots         rising ---> here |drop  rising here |drop   and here
  *
  * Pages of tiers beside the raw one come on top: an edit fills them before it frees what it
- * took.
+ * took.  A layer group's tier grows by a segment at the prompt's end and by one of every_tokens at
+ * an interval, or not; what is raw just before an interval is never less than before an earlier.
  *
  * What a layer group shares is counted once for each rank that has lanes of it: its bytes with the
  * first lane that is no copy, as the store does (group.h).  One lane by itself gets its part. */
@@ -55,6 +56,8 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
         int32_t origin = plan->every_from_prompt ? spot->prompt : 0;
         int64_t event = origin + (spot->prompt - origin) / plan->every_tokens *
                                      (int64_t)plan->every_tokens + plan->every_tokens;
+        if (sf_codec_group_tier(plan) > 0 && event < spot->tokens)
+            event += (spot->tokens - event) / plan->every_tokens * plan->every_tokens;
         for (; event <= spot->tokens; event += plan->every_tokens) {
             struct sf_spot before = *spot;
             struct sf_foot foot = { .slots_peak = spot->prompt };
@@ -77,24 +80,46 @@ static sf_status decode_live(const struct sf_setup *setup, const struct sf_stack
  * `basis` of the bytes and pages are the lane's. */
 struct group_cost { int64_t bytes, pages; };
 struct group_share { int32_t lanes; double basis; }; /* lanes of the group here */
+/* Of `segments` segments of so many slots. */
+static sf_status add_segments(const struct sf_setup *setup, const struct sf_stack_entry *entry,
+                              const struct sf_layout *raw, int32_t layer, int32_t slots,
+                              int32_t segments, const struct group_share *share,
+                              struct group_cost *cost)
+{
+    struct sf_lowrank_ask ask = { .setup = setup, .shape = &entry->shape,
+                                  .tier = &entry->plan.tier[sf_codec_group_tier(&entry->plan)],
+                                  .raw = *raw, .layer = layer, .ranks = setup->tp_size,
+                                  .lanes = share->lanes, .tokens = slots };
+    struct sf_lowrank_size size;
+    if (slots == 0 || segments == 0) return SF_OK;
+    SF_TRY(sf_lowrank_sizes(&ask, &size));
+    cost->bytes += segments * (size.factor_bytes + size.value_bytes +
+                               (int64_t)(share->basis * (double)size.basis_bytes));
+    cost->pages += segments * (size.factor_pages + size.value_pages +
+                               (int64_t)(share->basis * (double)size.basis_pages));
+    return SF_OK;
+}
+
+/* Of all that the lane has in the group's tier by now: `slots` of them. */
 static sf_status group_cost(const struct sf_setup *setup, const struct sf_stack_entry *entry,
-                            int32_t tier, const struct sf_layout *raw, int32_t layer,
-                            int64_t slots, const struct group_share *share,
+                            const struct sf_layout *raw, const struct sf_spot *spot,
+                            int32_t slots, const struct group_share *share,
                             struct group_cost *out)
 {
+    const struct sf_plan *plan = &entry->plan;
+    struct sf_foot foot = { .slots_peak = spot->prompt };
+    struct sf_spot at_end = *spot;
+    int32_t first = slots, segments = 0;
     *out = (struct group_cost){ 0, 0 };
-    if (slots == 0) return SF_OK;
-    struct sf_lowrank_ask ask = { .setup = setup, .shape = &entry->shape,
-                                  .tier = &entry->plan.tier[tier], .raw = *raw, .layer = layer,
-                                  .ranks = setup->tp_size, .lanes = share->lanes,
-                                  .tokens = (int32_t)slots };
-    struct sf_lowrank_size size;
-    SF_TRY(sf_lowrank_sizes(&ask, &size));
-    out->bytes = size.factor_bytes + size.value_bytes +
-                 (int64_t)(share->basis * (double)size.basis_bytes);
-    out->pages = size.factor_pages + size.value_pages +
-                 (int64_t)(share->basis * (double)size.basis_pages);
-    return SF_OK;
+    if (plan->whens & 1u << SF_AT_INTERVAL) {
+        at_end.tokens = spot->prompt;
+        SF_TRY(entry->method->policy->footprint(setup, &at_end, &foot));
+        first = foot.slots_hi[sf_codec_group_tier(plan)];
+        segments = (slots - first) / plan->every_tokens;
+        SF_ASSERT(slots == first + segments * plan->every_tokens);
+    }
+    SF_TRY(add_segments(setup, entry, raw, spot->layer, first, 1, share, out));
+    return add_segments(setup, entry, raw, spot->layer, plan->every_tokens, segments, share, out);
 }
 
 static sf_status lane_cost(const struct sf_setup *common, const struct sf_stack *stack,
@@ -128,8 +153,7 @@ static sf_status lane_cost(const struct sf_setup *common, const struct sf_stack 
         if (t > 0) slot_bytes = (int64_t)sf_codec_of(&entry->plan, t)->slot_bytes(&tier);
         if (t > 0 && sf_codec_of(&entry->plan, t)->facts & SF_CAN_GROUP) {
             struct group_cost group;    /* here lo and hi are equal: stack.c has seen to it */
-            SF_TRY(group_cost(&setup, entry, t, &layout, spot->layer, foot.slots_hi[t], share,
-                              &group));
+            SF_TRY(group_cost(&setup, entry, &layout, spot, foot.slots_hi[t], share, &group));
             cost.bytes_lo += group.bytes;
             cost.bytes_hi += group.bytes;
             tier_pages += group.pages;

@@ -152,6 +152,19 @@ static int64_t group_tables(const struct sizing *s)
     return bytes;
 }
 
+/* Pages of the lists of a segment of so many rows, and lists of each lane. */
+static sf_status segment_pages(const struct sizing *s, const struct grouped *group, int32_t rows,
+                               int64_t *pages_out, int64_t *lists_out)
+{
+    struct sf_lowrank_ask ask = group_ask(s, group, rows);
+    struct sf_lowrank_size size;
+    SF_TRY(sf_lowrank_sizes(&ask, &size));
+    int64_t each = size.factor_pages + size.value_pages;
+    *pages_out = size.basis_pages + group->lanes * each;
+    *lists_out = size.value_pages > 0 ? 2 : 1;
+    return SF_OK;
+}
+
 /* Of a sequence of so many tokens: what stands for its groups. */
 static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *bytes_out)
 {
@@ -159,24 +172,25 @@ static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *by
     struct grouped group;
     for (int32_t m = 0; m < entries_of(s); m++)
         for (int32_t i = 0; i < s->share->layer_count; i++) {
-            struct sf_lowrank_size size;
-            if (!group_at(s, m, i, &group)) continue;
-            struct sf_lowrank_ask ask = group_ask(s, &group, tokens);
-            SF_TRY(sf_lowrank_sizes(&ask, &size));
             const struct sf_plan *plan = &s->stack->entry[m].plan;
-            struct sf_layout marks = sf_marks_layout(&ask.raw);
-            int64_t each = size.factor_pages + size.value_pages +
-                           sf_marks_pages(plan, &marks, tokens);
-            int64_t pages = size.basis_pages + group.lanes * each;
-            int64_t lists = size.value_pages > 0 ? 2 : 1;
+            int64_t segments = sf_codec_segments(plan, tokens), pages = 0, lists = 1;
+            if (!group_at(s, m, i, &group)) continue;
+            SF_TRY(segment_pages(s, &group, tokens, &pages, &lists));
+            if (segments > 1) {
+                int64_t more;
+                SF_TRY(segment_pages(s, &group, plan->every_tokens, &more, &lists));
+                pages += (segments - 1) * more;
+            }
+            struct sf_layout raw = raw_of(s, i), marks = sf_marks_layout(&raw);
+            pages += (int64_t)group.lanes * sf_marks_pages(plan, &marks, tokens);
             groups++;
             if (plan->mark_slots > 0)
                 bytes += block(group.lanes, sizeof(struct sf_kv_lane)) +
                          block((int64_t)group.lanes * sf_picks_most(plan, tokens),
                                sizeof(int32_t));
-            bytes += block(1, sizeof(struct sf_segment)) +
-                     block(group.lanes * lists, sizeof(struct sf_kv_lane)) +
-                     block(group.lanes, sizeof(struct sf_lane_factors)) +
+            bytes += block(segments, sizeof(struct sf_segment)) +
+                     block(segments * group.lanes * lists, sizeof(struct sf_kv_lane)) +
+                     block(segments * group.lanes, sizeof(struct sf_lane_factors)) +
                      block(pages, sizeof(int32_t));
         }
     if (groups > 0) bytes += block(groups, sizeof(struct sf_seq_group));
@@ -269,14 +283,16 @@ static void size_step(const struct sizing *s, struct sf_cache_bytes *out)
 {
     struct sf_page_spec notes = { 0 };
     int64_t seqs = s->room->seqs_max, jobs = seqs * (s->lanes_most > 0 ? s->lanes_most : 1);
-    int32_t tiers = 1;
-    for (int32_t m = 0; m < entries_of(s); m++)
-        if (s->stack->entry[m].plan.tiers > tiers) tiers = s->stack->entry[m].plan.tiers;
+    int64_t parts = 0;
+    for (int32_t m = 0; m < entries_of(s); m++) {
+        int32_t of = sf_codec_parts(&s->stack->entry[m].plan, s->setup->tokens_max);
+        if (of > parts) parts = of;
+    }
     sf_page_notes(s->stack, &notes);
     out->step = block(jobs, sizeof(struct sf_append_lane)) +
                 block(jobs, sizeof(struct sf_lane_job)) +
                 block(s->room->rows_max, sizeof(int32_t)) + 2 * block(seqs, sizeof(int32_t));
-    if (tiers > 1) out->step += block(jobs * (SF_TIERS - 1), sizeof(struct sf_lane_part));
+    if (parts > 0) out->step += block(jobs * parts, sizeof(struct sf_lane_part));
     if (!notes.mirror || notes.masses == 0) return;
     out->step += block(seqs, sizeof(int32_t)) + block(jobs, sizeof(struct sf_lane_job)) +
                  block(s->room->rows_max * s->heads_most, sizeof(float));

@@ -26,6 +26,18 @@ int32_t sf_codec_group_tier(const struct sf_plan *plan)
     return 0;
 }
 
+int32_t sf_codec_segments(const struct sf_plan *plan, int32_t tokens)
+{
+    if (sf_codec_group_tier(plan) == 0) return 0;
+    return plan->whens & 1u << SF_AT_INTERVAL ? 1 + (tokens - 1) / plan->every_tokens : 1;
+}
+
+int32_t sf_codec_parts(const struct sf_plan *plan, int32_t tokens)
+{
+    int32_t segments = sf_codec_segments(plan, tokens);
+    return plan->tiers > 1 ? plan->tiers - 1 - (segments > 0) + segments : 0;
+}
+
 int32_t sf_layout_slots(const struct sf_layout *like, size_t room, int32_t slots_max)
 {
     struct sf_layout layout = *like;

@@ -67,6 +67,10 @@ struct sf_tier sf_tier_lowrank(const struct sf_lowrank *);
 
 /* The tier of a plan that is for layer groups; 0: it has none. */
 int32_t sf_codec_group_tier(const struct sf_plan *);
+/* Most segments of a group (group.h), one for the prompt's end and one for each interval, of a
+ * sequence of so many tokens; and parts of a lane beside its own slots (kernels.h). */
+int32_t sf_codec_segments(const struct sf_plan *, int32_t tokens);
+int32_t sf_codec_parts(const struct sf_plan *, int32_t tokens);
 
 /* ---- codec lowrank: sizes ------------------------------------------------------------------- */
 struct sf_lowrank_ask {

@@ -155,13 +155,13 @@ static sf_status create_step(struct sf_store *store, const struct sf_stack *stac
     store->append = block;
     SF_TRY(sf_alloc(jobs * sizeof *store->job, "attention jobs", &block));
     store->job = block;
-    int32_t tiers = 1;
-    for (int32_t m = 0; m < store->methods; m++)
-        if (store->method[m].entry->plan.tiers > tiers)
-            tiers = store->method[m].entry->plan.tiers;
-    if (tiers > 1) {
-        SF_TRY(sf_alloc(jobs * (SF_TIERS - 1) * sizeof *store->part, "tiers of attention jobs",
-                        &block));
+    for (int32_t m = 0; m < store->methods; m++) {
+        int32_t parts = sf_codec_parts(&store->method[m].entry->plan, store->setup.tokens_max);
+        if (parts > store->parts_max) store->parts_max = parts;
+    }
+    if (store->parts_max > 0) {
+        SF_TRY(sf_alloc(jobs * (size_t)store->parts_max * sizeof *store->part,
+                        "tiers of attention jobs", &block));
         store->part = block;
     }
     SF_TRY(sf_alloc((size_t)store->rows_max * sizeof *store->row_pos, "positions of rows", &block));

@@ -340,13 +340,18 @@ sf_status sf_edit_tier(struct sf_answer *answer, const struct sf_lane *lane, str
 
 /* ---- group ---------------------------------------------------------------------------------- */
 static sf_status check_group_lane(const struct sf_answer *answer, const struct sf_span *span,
-                                  const struct sf_lane *lane, struct sf_list list)
+                                  const struct sf_lane *lane, struct sf_list list, int tier)
 {
     const struct sf_plan *plan = &answer->method->entry->plan;
     const char *name = method_name(answer);
     if (lane->slots != span->lane[0].slots)
         return SF_FAIL(SF_INVALID, "%s: a group of lanes of %d and %d slots", name,
                        span->lane[0].slots, lane->slots);
+    for (int32_t s = list.ids[0] < 0 ? 0 : list.ids[0]; s < lane->slots; s++)
+        if (lane->tier[s] == tier)
+            return SF_FAIL(SF_INVALID, "%s: slot %d of layer %d head %d comes into a group that has"
+                           " slot %d, behind it", name, list.ids[0], lane->layer,
+                           lane->head_global, s);
     for (int32_t i = 0; i < list.n; i++) {
         int32_t s = list.ids[i];
         if (s < 0 || s >= lane->slots || (i > 0 && s <= list.ids[i - 1]))
@@ -382,13 +387,11 @@ static sf_status record_group(struct sf_answer *answer, const struct sf_span *sp
     if (edit->tier > 0 || answer->store->groups.group[g].lanes != span->lanes)
         return SF_FAIL(SF_INVALID, "%s: second edit of a group in one answer, or one of a part of"
                        " it", name);
-    if (view->seq->group[g].tier.segments > 0)
-        return SF_FAIL(SF_UNSUPPORTED, "%s: a second segment of a group is not built yet", name);
     if (list.n < 1 || !list.ids)
         return SF_FAIL(SF_UNSUPPORTED, "%s: group of %d slots, or by a list on the device", name,
                        list.n);
     for (int32_t l = 0; l < span->lanes; l++)
-        SF_TRY(check_group_lane(answer, span, &span->lane[l], list));
+        SF_TRY(check_group_lane(answer, span, &span->lane[l], list, tier));
     SF_TRY(dup(answer, list.ids, (size_t)list.n, sizeof *list.ids, &edit->ids));
     edit->n = list.n;
     edit->tier = tier;

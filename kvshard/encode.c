@@ -252,7 +252,7 @@ static sf_status leave(const struct work *w, const struct sf_view *view)
         drop[n++] = view->slot[id];
         view->lane->order[id] = (uint8_t)w->edit->tier;
     }
-    view->lane->hidden = kept;
+    view->lane->hidden += kept;
     SF_TRY(sf_lane_mark(&ctx, view->lane, drop, n));
     return sf_lane_compact(&ctx, view->lane);
 }

@@ -31,6 +31,19 @@ static int32_t to_interval(const struct sf_plan *plan, const struct sf_seq *seq,
     return plan->every_tokens - run % plan->every_tokens;
 }
 
+int32_t sf_events_apart(const struct sf_store *store, const struct sf_seq *seq, int32_t pos)
+{
+    int32_t rows = INT32_MAX;
+    if (store->groups.groups > 0 && pos < seq->prompt) return seq->prompt - pos;
+    for (int32_t g = 0; g < store->groups.groups; g++) {
+        const struct sf_store_method *method = &store->method[store->groups.group[g].method];
+        if (!wants(method, SF_AT_INTERVAL)) continue;
+        int32_t due = to_interval(&method->entry->plan, seq, pos);
+        if (due < rows) rows = due;
+    }
+    return rows;
+}
+
 int32_t sf_events_rows(const struct sf_store *store, int32_t layer, const struct sf_seq *seq,
                        int32_t left)
 {
@@ -156,13 +169,14 @@ static sf_status show_lane(struct sf_answer *answer, struct sf_lane *shown, stru
     return SF_OK;
 }
 
-/* Layers whose lanes an event of `layer` shows: its own, or, at the end of a prompt, those of its
- * group, which has to wait for its last layer: 0. */
+/* Layers whose lanes an event of `layer` shows: its own, or, at the end of a prompt and at
+ * intervals, those of its group, which has to wait for its last layer: 0. */
 static int layers_shown(const struct sf_store *store, int32_t layer, int32_t method,
                         enum sf_when when, int32_t *first_out)
 {
+    int together = when == SF_AT_PREFILL_END || when == SF_AT_INTERVAL;
     *first_out = layer;
-    for (int32_t l = 0; l < store->layer[layer].spec.lanes && when == SF_AT_PREFILL_END; l++) {
+    for (int32_t l = 0; l < store->layer[layer].spec.lanes && together; l++) {
         int32_t g = sf_group_of(store, layer, l);
         if (g < 0 || store->groups.group[g].method != method) continue;
         *first_out = store->groups.group[g].layer_first;

@@ -10,6 +10,9 @@ struct sf_seq;
  * to so many: that bounds its memory (bytes.c), whatever falls due in a step. */
 enum { SF_HOOK_SPANS = 16, SF_HOOK_TOKENS = 8192 };
 
+/* Rows from position `pos` on that one call may have: layer groups are encoded behind the last of
+ * them, or not at all. */
+int32_t   sf_events_apart(const struct sf_store *, const struct sf_seq *, int32_t pos);
 /* Rows of an item that can run before an event of `layer` falls due, given `left` >= 1 of them. */
 int32_t   sf_events_rows(const struct sf_store *, int32_t layer, const struct sf_seq *,
                          int32_t left);

@@ -182,34 +182,42 @@ static sf_status open_picks(const struct sf_store *store, const struct sf_seq *s
     return SF_OK;
 }
 
+static size_t pages_of(const struct sf_lowrank_size *size, int32_t lanes)
+{
+    size_t each = (size_t)size->factor_pages + (size_t)size->value_pages;
+    return (size_t)size->basis_pages + (size_t)lanes * each;
+}
+
 static sf_status open_group(const struct sf_store *store, const struct sf_seq *seq, int32_t number)
 {
     const struct sf_store_group *group = &store->groups.group[number];
     struct sf_seq_group *mine = &seq->group[number];
-    struct sf_lowrank_size size;
-    mine->segments_max = 1;
+    const struct sf_plan *plan = &store->method[group->method].entry->plan;
+    struct sf_lowrank_size first, more = { .basis_pages = 0 };
+    mine->segments_max = sf_codec_segments(plan, seq->tokens_max);
     size_t segments = (size_t)mine->segments_max, lists = segments * (size_t)group->lanes;
     void *block;
-    SF_TRY(sf_group_sizes(store, number, seq->tokens_max, &size));
+    SF_TRY(sf_group_sizes(store, number, seq->tokens_max, &first));
+    if (segments > 1) SF_TRY(sf_group_sizes(store, number, plan->every_tokens, &more));
     SF_TRY(sf_alloc(segments * sizeof *mine->segment, "segments of a group", &block));
     mine->segment = block;
-    SF_TRY(sf_alloc(lists * (size.value_pages > 0 ? 2 : 1) * sizeof *mine->list,
+    SF_TRY(sf_alloc(lists * (first.value_pages > 0 ? 2 : 1) * sizeof *mine->list,
                     "factors of a group", &block));
     mine->list = block;
-    mine->values = size.value_pages > 0 ? mine->list + lists : NULL;
+    mine->values = first.value_pages > 0 ? mine->list + lists : NULL;
     SF_TRY(sf_alloc(lists * sizeof *mine->factors, "factors of a group", &block));
     mine->factors = block;
-    const struct sf_plan *plan = &store->method[group->method].entry->plan;
     mine->mark_layout = sf_marks_layout(&store->layer[group->layer_first].layout);
-    size_t each = (size_t)size.factor_pages + (size_t)size.value_pages +
-                  (size_t)sf_marks_pages(plan, &mine->mark_layout, seq->tokens_max);
-    size_t pages = (size_t)size.basis_pages + (size_t)group->lanes * each;
+    size_t pages = pages_of(&first, group->lanes) + (segments - 1) * pages_of(&more, group->lanes);
+    pages += (size_t)group->lanes *
+             (size_t)sf_marks_pages(plan, &mine->mark_layout, seq->tokens_max);
     SF_TRY(sf_alloc(pages * sizeof(int32_t), "page tables of a group", &block));
     mine->tables = block;
     mine->tier = (struct sf_kv_lane){ .number = (uint8_t)group->tier, .tiers = 1, .mirrored = 1,
                                       .shared = 1, .segment = mine->segment };
     int32_t *tables = mine->tables;
-    open_segment(store, mine, group->lanes, 0, &size, &tables);
+    for (int32_t s = 0; s < mine->segments_max; s++)
+        open_segment(store, mine, group->lanes, s, s == 0 ? &first : &more, &tables);
     return open_picks(store, seq, number, tables);
 }
 

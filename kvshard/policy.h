@@ -66,7 +66,9 @@ struct sf_shape {                         /* whole model, before placement; arra
 struct sf_spot { int32_t layer, head_global, prompt, tokens; /* tokens: prompt + generated */
                  int32_t tightened; };  /* times that SF_AT_PRESSURE came; never raises an answer */
 struct sf_foot {                          /* one lane at one length; account.c turns it to bytes */
-    int32_t slots_lo[SF_TIERS], slots_hi[SF_TIERS]; /* equal where the data do not decide */
+    /* Equal where the data do not decide.  At an interval a group's tier grows by every_tokens
+     * slots or none. */
+    int32_t slots_lo[SF_TIERS], slots_hi[SF_TIERS];
     int32_t slots_peak;                   /* most slots at once before the first edit */
     /* The lane's budget; 0 = none.  An edit of a lane that holds slots_trigger slots or more leaves
      * at most slots_keep, or what is protected where that is more. */
@@ -88,7 +90,8 @@ enum sf_edits { SF_EDITS_KEEP = 1, SF_EDITS_MIX = 2,
                 SF_EDITS_ROTATE = 16,     /* beside MIX: some mixes have SF_MIX_ROTATE */
                 SF_EDITS_DENSE = 32 };    /* beside MIX: some mixes have a dense part */
 enum sf_when { SF_AT_PREFILL_CHUNK,       /* before the next chunk, layer by layer */
-               SF_AT_PREFILL_END,         /* per layer group, as soon as its last layer has run */
+               SF_AT_PREFILL_END,         /* per layer group, as soon as its last layer has run, */
+                                          /* and so SF_AT_INTERVAL of a method with groups */
                SF_AT_FULL,                /* decode: slots >= slots_trigger, after attention */
                SF_AT_INTERVAL, SF_AT_SENTENCE_END, SF_AT_TURN_END, /* decode: after attention */
                SF_AT_PRESSURE };          /* decode, between two steps: pages have run out, and */

@@ -373,6 +373,10 @@ static sf_status check_groups(const struct sf_stack_entry *entry, const struct s
         return SF_FAIL(SF_INVALID, "method %s has %s layer groups, %d tiers for them, and declares"
                        " %s edits of groups", name, grouped ? "some" : "no", tier,
                        edits ? "some" : "no");
+    if (edits && (plan->whens & ~(1u << SF_AT_PREFILL_END | 1u << SF_AT_INTERVAL)) != 0)
+        return lacks(entry, "layer groups that are encoded but at a prompt's end or an interval");
+    if (edits && (plan->whens & 1u << SF_AT_INTERVAL) && !plan->every_from_prompt)
+        return lacks(entry, "intervals of layer groups that are not counted from the prompt's end");
     if (edits && plan->edits != SF_EDITS_GROUP)
         return SF_FAIL(SF_INVALID, "method %s edits lanes whose slots a group shares: what goes"
                        " from one of them would go from all", name);
@@ -451,6 +455,23 @@ const struct sf_method *sf_stack_grouped(const struct sf_stack *stack)
     for (int32_t i = 0; i < stack->entries; i++)
         if (sf_codec_group_tier(&stack->entry[i].plan) > 0) return stack->entry[i].method;
     return NULL;
+}
+
+int32_t sf_stack_interval(const struct sf_stack *stack)
+{
+    int32_t all = 0;                    /* greatest common divisor */
+    for (int32_t i = 0; i < stack->entries; i++) {
+        const struct sf_plan *plan = &stack->entry[i].plan;
+        if (sf_codec_group_tier(plan) == 0 || !(plan->whens & 1u << SF_AT_INTERVAL)) continue;
+        int32_t a = plan->every_tokens, b = all;
+        while (b != 0) {
+            int32_t rest = a % b;
+            a = b;
+            b = rest;
+        }
+        all = a;
+    }
+    return all;
 }
 
 int sf_stack_tightens(const struct sf_stack *stack)

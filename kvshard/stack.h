@@ -41,6 +41,9 @@ int       sf_stack_tiers_fit(const struct sf_stack *, const struct sf_setup *, e
 int       sf_stack_tightens(const struct sf_stack *);
 /* Likewise: the first method whose layers share a basis, or NULL. */
 const struct sf_method *sf_stack_grouped(const struct sf_stack *);
+/* Likewise: layers that share a basis are encoded together at no tokens but at a prompt's end and
+ * behind it at multiples of so many; 0: at its end alone. */
+int32_t   sf_stack_interval(const struct sf_stack *);
 void      sf_stack_free(struct sf_stack *);
 /* Number of the entry that acts on lane `head_global` of `layer`, or -1: the lane stays exact. */
 int32_t   sf_stack_entry_of(const struct sf_stack *, const struct sf_setup *, int32_t layer,

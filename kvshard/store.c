@@ -23,9 +23,8 @@ static void check_step(struct sf_store *store, int32_t layer, const struct sf_kv
         SF_ASSERT(item->row_first + item->rows <= store->rows_max);
         SF_ASSERT(item->pos_first == item->seq->tokens[layer]);
         SF_ASSERT(item->pos_first + item->rows <= item->seq->tokens_max);
-        /* The layers of a group end a prompt together, so none of them may run ahead. */
-        SF_ASSERT(store->groups.groups == 0 || item->pos_first >= item->seq->prompt ||
-                  item->pos_first + item->rows <= item->seq->prompt);
+        /* The layers of a group are encoded together, so none of them may run ahead. */
+        SF_ASSERT(item->rows <= sf_events_apart(store, item->seq, item->pos_first));
         for (int32_t r = 0; r < item->rows; r++)
             store->row_pos[item->row_first + r] = item->pos_first + r;
         store->done[i] = 0;
@@ -122,8 +121,9 @@ static sf_status extend_lanes(struct sf_store *store, int32_t layer, const struc
                 .pages = lane->page, .slots = lane->slots, .row_first = row_first, .rows = rows,
                 .q_first = state->spec.lane[l].q_first, .q_heads = state->spec.lane[l].q_heads };
             if (lane->tiers == 1) continue;
-            store->job[n].part = &store->part[n * (SF_TIERS - 1)];
-            store->job[n].parts = sf_lane_parts(lane, &store->part[n * (SF_TIERS - 1)]);
+            struct sf_lane_part *part = store->part + (size_t)n * (size_t)store->parts_max;
+            store->job[n].part = part;
+            store->job[n].parts = sf_lane_parts(lane, part);
         }
         seq->tokens[layer] += rows;
         sf_store_tokens(store, layer, rows);

@@ -83,7 +83,8 @@ struct sf_store {
     /* of one step; sized at creation */
     struct sf_append_lane *append;      /* [seqs_max x most lanes of a layer] */
     struct sf_lane_job *job;
-    struct sf_lane_part *part;          /* [jobs][SF_TIERS - 1]; NULL if no method has tiers */
+    struct sf_lane_part *part;          /* [jobs][parts_max]; NULL if no method has tiers */
+    int32_t parts_max;                  /* of a lane of tokens_max */
     struct sf_lane_job *watched;        /* NULL, as lse, if nobody watches attention */
     float *lse;                         /* device [rows_max][lse_stride] */
     size_t lse_stride;                  /* most query heads of a layer here */

@@ -3,7 +3,8 @@
  * Paper      Chang et al., xKV: Cross-Layer KV-Cache Compression (arXiv 2503.18893)
  * Kept       of a prompt of n tokens, for each group of group_size adjacent layers, the token bases
  *            A_K [n][rank_k] and A_V [n][rank_v], and of each lane its factors B_K [rank_k][k_dim]
- *            and B_V [rank_v][v_dim].  What is generated stays raw
+ *            and B_V [rank_v][v_dim].  What is generated stays raw; with refactor_every, only the
+ *            newest of it
  * Equations  X_K = keys before RoPE of all lanes of the group side by side, X_K ~ A_K B_K; X_V
  *            likewise.  A query at any position then meets
  *                k_j = RoPE_j(A_K[j] B_K),  s_j = q k_j / sqrt(d),  o = (sum_j p_j A_V[j]) B_V
@@ -16,13 +17,18 @@
  *            the outlier_chunks of least e_c stay raw in this lane as well (their rows of the basis
  *            serve the other lanes), and m_c of the others are kept, as landmarks.  Each step reads
  *            the chunks of greatest max over query heads h of softmax_c(q_h m_c / sqrt(d)).  A
- *            prompt of fewer chunks than outliers and budget need is dense
+ *            prompt of fewer chunks than outliers and budget need is dense, and so are segments of
+ *            the answer
  * When       at the end of the prompt, group by group, as soon as the group's last layer has run;
  *            the prompt itself is attended exactly.  Prompts shorter than min_prompt_tokens stay
  *            exact; `auto` is where the factors have as many elements as what they replace:
  *                n (M_K + M_V - r_K - r_V) >= M_K r_K + M_V r_V,  M columns of X
  *            With rank_v 0 values stay exact: A_V and B_V go, M_V with them, and each lane keeps
  *            its n values in pages of their own
+ *            With refactor_every, each time that so many tokens more have been generated, they are
+ *            sealed: a segment with a basis and factors of its own, read as one more part of the
+ *            same softmax and never factorised again, whether or not the prompt was.  What begins
+ *            before the last sink stays raw
  * Crosses    heads and layers of a group, so a group lies inside one pipeline stage: groups are
  *            counted from the first layer of each, or listed in layer_groups, and one of fewer or
  *            more layers than group_size has ceil(rank * layers / group_size) columns.  Nothing
@@ -37,8 +43,9 @@
  *            scaled by sqrt(n), so that 16 bits hold it.  The random numbers are the same for every
  *            sequence.  Layers with a window or a latent stay exact.  Values are never rebuilt,
  *            picked ones neither.  Copies of a lane on several tensor ranks each pick by their own
- *            query heads.  Not built: factors in integers, a basis over all tensor ranks, factors
- *            of what was generated, and selective reading on GPUs */
+ *            query heads.  refactor_every is not in the paper, which leaves what is generated raw.
+ *            Not built: factors in integers, a basis over all tensor ranks, and selective reading
+ *            of what was generated, and on GPUs */
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -113,8 +120,9 @@ static const struct sf_opt xkv_opts[] = {
     { .key = "tp_mode", .type = SF_OPT_ENUM, AT(tp_mode), .fallback = "local_heads",
       .choices = tp_modes, .help = "tensor ranks have bases of their own; replicated_basis is not"
       " built yet" },
-    { .key = "refactor_every", .type = SF_OPT_INT32, PLACE(refactor_every), .fallback = "0",
-      .min = 0, .max = 1 << 24, .unit = "tokens", .help = "0: what is generated stays raw" },
+    { .key = "refactor_every", .type = SF_OPT_INT32, AT(refactor_every), .fallback = "0",
+      .min = 0, .max = 1 << 24, .unit = "tokens", .help = "so many generated tokens get a basis and"
+      " factors of their own, each time they have come; 0: what is generated stays raw" },
     { .key = "budget_tokens", .type = SF_OPT_INT32, AT(budget_tokens), .fallback = "2048",
       .min = 1, .max = 1 << 24, .aliases = "token_budget cache_size sparse_budget",
       .unit = "tokens", .help = "selective: rebuilt in each step" },
@@ -275,6 +283,48 @@ static struct sf_tier tier_of(const struct sf_setup *setup)
     return sf_tier_lowrank(&lowrank);
 }
 
+/* The fewest tokens whose basis and factors have no more elements than what they replace: those of
+ * the layer's group on one rank, whatever the tensor ranks.  INT32_MAX: there is no such length. */
+static int32_t least_tokens(const struct sf_setup *setup, int32_t layer)
+{
+    const struct sf_layer *of = &setup->layer[layer];
+    struct sf_tier tier = tier_of(setup);
+    struct sf_lowrank_ask ask = { .setup = setup, .shape = setup->shape, .tier = &tier,
+                                  .raw = { .k_dim = of->k_dim, .v_dim = of->v_dim },
+                                  .layer = layer, .ranks = 1, .tokens = INT32_MAX,
+                                  .lanes = sf_group_lanes(setup, setup->shape, layer) };
+    int32_t rank_k, rank_v;
+    sf_lowrank_ranks(&ask, &rank_k, &rank_v);
+    int64_t m_k = (int64_t)ask.lanes * of->k_dim;
+    int64_t m_v = rank_v > 0 ? (int64_t)ask.lanes * of->v_dim : 0;
+    int64_t saved = m_k + m_v - rank_k - rank_v, price = m_k * rank_k + m_v * rank_v;
+    return saved > 0 && price / saved < INT32_MAX ? (int32_t)((price + saved - 1) / saved)
+                                                  : INT32_MAX;
+}
+
+/* What is sealed has to pay as a prompt has to, in every group. */
+static sf_status check_refactor(const struct sf_setup *setup)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    int32_t least = 0, worst = 0;
+    if (cfg->refactor_every == 0 || cfg->min_prompt_tokens != SF_OPT_AUTO) return SF_OK;
+    for (int32_t l = 0; l < setup->layers; l++) {
+        int32_t of = setup->shape->layer_group[l] < 0 ? 0 : least_tokens(setup, l);
+        if (of <= least) continue;
+        least = of;
+        worst = l;
+    }
+    if (cfg->refactor_every >= least) return SF_OK;
+    if (least == INT32_MAX)
+        return SF_FAIL(SF_INVALID, "method xkv: refactor_every %d, but with ranks %d and %d basis"
+                       " and factors of layer %d never take less than what they replace",
+                       cfg->refactor_every, cfg->rank_k, cfg->rank_v, worst);
+    return SF_FAIL(SF_INVALID, "method xkv: refactor_every %d seals so few tokens that their basis"
+                   " and factors would take more in layer %d; from %d on they do not (with"
+                   " min_prompt_tokens set, any number is taken)", cfg->refactor_every, worst,
+                   least);
+}
+
 static sf_status lacks(const char *what)
 {
     return SF_FAIL(SF_UNSUPPORTED, "method xkv: %s is not built yet", what);
@@ -411,7 +461,11 @@ static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
     if (cfg->tp_mode == REPLICATED_BASIS) return lacks("tp_mode: replicated_basis");
     if (cfg->factor_dtype >= INT8) return lacks(cfg->factor_dtype == INT8 ? "factor_dtype: int8"
                                                                           : "factor_dtype: int4");
+    SF_TRY(check_refactor(setup));
     plan->whens = 1u << SF_AT_PREFILL_END;
+    if (cfg->refactor_every > 0) plan->whens |= 1u << SF_AT_INTERVAL;
+    plan->every_tokens = cfg->refactor_every;
+    plan->every_from_prompt = 1;
     plan->edits = SF_EDITS_GROUP;
     plan->tiers = BASIS_TIER + 1;
     plan->tier[BASIS_TIER] = tier_of(setup);
@@ -438,21 +492,21 @@ static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
 static int32_t encoded(const struct sf_setup *setup, int32_t layer, int32_t prompt)
 {
     const struct xkv_cfg *cfg = setup->cfg;
-    const struct sf_layer *of = &setup->layer[layer];
-    int32_t tokens = prompt - cfg->num_sink_tokens;
+    int32_t tokens = prompt - cfg->num_sink_tokens, least = cfg->min_prompt_tokens;
     if (tokens < 1) return 0;
-    if (cfg->min_prompt_tokens != SF_OPT_AUTO)
-        return prompt >= cfg->min_prompt_tokens ? tokens : 0;
-    struct sf_tier tier = tier_of(setup);
-    struct sf_lowrank_ask ask = { .setup = setup, .shape = setup->shape, .tier = &tier,
-                                  .raw = { .k_dim = of->k_dim, .v_dim = of->v_dim },
-                                  .layer = layer, .ranks = 1, .tokens = INT32_MAX,
-                                  .lanes = sf_group_lanes(setup, setup->shape, layer) };
-    int32_t rank_k, rank_v;
-    sf_lowrank_ranks(&ask, &rank_k, &rank_v);
-    int64_t m_k = (int64_t)ask.lanes * of->k_dim;
-    int64_t m_v = rank_v > 0 ? (int64_t)ask.lanes * of->v_dim : 0;
-    return prompt * (m_k + m_v - rank_k - rank_v) >= m_k * rank_k + m_v * rank_v ? tokens : 0;
+    if (least == SF_OPT_AUTO) least = least_tokens(setup, layer);
+    return prompt >= least ? tokens : 0;
+}
+
+/* Generated tokens that have been sealed by now.  An interval that begins before the last sink, in
+ * a prompt shorter than those, never is. */
+static int32_t sealed(const struct xkv_cfg *cfg, int32_t prompt, int32_t tokens)
+{
+    int32_t every = cfg->refactor_every, sinks = cfg->num_sink_tokens;
+    if (every == 0 || tokens <= prompt) return 0;
+    int32_t left_out = prompt < sinks ? (sinks - prompt + every - 1) / every : 0;
+    int32_t intervals = (tokens - prompt) / every - left_out;
+    return intervals > 0 ? intervals * every : 0;
 }
 
 /* Chunks of the basis where it is read by chunks; 0: as it is.  What is behind them stays raw. */
@@ -474,33 +528,55 @@ static sf_status xkv_footprint(const struct sf_setup *setup, const struct sf_spo
         outliers = cfg->outlier_chunks * cfg->chunk_size;
         foot->marks = chunks - cfg->outlier_chunks;
     }
+    gone += sealed(cfg, spot->prompt, spot->tokens);
     foot->slots_lo[0] = foot->slots_hi[0] = spot->tokens - gone + outliers;
     foot->slots_lo[BASIS_TIER] = foot->slots_hi[BASIS_TIER] = gone;
     return SF_OK;
 }
 
+/* The prompt's tokens behind the sinks; of a prompt that is read by chunks, those of whole ones. */
+static sf_status compress_prompt(const struct sf_env *env, const struct sf_span *span,
+                                 int32_t *ids, struct room *room, struct sf_answer *answer)
+{
+    const struct xkv_cfg *cfg = env->setup->cfg;
+    const struct sf_lane *lane = &span->lane[0];
+    int32_t most = encoded(env->setup, lane->layer, span->prompt), n = 0;
+    int32_t chunks = chunks_of(cfg, most);
+    if (most == 0) return SF_OK;
+    if (chunks > 0) most = chunks * cfg->chunk_size;
+    for (int32_t s = 0; s < lane->slots && n < most; s++)
+        if (lane->pos[s] >= cfg->num_sink_tokens) ids[n++] = s;
+    struct sf_list slots = { .ids = ids, .n = n };
+    if (chunks > 0 && !room->list) SF_TRY(take_room(env, room));
+    if (chunks > 0) SF_TRY(mark_span(env, span, slots, room, answer));
+    return sf_edit_group(answer, span, slots, BASIS_TIER, chunks > 0 ? room->list : NULL);
+}
+
+/* The newest interval of the answer. */
+static sf_status seal(const struct sf_env *env, const struct sf_span *span, int32_t *ids,
+                      struct sf_answer *answer)
+{
+    const struct xkv_cfg *cfg = env->setup->cfg;
+    const struct sf_lane *lane = &span->lane[0];
+    int32_t first = span->tokens - cfg->refactor_every, n = 0;
+    if (first < cfg->num_sink_tokens) return SF_OK;
+    for (int32_t s = 0; s < lane->slots; s++)
+        if (lane->pos[s] >= first) ids[n++] = s;
+    struct sf_list slots = { .ids = ids, .n = n };
+    return sf_edit_group(answer, span, slots, BASIS_TIER, NULL);
+}
+
 static sf_status xkv_compress(const struct sf_env *env, enum sf_when when,
                               const struct sf_batch *batch, struct sf_answer *answer)
 {
-    const struct xkv_cfg *cfg = env->setup->cfg;
-    (void)when;
     int32_t *ids = sf_scratch(env, (size_t)env->setup->tokens_max * sizeof *ids);
     if (ids == NULL)
         return SF_FAIL(SF_NO_MEMORY, "no memory for %d slots", env->setup->tokens_max);
     struct room room = { 0 };
     for (int32_t i = 0; i < batch->spans; i++) {
         const struct sf_span *span = &batch->span[i];
-        const struct sf_lane *lane = &span->lane[0];
-        int32_t most = encoded(env->setup, lane->layer, span->prompt), n = 0;
-        int32_t chunks = chunks_of(cfg, most);
-        if (most == 0) continue;
-        if (chunks > 0) most = chunks * cfg->chunk_size;
-        for (int32_t s = 0; s < lane->slots && n < most; s++)
-            if (lane->pos[s] >= cfg->num_sink_tokens) ids[n++] = s;
-        struct sf_list slots = { .ids = ids, .n = n };
-        if (chunks > 0 && !room.list) SF_TRY(take_room(env, &room));
-        if (chunks > 0) SF_TRY(mark_span(env, span, slots, &room, answer));
-        SF_TRY(sf_edit_group(answer, span, slots, BASIS_TIER, chunks > 0 ? room.list : NULL));
+        if (when == SF_AT_INTERVAL) SF_TRY(seal(env, span, ids, answer));
+        else SF_TRY(compress_prompt(env, span, ids, &room, answer));
     }
     return SF_OK;
 }
@@ -522,10 +598,15 @@ static sf_status xkv_select(const struct sf_env *env, const struct sf_batch *bat
 static const char *xkv_idle(const struct sf_setup *setup, const struct sf_spot *spot)
 {
     const struct xkv_cfg *cfg = setup->cfg;
+    int by_hand = cfg->min_prompt_tokens != SF_OPT_AUTO;
     if (encoded(setup, spot->layer, spot->prompt) > 0) return NULL;
-    return cfg->min_prompt_tokens != SF_OPT_AUTO
-               ? "prompts shorter than min_prompt_tokens"
-               : "prompts so short that a basis and its factors would take more";
+    if (sealed(cfg, spot->prompt, spot->tokens) > 0) return NULL;
+    if (cfg->refactor_every > 0)
+        return by_hand ? "prompts shorter than min_prompt_tokens, answers than refactor_every"
+                       : "prompts so short that a basis and its factors would take more, and"
+                         " answers shorter than refactor_every";
+    return by_hand ? "prompts shorter than min_prompt_tokens"
+                   : "prompts so short that a basis and its factors would take more";
 }
 
 static const struct sf_policy_ops xkv_policy = {

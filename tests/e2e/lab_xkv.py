@@ -55,6 +55,16 @@ CASES = [
                                               "budget_tokens": 16, "chunk_size": 16,
                                               "local_chunks": 1, "outlier_chunks": 0,
                                               **SELECTIVE}),
+    ((15, 70, 150, 3, 4, 2, 16, 1e4, 0), 1, {"group_size": 2, "rank_k": 6, "rank_v": 10,
+                                            "refactor_every": 40, "num_sink_tokens": 2}),
+    ((16, 25, 130, 4, 6, 2, 32, 1e4, 10), 2, {"rank_k": 9, "rank_v": 48, "refactor_every": 21,
+                                              "num_sink_tokens": 30, "min_prompt_tokens": 50}),
+    # both: the prompt by chunks, segments whole
+    ((17, 300, 70, 4, 4, 2, 16, 1e4, 37), 1, {"group_size": 2, "rank_k": 20, "rank_v": 24,
+                                              "min_prompt_tokens": 1, "budget_tokens": 64,
+                                              "chunk_size": 8, "local_chunks": 2,
+                                              "outlier_chunks": 5, "num_sink_tokens": 1,
+                                              "refactor_every": 32, **SELECTIVE}),
 ]
 
 
@@ -142,7 +152,7 @@ def check_told(tally, what, case):
         lost, all_of_it = told.get((int(layer), kind[0]), (0, 0))
         told[int(layer), kind[0]] = (lost + (float(part) * float(norm)) ** 2,
                                      all_of_it + float(norm) ** 2)
-    for layer, head in case.wanted.method.rebuilt:
+    for layer, head in case.wanted.method.segments:
         for part in "kv" if case.options["rank_v"] > 0 else "k":
             off = case.wanted.lanes[layer][head][part] - case.exact.lanes[layer][head][part]
             wanted[layer, part] = wanted.get((layer, part), 0) + float((off ** 2).sum())
@@ -190,7 +200,7 @@ def one_case(tally, number, given):
 def full_rank(tally, what, more):
     case = Case((8, 120, 40, 3, 6, 2, 32, 1e4, 32), 1, {"group_size": 3, "rank_k": 192,
                                                         "rank_v": 192, "min_prompt_tokens": 1,
-                                                        **more})
+                                                        "refactor_every": 15, **more})
     code, tensors, _ = case.lab("exact")
     if tally.check(f"{what}: exit code", code, 0):
         tally.check(f"{what}: selects", case.wanted.method.selects, bool(more))

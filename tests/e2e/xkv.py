@@ -2,9 +2,10 @@
 on the pipeline, also where a job is killed and resumed, and stacks that are legal or refused.
 
 With the real model, f32, deterministic.  Every record's stored bytes are those of the method's
-formula, group by group, and prompts that are too short stay exact; the plan foretells bytes, groups
-and ranks.  Where stages end between groups, texts are those of one rank; tensor ranks have bases of
-their own, so there only bytes are compared.  Dense, and read by chunks.
+formula, group by group, and prompts that are too short stay exact; with refactor_every so are
+those of the segments of each answer; the plan foretells bytes, groups and ranks.  Where stages end
+between groups, texts are those of one rank; tensor ranks have bases of their own, so there only
+bytes are compared.  Dense, and the prompt read by chunks with segments behind it.
 """
 # not with --quick
 import json
@@ -23,13 +24,15 @@ GROUP, RANK_K, RANK_V, LEAST = 4, 24, 36, 16
 CHUNK, PICKS, LOCAL, OUTLIERS = 4, 3, 1, 2
 SELECTIVE = (f", reconstruction: selective, chunk_size: {CHUNK}, budget_tokens: {CHUNK * PICKS}, "
              f"local_chunks: {LOCAL}, outlier_chunks: {OUTLIERS}")
+EVERY, EVERY_RANKS = 8, (6, 9)            # fewer than there are rows
+SEALED = f", refactor_every: {EVERY}"
 RAZOR = ("{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], on: other, "
          "min_window_tokens: 24, window_divisor: 50, min_dropped_tokens: 2}")
 
 
-def xkv(more="", before="", rank_v=RANK_V):
-    return (f"kv_cache: {{methods: [{before}{{name: xkv, group_size: {GROUP}, rank_k: {RANK_K}, "
-            f"rank_v: {rank_v}, min_prompt_tokens: {LEAST}{more}}}]}}\n")
+def xkv(more="", before="", least=LEAST, ranks=(RANK_K, RANK_V)):
+    return (f"kv_cache: {{methods: [{before}{{name: xkv, group_size: {GROUP}, rank_k: {ranks[0]}, "
+            f"rank_v: {ranks[1]}, min_prompt_tokens: {least}{more}}}]}}\n")
 
 
 def groups_of(stages):
@@ -43,34 +46,44 @@ def chunks_of(prompt, selective):
     return chunks if selective and chunks >= OUTLIERS + PICKS else 0
 
 
-def stored(prompt, fed, stages=(LAYERS,), tensor=1, rank_v=RANK_V, selective=False):
-    """Bytes of one sequence by the formula; with rank_v 0 values stay as they are."""
-    if prompt < LEAST:
-        return LAYERS * HEADS * fed * (2 * DIM * 4 + 8)
-    total, chunks = 0, chunks_of(prompt, selective)
-    rows, raw = (chunks * CHUNK, OUTLIERS * CHUNK) if chunks else (prompt, 0)
+def encoded(rows, stages, tensor, ranks_of):
+    """Bytes of basis and factors of so many tokens, in all groups; with rank_v 0 values stay as
+    they are."""
+    total = 0
     for layers in groups_of(stages):
         for heads in [HEADS // tensor + (rank < HEADS % tensor) for rank in range(tensor)]:
             ranks = [min(-(-(-(-rank * layers // GROUP)) // tensor), rows, layers * heads * DIM)
-                     for rank in (RANK_K, rank_v)]
+                     for rank in ranks_of]
             total += (rows * sum(ranks) + layers * heads * DIM * sum(ranks)) * 4
-            total += layers * heads * DIM * rows * 4 if rank_v == 0 else 0
+            total += layers * heads * DIM * rows * 4 if ranks_of[1] == 0 else 0
+    return total
+
+
+def stored(prompt, fed, stages=(LAYERS,), tensor=1, ranks=(RANK_K, RANK_V), more=""):
+    """Bytes of one sequence by the formula."""
+    chunks = chunks_of(prompt, SELECTIVE in more) if prompt >= LEAST else 0
+    segments = (fed - prompt) // EVERY if SEALED in more else 0
+    rows, raw = (chunks * CHUNK, OUTLIERS * CHUNK) if chunks else (prompt, 0)
+    if prompt < LEAST:
+        rows = 0
+    total = segments * encoded(EVERY, stages, tensor, ranks)
+    total += encoded(rows, stages, tensor, ranks) if rows else 0
+    rows += segments * EVERY
     marks = max(0, chunks - OUTLIERS) * (DIM * 4 + 8)
     return total + LAYERS * HEADS * ((fed - rows + raw) * (2 * DIM * 4 + 8) + rows * 8 + marks)
 
 
-def check_receipts(tally, what, done, tensor=1, selective=False, rank_v=RANK_V):
+def check_receipts(tally, what, done, tensor=1, ranks=(RANK_K, RANK_V), more=""):
     short = picked = 0
     for name, answer in sorted(done.answers.items()):
         body = answer["response"]["body"]
         prompt, made = body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]
         short += prompt < LEAST
-        picked += chunks_of(prompt, selective) > 0
+        picked += chunks_of(prompt, SELECTIVE in more) > 0
         tally.check(f"{what}, {name}: stored bytes", body["sheaf"]["kv_bytes_stored"],
-                    stored(prompt, prompt + made - 1, tensor=tensor, rank_v=rank_v,
-                           selective=selective))
+                    stored(prompt, prompt + made - 1, tensor=tensor, ranks=ranks, more=more))
     tally.true(f"{what}: some prompts are too short", 0 < short < len(done.answers), str(short))
-    if selective:
+    if SELECTIVE in more:
         tally.true(f"{what}: some are read by chunks", picked > 1, str(picked))
     tally.true(f"{what}: no warning that it did nothing", "changed nothing" not in done.stderr)
 
@@ -82,27 +95,27 @@ def pipelined(extra, more=""):
             "run: {", "run: {" + more)
 
 
-def layouts(tally, given, what, more=""):
-    first = job.run(1, job.config("f32", extra=xkv(more)), given)
+def layouts(tally, given, what, more="", ranks=(RANK_K, RANK_V)):
+    first = job.run(1, job.config("f32", extra=xkv(more, ranks=ranks)), given)
     if not tally.check(f"{what}: exit code", first.code, 0):
         print(first.stderr[-2000:])
         return {}
-    check_receipts(tally, what, first, selective=bool(more))
+    check_receipts(tally, what, first, ranks=ranks, more=more)
     tokens = first.tokens()
     if not job.has_ranks():
         tally.skip(f"{what}, tensor ranks", "no ranks")
         return tokens
-    done = job.run(2, job.config("f32", 2, extra=xkv(more)), given)
+    done = job.run(2, job.config("f32", 2, extra=xkv(more, ranks=ranks)), given)
     tally.check(f"{what}, tensor: exit code", done.code, 0)
-    check_receipts(tally, f"{what}, tensor", done, 2, bool(more))
+    check_receipts(tally, f"{what}, tensor", done, 2, ranks, more)
     return tokens
 
 
 def exact_values(tally, given):
     """rank_v 0, plan and run."""
-    folder = job.Folder()
-    text = job.config("f32", extra=xkv(rank_v=0))
-    name, wanted = folder.file("keys.yaml", text), stored(2048, 2048, rank_v=0)
+    folder, keys = job.Folder(), (RANK_K, 0)
+    text = job.config("f32", extra=xkv(ranks=keys))
+    name, wanted = folder.file("keys.yaml", text), stored(2048, 2048, ranks=keys)
     plan = json.loads(job.sheaf(1, ["plan", name, "--json"]).stdout)
     tally.check("exact values: bytes at 2048", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
                 [wanted, wanted])
@@ -113,7 +126,7 @@ def exact_values(tally, given):
     folder.remove()
     done = job.run(1, text, given)
     tally.check("exact values: exit code", done.code, 0)
-    check_receipts(tally, "exact values", done, rank_v=0)
+    check_receipts(tally, "exact values", done, ranks=keys)
 
 
 def survives(tally, given, tokens, more):
@@ -123,7 +136,8 @@ def survives(tally, given, tokens, more):
         tally.skip("pipeline, kill and resume", "no mpirun")
         return
     folder = job.Folder()
-    name = folder.file("job.yaml", pipelined(xkv(more), "checkpoint_interval_s: 0.1, "))
+    name = folder.file("job.yaml", pipelined(xkv(more, ranks=EVERY_RANKS),
+                                             "checkpoint_interval_s: 0.1, "))
     taken, output = folder.file("in.jsonl", given), folder.file("out.jsonl")
     line = job.command(2, ["run", name, "--input", taken, "--output", output])
     with subprocess.Popen(line, env=job.environment(), stderr=subprocess.PIPE,
@@ -146,7 +160,7 @@ def survives(tally, given, tokens, more):
     tally.check("resumed: exit code", done.code, 0)
     resumed = job.Done(done.code, "", "", 0, output)
     tally.check("resumed: texts", resumed.tokens() == tokens, True)
-    check_receipts(tally, "resumed", resumed, selective=True)
+    check_receipts(tally, "resumed", resumed, ranks=EVERY_RANKS, more=more)
     folder.remove()
 
 
@@ -204,7 +218,7 @@ def planned(tally):
     listed(tally, folder, ranks)
     picking = folder.file("picking.yaml", job.config("f32", extra=xkv(SELECTIVE)))
     plan = json.loads(job.sheaf(1, ["plan", picking, "--json"]).stdout)
-    wanted = stored(2048, 2048, selective=True)
+    wanted = stored(2048, 2048, more=SELECTIVE)
     tally.check("plan: bytes at 2048, selective", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
                 [wanted, wanted])
     done = job.sheaf(1, ["plan", picking, "--set", "device=cuda-emulated"])
@@ -216,12 +230,14 @@ def planned(tally):
                (", tp_mode: replicated_basis", "", "tp_mode: replicated_basis is not built yet"),
                (", factor_dtype: int4", "", "factor_dtype: int4 is not built yet"),
                (", svd: {rounds: 3}", "", "unknown option 'svd.rounds'"),
-               (", refactor_every: 64", "", "refactor_every"),
+               (", refactor_every: 31", "", "from 32 on"),
                (", start_layer: 40", "", "takes layers 40 to 29 of a model that has 30"),
                ("", "{name: ems}, ", "gone from all heads and layers of the group"),
                (", on: retrieval", RAZOR + ", ", None)]
     for number, (more, before, words) in enumerate(refused):
-        name = folder.file(f"refused{number}.yaml", job.config("f32", extra=xkv(more, before)))
+        least = "auto" if "refactor" in more else LEAST
+        name = folder.file(f"refused{number}.yaml",
+                           job.config("f32", extra=xkv(more, before, least)))
         done = job.sheaf(1, ["plan", name])
         tally.check(f"plan {number}: exit code", done.code, 2 if words else 0)
         tally.true(f"plan {number}: words", words is None or words in done.stderr, done.stderr)
@@ -243,8 +259,9 @@ def main():
     given = methods.make_records(7, 2, 6, 4)
     planned(tally)
     layouts(tally, given, "dense")
-    tokens = layouts(tally, given, "selective", SELECTIVE)
-    survives(tally, given, tokens, SELECTIVE)
+    more = SELECTIVE + SEALED
+    tokens = layouts(tally, given, "chunks and segments", more, EVERY_RANKS)
+    survives(tally, given, tokens, more)
     exact_values(tally, given)
     stacked(tally, given)
     tally.end()

@@ -113,6 +113,21 @@ def case_local_heads(t):
     t.close("each rank for itself", two.out[1][:, 2:], halved.out[1], 1e-12)
 
 
+def case_segments(t):
+    trace = attention.make_trace(7, 40, 50, layers=2)
+    options = {**SMALL, "refactor_every": 16}
+    exact, result = attention.run_exact(trace), xkv.run(trace, options)
+    t.equal("bytes", result.stats["bytes_stored"],
+            4 * (xkv.elements(40 + 3 * 16, 2, 2, 2, 16, 6, 10) + 3 * 4 * 16 * 16 + 4 * 2 * 32) +
+            8 * 4 * 90)
+    t.equal("the newest are raw", result.lanes[1][0]["k"][88:], exact.lanes[1][0]["k"][88:])
+    once = xkv.run(trace, SMALL)
+    t.close("nothing changes before the first event", result.out[1][:56], once.out[1][:56], 0)
+    t.true("and from it on", np.abs(result.out[1][56] - once.out[1][56]).max() > 1e-6)
+    full = xkv.run(trace, {**options, "rank_k": 64, "rank_v": 64})
+    t.close("full rank", full.out[1], exact.out[1], 1e-10)
+
+
 def case_first_tokens_stay(t):
     trace = attention.make_trace(6, 50, 4, layers=2)
     result = xkv.run(trace, {**SMALL, "num_sink_tokens": 3})

@@ -14,6 +14,9 @@ Choices where the description leaves one:
     no more elements than its prompt.
   - With rank_v 0 the values stay as they are, and count neither for nor against a basis.
   - exact_first_tokens stay raw and outside of X.
+  - refactor_every: behind the prompt each so many generated tokens are a segment, once the last of
+    them has attended: they get factors of their own, like a prompt's.  Whether the prompt has some
+    does not matter, and what begins before the last exact first token is never sealed.
   - Factors are not rounded.  A slot costs its 8 bytes in every lane.
 
 Selective: the tokens behind the sinks are cut into chunks of chunk_size; the last local_chunks and
@@ -35,7 +38,8 @@ from attention import np
 DEFAULTS = {"group_size": 4, "start_layer": 0, "end_layer": -1, "rank_k": 384, "rank_v": 576,
             "min_prompt_tokens": "auto", "num_sink_tokens": 0, "layer_groups": "auto",
             "stages": None, "tensor": 1, "svd": "exact", "reconstruction": "dense",
-            "budget_tokens": 2048, "chunk_size": 8, "local_chunks": 4, "outlier_chunks": 48}
+            "budget_tokens": 2048, "chunk_size": 8, "local_chunks": 4, "outlier_chunks": 48,
+            "refactor_every": 0}
 
 
 def groups_of(layers, o):
@@ -104,7 +108,7 @@ class Xkv(attention.Method):
     def __init__(self, options, trace):
         super().__init__()
         self.o, self.trace, self.prompt = options, trace, trace.prompt
-        self.rebuilt = {}               # (layer, head): k before RoPE, v [n, d] of the encoded
+        self.segments = {}              # (layer, head): [(first, end, k before RoPE, v)]
         self.elements = {}              # (layer, head): of the factors; a basis with its first lane
         self.marks, self.outliers = {}, {}  # (layer, head): chunks and their m; chunks
         o = options
@@ -115,9 +119,13 @@ class Xkv(attention.Method):
             self.chunks >= o["outlier_chunks"] + self.picks
         self.end = self.first + self.chunks * o["chunk_size"] if self.selects else self.prompt
         self.groups = groups_of(len(trace.layers), options)
+        every = options["refactor_every"]
         for group in self.groups:
             if self.pays(group):
-                self.encode(group)
+                self.encode(group, self.first, self.end)
+            for end in range(self.prompt + every, trace.tokens + 1, every) if every else ():
+                if end - every >= self.first:
+                    self.encode(group, end - every, end)
 
     def pays(self, group):
         least, o = self.o["min_prompt_tokens"], self.o
@@ -128,16 +136,15 @@ class Xkv(attention.Method):
                                  rank_of(o["rank_v"], len(group), o))
         return least is not None and self.prompt >= max(least, o["num_sink_tokens"] + 1)
 
-    def encode(self, group):
+    def encode(self, group, first, end):
         o = self.o
-        tokens = slice(self.first, self.end)
         kv_heads = self.trace.layers[group[0]][1].shape[1]
         step = kv_heads // o["tensor"]
         for heads in (range(i, i + step) for i in range(0, kv_heads, step)):
             lanes = [(layer, head) for layer in group for head in heads]
             parts = []
             for kind, rank in ((1, o["rank_k"]), (2, o["rank_v"])):
-                x = [np.float64(self.trace.layers[layer][kind][tokens, head])
+                x = [np.float64(self.trace.layers[layer][kind][first:end, head])
                      for layer, head in lanes]
                 rank = -(-rank_of(rank, len(group), o) // o["tensor"])
                 d, x = x[0].shape[1], np.concatenate(x, 1)
@@ -145,22 +152,30 @@ class Xkv(attention.Method):
                 # rows that a lane has of its own: of B, or its exact values
                 parts.append((a @ b if rank else x, b.shape[0] if rank else len(x), d, a.size))
             for i, lane in enumerate(lanes):
-                self.rebuilt[lane] = [product[:, i * d:(i + 1) * d] for product, _, d, _ in parts]
-                self.elements[lane] = sum(rows * d for _, rows, d, _ in parts)
+                self.segments.setdefault(lane, []).append(
+                    (first, end, *(product[:, i * d:(i + 1) * d] for product, _, d, _ in parts)))
+                self.elements[lane] = self.elements.get(lane, 0) + sum(
+                    rows * d for _, rows, d, _ in parts)
             self.elements[lanes[0]] += sum(size for _, _, _, size in parts)
 
-    def prompt_end(self, layer, lanes, tokens, all_rows, last):
-        first, end = self.first, self.end
+    def seal(self, layer, lanes, tokens):
+        """What ends with the newest token."""
         for head, lane in enumerate(lanes):
-            if (layer, head) not in self.rebuilt:
-                continue
-            k, v = self.rebuilt[layer, head]
-            keep = np.zeros(end - first, bool)
-            if self.selects:
-                keep = self.mark(layer, head, lane)
-            k = attention.rotate(k, np.arange(first, end), self.trace.theta)
-            lane["k"][first:end] = np.where(keep[:, None], lane["k"][first:end], k)
-            lane["v"][first:end] = np.where(keep[:, None], lane["v"][first:end], v)
+            for first, end, k, v in self.segments.get((layer, head), ()):
+                if max(end, self.prompt) != tokens:
+                    continue
+                keep = np.zeros(end - first, bool)
+                if self.selects and end <= self.prompt:
+                    keep = self.mark(layer, head, lane)
+                k = attention.rotate(k, np.arange(first, end), self.trace.theta)
+                lane["k"][first:end] = np.where(keep[:, None], lane["k"][first:end], k)
+                lane["v"][first:end] = np.where(keep[:, None], lane["v"][first:end], v)
+
+    def prompt_end(self, layer, lanes, tokens, all_rows, last):
+        self.seal(layer, lanes, tokens)
+
+    def after_row(self, layer, lanes, tokens, weights):
+        self.seal(layer, lanes, tokens)
 
     def mark(self, layer, head, lane):
         """Landmarks of a lane that is still raw; which of its encoded tokens stay raw as well."""
@@ -185,24 +200,23 @@ class Xkv(attention.Method):
         return np.flatnonzero(read)
 
     def tiers(self, layer, head, lane):
-        """Of each slot: 1 where it is read from the basis."""
+        """Of each slot: 1 where it is read from a basis."""
         pos = lane["pos"]
-        if (layer, head) not in self.rebuilt:
-            return np.zeros_like(pos)
+        tiers = np.zeros_like(pos)
+        for first, end, *_ in self.segments.get((layer, head), ()):
+            tiers[(pos >= first) & (pos < end)] = 1
         chunk = (pos - self.first) // self.o["chunk_size"]
-        raw = np.isin(chunk, self.outliers.get((layer, head), ()))
-        return np.where((pos >= self.first) & (pos < self.end) & ~raw, 1, 0)
+        tiers[np.isin(chunk, self.outliers.get((layer, head), ()))] = 0
+        return tiers
 
     def payload(self, layer, head, lane, element_bytes):
-        if (layer, head) not in self.elements:
-            return super().payload(layer, head, lane, element_bytes)
+        segments = self.segments.get((layer, head), ())
         hidden = len(self.outliers.get((layer, head), ())) * self.o["chunk_size"]
-        raw = lane.slots - (self.end - self.first) + hidden
+        raw = lane.slots - sum(end - first for first, end, *_ in segments) + hidden
         width = lane["k"].shape[1] + lane["v"].shape[1]
-        marks = self.marks[layer, head][1].size if self.selects else 0
-        count = len(self.marks[layer, head][0]) if self.selects else 0
-        return (self.elements[layer, head] + raw * width + marks) * element_bytes + \
-            8 * (hidden + count)
+        rest, means = self.marks.get((layer, head), ((), np.zeros(0)))
+        elements_here = self.elements.get((layer, head), 0) + raw * width + means.size
+        return elements_here * element_bytes + 8 * (hidden + len(rest))
 
 
 def run(trace, options=None, element_bytes=4):

@@ -82,7 +82,9 @@ void __wrap_sf_unmap(void *block, size_t bytes)
 
 /* ---- a rank --------------------------------------------------------------------------------- */
 struct option { const char *key, *text; };
-struct entry { const struct sf_method *method; const char *layers; struct option option[9]; };
+enum { OPTIONS = 12 };
+struct entry { const struct sf_method *method; const char *layers;
+               struct option option[OPTIONS]; };
 struct given {
     const char *name;
     int32_t ranks;                      /* 2: they share the one KV head of each layer */
@@ -109,7 +111,7 @@ static sf_status make_stack(struct rank *rank)
         SF_TRY(sf_stack_add_method(&rank->stack, from->method, &entry));
         if (from->layers)
             snprintf(entry->layers_text, sizeof entry->layers_text, "%s", from->layers);
-        for (int i = 0; i < 9 && from->option[i].key; i++)
+        for (int i = 0; from->option[i].key; i++)
             SF_TRY(sf_opt_set(sf_opt_find(from->method->opts, from->option[i].key), entry->cfg,
                               from->option[i].text));
     }
@@ -262,7 +264,7 @@ static const struct sf_method counted_method = { .name = "counted", .paper = "-"
                                                  .cfg_bytes = 1, .policy = &counted_policy };
 
 /* ---- the cases ------------------------------------------------------------------------------ */
-static struct given cases[28];
+static struct given cases[32];
 static int cases_count;
 
 static struct given *add(const char *name, int32_t ranks)
@@ -288,6 +290,9 @@ static void make_cases(void)
     static const struct option selective[] = {
         { "reconstruction", "selective" }, { "chunk_size", "4" }, { "budget_tokens", "16" },
         { "local_chunks", "1" }, { "outlier_chunks", "3" } };
+    const struct entry sealed = { sf_method_find("xkv"), NULL,
+                                  { { "group_size", "2" }, { "rank_k", "5" }, { "rank_v", "7" },
+                                    { "num_sink_tokens", "3" }, { "refactor_every", "13" } } };
     const struct entry folded = { razor, NULL, { { "retrieval_heads", "[[0, 0]]" },
                                                  { "min_window_tokens", "20" },
                                                  { "min_dropped_tokens", "8" } } };
@@ -303,6 +308,7 @@ static void make_cases(void)
         struct given *chunks = add("xkv, selective", ranks);
         chunks->entry[0] = based;
         memcpy(chunks->entry[0].option + 4, selective, sizeof selective);
+        add("xkv, answers too", ranks)->entry[0] = sealed;
         add("stored queries, a mean", ranks)->entry[0] = (struct entry){ .method = &stored_method };
         struct given *stack = add("razor_attention and window", ranks);
         stack->entry[0] = folded;

@@ -90,6 +90,8 @@ static void every_method(void)
     agree(&razor);
     agree(&ems);
     agree(&xkv);
+    xkv.option[4] = (struct rig_option){ "refactor_every", "20" };
+    agree(&xkv);
     razor.option[4] = (struct rig_option){ "decode_update", "freeze" };
     agree(&razor);
     stack.layers_text = "0";
@@ -123,7 +125,13 @@ static void in_words(void)
     say(&ems, 0, 31, 31, kept);
     say(&xkv, 0, 30, 90, "prompts shorter than min_prompt_tokens");
     say(&xkv, 0, 31, 31, kept);
+    xkv.option[4] = (struct rig_option){ "refactor_every", "20" };
+    say(&xkv, 0, 30, 49, "prompts shorter than min_prompt_tokens, answers than refactor_every");
+    say(&xkv, 0, 30, 50, kept);
     xkv.option[3].text = "auto";
+    say(&xkv, 0, 3, 22, "prompts so short that a basis and its factors would take more, and answers"
+        " shorter than refactor_every");
+    xkv.option[4].text = "0";
     say(&xkv, 0, 3, 90, "prompts so short that a basis and its factors would take more");
     say(&razor, 0, 10, 31, "fewer tokens than sinks, window and min_dropped_tokens together");
     razor.option[4] = (struct rig_option){ "decode_update", "freeze" };

@@ -39,6 +39,7 @@ static uint64_t seed, drawn;
 static int failed, closed, refused, attached, tightened;
 static int64_t given_back;              /* pages, by being tightened */
 static int64_t encoded;                 /* pages of groups, seen */
+static int32_t segments_most;           /* of a group */
 
 static int32_t below(int32_t n)
 {
@@ -61,6 +62,7 @@ static int64_t count_groups(const struct sf_seq *seq, int32_t *holders)
     for (int32_t g = 0; g < rig.store->groups.groups; g++)
         for (int32_t s = 0; s < seq->group[g].tier.segments; s++)
             for (int32_t l = -1, lanes = rig.store->groups.group[g].lanes; l < 2 * lanes; l++) {
+                if (s >= segments_most) segments_most = s + 1;
                 const struct sf_segment *segment = &seq->group[g].segment[s];
                 const struct sf_kv_lane *list = l < 0 ? &segment->basis : &segment->list[l];
                 if (l >= lanes && segment->values == NULL) break;
@@ -228,6 +230,9 @@ static void run_some(void)
         if (!r->seq || below(5) == 0) continue;
         int32_t end = r->tokens < r->prompt ? r->prompt : r->most;
         int32_t rows = r->tokens < r->prompt ? 1 + below(60) : 1 + below(12);
+        int32_t every = r->tokens < r->prompt ? 0 : sf_stack_interval(&rig.stack);
+        if (every > 0) end = r->tokens + every - (r->tokens - r->prompt) % every;
+        if (end > r->most) end = r->most;
         if (rows > end - r->tokens) rows = end - r->tokens;
         if (rows == 0 || rows > rows_left) continue;
         rows_left -= rows;
@@ -257,7 +262,7 @@ static void run(uint64_t run_seed, struct rig_spec spec, int shares, int careful
     seed = run_seed;
     drawn = 0;
     failed = closed = refused = attached = tightened = 0;
-    given_back = encoded = 0;
+    given_back = encoded = segments_most = 0;
     spec.device = "cpu";
     spec.layers = LAYERS;
     spec.lanes = LANES;
@@ -385,6 +390,44 @@ static void test_groups(void)
     spec.also_layers = "1";
     run(9, spec, 0, 1, 1);
     SF_CHECK(encoded > SEQUENCES);
+    SF_CHECK_INT(segments_most, 1);
+}
+
+/* And so do pieces of answers, of shared prompts, of prompts shorter than the sinks, and where
+ * bases of single layers stand beside lanes that are tightened. */
+static void test_segments(void)
+{
+    static const struct rig_option small[] = {
+        { "group_size", "2" }, { "rank_k", "5" }, { "rank_v", "9" }, { "num_sink_tokens", "3" },
+        { "refactor_every", "16" }, { "min_prompt_tokens", "40" } };
+    static const struct rig_option chunks[] = {
+        { "reconstruction", "selective" }, { "chunk_size", "3" }, { "budget_tokens", "7" },
+        { "local_chunks", "1" }, { "outlier_chunks", "2" } };
+    struct rig_spec spec = rig_usual();
+    spec.dtype = SF_BF16;
+    spec.rope_dim = 8;
+    spec.method = sf_method_find("xkv");
+    memcpy(spec.option, small, sizeof small);
+    run(10, spec, 1, 0, 0);
+    SF_CHECK_INT(segments_most, 5);
+    run(11, spec, 1, 1, 0);
+    SF_CHECK_INT(segments_most, 5);
+    memcpy(spec.option + 6, chunks, sizeof chunks); /* the prompt's is read by chunks */
+    run(14, spec, 1, 1, 0);
+    SF_CHECK_INT(segments_most, 5);
+    spec.option[6].key = NULL;
+    spec.option[3].text = "30";
+    spec.option[4].text = "6";          /* fewer tokens than the rank of values */
+    run(12, spec, 0, 1, 0);
+    SF_CHECK(segments_most > 8);
+    spec.option[0].text = "1";
+    spec.layers_text = "0";
+    spec.also = sf_method_find("ems");
+    ems(spec.also_option);
+    spec.also_option[3] = (struct rig_option){ "tighten_under_pressure", "true" };
+    spec.also_layers = "1";
+    run(13, spec, 0, 1, 1);
+    SF_CHECK(segments_most > 8);
 }
 
 static const struct sf_test tests[] = {
@@ -393,6 +436,7 @@ static const struct sf_test tests[] = {
     { "both, on layers of their own", test_stack },
     { "under memory pressure", test_pressure },
     { "layers that share a basis", test_groups },
+    { "several segments of a group", test_segments },
     { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_leak", tests)

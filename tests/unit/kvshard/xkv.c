@@ -134,7 +134,8 @@ static void test_listed(void)
     sf_stack_free(&stack);
 }
 
-static int64_t stored(const struct sf_setup *setup, const struct sf_stack *stack, int32_t tokens)
+static int64_t stored_of(const struct sf_setup *setup, const struct sf_stack *stack,
+                         int32_t prompt, int32_t tokens)
 {
     int32_t lane_ptr[LAYERS_MAX + 1], heads = setup->layer[0].groups;
     int32_t *head = malloc((size_t)setup->lanes * sizeof *head);
@@ -143,11 +144,16 @@ static int64_t stored(const struct sf_setup *setup, const struct sf_stack *stack
     struct sf_cost cost = { 0 };
     for (int32_t i = 0; i <= setup->layers; i++) lane_ptr[i] = i * heads;
     for (int32_t i = 0; i < setup->lanes; i++) head[i] = i % heads;
-    SF_CHECK_OK(sf_account_sequence(setup, stack, &lanes, SF_F16, tokens, tokens, &cost));
+    SF_CHECK_OK(sf_account_sequence(setup, stack, &lanes, SF_F16, prompt, tokens, &cost));
     SF_CHECK_INT(cost.bytes_lo, cost.bytes_hi);
     free(head);
     free(replica);
     return cost.bytes_hi;
+}
+
+static int64_t stored(const struct sf_setup *setup, const struct sf_stack *stack, int32_t tokens)
+{
+    return stored_of(setup, stack, tokens, tokens);
 }
 
 /* Bytes of elements alone, without 8 a slot, in f16. */
@@ -290,6 +296,47 @@ static void test_selective(void)
     sf_stack_free(&stack);
 }
 
+/* Segments of what was generated have factors each, and ranks of no more than their rows. */
+static void test_segments(void)
+{
+    struct sf_setup setup = setup_of(32, 8, 128, 1);
+    struct sf_stack stack;
+    int64_t lanes = 256, exact = 256 * 2, factors = lanes * 128 * 960;
+    SF_MUST(check(&stack, &setup, "refactor_every", "2048"));
+    SF_CHECK_INT(sf_stack_interval(&stack), 2048);
+    for (int32_t sealed = 0; sealed < 4; sealed++)
+        for (int32_t more = 0; more < 2048; more += 682) {
+            int32_t n = 3000 + 2048 * sealed, tokens = n + more;
+            int64_t elements = INT64_C(8) * n * 960 + (1 + sealed) * factors + lanes * more * 256;
+            SF_CHECK_INT(stored_of(&setup, &stack, 3000, tokens),
+                         2 * elements + 8 * lanes * tokens);
+            /* A prompt that stays exact does not keep its answer from being sealed. */
+            elements -= INT64_C(8) * 3000 * 960 + factors;
+            SF_CHECK_INT(stored_of(&setup, &stack, 500, tokens - 2500),
+                         2 * elements + lanes * 500 * exact + 8 * lanes * (tokens - 2500));
+        }
+    sf_stack_free(&stack);
+    CHECK_REFUSED(check(&stack, &setup, "refactor_every", "543"), SF_INVALID, "from 544 on");
+    sf_stack_free(&stack);
+    SF_CHECK_OK(check(&stack, &setup, "refactor_every", "544"));
+    SF_CHECK_INT(sf_stack_interval(&stack), 544);
+    sf_stack_free(&stack);
+    SF_MUST(check(&stack, &setup, NULL, NULL));
+    SF_CHECK_INT(sf_stack_interval(&stack), 0);
+    const struct sf_opt *opts = stack.entry[0].method->opts;
+    SF_MUST(sf_opt_set(sf_opt_find(opts, "refactor_every"), stack.entry[0].cfg, "10"));
+    SF_MUST(sf_opt_set(sf_opt_find(opts, "min_prompt_tokens"), stack.entry[0].cfg, "1000"));
+    SF_CHECK_OK(sf_stack_check(&stack, &setup));
+    int64_t one = INT64_C(8) * 10 * 20 + lanes * 128 * 20;      /* of rank 10 */
+    SF_CHECK_INT(stored_of(&setup, &stack, 100, 125),
+                 2 * 2 * one + lanes * 105 * exact + 8 * lanes * 125);
+    sf_stack_free(&stack);
+    setup = setup_of(4, 2, 16, 1);      /* full rank: it never pays */
+    CHECK_REFUSED(check(&stack, &setup, "refactor_every", "100000"), SF_INVALID,
+                  "never take less than what they replace");
+    sf_stack_free(&stack);
+}
+
 static void test_ranks(void)
 {
     struct sf_setup setup = setup_of(5, 8, 128, 1);
@@ -363,6 +410,7 @@ static const struct sf_test tests[] = {
     { "listed groups", test_listed },
     { "bytes are those of the formula", test_formula }, { "exact values", test_exact_values },
     { "rates", test_rates }, { "two entries", test_two },
-    { "ranks", test_ranks }, { "refusals", test_refusals }, { NULL, NULL }
+    { "segments of the answer", test_segments }, { "ranks", test_ranks },
+    { "refusals", test_refusals }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_xkv", tests)
