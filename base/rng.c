@@ -1,6 +1,8 @@
 /* base/rng.c: Philox 4x32 with ten rounds, and the hash that turns a custom_id into a stream. */
 #include "base/rng.h"
 
+#include <math.h>
+
 enum { ROUNDS = 10 };
 
 /* One round of Philox multiplies words 0 and 2 by fixed odd constants into high and low halves and
@@ -40,6 +42,14 @@ uint64_t sf_rng_u64(uint64_t key, uint64_t stream, uint64_t index)
 double sf_rng_uniform(uint64_t key, uint64_t stream, uint64_t index)
 {
     return (double)(sf_rng_u64(key, stream, index) >> 11) * 0x1p-53;
+}
+
+/* By Box and Muller. */
+double sf_rng_normal(uint64_t key, uint64_t stream, uint64_t index)
+{
+    double u = 1 - sf_rng_uniform(key, stream, 2 * index);
+    double angle = 2 * acos(-1) * sf_rng_uniform(key, stream, 2 * index + 1);
+    return sqrt(-2 * log(u)) * cos(angle);
 }
 
 /* FNV-1a spreads the last bytes badly over the high bits; the finisher (two multiplications

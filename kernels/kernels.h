@@ -330,6 +330,14 @@ struct sf_kernels {
     /* SF_INVALID if x holds what is not finite, SF_INTERNAL if the library does not converge; a and
      * b are then not to be used. */
     sf_status (*factor)(struct sf_device *, const struct sf_factor_job *);
+    /* Steps of RANDOM, for an x whose columns lie on several ranks; NULL in a backend whose memory
+     * the host cannot touch.  product: out [rows][cols] = x [rows][inner] y [inner][cols], or with
+     * x [inner][rows] turned; rows and inner may be 0.  cholesky: gram [n][n], symmetric, becomes
+     * r^-1, upper with zeros below, where gram + shift 1 = r^T r; 0 if there is none: it is lost. */
+    void (*product)(struct sf_device *, int turned, int32_t rows, int32_t cols, int32_t inner,
+                    const float *x, size_t x_stride, const float *y, size_t y_stride, float *out,
+                    size_t out_stride);
+    int (*cholesky)(struct sf_device *, int32_t n, float shift, float *gram);
 
     /* ---- picks; NULL in a backend that has none, whose attend takes no part with picks ---- */
     void (*pick)(struct sf_device *, const struct sf_pick_job *);

@@ -89,6 +89,19 @@ void sf_ortho_take(struct sf_heap *heap, int32_t rows, int32_t cols, struct sf_o
     o->work = sf_heap_floats(heap, (size_t)o->work_count);
 }
 
+int sf_ortho_root(int32_t n, float shift, float *gram)
+{
+    for (int32_t i = 0; i < n; i++) gram[area(i, n + 1)] += shift;
+    /* LAPACK's lower triangle is our upper one; below it the matrix is cleared. */
+    lapack_int info;
+    LAPACK(info, LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', n, gram, n));
+    if (info != 0) return 0;
+    LAPACK(info, LAPACKE_strtri_work(LAPACK_COL_MAJOR, 'L', 'N', n, gram, n));
+    if (info != 0) return 0;
+    for (int32_t i = 1; i < n; i++) memset(gram + area(i, n), 0, (size_t)i * sizeof *gram);
+    return 1;
+}
+
 int sf_ortho_invert(struct sf_ortho *o, int32_t cols, double shift_unit, int *near_out)
 {
     double trace = 0, off = 0;
@@ -98,16 +111,7 @@ int sf_ortho_invert(struct sf_ortho *o, int32_t cols, double shift_unit, int *ne
             off = fmax(off, fabs((double)o->gram[area(i, cols) + (size_t)j] - (i == j)));
     }
     *near_out = off < 0.01;
-    for (int32_t i = 0; i < cols; i++) o->gram[area(i, cols + 1)] += (float)(shift_unit * trace);
-    /* LAPACK's lower triangle is our upper one; below it the matrix is cleared. */
-    lapack_int info;
-    LAPACK(info, LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'L', cols, o->gram, cols));
-    if (info != 0) return 0;
-    LAPACK(info, LAPACKE_strtri_work(LAPACK_COL_MAJOR, 'L', 'N', cols, o->gram, cols));
-    if (info != 0) return 0;
-    for (int32_t i = 1; i < cols; i++)
-        memset(o->gram + area(i, cols), 0, (size_t)i * sizeof *o->gram);
-    return 1;
+    return sf_ortho_root(cols, (float)(shift_unit * trace), o->gram);
 }
 
 /* y^T = l q. */

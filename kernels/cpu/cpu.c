@@ -81,6 +81,8 @@ static void tables_fill(void)
         k->copy_columns = sf_cpu_copy_columns;
         k->factor_bytes = sf_cpu_factor_bytes;
         k->factor = sf_cpu_factor;
+        k->product = sf_cpu_product;
+        k->cholesky = sf_cpu_cholesky;
     }
 }
 

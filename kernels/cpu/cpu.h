@@ -33,6 +33,10 @@ void sf_cpu_copy_columns(struct sf_device *, int32_t rows, int32_t x_cols, int32
                          const float *x, size_t x_stride, float *y, size_t y_stride);
 size_t sf_cpu_factor_bytes(const struct sf_factor_job *);
 sf_status sf_cpu_factor(struct sf_device *, const struct sf_factor_job *);
+void sf_cpu_product(struct sf_device *, int turned, int32_t rows, int32_t cols, int32_t inner,
+                    const float *x, size_t x_stride, const float *y, size_t y_stride, float *out,
+                    size_t out_stride);
+int sf_cpu_cholesky(struct sf_device *, int32_t n, float shift, float *gram);
 
 sf_status sf_cpu_attention_create(int32_t threads, struct sf_attention **out);
 void      sf_cpu_attention_destroy(struct sf_attention *);

@@ -49,6 +49,19 @@ static void multiply(struct sf_device *device, int transposed, struct matrix x, 
     omp_set_num_threads(omp_threads);
 }
 
+void sf_cpu_product(struct sf_device *device, int turned, int32_t rows, int32_t cols,
+                    int32_t inner, const float *x, size_t x_stride, const float *y,
+                    size_t y_stride, float *out, size_t out_stride)
+{
+    struct matrix left = { (float *)(uintptr_t)x, turned ? inner : rows, turned ? rows : inner,
+                           x_stride };
+    struct matrix right = { (float *)(uintptr_t)y, inner, cols, y_stride };
+    struct matrix to = { out, rows, cols, out_stride };
+    for (int32_t r = 0; inner == 0 && r < rows; r++)
+        memset(out + (size_t)r * out_stride, 0, (size_t)cols * sizeof *out);
+    if (inner > 0) multiply(device, turned, left, right, to);
+}
+
 /* ---- orthonormal columns -------------------------------------------------------------------- */
 struct ortho { struct sf_ortho small; float *other; };
 
@@ -56,6 +69,12 @@ static void ortho_take(struct sf_heap *heap, int32_t rows, int32_t cols, struct 
 {
     sf_ortho_take(heap, rows, cols, &o->small);
     o->other = sf_heap_floats(heap, area(rows, cols));
+}
+
+int sf_cpu_cholesky(struct sf_device *device, int32_t n, float shift, float *gram)
+{
+    (void)device;
+    return sf_ortho_root(n, shift, gram);
 }
 
 /* y = y r^-1 with y^T y + shift_unit trace = r^T r; 0 if there is no such r. */
@@ -192,23 +211,14 @@ static sf_status by_gram(struct sf_device *device, const struct sf_factor_job *j
     return SF_OK;
 }
 
-/* Standard normal, by Box and Muller. */
-static void omega_fill(const struct sf_factor_job *job, float *omega, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        double u = 1 - sf_rng_uniform(job->seed, 0, 2 * i);
-        double angle = 2 * acos(-1) * sf_rng_uniform(job->seed, 0, 2 * i + 1);
-        omega[i] = (float)(sqrt(-2 * log(u)) * cos(angle));
-    }
-}
-
 static sf_status range_find(struct sf_device *device, const struct sf_factor_job *job,
                             struct room *room)
 {
     struct matrix x = { (float *)(uintptr_t)job->x, job->rows, job->cols, job->x_stride };
     struct matrix z = dense(room->omega, job->cols, room->q);
     struct matrix y = dense(room->y, job->rows, room->q);
-    omega_fill(job, room->omega, area(job->cols, room->q));
+    for (size_t i = 0; i < area(job->cols, room->q); i++)
+        room->omega[i] = (float)sf_rng_normal(job->seed, 0, i);
     multiply(device, 0, x, z, y);
     for (int32_t i = 0; i < job->power_iterations; i++) {
         SF_TRY(orthonormalise(device, &room->ortho, y, 1));

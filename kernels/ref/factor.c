@@ -129,3 +129,44 @@ sf_status sf_ref_factor(struct sf_device *device, const struct sf_factor_job *jo
     }
     return SF_OK;
 }
+
+/* ---- steps ---------------------------------------------------------------------------------- */
+void sf_ref_product(struct sf_device *device, int turned, int32_t rows, int32_t cols,
+                    int32_t inner, const float *x, size_t x_stride, const float *y,
+                    size_t y_stride, float *out, size_t out_stride)
+{
+    (void)device;
+    for (size_t r = 0; r < (size_t)rows; r++)
+        for (size_t c = 0; c < (size_t)cols; c++) {
+            double sum = 0;
+            for (size_t i = 0; i < (size_t)inner; i++)
+                sum += (double)x[turned ? i * x_stride + r : r * x_stride + i] *
+                       (double)y[i * y_stride + c];
+            out[r * out_stride + c] = (float)sum;
+        }
+}
+
+/* r row by row: r_ij = (w_ij - sum over k < i of r_ki r_kj) / r_ii.  Then its inverse s column by
+ * column, in place: s_jj = 1 / r_jj, s_ij = -s_jj sum over i <= k < j of s_ik r_kj. */
+int sf_ref_cholesky(struct sf_device *device, int32_t count, float shift, float *gram)
+{
+    size_t n = (size_t)count;
+    (void)device;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = i; j < n; j++) {
+            double sum = (double)gram[i * n + j] + (i == j ? (double)shift : 0);
+            for (size_t k = 0; k < i; k++) sum -= (double)gram[k * n + i] * (double)gram[k * n + j];
+            if (i == j && !(sum > 0)) return 0;
+            gram[i * n + j] = (float)(i == j ? sqrt(sum) : sum / (double)gram[i * n + i]);
+        }
+    for (size_t j = 0; j < n; j++) {
+        gram[j * n + j] = 1 / gram[j * n + j];
+        for (size_t i = 0; i < j; i++) {
+            double sum = 0;
+            for (size_t k = i; k < j; k++) sum += (double)gram[i * n + k] * (double)gram[k * n + j];
+            gram[i * n + j] = (float)(-sum * (double)gram[j * n + j]);
+            gram[j * n + i] = 0;
+        }
+    }
+    return 1;
+}

@@ -47,6 +47,8 @@ static void table_fill(void)
     table.copy_columns = sf_ref_copy_columns;
     table.factor_bytes = sf_ref_factor_bytes;
     table.factor = sf_ref_factor;
+    table.product = sf_ref_product;
+    table.cholesky = sf_ref_cholesky;
 }
 
 static sf_status ref_open(const struct sf_device_spec *spec, struct sf_device *device)

@@ -1,7 +1,7 @@
 /* tests/kernels/factor.c: low-rank factors.  ref against the definition (Eckart and Young: the
  * error is what is discarded) and a worked example; the CPU's ways against ref: exact to rounding,
  * Gram likewise where the spectrum allows, randomised within five percent of the best; the same
- * bits whatever the threads; zeros, short ranks, ranks above the matrix, and what is not finite. */
+ * bits whatever the threads; the steps that ranks share; zeros, short ranks, ranks above the matrix, and what is not finite. */
 #include <math.h>
 #include <stdlib.h>
 #include "tests/check.h"
@@ -252,6 +252,69 @@ static void large_and_small(void)
             }
 }
 
+/* ---- steps ---------------------------------------------------------------------------------- */
+static float out[2][ROWS_MAX * (COLS_MAX + PAD)];
+
+/* x y and x^T x, also of no rows, with strides; what lies between rows is left alone. */
+static void products(void)
+{
+    for (int s = 0; s < SHAPES; s++)
+        for (int v = 0; v < count; v++)
+            for (int turned = 0; turned < 2; turned++)
+                for (int none = 0; none < 2; none++) {
+                    int32_t inner = none ? 0 : turned ? shapes[s].rows : shapes[s].cols;
+                    int32_t rows = turned ? shapes[s].cols : shapes[s].rows;
+                    int32_t cols = turned ? shapes[s].cols : 7;
+                    size_t stride = (size_t)shapes[s].cols + PAD, to = (size_t)cols + PAD;
+                    const float *y = turned ? x : b[0];
+                    x_fill(shapes[s].rows, shapes[s].cols, shapes[s].terms, shapes[s].noise);
+                    random_fill(b[0], (size_t)COLS_MAX * 7, 1, 3);
+                    for (int which = 0; which < 2; which++) {
+                        struct sf_device *device = which ? variants[v].device : ref;
+                        memset(out[which], 0x5a, sizeof out[which]);
+                        device->k->product(device, turned, rows, cols, inner, x, stride, y,
+                                           turned ? stride : 7, out[which], to);
+                    }
+                    for (int32_t r = 0; r < rows; r++) {
+                        size_t at = (size_t)r * to;
+                        SF_CHECK(memcmp(out[1] + at + cols, out[0] + at + cols,
+                                        PAD * sizeof(float)) == 0);
+                        for (int32_t c = 0; c < cols; c++) {
+                            double off = fabs((double)out[1][at + (size_t)c] -
+                                              (double)out[0][at + (size_t)c]);
+                            SF_CHECK(off <= 1e-6 * (1 + inner));
+                            if (none) SF_CHECK(out[1][at + (size_t)c] == 0);
+                        }
+                    }
+                }
+}
+
+/* gram + shift 1 = r^T r, so with s = r^-1 the product s^T (gram + shift 1) s is 1. */
+static void roots(void)
+{
+    enum { N = 24 };
+    static float gram[N * N], s[N * N];
+    for (int v = -1; v < count; v++)
+        for (int shifted = 0; shifted < 2; shifted++) {
+            struct sf_device *device = v < 0 ? ref : variants[v].device;
+            x_fill(40, N, 30, 0.01f);
+            ref->k->product(ref, 1, N, N, 40, x, N + PAD, x, N + PAD, gram, N);
+            memcpy(s, gram, sizeof s);
+            SF_CHECK(device->k->cholesky(device, N, shifted ? 0.5f : 0, s));
+            for (int i = 0; i < N; i++) gram[i * (N + 1)] += shifted ? 0.5f : 0;
+            ref->k->product(ref, 1, N, N, N, s, N, gram, N, out[0], N);
+            ref->k->product(ref, 0, N, N, N, out[0], N, s, N, out[1], N);
+            for (int i = 0; i < N * N; i++) {
+                SF_CHECK_NEAR(out[1][i], i / N == i % N, 2e-2);
+                if (i / N > i % N) SF_CHECK(s[i] == 0);
+            }
+            memset(s, 0, sizeof s);
+            SF_CHECK(!device->k->cholesky(device, N, 0, s));
+            s[N + 1] = -1;
+            SF_CHECK(!device->k->cholesky(device, N, 0.25f, s));
+        }
+}
+
 static const struct sf_test tests[] = {
     { "the worked example", worked_example },
     { "the error is what is left out", eckart_young },
@@ -259,6 +322,8 @@ static const struct sf_test tests[] = {
     { "the same bits whatever the threads", same_bits },
     { "fewer directions than asked for", poor_ranks }, { "columns that come twice", columns_twice },
     { "not finite", not_finite },
+    { "products", products },
+    { "roots of Gram matrices", roots },
     { "large and small values", large_and_small },
     { NULL, NULL }
 };

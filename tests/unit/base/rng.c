@@ -53,6 +53,22 @@ static void test_uniform(void)
     SF_CHECK(sf_rng_uniform(42, 7, 0) != sf_rng_uniform(43, 7, 0));
 }
 
+static void test_normal(void)
+{
+    enum { DRAWS = 100000 };
+    double sum = 0, squares = 0, fourth = 0;
+    for (uint64_t i = 0; i < DRAWS; i++) {
+        double z = sf_rng_normal(42, 7, i);
+        sum += z, squares += z * z, fourth += z * z * z * z;
+    }
+    /* Six standard deviations of the mean of that many draws. */
+    SF_CHECK_NEAR(sum / DRAWS, 0, 6 / 316.2);
+    SF_CHECK_NEAR(squares / DRAWS, 1, 6 * 1.414 / 316.2);
+    SF_CHECK_NEAR(fourth / DRAWS, 3, 6 * 9.8 / 316.2);
+    SF_CHECK(sf_rng_normal(42, 7, 3) == sf_rng_normal(42, 7, 3));
+    SF_CHECK(sf_rng_normal(42, 7, 3) != sf_rng_normal(42, 8, 3));
+}
+
 static void test_hash(void)
 {
     SF_CHECK(sf_hash64("", 0) == 0xf52a15e9a9b5e89b);
@@ -76,6 +92,7 @@ static const struct sf_test tests[] = {
     { "known answers", test_known_answers },
     { "layout", test_layout },
     { "uniform", test_uniform },
+    { "normal", test_normal },
     { "hash", test_hash },
     { "clock", test_clock },
     { NULL, NULL }
