@@ -27,7 +27,8 @@ static sf_status choose_placing(const struct sf_config *, struct sf_launch_plan 
 static sf_status make_ranks(const struct sf_sizing *, const int32_t *count,
                             struct sf_launch_plan *);
 static sf_status open_kernels(struct sf_sizing *);
-static sf_status check_device(const struct sf_stack *, const struct sf_sizing *);
+static sf_status check_device(const struct sf_stack *, const struct sf_setup *,
+                              const struct sf_sizing *);
 
 sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *model,
                               const struct sf_cluster *cluster, struct sf_launch_plan *out)
@@ -55,7 +56,7 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
     if (status == SF_OK)
         status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
-    if (status == SF_OK) status = check_device(&cfg->kv.stack, &sizing);
+    if (status == SF_OK) status = check_device(&cfg->kv.stack, &plan.setup, &sizing);
     if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
     if (status == SF_OK) status = set_stages(cfg, count, &plan);
     if (status == SF_OK) status = choose_placing(cfg, &plan);
@@ -292,13 +293,19 @@ static sf_status open_kernels(struct sf_sizing *sizing)
     return SF_OK;
 }
 
-static sf_status check_device(const struct sf_stack *stack, const struct sf_sizing *sizing)
+static sf_status check_device(const struct sf_stack *stack, const struct sf_setup *setup,
+                              const struct sf_sizing *sizing)
 {
     const struct sf_method *grouped = sf_stack_grouped(stack);
     for (int32_t m = 0; m < stack->entries && !sizing->picks; m++)
         if (stack->entry[m].plan.needs & SF_NEED_SELECT_DECODE)
             return SF_FAIL(SF_UNSUPPORTED, "method %s: picks in decode are not built for the device"
                            " %s; use device: cpu", stack->entry[m].method->name, sizing->device);
+    for (int32_t m = 0; m < stack->entries && !sizing->host_memory && sizing->low_rank; m++)
+        if (sf_account_replicated(setup, &stack->entry[m]))
+            return SF_FAIL(SF_UNSUPPORTED, "method %s: tp_mode: replicated_basis is not built for"
+                           " the device %s; use tp_mode: local_heads",
+                           stack->entry[m].method->name, sizing->device);
     if (grouped == NULL || sizing->low_rank) return SF_OK;
     return SF_FAIL(SF_UNSUPPORTED, "method %s: low-rank caches are not built for the device %s;"
                    " use device: cpu", grouped->name, sizing->device);

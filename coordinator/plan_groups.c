@@ -70,7 +70,9 @@ static void write_entry(FILE *out, const struct sf_setup *setup,
     sf_account_group_ranks(setup, entry, longest, &k, &v);
     fprintf(out, "groups     %s: %d of up to %d layers, ranks ", entry->method->name, groups, most);
     write_ranks(out, k, v);
-    fprintf(out, "%s:", setup->tp_size > 1 ? " on each tensor rank" : "");
+    fprintf(out, "%s:", sf_account_replicated(setup, entry) ? ", in full on each tensor rank"
+                       : setup->tp_size > 1               ? " on each tensor rank"
+                                                          : "");
     for (int32_t l = 0, stage = -1; l < setup->layers; l++) {
         int32_t layers = group_layers(entry, setup, l);
         if (layers == 0) continue;
@@ -80,6 +82,9 @@ static void write_entry(FILE *out, const struct sf_setup *setup,
     }
     fputc('\n', out);
     write_short(out, setup, entry, most);
+    if (sf_account_replicated(setup, entry) && setup->tp_size > 2)
+        fprintf(out, "           warning: %d copies of each basis, which seldom pay beyond 2;"
+                " tp_mode: local_heads has none\n", setup->tp_size);
 }
 
 void sf_plan_groups_text(const struct sf_launch_plan *plan, const struct sf_stack *stack, FILE *out)
@@ -105,6 +110,9 @@ static struct sf_json *group_json(const struct sf_launch_plan *plan,
                 sf_json_new_text(entry->method->name, strlen(entry->method->name)));
     sf_json_put(status, group, "rank_k", sf_json_new_int(k));
     sf_json_put(status, group, "rank_v", sf_json_new_int(v));
+    sf_json_put(status, group, "replicated",
+                sf_json_new(sf_account_replicated(&plan->setup, entry) ? SF_JSON_TRUE
+                                                                     : SF_JSON_FALSE));
     return group;
 }
 

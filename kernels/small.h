@@ -49,8 +49,8 @@ struct sf_ortho { float *gram, *tau, *work; int32_t work_count; };
 void sf_ortho_take(struct sf_heap *, int32_t rows, int32_t cols, struct sf_ortho *);
 /* gram [n][n] becomes r^-1, upper, zeros below, of gram + shift I = r^T r; 0 if there is no r. */
 int  sf_ortho_root(int32_t n, float shift, float *gram);
-/* Likewise of gram [cols][cols] = y^T y: it becomes r^-1, upper, zeros below, of gram + shift_unit trace I; 0 if
- * there is no such r.  *near_out: y was orthonormal already, but for rounding. */
+/* The same of gram [cols][cols] = y^T y, with a shift of shift_unit traces.  *near_out: y was
+ * orthonormal already, but for rounding. */
 int  sf_ortho_invert(struct sf_ortho *, int32_t cols, double shift_unit, int *near_out);
 sf_status sf_ortho_householder(struct sf_ortho *, float *y, int32_t rows, int32_t cols);
 

@@ -304,6 +304,12 @@ void sf_account_group_ranks(const struct sf_setup *setup, const struct sf_stack_
     sf_lowrank_ranks(&ask, rank_k_out, rank_v_out);
 }
 
+int sf_account_replicated(const struct sf_setup *setup, const struct sf_stack_entry *entry)
+{
+    int32_t tier = sf_codec_group_tier(&entry->plan);
+    return tier > 0 && sf_lowrank_over_ranks(setup, &entry->plan.tier[tier]);
+}
+
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *cost)
 {
     if (cost->pages_peak <= 0) return INT64_MAX;

@@ -49,6 +49,8 @@ sf_status sf_account_tightened(const struct sf_setup *, const struct sf_stack *,
  * 0 where it has none. */
 void sf_account_group_ranks(const struct sf_setup *, const struct sf_stack_entry *, int32_t layer,
                             int32_t *rank_k_out, int32_t *rank_v_out);
+/* Whether each tensor rank of several has all of the entry's bases. */
+int sf_account_replicated(const struct sf_setup *, const struct sf_stack_entry *);
 /* Sequences of this cost that so many pages hold at once: one in its prompt, the others after it.
  * INT64_MAX for a rank that has no lanes. */
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *);

@@ -14,6 +14,7 @@
 #include "base/memory.h"
 #include "kernels/kernels.h"
 #include "kvshard/account.h"
+#include "kvshard/factor_ranks.h"
 #include "kvshard/watch.h"
 
 enum { MAP_BYTES = 4096,                /* of a page of the system */
@@ -212,14 +213,20 @@ static sf_status group_scratch(const struct sizing *s, const struct grouped *gro
     int64_t rows = size.rank_k > size.rank_v ? size.rank_k : size.rank_v, own = 0;
     int64_t floats = n * (lanes + 1) * (k_dim > v_dim ? k_dim : v_dim) +
                      n * (size.basis.k_dim + size.basis.v_dim) + rows * lanes * (k_dim + v_dim) +
-                     2 * n * (layer_of(s, group->layer)->rope_dim + 1);
+                     2 * n * (layer_of(s, group->layer)->rope_dim + 1) + 2 * lanes;
     for (int values = 0; values < (size.rank_v > 0 ? 2 : 1); values++) {
         struct sf_factor_job job = { .rows = ask.tokens,
                                      .cols = (int32_t)(lanes * (values ? v_dim : k_dim)),
                                      .rank = values ? size.rank_v : size.rank_k,
                                      .how = (enum sf_factor_how)cfg.how,
                                      .oversample = cfg.oversample };
-        int64_t bytes = (int64_t)s->room->factor_bytes(&job);
+        struct sf_factor_ranks over = { .lanes = ask.lanes, .job = job,
+                                        .dim = (int32_t)(values ? v_dim : k_dim),
+                                        .lanes_all = sf_group_lanes(s->setup, ask.shape, ask.layer) };
+        int64_t bytes = (int64_t)(sf_lowrank_over_ranks(s->setup, ask.tier)
+                                      ? sf_factor_ranks_bytes(&over, s->setup->tp_size,
+                                                              s->room->factor_bytes)
+                                      : s->room->factor_bytes(&job));
         if (bytes > own) own = bytes;
     }
     floats += sf_marks_most(&s->stack->entry[group->m].plan, ask.tokens) * k_dim;

@@ -61,6 +61,7 @@ struct sf_lowrank {                     /* codec lowrank; lies in codec_cfg */
     int32_t layers_most;                /* of the longest group, if above `layers` */
     uint8_t how;                        /* enum sf_factor_how */
     uint8_t dtype;                      /* 0: kv_cache.dtype; else 1 + enum sf_dtype */
+    uint8_t replicated;                 /* 1: one basis of all tensor ranks' heads, on each */
     int64_t seed;
 };
 struct sf_tier sf_tier_lowrank(const struct sf_lowrank *);
@@ -80,7 +81,8 @@ struct sf_lowrank_ask {
     int32_t lanes, tokens;              /* of the group on one of them; rows of the basis */
 };
 struct sf_lowrank_size {
-    int32_t rank_k, rank_v;             /* of one rank: ceil(the group's / ranks), at most tokens */
+    int32_t rank_k, rank_v;             /* of one rank: ceil(the group's / ranks), or, of a basis of
+                                           all ranks, the group's; at most tokens */
     struct sf_layout basis, factors;    /* and all elements of a row */
     struct sf_layout values;            /* of pages of values alone, for rank_v 0 */
     int64_t basis_bytes, factor_bytes;  /* stored: by the group; by each of its lanes */
@@ -93,6 +95,11 @@ void      sf_lowrank_ranks(const struct sf_lowrank_ask *, int32_t *rank_k_out, i
 sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *, struct sf_lowrank_size *out);
 /* Lanes of the layer's group in the whole model. */
 int32_t sf_group_lanes(const struct sf_setup *, const struct sf_shape *, int32_t layer);
+/* How many of them come before this one. */
+int32_t sf_group_lane(const struct sf_setup *, const struct sf_shape *, int32_t layer,
+                      int32_t head_global);
+/* Whether the tier's bases are of several tensor ranks. */
+int     sf_lowrank_over_ranks(const struct sf_setup *, const struct sf_tier *);
 
 /* ---- landmarks of lanes whose slots a group shares ------------------------------------------
  * Keys that each stand for a chunk of plan->mark_slots slots of the group's tier: chunk c for those

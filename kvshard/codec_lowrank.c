@@ -21,7 +21,7 @@
  *
  * A group of fewer or more lanes than `layers` whole layers has ranks in proportion.  Where
  * tensor ranks share the heads out, each has bases of its own for its own heads, of
- * ceil(rank / ranks) columns.  Stored bytes of n slots, with e bytes an element:
+ * ceil(rank / ranks) columns; or each has the bases of all of them, of `rank` columns.  Stored bytes of n slots, with e bytes an element:
  *
  *   n (rank_k + rank_v) e of the group,  (rank_k k_dim + rank_v v_dim) e + 8 n of each lane,
  *   and n v_dim elements of kv_cache.dtype of each lane if rank_v is 0 */
@@ -56,6 +56,24 @@ int32_t sf_group_lanes(const struct sf_setup *setup, const struct sf_shape *shap
     return lanes;
 }
 
+int32_t sf_group_lane(const struct sf_setup *setup, const struct sf_shape *shape, int32_t layer,
+                      int32_t head_global)
+{
+    int32_t lanes = 0;
+    for (int32_t l = 0; l <= layer; l++)
+        for (int32_t h = 0; h < (l < layer ? setup->layer[l].groups : head_global); h++)
+            lanes += shape->layer_group[l] == shape->layer_group[layer] &&
+                     shape->acts_on[setup->layer[l].lane_first + h];
+    return lanes;
+}
+
+int sf_lowrank_over_ranks(const struct sf_setup *setup, const struct sf_tier *tier)
+{
+    struct sf_lowrank cfg;
+    memcpy(&cfg, tier->codec_cfg, sizeof cfg);
+    return cfg.replicated && setup->tp_size > 1;
+}
+
 /* All layouts, with page_slots yet to be set. */
 static void widths(const struct sf_lowrank *cfg, const struct sf_layout *raw,
                    struct sf_lowrank_size *size)
@@ -87,10 +105,12 @@ void sf_lowrank_ranks(const struct sf_lowrank_ask *ask, int32_t *rank_k_out, int
     int64_t full = (int64_t)cfg.layers * ask->setup->layer[ask->layer].groups;
     int64_t lanes = sf_group_lanes(ask->setup, ask->shape, ask->layer);
     SF_ASSERT(full > 0 && ask->ranks > 0 && ask->lanes > 0 && ask->tokens > 0);
-    int32_t rank_k = up(up(cfg.rank_k * lanes, full), ask->ranks);
-    int32_t rank_v = up(up(cfg.rank_v * lanes, full), ask->ranks);
-    *rank_k_out = least(least(rank_k, ask->tokens), (int64_t)ask->lanes * ask->raw.k_dim);
-    *rank_v_out = least(least(rank_v, ask->tokens), (int64_t)ask->lanes * ask->raw.v_dim);
+    int64_t here = cfg.replicated ? lanes : ask->lanes;
+    int32_t ranks = cfg.replicated ? 1 : ask->ranks;
+    int32_t rank_k = up(up(cfg.rank_k * lanes, full), ranks);
+    int32_t rank_v = up(up(cfg.rank_v * lanes, full), ranks);
+    *rank_k_out = least(least(rank_k, ask->tokens), here * ask->raw.k_dim);
+    *rank_v_out = least(least(rank_v, ask->tokens), here * ask->raw.v_dim);
 }
 
 sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *ask, struct sf_lowrank_size *out)

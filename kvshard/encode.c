@@ -4,6 +4,7 @@
  *   A --> the basis, one row a slot;  B --> columns of each lane, its factors
  *   then the slots leave the raw tier of every lane, whose order says that they are in the other
  *
+ * Where a basis is of all tensor ranks, they make it together (factor_ranks.h).
  * First keys, then values, through the same X; everything is in f32 until it comes into pages.
  * Values that stay exact (rank_v 0) have no X: they go as they are into pages of values. */
 #include <math.h>
@@ -11,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "kvshard/factor_ranks.h"
 #include "kvshard/store_impl.h"
 
 struct work {
@@ -26,6 +28,7 @@ struct work {
     float *x, *lane;                    /* device [n][most columns]; [n][most of a lane] */
     float *a[2], *b[2];                 /* device [n][width of the basis], [rows][columns] */
     void *scratch; size_t scratch_bytes;
+    struct sf_factor_lane *among;       /* [lanes] of all tensor ranks; NULL: the basis is our own */
 };
 
 static int32_t dim_of(const struct work *w, int values)
@@ -52,6 +55,42 @@ static struct sf_factor_job job_of(const struct work *w, int values)
         .b_stride = (size_t)cols, .scratch = w->scratch };
 }
 
+static int over_ranks(const struct work *w)
+{
+    const struct sf_store_group *group = &w->store->groups.group[w->number];
+    const struct sf_plan *plan = &w->store->method[group->method].entry->plan;
+    return sf_lowrank_over_ranks(&w->store->setup, &plan->tier[group->tier]);
+}
+
+static struct sf_factor_ranks ranks_job(const struct work *w, int values)
+{
+    const struct sf_store *store = w->store;
+    const struct sf_store_group *group = &store->groups.group[w->number];
+    return (struct sf_factor_ranks){
+        .device = store->device, .ranks = store->tensor, .lanes = w->span->lanes,
+        .lanes_all = sf_group_lanes(&store->setup, &store->method[group->method].entry->shape,
+                                    w->span->lane[0].layer),
+        .dim = dim_of(w, values), .lane = w->among, .job = job_of(w, values) };
+}
+
+/* Which lanes of all tensor ranks' these are. */
+static sf_status find_lanes(struct work *w)
+{
+    struct sf_store *store = w->store;
+    const struct sf_store_group *group = &store->groups.group[w->number];
+    const struct sf_shape *shape = &store->method[group->method].entry->shape;
+    struct sf_factor_lane *among;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)w->span->lanes, sizeof *among, &among));
+    for (int32_t l = 0; l < w->span->lanes; l++) {
+        const struct sf_lane *lane = &w->span->lane[l];
+        among[l] = (struct sf_factor_lane){
+            sf_group_lane(&store->setup, shape, lane->layer, lane->head_global),
+            lane->replica > 0 };
+    }
+    w->among = among;
+    return SF_OK;
+}
+
 static sf_status take_room(struct work *w)
 {
     struct sf_scratch_mem *dev = &w->store->dev;
@@ -66,10 +105,14 @@ static sf_status take_room(struct work *w)
     SF_TRY(sf_scratch_items(dev, rows * lanes * k_dim, sizeof(float), &w->b[0]));
     SF_TRY(sf_scratch_items(dev, rows * lanes * v_dim, sizeof(float), &w->b[1]));
     for (int values = 0; values < (w->size.rank_v > 0 ? 2 : 1); values++) {
-        struct sf_factor_job job = job_of(w, values);
-        size_t bytes = w->store->device->k->factor_bytes(&job);
+        struct sf_factor_ranks job = ranks_job(w, values);
+        size_t (*factor_bytes)(const struct sf_factor_job *) = w->store->device->k->factor_bytes;
+        size_t bytes = over_ranks(w) ? sf_factor_ranks_bytes(&job, w->store->setup.tp_size,
+                                                             factor_bytes)
+                                     : factor_bytes(&job.job);
         if (bytes > w->scratch_bytes) w->scratch_bytes = bytes;
     }
+    if (over_ranks(w)) SF_TRY(find_lanes(w));
     return sf_scratch_take(dev, w->scratch_bytes, &w->scratch);
 }
 
@@ -95,8 +138,8 @@ static sf_status tell_loss(const struct work *w, int values, const struct sf_fac
     return SF_OK;
 }
 
-/* X of keys or values, and its factors. */
-static sf_status factor(struct work *w, int values)
+/* X of keys or values. */
+static sf_status lay_out(struct work *w, int values)
 {
     struct sf_store *store = w->store;
     const struct sf_kernels *k = store->device->k;
@@ -113,8 +156,20 @@ static sf_status factor(struct work *w, int values)
         k->copy_columns(store->device, n, dim, dim, w->lane, (size_t)dim,
                         w->x + (size_t)l * (size_t)dim, cols);
     }
-    struct sf_factor_job job = job_of(w, values);
-    SF_TRY(k->factor(store->device, &job));
+    return SF_OK;
+}
+
+static sf_status factor(struct work *w, int values)
+{
+    struct sf_store *store = w->store;
+    const struct sf_kernels *k = store->device->k;
+    sf_status status = lay_out(w, values);
+    struct sf_factor_ranks ranks = ranks_job(w, values);
+    struct sf_factor_job job = ranks.job;
+    int32_t n = w->edit->n;
+    if (over_ranks(w)) status = sf_factor_ranks(&ranks, status);
+    else if (status == SF_OK) status = k->factor(store->device, &job);
+    SF_TRY(status);
     SF_TRY(tell_loss(w, values, &job));
     int32_t wide = (int32_t)job.a_stride;
     if (wide > job.rank)
@@ -279,9 +334,12 @@ static sf_status encode(struct sf_answer *answer, int32_t number)
     SF_ASSERT(w.group->tier.segments < w.group->segments_max);
     SF_TRY(sf_group_sizes(store, w.number, w.edit->n, &w.size));
     w.rows = w.size.rank_k > w.size.rank_v ? w.size.rank_k : w.size.rank_v;
-    SF_TRY(check_room(&w));
-    SF_TRY(take_room(&w));
-    sf_status status = factor_both(&w);
+    sf_status status = check_room(&w);
+    if (status == SF_OK) status = take_room(&w);
+    if (over_ranks(&w))
+        status = sf_comm_agree(store->tensor, status, "the basis of a layer group: tensor rank");
+    SF_TRY(status);
+    status = factor_both(&w);
     if (status == SF_INVALID) {
         sf_log(SF_LOG_WARN, "sequence %lld, layers %d and on: keys or values are not finite, so"
                " they stay as they are", (long long)w.span->seq_id, w.span->lane[0].layer);

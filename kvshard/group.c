@@ -79,6 +79,11 @@ sf_status sf_groups_create(struct sf_store *store, const struct sf_stack *stack)
             last = number;
         }
     }
+    for (int32_t g = 0; g < groups->groups && !store->tensor; g++) {
+        const struct sf_plan *plan = &stack->entry[groups->group[g].method].plan;
+        if (sf_lowrank_over_ranks(&store->setup, &plan->tier[groups->group[g].tier]))
+            return SF_FAIL(SF_INTERNAL, "a basis of several tensor ranks, and no way to them");
+    }
     return groups->groups > 0 ? make_turns(store) : SF_OK;
 }
 

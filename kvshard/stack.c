@@ -391,11 +391,14 @@ static sf_status check_groups(const struct sf_stack_entry *entry, const struct s
     return SF_OK;
 }
 
-/* A reduction is over all heads of a layer: each rank that holds some of them takes part in it. */
+/* A reduction, and a basis of several ranks, is over all heads of a layer: each rank that holds some
+ * of them takes part in it. */
 static sf_status check_whole_layers(const struct sf_stack_entry *entry,
                                     const struct sf_setup *setup)
 {
-    for (int32_t l = 0; l < setup->layers && entry->plan.reduce_bytes > 0; l++) {
+    int32_t tier = sf_codec_group_tier(&entry->plan);
+    int over = tier > 0 && sf_lowrank_over_ranks(setup, &entry->plan.tier[tier]);
+    for (int32_t l = 0; l < setup->layers && (over || entry->plan.reduce_bytes > 0); l++) {
         const uint8_t *acts_on = entry->shape.acts_on + setup->layer[l].lane_first;
         for (int32_t h = 1; h < setup->layer[l].groups; h++)
             if (acts_on[h] != acts_on[0])

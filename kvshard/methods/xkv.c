@@ -31,9 +31,11 @@
  *            before the last sink stays raw
  * Crosses    heads and layers of a group, so a group lies inside one pipeline stage: groups are
  *            counted from the first layer of each, or listed in layer_groups, and one of fewer or
- *            more layers than group_size has ceil(rank * layers / group_size) columns.  Nothing
- *            crosses ranks: with tensor ranks each factorises its own heads with
- *            ceil(rank / ranks) columns
+ *            more layers than group_size has ceil(rank * layers / group_size) columns.
+ *            local_heads: nothing crosses ranks, each factorises its own heads with
+ *            ceil(rank / ranks) columns.  replicated_basis: one basis of all heads, of which each
+ *            tensor rank has a full copy beside the factors of its own heads; p copies have to pay:
+ *                n (M_K + M_V - p (r_K + r_V)) >= M_K r_K + M_V r_V
  * State      landmarks of each lane, of k_dim elements and 8 bytes; the numbers of the slots that
  *            its next step reads, of 4 bytes
  * Ratio      group_size 4, ranks 384 and 576, Llama-3.1-8B (32 layers, 8 heads of 128): 1 / 7.59 at
@@ -44,8 +46,8 @@
  *            sequence.  Layers with a window or a latent stay exact.  Values are never rebuilt,
  *            picked ones neither.  Copies of a lane on several tensor ranks each pick by their own
  *            query heads.  refactor_every is not in the paper, which leaves what is generated raw.
- *            Not built: factors in integers, a basis over all tensor ranks, and selective reading
- *            of what was generated, and on GPUs */
+ *            Not built: factors in integers, selective reading of what was generated, and on GPUs
+ *            selective reading and replicated_basis */
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -118,8 +120,8 @@ static const struct sf_opt xkv_opts[] = {
       .min = 0, .max = 100, .help = "stages are cut between groups while the dearest is above the"
       " mean by no more than this part" },
     { .key = "tp_mode", .type = SF_OPT_ENUM, AT(tp_mode), .fallback = "local_heads",
-      .choices = tp_modes, .help = "tensor ranks have bases of their own; replicated_basis is not"
-      " built yet" },
+      .choices = tp_modes, .help = "tensor ranks have bases of their own, or each a copy of one"
+      " of all heads, which seldom pays beyond two ranks" },
     { .key = "refactor_every", .type = SF_OPT_INT32, AT(refactor_every), .fallback = "0",
       .min = 0, .max = 1 << 24, .unit = "tokens", .help = "so many generated tokens get a basis and"
       " factors of their own, each time they have come; 0: what is generated stays raw" },
@@ -266,7 +268,8 @@ static struct sf_tier tier_of(const struct sf_setup *setup)
                                   .layers = cfg->group_size, .how = how_of[cfg->how],
                                   .dtype = dtype_of[cfg->factor_dtype], .seed = cfg->seed,
                                   .power_iterations = cfg->power_iterations,
-                                  .oversample = cfg->oversample };
+                                  .oversample = cfg->oversample,
+                                  .replicated = cfg->tp_mode == REPLICATED_BASIS };
     int64_t most_k = 0, most_v = 0;     /* columns of a whole group */
     for (int32_t l = 0; l < setup->layers; l++) {
         const struct sf_layer *layer = &setup->layer[l];
@@ -284,9 +287,11 @@ static struct sf_tier tier_of(const struct sf_setup *setup)
 }
 
 /* The fewest tokens whose basis and factors have no more elements than what they replace: those of
- * the layer's group on one rank, whatever the tensor ranks.  INT32_MAX: there is no such length. */
+ * the layer's group on one rank, whatever the tensor ranks, or with all copies of the basis.
+ * INT32_MAX: there is no such length. */
 static int32_t least_tokens(const struct sf_setup *setup, int32_t layer)
 {
+    const struct xkv_cfg *cfg = setup->cfg;
     const struct sf_layer *of = &setup->layer[layer];
     struct sf_tier tier = tier_of(setup);
     struct sf_lowrank_ask ask = { .setup = setup, .shape = setup->shape, .tier = &tier,
@@ -297,7 +302,10 @@ static int32_t least_tokens(const struct sf_setup *setup, int32_t layer)
     sf_lowrank_ranks(&ask, &rank_k, &rank_v);
     int64_t m_k = (int64_t)ask.lanes * of->k_dim;
     int64_t m_v = rank_v > 0 ? (int64_t)ask.lanes * of->v_dim : 0;
-    int64_t saved = m_k + m_v - rank_k - rank_v, price = m_k * rank_k + m_v * rank_v;
+    int64_t width = (int64_t)rank_k + rank_v, price = m_k * rank_k + m_v * rank_v;
+    if (cfg->tp_mode == REPLICATED_BASIS)
+        width *= of->groups < setup->tp_size ? of->groups : setup->tp_size;
+    int64_t saved = m_k + m_v - width;
     return saved > 0 && price / saved < INT32_MAX ? (int32_t)((price + saved - 1) / saved)
                                                   : INT32_MAX;
 }
@@ -458,7 +466,6 @@ static sf_status mark_span(const struct sf_env *env, const struct sf_span *span,
 static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
 {
     const struct xkv_cfg *cfg = setup->cfg;
-    if (cfg->tp_mode == REPLICATED_BASIS) return lacks("tp_mode: replicated_basis");
     if (cfg->factor_dtype >= INT8) return lacks(cfg->factor_dtype == INT8 ? "factor_dtype: int8"
                                                                           : "factor_dtype: int4");
     SF_TRY(check_refactor(setup));
@@ -488,7 +495,8 @@ static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
 }
 
 /* Tokens of a prompt that come into the basis of the layer's group: the same on every rank, so the
- * length at which it pays is that of the group on one rank. */
+ * length at which it pays is that of the group on one rank, or of all copies of its basis (ranks
+ * that share a head are as dear as one). */
 static int32_t encoded(const struct sf_setup *setup, int32_t layer, int32_t prompt)
 {
     const struct xkv_cfg *cfg = setup->cfg;

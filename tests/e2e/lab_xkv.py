@@ -2,8 +2,9 @@
 
 Exact factors: outputs of every row and the slots of every lane agree to 1e-4 of the largest value,
 positions and tiers are equal, and stored bytes are those predicted and those of the reference, on
-one rank and with bases of their own on two; at full rank the outputs are those of the exact cache.
-Selective reading likewise, the choice of chunks and what stays raw included.
+one rank, with bases of their own on two and with one basis on both; at full rank the outputs are
+those of the exact cache.  Selective reading likewise, the choice of chunks and what stays raw
+included.
 Randomised and Gram factors: what they lose of keys and values is within 5 % of the least possible.
 Basis and factors in 16 bits.  What level debug tells of a layer's factors is what it lost.  Needs
 numpy.
@@ -37,6 +38,12 @@ CASES = [
     ((10, 150, 20, 2, 4, 2, 16, 1e4, 0), 2, {"group_size": 2, "rank_k": 9, "rank_v": 0}),
     ((11, 240, 25, 6, 4, 2, 32, 1e4, 50), 1, {"group_size": 2, "rank_k": 13, "rank_v": 21,
                                               "layer_groups": [[0, 2], [4, 4]]}),
+    ((6, 700, 15, 4, 6, 2, 64, 1e4, 100), 2, {"rank_k": 41, "rank_v": 61,
+                                              "tp_mode": "replicated_basis"}),
+    ((15, 260, 12, 5, 6, 3, 16, 1e4, 64), 2, {"rank_k": 18, "rank_v": 27, "num_sink_tokens": 2,
+                                             "tp_mode": "replicated_basis"}),
+    ((16, 200, 12, 3, 4, 1, 32, 1e4, 64), 2, {"group_size": 2, "rank_k": 9, "rank_v": 14,
+                                              "tp_mode": "replicated_basis"}),
     ((7, 2100, 5, 2, 3, 1, 32, 1e4, 512), 1, {"group_size": 2, "rank_k": 24, "rank_v": 30}),
     ((11, 300, 40, 3, 4, 2, 16, 1e4, 37), 1, {"group_size": 2, "rank_k": 20, "rank_v": 24,
                                               "min_prompt_tokens": 1, "budget_tokens": 64,

@@ -26,6 +26,7 @@ SELECTIVE = (f", reconstruction: selective, chunk_size: {CHUNK}, budget_tokens: 
              f"local_chunks: {LOCAL}, outlier_chunks: {OUTLIERS}")
 EVERY, EVERY_RANKS = 8, (6, 9)            # fewer than there are rows
 SEALED = f", refactor_every: {EVERY}"
+REPLICATED = ", tp_mode: replicated_basis"
 RAZOR = ("{name: razor_attention, retrieval_heads: [[3, 1], [12, 0], [20, 2]], on: other, "
          "min_window_tokens: 24, window_divisor: 50, min_dropped_tokens: 2}")
 
@@ -46,13 +47,14 @@ def chunks_of(prompt, selective):
     return chunks if selective and chunks >= OUTLIERS + PICKS else 0
 
 
-def encoded(rows, stages, tensor, ranks_of):
+def encoded(rows, stages, tensor, ranks_of, copies):
     """Bytes of basis and factors of so many tokens, in all groups; with rank_v 0 values stay as
-    they are."""
+    they are, with copies each tensor rank has all bases."""
     total = 0
     for layers in groups_of(stages):
         for heads in [HEADS // tensor + (rank < HEADS % tensor) for rank in range(tensor)]:
-            ranks = [min(-(-(-(-rank * layers // GROUP)) // tensor), rows, layers * heads * DIM)
+            parts, whole = (1, HEADS) if copies else (tensor, heads)
+            ranks = [min(-(-(-(-rank * layers // GROUP)) // parts), rows, layers * whole * DIM)
                      for rank in ranks_of]
             total += (rows * sum(ranks) + layers * heads * DIM * sum(ranks)) * 4
             total += layers * heads * DIM * rows * 4 if ranks_of[1] == 0 else 0
@@ -66,8 +68,9 @@ def stored(prompt, fed, stages=(LAYERS,), tensor=1, ranks=(RANK_K, RANK_V), more
     rows, raw = (chunks * CHUNK, OUTLIERS * CHUNK) if chunks else (prompt, 0)
     if prompt < LEAST:
         rows = 0
-    total = segments * encoded(EVERY, stages, tensor, ranks)
-    total += encoded(rows, stages, tensor, ranks) if rows else 0
+    copies = REPLICATED in more
+    total = segments * encoded(EVERY, stages, tensor, ranks, copies)
+    total += encoded(rows, stages, tensor, ranks, copies) if rows else 0
     rows += segments * EVERY
     marks = max(0, chunks - OUTLIERS) * (DIM * 4 + 8)
     return total + LAYERS * HEADS * ((fed - rows + raw) * (2 * DIM * 4 + 8) + rows * 8 + marks)
@@ -227,7 +230,6 @@ def planned(tally):
                "cuda-emulated" in done.stderr and done.stderr.count("\n") == 1, done.stderr)
     refused = [(", reconstruction: selective, budget_tokens: 7", "",
                 "budget_tokens 7 is less than a chunk_size of 8"),
-               (", tp_mode: replicated_basis", "", "tp_mode: replicated_basis is not built yet"),
                (", factor_dtype: int4", "", "factor_dtype: int4 is not built yet"),
                (", svd: {rounds: 3}", "", "unknown option 'svd.rounds'"),
                (", refactor_every: 31", "", "from 32 on"),

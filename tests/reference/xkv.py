@@ -9,7 +9,8 @@ Choices where the description leaves one:
   - Layers are cut into groups of group_size within each stage, from start_layer or the stage's
     first one on.
   - A short group has the rank ceil(r * layers / group_size); with local_heads each of `tensor`
-    ranks has ceil of that / tensor columns for its own heads, here consecutive ones.
+    ranks has ceil of that / tensor columns for its own heads, here consecutive ones; with
+    replicated_basis each has the whole bases, as many as share the heads out.
   - min_prompt_tokens auto: the least n at which the factors of the whole group, on one rank, have
     no more elements than its prompt.
   - With rank_v 0 the values stay as they are, and count neither for nor against a basis.
@@ -37,7 +38,8 @@ from attention import np
 
 DEFAULTS = {"group_size": 4, "start_layer": 0, "end_layer": -1, "rank_k": 384, "rank_v": 576,
             "min_prompt_tokens": "auto", "num_sink_tokens": 0, "layer_groups": "auto",
-            "stages": None, "tensor": 1, "svd": "exact", "reconstruction": "dense",
+            "stages": None, "tensor": 1, "tp_mode": "local_heads", "svd": "exact",
+            "reconstruction": "dense",
             "budget_tokens": 2048, "chunk_size": 8, "local_chunks": 4, "outlier_chunks": 48,
             "refactor_every": 0}
 
@@ -59,11 +61,11 @@ def rank_of(rank, layers, o):
     return -(-rank * layers // o["group_size"])
 
 
-def least_tokens(m_k, m_v, r_k, r_v):
+def least_tokens(m_k, m_v, r_k, r_v, copies=1):
     """The break-even length of a group; None: its factors never win."""
     m_v = m_v if r_v > 0 else 0
     r_k, r_v = min(r_k, m_k), min(r_v, m_v)
-    won = m_k + m_v - r_k - r_v
+    won = m_k + m_v - copies * (r_k + r_v)
     return -(-(m_k * r_k + m_v * r_v) // won) if won > 0 else None
 
 
@@ -118,6 +120,9 @@ class Xkv(attention.Method):
         self.selects = o["reconstruction"] == "selective" and \
             self.chunks >= o["outlier_chunks"] + self.picks
         self.end = self.first + self.chunks * o["chunk_size"] if self.selects else self.prompt
+        self.copies = 1                 # of a basis; heads that ranks share stand on one
+        if options["tp_mode"] == "replicated_basis":
+            self.copies = min(options["tensor"], trace.layers[0][1].shape[1])
         self.groups = groups_of(len(trace.layers), options)
         every = options["refactor_every"]
         for group in self.groups:
@@ -133,20 +138,21 @@ class Xkv(attention.Method):
             _, k, v = self.trace.layers[group[0]]
             least = least_tokens(len(group) * k[0].size, len(group) * v[0].size,
                                  rank_of(o["rank_k"], len(group), o),
-                                 rank_of(o["rank_v"], len(group), o))
+                                 rank_of(o["rank_v"], len(group), o), self.copies)
         return least is not None and self.prompt >= max(least, o["num_sink_tokens"] + 1)
 
     def encode(self, group, first, end):
         o = self.o
         kv_heads = self.trace.layers[group[0]][1].shape[1]
-        step = kv_heads // o["tensor"]
+        ranks = 1 if o["tp_mode"] == "replicated_basis" else o["tensor"]
+        step = kv_heads // ranks
         for heads in (range(i, i + step) for i in range(0, kv_heads, step)):
             lanes = [(layer, head) for layer in group for head in heads]
             parts = []
             for kind, rank in ((1, o["rank_k"]), (2, o["rank_v"])):
                 x = [np.float64(self.trace.layers[layer][kind][first:end, head])
                      for layer, head in lanes]
-                rank = -(-rank_of(rank, len(group), o) // o["tensor"])
+                rank = -(-rank_of(rank, len(group), o) // ranks)
                 d, x = x[0].shape[1], np.concatenate(x, 1)
                 a, b = factors(x, rank)
                 # rows that a lane has of its own: of B, or its exact values
@@ -156,7 +162,7 @@ class Xkv(attention.Method):
                     (first, end, *(product[:, i * d:(i + 1) * d] for product, _, d, _ in parts)))
                 self.elements[lane] = self.elements.get(lane, 0) + sum(
                     rows * d for _, rows, d, _ in parts)
-            self.elements[lanes[0]] += sum(size for _, _, _, size in parts)
+            self.elements[lanes[0]] += self.copies * sum(size for _, _, _, size in parts)
 
     def seal(self, layer, lanes, tokens):
         """What ends with the newest token."""

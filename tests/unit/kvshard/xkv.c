@@ -368,7 +368,6 @@ static void test_refusals(void)
     struct sf_stack stack;
     struct sf_stack_entry *entry;
     static const char *const unbuilt[][3] = {
-        { "tp_mode", "replicated_basis", "tp_mode: replicated_basis is not built yet" },
         { "factor_dtype", "int8", "factor_dtype: int8 is not built yet" } };
     for (size_t i = 0; i < sizeof unbuilt / sizeof unbuilt[0]; i++) {
         CHECK_REFUSED(check(&stack, &setup, unbuilt[i][0], unbuilt[i][1]), SF_UNSUPPORTED,

@@ -1,0 +1,27 @@
+/* kvshard/factor_ranks.h: low-rank factors of a matrix whose columns lie on the tensor ranks.
+ * Internal to the store. */
+#ifndef SHEAF_KVSHARD_FACTOR_RANKS_H
+#define SHEAF_KVSHARD_FACTOR_RANKS_H
+#include "comm/comm.h"
+#include "kernels/device.h"
+SF_C_BEGIN
+
+struct sf_factor_lane { int32_t number, copy; }; /* among all; copy: its columns count elsewhere */
+struct sf_factor_ranks {
+    struct sf_device *device;           /* whose memory the host can touch */
+    struct sf_comm *ranks;
+    int32_t lanes, lanes_all, dim;      /* own ones, copies too; of all ranks, each once; columns */
+    const struct sf_factor_lane *lane;  /* host, [lanes] */
+    /* x and b: own columns, lane by lane, rows without gaps; rank: of all; a: in full.  Scratch of
+     * sf_factor_ranks_bytes. */
+    struct sf_factor_job job;
+};
+/* Pure.  factor_bytes: of the backend's table. */
+size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *, int32_t ranks,
+                             size_t (*factor_bytes)(const struct sf_factor_job *));
+/* Collective.  mine: how this rank has fared so far; if one of them fails, all do, and SF_INVALID
+ * on all ranks means that x is not finite somewhere.  a is the same on all ranks, bit for bit. */
+sf_status sf_factor_ranks(const struct sf_factor_ranks *, sf_status mine);
+
+SF_C_END
+#endif

@@ -1,0 +1,230 @@
+/* tests/unit/kvshard/factor_ranks.c: factors over ranks are those of one rank with all columns.
+ * Ranks are threads.  Shown for every way, with 2 and 3 ranks, even and uneven lanes, copies of
+ * lanes, oversampling, fewer rows than ranks, and matrices of few directions: the product a b is
+ * that of one rank to 1e-4 of x, a is the same on all ranks bit for bit, a rerun gives the same
+ * bits, and what is not finite on one rank, or fails there, is refused by all. */
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvshard/factor_ranks.h"
+#include "tests/check.h"
+
+enum { RANKS_MAX = 3, LANES_MAX = 6, DIM = 8, ROWS_MAX = 120, COLS_MAX = LANES_MAX * DIM };
+
+static float x[ROWS_MAX * COLS_MAX];    /* of all */
+struct shape {
+    int32_t rows, rank, oversample, terms, ranks, lanes_all;
+    int32_t first[RANKS_MAX], lanes[RANKS_MAX], copies[RANKS_MAX]; /* the first lanes are copies */
+};
+static const struct shape shapes[] = {
+    { 120, 12, 0, 30, 2, 4, { 0, 2 }, { 2, 2 }, { 0, 0 } },
+    { 120, 9, 0, 30, 2, 3, { 0, 2 }, { 2, 1 }, { 0, 0 } },
+    { 100, 11, 0, 30, 3, 6, { 0, 1, 4 }, { 1, 3, 2 }, { 0, 0, 0 } },
+    { 90, 7, 5, 30, 3, 5, { 0, 2, 4 }, { 2, 2, 1 }, { 0, 0, 0 } },
+    { 80, 6, 0, 30, 3, 2, { 0, 0, 1 }, { 1, 1, 1 }, { 0, 1, 0 } },
+    { 80, 6, 3, 30, 3, 4, { 0, 1, 2 }, { 2, 2, 2 }, { 0, 1, 1 } },
+    { 2, 2, 0, 30, 3, 3, { 0, 1, 2 }, { 1, 1, 1 }, { 0, 0, 0 } },
+    { 60, 10, 0, 3, 2, 2, { 0, 1 }, { 1, 1 }, { 0, 0 } },
+    { 60, 10, 2, 0, 2, 2, { 0, 1 }, { 1, 1 }, { 0, 0 } },
+};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+struct rank {
+    const struct shape *shape;
+    enum sf_factor_how how;
+    const char *device;
+    struct sf_comm *comm;
+    sf_status mine, status;
+    int bad;                            /* it has what is not finite */
+    float a[ROWS_MAX * COLS_MAX], b[COLS_MAX * COLS_MAX];
+};
+
+static void x_fill(const struct shape *shape)
+{
+    size_t cols = (size_t)shape->lanes_all * DIM;
+    memset(x, 0, sizeof x);
+    srand(5);
+    for (int t = 0; t < shape->terms; t++) {
+        float left[ROWS_MAX], right[COLS_MAX];
+        for (int i = 0; i < ROWS_MAX; i++) left[i] = (float)(rand() % 2001 - 1000) / 1000;
+        for (int i = 0; i < COLS_MAX; i++) right[i] = (float)(rand() % 2001 - 1000) / 1000;
+        for (size_t r = 0; r < (size_t)shape->rows; r++)
+            for (size_t c = 0; c < cols; c++)
+                x[r * cols + c] += left[r] * right[c] * powf(0.7f, (float)t);
+    }
+}
+
+static void run(struct rank *rank, int32_t me, struct sf_device *device)
+{
+    const struct shape *shape = rank->shape;
+    struct sf_factor_lane lane[LANES_MAX];
+    float own[ROWS_MAX * COLS_MAX];
+    int32_t lanes = shape->lanes[me], cols = lanes * DIM, all = shape->lanes_all * DIM;
+    for (int32_t l = 0; l < lanes; l++)
+        lane[l] = (struct sf_factor_lane){ shape->first[me] + l, l < shape->copies[me] };
+    for (int32_t r = 0; r < shape->rows; r++)
+        memcpy(own + r * cols, x + r * all + shape->first[me] * DIM, (size_t)cols * sizeof *own);
+    if (rank->bad) own[3] = NAN;
+    struct sf_factor_ranks f = {
+        .device = device, .ranks = rank->comm, .lanes = lanes, .lanes_all = shape->lanes_all,
+        .dim = DIM, .lane = lane,
+        .job = { .rows = shape->rows, .cols = cols, .rank = shape->rank, .how = rank->how,
+                 .power_iterations = 2, .oversample = shape->oversample, .seed = 77, .x = own,
+                 .x_stride = (size_t)cols, .a = rank->a, .b = rank->b,
+                 .a_stride = (size_t)shape->rank, .b_stride = (size_t)cols } };
+    size_t bytes = sf_factor_ranks_bytes(&f, shape->ranks, device->k->factor_bytes);
+    unsigned char *block = aligned_alloc(64, bytes + 64);
+    memset(block + bytes, 0x5a, 64);
+    f.job.scratch = block;
+    rank->status = sf_factor_ranks(&f, rank->mine);
+    for (int i = 0; i < 64; i++)
+        if (block[bytes + (size_t)i] != 0x5a) rank->status = SF_INTERNAL;
+    free(block);
+}
+
+static void *run_thread(void *arg)
+{
+    struct rank *rank = arg;
+    struct sf_device_spec spec = { .name = rank->device, .threads = 1, .rows_max = 64 };
+    struct sf_device *device;
+    rank->status = sf_device_open(&spec, &device);
+    if (rank->status == SF_OK) {
+        run(rank, sf_comm_rank(rank->comm), device);
+        sf_device_close(device);
+    }
+    sf_comm_destroy(rank->comm);
+    return NULL;
+}
+
+static void run_ranks(struct rank *rank, const struct shape *shape, enum sf_factor_how how,
+                      const char *device, int bad, int fails)
+{
+    struct sf_comm_options options = { .timeout_ms = 60000 };
+    struct sf_comm *comm[RANKS_MAX];
+    pthread_t thread[RANKS_MAX];
+    SF_MUST(sf_comm_loopback_world(shape->ranks, 0, &options, comm));
+    for (int32_t r = 0; r < shape->ranks; r++) {
+        rank[r].shape = shape, rank[r].how = how, rank[r].device = device;
+        rank[r].comm = comm[r], rank[r].bad = r == bad;
+        rank[r].mine = r == fails ? SF_NO_MEMORY : SF_OK;
+        SF_CHECK(pthread_create(&thread[r], NULL, run_thread, &rank[r]) == 0);
+    }
+    for (int32_t r = 0; r < shape->ranks; r++) pthread_join(thread[r], NULL);
+}
+
+/* a b of one rank that has all columns. */
+static void whole(const struct shape *shape, enum sf_factor_how how, const char *name, double *out)
+{
+    static float a[ROWS_MAX * COLS_MAX], b[COLS_MAX * COLS_MAX];
+    struct sf_device_spec spec = { .name = name, .threads = 1, .rows_max = 64 };
+    struct sf_device *device;
+    int32_t cols = shape->lanes_all * DIM;
+    SF_MUST(sf_device_open(&spec, &device));
+    struct sf_factor_job job = { .rows = shape->rows, .cols = cols, .rank = shape->rank,
+                                 .how = how, .power_iterations = 2,
+                                 .oversample = shape->oversample, .seed = 77, .x = x,
+                                 .x_stride = (size_t)cols, .a = a, .b = b,
+                                 .a_stride = (size_t)shape->rank, .b_stride = (size_t)cols };
+    job.scratch = aligned_alloc(64, (device->k->factor_bytes(&job) + 127) / 64 * 64);
+    SF_CHECK_OK(device->k->factor(device, &job));
+    free(job.scratch);
+    sf_device_close(device);
+    for (int32_t r = 0; r < shape->rows; r++)
+        for (int32_t c = 0; c < cols; c++) {
+            double sum = 0;
+            for (int32_t i = 0; i < shape->rank; i++)
+                sum += (double)a[r * shape->rank + i] * (double)b[i * cols + c];
+            out[r * cols + c] = sum;
+        }
+}
+
+static double greatest(const double *values, int32_t count)
+{
+    double most = 0;
+    for (int32_t i = 0; i < count; i++) most = fmax(most, fabs(values[i]));
+    return most;
+}
+
+/* The greatest difference of a rank's product from the whole one, over all its columns. */
+static double off_by(const struct rank *rank, int32_t me, const double *all)
+{
+    const struct shape *shape = rank->shape;
+    int32_t cols = shape->lanes[me] * DIM, total = shape->lanes_all * DIM;
+    double most = 0;
+    for (int32_t r = 0; r < shape->rows; r++)
+        for (int32_t c = 0; c < cols; c++) {
+            double sum = 0;
+            for (int32_t i = 0; i < shape->rank; i++)
+                sum += (double)rank->a[r * shape->rank + i] * (double)rank->b[i * cols + c];
+            most = fmax(most, fabs(sum - all[r * total + shape->first[me] * DIM + c]));
+        }
+    return most;
+}
+
+static void test_products(void)
+{
+    static struct rank rank[RANKS_MAX], again[RANKS_MAX];
+    static double all[ROWS_MAX * COLS_MAX];
+    for (int s = 0; s < SHAPES; s++)
+        for (int how = 0; how < 3; how++) {
+            const struct shape *shape = &shapes[s];
+            size_t a_bytes = (size_t)(shape->rows * shape->rank) * sizeof(float);
+            x_fill(shape);
+            whole(shape, how, "cpu", all);
+            double scale = greatest(all, shape->rows * shape->lanes_all * DIM);
+            run_ranks(rank, shape, how, "cpu", -1, -1);
+            run_ranks(again, shape, how, "cpu", -1, -1);
+            for (int32_t r = 0; r < shape->ranks; r++) {
+                SF_CHECK_OK(rank[r].status);
+                double off = off_by(&rank[r], r, all);
+                if (!(off <= 1e-4 * scale))
+                    sf_test_fail(__FILE__, __LINE__, "shape %d, way %d, rank %d: %g of %g", s, how,
+                                 r, off, scale);
+                SF_CHECK(memcmp(rank[r].a, rank[0].a, a_bytes) == 0);
+                SF_CHECK(memcmp(rank[r].a, again[r].a, a_bytes) == 0);
+                SF_CHECK(memcmp(rank[r].b, again[r].b, sizeof rank[r].b) == 0);
+            }
+        }
+}
+
+/* The reference backend takes the same steps; its own RANDOM is exact, so the CPU's is compared. */
+static void test_reference(void)
+{
+    static struct rank rank[RANKS_MAX];
+    static double all[ROWS_MAX * COLS_MAX];
+    for (int s = 0; s < SHAPES; s++) {
+        x_fill(&shapes[s]);
+        whole(&shapes[s], SF_FACTOR_RANDOM, "cpu", all);
+        double scale = greatest(all, shapes[s].rows * shapes[s].lanes_all * DIM);
+        run_ranks(rank, &shapes[s], SF_FACTOR_RANDOM, "ref", -1, -1);
+        for (int32_t r = 0; r < shapes[s].ranks; r++) {
+            SF_CHECK_OK(rank[r].status);
+            SF_CHECK(off_by(&rank[r], r, all) <= 1e-4 * scale);
+        }
+    }
+}
+
+static void test_refusals(void)
+{
+    static struct rank rank[RANKS_MAX];
+    for (int s = 0; s < SHAPES; s++)
+        for (int how = 0; how < 3; how++)
+            for (int32_t bad = 0; bad < shapes[s].ranks; bad++) {
+                x_fill(&shapes[s]);
+                run_ranks(rank, &shapes[s], how, "cpu", bad, -1);
+                for (int32_t r = 0; r < shapes[s].ranks; r++)
+                    SF_CHECK_INT(rank[r].status, SF_INVALID);
+                run_ranks(rank, &shapes[s], how, "cpu", (bad + 1) % shapes[s].ranks, bad);
+                for (int32_t r = 0; r < shapes[s].ranks; r++)
+                    SF_CHECK_INT(rank[r].status, r == bad ? SF_NO_MEMORY : SF_STOPPED);
+            }
+}
+
+static const struct sf_test tests[] = {
+    { "products are those of one rank", test_products },
+    { "on the reference backend", test_reference },
+    { "one rank's trouble is everyone's", test_refusals }, { NULL, NULL }
+};
+SF_TEST_MAIN("kvshard_factor_ranks", tests)
