@@ -21,7 +21,8 @@
  *
  * A group of fewer or more lanes than `layers` whole layers has ranks in proportion.  Where
  * tensor ranks share the heads out, each has bases of its own for its own heads, of
- * ceil(rank / ranks) columns; or each has the bases of all of them, of `rank` columns.  Stored bytes of n slots, with e bytes an element:
+ * ceil(rank / ranks) columns; or each has the bases of all of them, of `rank` columns.
+ * Stored bytes of n slots, with e bytes an element:
  *
  *   n (rank_k + rank_v) e of the group,  (rank_k k_dim + rank_v v_dim) e + 8 n of each lane,
  *   and n v_dim elements of kv_cache.dtype of each lane if rank_v is 0 */

@@ -28,7 +28,7 @@ struct work {
     float *x, *lane;                    /* device [n][most columns]; [n][most of a lane] */
     float *a[2], *b[2];                 /* device [n][width of the basis], [rows][columns] */
     void *scratch; size_t scratch_bytes;
-    struct sf_factor_lane *among;       /* [lanes] of all tensor ranks; NULL: the basis is our own */
+    struct sf_factor_lane *among;       /* [lanes] of all ranks'; NULL: our own basis */
 };
 
 static int32_t dim_of(const struct work *w, int values)

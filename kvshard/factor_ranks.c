@@ -46,7 +46,7 @@ struct room {
     struct stand *stand;                        /* [ranks] */
     struct sf_request **request;                /* [ranks] */
     struct sf_factor_lane *lane;                /* [lanes_all] of another rank */
-    float *y, *z, *c;                           /* [rows][q], [columns here][q], [q][columns here] */
+    float *y, *z, *c;                           /* [rows][q], [own columns][q], [q][own columns] */
     float *in, *other;                          /* a block of y; as large as that and as z */
     float *gram, *turn, *gram_a, *gram_b;       /* [q][q] */
     struct top *top, *tops;                     /* [q], [ranks][q] */

@@ -391,8 +391,8 @@ static sf_status check_groups(const struct sf_stack_entry *entry, const struct s
     return SF_OK;
 }
 
-/* A reduction, and a basis of several ranks, is over all heads of a layer: each rank that holds some
- * of them takes part in it. */
+/* A reduction, and a basis of several ranks, is over all heads of a layer: each rank that holds
+ * some of them takes part in it. */
 static sf_status check_whole_layers(const struct sf_stack_entry *entry,
                                     const struct sf_setup *setup)
 {

@@ -111,6 +111,11 @@ def layouts(tally, given, what, more="", ranks=(RANK_K, RANK_V)):
     done = job.run(2, job.config("f32", 2, extra=xkv(more, ranks=ranks)), given)
     tally.check(f"{what}, tensor: exit code", done.code, 0)
     check_receipts(tally, f"{what}, tensor", done, 2, ranks, more)
+    if SEALED not in more:
+        text = job.config("f32", 2, extra=xkv(more + REPLICATED, ranks=ranks))
+        done = job.run(2, text, given)
+        tally.check(f"{what}, replicated: exit code", done.code, 0)
+        check_receipts(tally, f"{what}, replicated", done, 2, ranks, more + REPLICATED)
     return tokens
 
 

@@ -1,7 +1,8 @@
 /* tests/kernels/factor.c: low-rank factors.  ref against the definition (Eckart and Young: the
  * error is what is discarded) and a worked example; the CPU's ways against ref: exact to rounding,
  * Gram likewise where the spectrum allows, randomised within five percent of the best; the same
- * bits whatever the threads; the steps that ranks share; zeros, short ranks, ranks above the matrix, and what is not finite. */
+ * bits whatever the threads; the steps that ranks share; zeros, short ranks, ranks above the
+ * matrix, and what is not finite. */
 #include <math.h>
 #include <stdlib.h>
 #include "tests/check.h"
