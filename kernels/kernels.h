@@ -333,7 +333,7 @@ struct sf_kernels {
     /* Steps of RANDOM, for an x whose columns lie on several ranks; NULL in a backend whose memory
      * the host cannot touch.  product: out [rows][cols] = x [rows][inner] y [inner][cols], or with
      * x [inner][rows] turned; rows and inner may be 0.  cholesky: gram [n][n], symmetric, becomes
-     * r^-1, upper with zeros below, where gram + shift 1 = r^T r; 0 if there is none: it is lost. */
+     * r^-1, upper with zeros below, where gram + shift 1 = r^T r; 0, and lost, if there is none. */
     void (*product)(struct sf_device *, int turned, int32_t rows, int32_t cols, int32_t inner,
                     const float *x, size_t x_stride, const float *y, size_t y_stride, float *out,
                     size_t out_stride);

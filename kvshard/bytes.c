@@ -220,9 +220,9 @@ static sf_status group_scratch(const struct sizing *s, const struct grouped *gro
                                      .rank = values ? size.rank_v : size.rank_k,
                                      .how = (enum sf_factor_how)cfg.how,
                                      .oversample = cfg.oversample };
-        struct sf_factor_ranks over = { .lanes = ask.lanes, .job = job,
-                                        .dim = (int32_t)(values ? v_dim : k_dim),
-                                        .lanes_all = sf_group_lanes(s->setup, ask.shape, ask.layer) };
+        struct sf_factor_ranks over = {
+            .lanes = ask.lanes, .lanes_all = sf_group_lanes(s->setup, ask.shape, ask.layer),
+            .dim = (int32_t)(values ? v_dim : k_dim), .job = job };
         int64_t bytes = (int64_t)(sf_lowrank_over_ranks(s->setup, ask.tier)
                                       ? sf_factor_ranks_bytes(&over, s->setup->tp_size,
                                                               s->room->factor_bytes)

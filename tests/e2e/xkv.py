@@ -199,6 +199,30 @@ def listed(tally, folder, ranks):
         tally.check(f"{groups}: longest", max(len(g["layers"]) for g in plan["groups"]), most)
 
 
+def copied(tally, folder):
+    """One basis of several tensor ranks: bytes, ranks and words of the plan."""
+    for tensor in (2, 3):
+        name = folder.file("copied.yaml",
+                           job.config("f32", tensor, extra=xkv(", tp_mode: replicated_basis")))
+        line = ["plan", name, "--ranks-per-node", str(tensor)]
+        plan = json.loads(job.sheaf(1, [*line, "--json"]).stdout)
+        wanted = stored(2048, 2048, tensor=tensor, copies=True)
+        tally.check(f"copied {tensor}: bytes at 2048", sum(
+            rank["kv_bytes_at_len"]["2048"][0] for rank in plan["ranks"]), wanted)
+        tally.check(f"copied {tensor}: group", [plan["groups"][0][key] for key in
+                                                ("rank_k", "rank_v", "replicated")],
+                    [RANK_K, RANK_V, True])
+        text = job.sheaf(1, line).stdout
+        tally.true(f"copied {tensor}: words", "in full on each tensor rank" in text, text)
+        tally.check(f"copied {tensor}: warning", f"{tensor} copies of each basis" in text,
+                    tensor > 2)
+        done = job.sheaf(1, [*line, "--set", "device=cuda-emulated"])
+        tally.check(f"copied {tensor}: a device's exit code", done.code, 2)
+        tally.true(f"copied {tensor}: a device's words",
+                   "replicated_basis is not built for the device cuda-emulated" in done.stderr,
+                   done.stderr)
+
+
 def planned(tally):
     folder = job.Folder()
     ranks = ["--ranks-per-node", "2"]
@@ -224,6 +248,7 @@ def planned(tally):
         tally.check(f"plan: stages end between groups, tolerance {tolerance}",
                     first % GROUP == 0, whole)
     listed(tally, folder, ranks)
+    copied(tally, folder)
     picking = folder.file("picking.yaml", job.config("f32", extra=xkv(SELECTIVE)))
     plan = json.loads(job.sheaf(1, ["plan", picking, "--json"]).stdout)
     wanted = stored(2048, 2048, more=SELECTIVE)
