@@ -129,7 +129,7 @@ static int64_t int_at(const struct sf_json *root, const char *path)
 /* "a b c": the keys of an object, in order. */
 static void check_keys(const struct sf_json *root, const char *path, const char *keys)
 {
-    char got[512] = "";
+    char got[1024] = "";
     const struct sf_json *value, *object = at(root, path);
     for (const char *key = sf_json_next(object, NULL, &value); key != NULL;
          key = sf_json_next(object, key, &value))
@@ -298,7 +298,8 @@ static void check_totals(const struct sf_json *json)
     check_keys(json, "totals", "records answered errors answered_before errors_before "
                "prompt_tokens output_tokens sampled_tokens seconds output_tok_s kv_bytes_exact "
                "kv_bytes_stored kv_bytes_peak slots_evicted slots_merged slots_requantised "
-               "replayed_tokens replay_seconds reused_tokens preempted tightened batch_max");
+               "replayed_tokens replay_seconds reused_tokens preempted tightened steps rows "
+               "prompt_rows batch_max");
     SF_CHECK_INT(int_at(json, "totals.tightened"), 9);
     SF_CHECK_INT(int_at(json, "totals.answered"), 4);
     SF_CHECK_INT(int_at(json, "totals.answered_before"), 3);
