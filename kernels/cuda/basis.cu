@@ -241,7 +241,7 @@ static __device__ __forceinline__ void rows_weigh(const struct sf_cuda_view &vie
 /* ---- a unit --------------------------------------------------------------------------------- */
 
 template <enum sf_dtype D, int SLOTS>
-static __global__ void __launch_bounds__(THREADS, 4)
+static __global__ void __launch_bounds__(THREADS, 3)
 attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global<float> states)
 {
     SF_SHARED_DYNAMIC(float, logits);

@@ -206,7 +206,7 @@ def copied(tally, folder):
                            job.config("f32", tensor, extra=xkv(", tp_mode: replicated_basis")))
         line = ["plan", name, "--ranks-per-node", str(tensor)]
         plan = json.loads(job.sheaf(1, [*line, "--json"]).stdout)
-        wanted = stored(2048, 2048, tensor=tensor, copies=True)
+        wanted = stored(2048, 2048, tensor=tensor, more=REPLICATED)
         tally.check(f"copied {tensor}: bytes at 2048", sum(
             rank["kv_bytes_at_len"]["2048"][0] for rank in plan["ranks"]), wanted)
         tally.check(f"copied {tensor}: group", [plan["groups"][0][key] for key in
