@@ -126,10 +126,14 @@ static sf_status tell_loss(const struct work *w, int values, const struct sf_fac
     SF_TRY(sf_factor_loss(w->store->device, job, span->lanes, sum));
     for (int32_t l = 0, end; l < span->lanes; l = end) {
         double all = 0, left = 0;
+        int32_t counted = 0;            /* copies are told elsewhere */
         for (end = l; end < span->lanes && span->lane[end].layer == span->lane[l].layer; end++) {
+            if (span->lane[end].replica > 0) continue;
+            counted++;
             all += sum[2 * end];
             left += sum[2 * end + 1];
         }
+        if (counted == 0) continue;
         sf_log(SF_LOG_DEBUG, "sequence %lld, layer %d, %s: rank %d of %d tokens x %d columns leaves"
                " %.6f of the norm %.6g", (long long)span->seq_id, span->lane[l].layer,
                values ? "values" : "keys", job->rank, job->rows, job->cols,
