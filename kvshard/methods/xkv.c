@@ -261,11 +261,23 @@ static sf_status xkv_shape(const struct sf_setup *setup, struct sf_shape *shape)
 }
 
 /* ---- plan ----------------------------------------------------------------------------------- */
+/* Layers of the longest group that is listed; 0: none is. */
+static int32_t longest_listed(const struct xkv_cfg *cfg)
+{
+    int32_t most = 0;
+    for (int32_t i = 0; i < cfg->groups.count; i++) {
+        int32_t layers = cfg->groups.value[i].last - cfg->groups.value[i].first + 1;
+        if (layers > most) most = layers;
+    }
+    return most;
+}
+
 static struct sf_tier tier_of(const struct sf_setup *setup)
 {
     const struct xkv_cfg *cfg = setup->cfg;
     struct sf_lowrank lowrank = { .rank_k = cfg->rank_k, .rank_v = cfg->rank_v,
-                                  .layers = cfg->group_size, .how = how_of[cfg->how],
+                                  .layers = cfg->group_size,
+                                  .layers_most = longest_listed(cfg), .how = how_of[cfg->how],
                                   .dtype = dtype_of[cfg->factor_dtype], .seed = cfg->seed,
                                   .power_iterations = cfg->power_iterations,
                                   .oversample = cfg->oversample,
@@ -276,10 +288,6 @@ static struct sf_tier tier_of(const struct sf_setup *setup)
         int64_t lanes = (int64_t)layer->groups * cfg->group_size;
         if (lanes * layer->k_dim > most_k) most_k = lanes * layer->k_dim;
         if (lanes * layer->v_dim > most_v) most_v = lanes * layer->v_dim;
-    }
-    for (int32_t i = 0; i < cfg->groups.count; i++) {
-        int32_t layers = cfg->groups.value[i].last - cfg->groups.value[i].first + 1;
-        if (layers > lowrank.layers_most) lowrank.layers_most = layers;
     }
     if (lowrank.rank_k > most_k) lowrank.rank_k = (int32_t)most_k;
     if (lowrank.rank_v > most_v) lowrank.rank_v = (int32_t)most_v;
@@ -350,10 +358,11 @@ struct room {
 static int32_t most_lanes(const struct sf_setup *setup)
 {
     const struct xkv_cfg *cfg = setup->cfg;
-    int32_t most = 0;
+    int32_t most = 0, listed = longest_listed(cfg);
+    int32_t layers = listed > 0 ? listed : cfg->group_size;
     for (int32_t l = 0; l < setup->layers; l++)
         if (setup->layer[l].groups > most) most = setup->layer[l].groups;
-    return most * (cfg->group_size < setup->layers ? cfg->group_size : setup->layers);
+    return most * (layers < setup->layers ? layers : setup->layers);
 }
 
 static int32_t most_dim(const struct sf_setup *setup)

@@ -165,6 +165,25 @@ static void test_slots(void)
     rig_close(&rig);
 }
 
+/* A listed group of more layers than group_size has. */
+static void test_listed(void)
+{
+    struct rig_spec spec = spec_of("ref", "3", "12");
+    struct rig rig;
+    struct sf_seq *seq;
+    spec.layers = 4;
+    spec.option[0].text = "1";
+    spec.option[11] = (struct rig_option){ "layer_groups", "[0-3]" };
+    SF_MUST(rig_open(&spec, &rig));
+    SF_MUST(sf_seq_open(rig.store, 0, PROMPT, TOKENS, &seq));
+    SF_MUST(rig_feed(&rig, seq, 0, 0, PROMPT));
+    SF_MUST(rig_feed(&rig, seq, 0, PROMPT, TOKENS - PROMPT));
+    for (int32_t n = 0; n < 4 * LANES; n++) check_slots(&rig, seq, n / LANES, n % LANES);
+    sf_seq_close(rig.store, seq, NULL);
+    SF_CHECK_INT(rig.store->pool.used, 0);
+    rig_close(&rig);
+}
+
 /* ---- rules ---------------------------------------------------------------------------------- */
 static struct { int edit, pick, calls; } act;
 
@@ -299,6 +318,7 @@ static void test_holds(void)
 static const struct sf_test tests[] = {
     { "all chunks at full rank are the exact cache", test_exact },
     { "rows in one call", test_rows }, { "what is where", test_slots },
+    { "what is where in a longer, listed group", test_listed },
     { "rules", test_rules }, { "a pick holds", test_holds }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_picks", tests)
