@@ -102,7 +102,7 @@ static sf_status multiply(struct sf_worker *w, struct product *p, double *rate_o
 {
     const struct sf_kernels *k = w->device->k;
     size_t elements = (size_t)p->rows * SIDE;
-    void *x, *y, *host;
+    void *x, *y = NULL, *host;
     double seconds = 0;
     SF_TRY(sf_alloc((size_t)SIDE * SIDE * sizeof(float), "a matrix to be multiplied", &host));
     sf_status status = k->alloc(w->device, elements * sizeof(float), "rows to be multiplied", &x);
