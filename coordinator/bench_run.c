@@ -371,8 +371,9 @@ sf_status bench_rates(struct bench_place *place, struct bench_rates *out)
 {
     const struct bench_load none = {.prompts = 1, .input = {1, 1}, .output = {1, 1}};
     struct runner r = {.place = place, .load = &none};
-    int32_t ranks = place->desk->launch->plan.ranks;
-    sf_status status = open_runner(&r, ranks);
+    const struct sf_launch_plan *plan = &place->desk->launch->plan;
+    int32_t ranks = plan->ranks;
+    sf_status status = open_runner(&r, plan->seqs_max * plan->data);    /* its own: each fits */
     if (status == SF_OK) status = measure(&r, SF_MEASURE_ROOF, r.after);
     for (int32_t i = 0; i < ranks && status == SF_OK; i++) {
         out->read[i] = r.after[i].read_rate;

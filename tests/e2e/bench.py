@@ -239,6 +239,19 @@ def bound(tally):
                      ("window", 10, False, 10), ("window", 2, False, 2)])
 
 
+def alone(tally):
+    """More ranks than sequences at once, which does not keep the roof from being measured."""
+    if not job.has_ranks():
+        tally.skip("alone", "no ranks")
+        return
+    found, stdout = bench(tally, "alone", 2, [config_of(pipeline=2, seqs=1)],
+                          ["--input-len", "16", "--output-len", "4", "--num-prompts", "2"])
+    if found is not None:
+        tally.check("alone", [(r["max_num_seqs"], r["share_of_roof"] > 0) for r in found["runs"]],
+                    [(1, True)])
+        check_rates(tally, "alone", found, stdout)
+
+
 def output(tally):
     """--json - takes the place of the table; --no-exact; another seed; one token answers."""
     folder = job.Folder()
@@ -350,6 +363,7 @@ def main():
     job.need_model(tally)
     refusals(tally)
     layouts(tally)
+    alone(tally)
     output(tally)
     if job.LEVEL != "quick":
         stacks(tally)
