@@ -129,17 +129,17 @@ sf_status sf_cut_stages_at(const double *cost, int32_t layers, double head_cost,
     return SF_OK;
 }
 
-/* Marks the layers with which a stage may begin so that no group of the stack is cut; returns how
- * much dearer than the mean the dearest stage may be for that, 0: there are no groups, INFINITY:
- * none of theirs may be cut. */
-static double group_borders(const struct sf_setup *setup, const struct sf_stack *stack,
+/* Marks the layers with which a stage may begin so that no group of the stack is cut, or, with
+ * `must`, none that may not be cut at all; returns how much dearer than the mean the dearest stage
+ * may be for that, 0: there are no such groups, INFINITY: as dear as it takes. */
+static double group_borders(const struct sf_setup *setup, const struct sf_stack *stack, int must,
                             uint8_t *border)
 {
     double slack = 0;
     memset(border, 1, (size_t)setup->layers);
     for (int32_t m = 0; stack != NULL && m < stack->entries; m++) {
         const struct sf_shape *shape = &stack->entry[m].shape;
-        if (shape->imbalance_max <= 0) continue;
+        if (shape->imbalance_max <= 0 || (must && !isinf(shape->imbalance_max))) continue;
         slack = slack > 0 ? fmin(slack, shape->imbalance_max) : shape->imbalance_max;
         for (int32_t l = 1; l < setup->layers; l++)
             if (shape->layer_group[l] >= 0 && shape->layer_group[l] == shape->layer_group[l - 1])
@@ -148,23 +148,26 @@ static double group_borders(const struct sf_setup *setup, const struct sf_stack 
     return slack;
 }
 
-/* Stages that end where groups do, if that costs no more than it may; else as level as can be. */
+/* Stages that end where groups do, if that costs no more than it may; else where those do that must
+ * be whole, if it can be; else as level as can be. */
 static sf_status cut_between(const double *cost, const struct sf_setup *setup, double head,
                              const struct sf_stack *stack, int32_t pipeline, int32_t *count_out)
 {
     int32_t layers = setup->layers, *count = calloc((size_t)pipeline, sizeof *count);
     uint8_t *border = calloc((size_t)layers, 1);
     double level, whole, sum = head;
+    int done = 0;
     sf_status status = count != NULL && border != NULL
                        ? sf_cut_stages_at(cost, layers, head, pipeline, NULL, count_out, &level)
                        : SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", layers);
-    double slack = status == SF_OK ? group_borders(setup, stack, border) : 0;
-    if (status == SF_OK && slack > 0) {
-        for (int32_t l = 0; l < layers; l++) sum += cost[l];
+    for (int32_t l = 0; l < layers; l++) sum += cost[l];
+    for (int must = 0; must < 2 && status == SF_OK && !done; must++) {
+        double slack = group_borders(setup, stack, must, border);
+        if (slack <= 0) continue;
         status = sf_cut_stages_at(cost, layers, head, pipeline, border, count, &whole);
-        if (status == SF_OK && !isinf(whole) &&
-            whole <= fmax(level, (1 + slack) * sum / pipeline) * (1 + 1e-9))
-            memcpy(count_out, count, (size_t)pipeline * sizeof *count);
+        done = status == SF_OK && !isinf(whole) &&
+               whole <= fmax(level, (1 + slack) * sum / pipeline) * (1 + 1e-9);
+        if (done) memcpy(count_out, count, (size_t)pipeline * sizeof *count);
     }
     free(border);
     free(count);

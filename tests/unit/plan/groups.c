@@ -18,9 +18,10 @@ static void set(struct sf_stack_entry *entry, const char *key, const char *text)
     if (text) SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, key), entry->cfg, text));
 }
 
-/* "8/8/8/4 [0-3][4-7]...", or why the stages are refused. */
+/* "8/8/8/4 [0-3][4-7]...", or why the stages are refused.  also: layers of a second entry, which
+ * has the tolerance then. */
 static void cut(int32_t layers, int32_t stages, const char *tolerance, const char *groups,
-                char *out, size_t bytes)
+                const char *also, char *out, size_t bytes)
 {
     struct sf_model_desc desc = { .layers = layers, .d_model = 4096, .ffn = 14336, .vocab = 1,
                                   .layer = layer, .rope_dim = 128 };
@@ -34,8 +35,12 @@ static void cut(int32_t layers, int32_t stages, const char *tolerance, const cha
     for (int32_t l = 0; l < layers; l++) layer[l] = (struct sf_layer_desc){ 32, 8, 128, 128, 0 };
     SF_MUST(sf_setup_make(&desc, 1, 128, 1024, &setup));
     SF_MUST(sf_stack_add(&stack, "xkv", &entry));
-    set(entry, "pp_imbalance_tolerance", tolerance);
     set(entry, "layer_groups", groups);
+    if (also) {
+        SF_MUST(sf_stack_add(&stack, "xkv", &entry));
+        snprintf(entry->layers_text, sizeof entry->layers_text, "%s", also);
+    }
+    set(entry, "pp_imbalance_tolerance", tolerance);
     SF_MUST(sf_stack_check(&stack, &setup));
     SF_MUST(sf_cut_layers(&desc, &plan, &setup, &stack, stages, count));
     for (int32_t s = 0, l = 0; s < stages; s++) {
@@ -59,6 +64,16 @@ static void cut(int32_t layers, int32_t stages, const char *tolerance, const cha
     sf_stack_free(&stack);
 }
 
+static void check(int32_t layers, int32_t stages, const char *tolerance, const char *groups,
+                  const char *also, const char *expected)
+{
+    char is[512];
+    cut(layers, stages, tolerance, groups, also, is, sizeof is);
+    if (strstr(is, expected) == NULL)
+        sf_test_fail(__FILE__, __LINE__, "%d layers, %d stages: '%s', not '%s'", layers, stages, is,
+                     expected);
+}
+
 static void test_cut(void)
 {
     static const struct { int32_t layers, stages; const char *tolerance, *groups, *expected; }
@@ -74,14 +89,19 @@ static void test_cut(void)
         { 12, 2, "0.1", "[0-3, 4-5, 7-11]", "6/6 [0-3][4-5][7-11]" },
         { 12, 3, NULL, "[0-6]", "7/3/2 [0-6]" },
         { 6, 3, NULL, "[0-4]", "layer_groups has 0-4, but pipeline stages 0 and 1 meet" } };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char is[512];
-        cut(cases[i].layers, cases[i].stages, cases[i].tolerance, cases[i].groups, is, sizeof is);
-        if (strstr(is, cases[i].expected) == NULL)
-            sf_test_fail(__FILE__, __LINE__, "%d layers, %d stages: '%s', not '%s'",
-                         cases[i].layers, cases[i].stages, is, cases[i].expected);
-    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check(cases[i].layers, cases[i].stages, cases[i].tolerance, cases[i].groups, NULL,
+              cases[i].expected);
 }
 
-static const struct sf_test tests[] = { { "cut", test_cut }, { NULL, NULL } };
+/* Groups of another entry may be cut where they would cost too much whole; listed ones never. */
+static void test_two(void)
+{
+    check(20, 2, "0.3", "[2-3]", "8-11", "12/8 [2-3]");
+    check(20, 2, "0.1", "[2-3]", "8-11", "10/10 [2-3]");
+    check(20, 2, "0.1", "[7-14]", "0-6", "7/13 [7-14]");
+}
+
+static const struct sf_test tests[] = { { "cut", test_cut }, { "two entries", test_two },
+                                        { NULL, NULL } };
 SF_TEST_MAIN("plan_groups", tests)
