@@ -5,8 +5,8 @@ greedily to its length, in bf16, compiled; prints one JSON object.
     peer_vllm.py FOLDER --seqs N --input I --output O --threads T
     peer_vllm.py FOLDER --convert MODEL.gguf      makes the folder that the others take
 
-A run of answers of one token comes first, so that nothing is compiled inside of the time, and once
-more alone for the rate of prompts.
+Short runs come first, so that nothing is compiled inside of the time; one with answers of one token
+gives the rate of prompts.
 """
 import argparse
 import json
@@ -19,7 +19,11 @@ import time
 def convert(folder, gguf):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     where, name = os.path.dirname(gguf) or ".", os.path.basename(gguf)
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype="bfloat16")
+    loaded = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype="bfloat16")
+    # It is plain numbers by now, but still called quantised.
+    del loaded.config.quantization_config
+    model = AutoModelForCausalLM.from_config(loaded.config, dtype="bfloat16")
+    model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(where, gguf_file=name).save_pretrained(folder)
 
@@ -48,6 +52,7 @@ def measure(args):
         return seconds
 
     run(2)
+    run(1)
     first, last = run(1), run(args.output)
     decoded = args.seqs * (args.output - 1)
     print(json.dumps({

