@@ -80,6 +80,7 @@ struct sf_lowrank_ask {
     int32_t layer, ranks;               /* any layer of the group; that share its heads out */
     int32_t lanes, tokens;              /* of the group on one of them; rows of the basis */
 };
+enum { SF_LOWRANK_RANK_MAX = 3072 };    /* columns of a basis on one rank: what attention takes */
 struct sf_lowrank_size {
     int32_t rank_k, rank_v;             /* of one rank: ceil(the group's / ranks), or, of a basis of
                                            all ranks, the group's; at most tokens */
@@ -91,7 +92,7 @@ struct sf_lowrank_size {
 };
 /* The ranks alone, for which only the dims of `raw` matter. */
 void      sf_lowrank_ranks(const struct sf_lowrank_ask *, int32_t *rank_k_out, int32_t *rank_v_out);
-/* SF_INVALID with the reason where rows do not fit into a page. */
+/* SF_INVALID with the reason where rows do not fit into a page, or ranks are above the maximum. */
 sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *, struct sf_lowrank_size *out);
 /* Lanes of the layer's group in the whole model. */
 int32_t sf_group_lanes(const struct sf_setup *, const struct sf_shape *, int32_t layer);

@@ -120,6 +120,10 @@ sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *ask, struct sf_lowrank_s
     struct sf_lowrank_size size;
     memcpy(&cfg, ask->tier->codec_cfg, sizeof cfg);
     sf_lowrank_ranks(ask, &size.rank_k, &size.rank_v);
+    if (size.rank_k > SF_LOWRANK_RANK_MAX || size.rank_v > SF_LOWRANK_RANK_MAX)
+        return SF_FAIL(SF_INVALID, "a basis of %d columns for keys and %d for values on a rank:"
+                       " attention takes at most %d; lower rank_k and rank_v, or put fewer layers"
+                       " into a group", size.rank_k, size.rank_v, SF_LOWRANK_RANK_MAX);
     widths(&cfg, &ask->raw, &size);
     SF_TRY(fit(&size.basis, &ask->raw, ask->raw.page_slots, "rows of a basis"));
     SF_TRY(fit(&size.factors, &ask->raw, ask->raw.page_slots, "rows of factors"));

@@ -223,8 +223,21 @@ def copied(tally, folder):
                    done.stderr)
 
 
+def too_wide(tally, folder):
+    """More columns than attention has room for."""
+    wide = ("kv_cache: {methods: [{name: xkv, group_size: 30, rank_k: 4096, rank_v: 96, "
+            "min_prompt_tokens: 64}]}\n")
+    name = folder.file("wide.yaml", job.config("f32", extra=wide).replace(
+        "max_model_len: 2048", "max_model_len: 8192"))
+    done = job.sheaf(1, ["plan", name])
+    tally.check("too wide: exit code", done.code, 2)
+    tally.true("too wide: words", "attention takes at most 3072" in done.stderr and
+               done.stderr.count("\n") == 1, done.stderr)
+
+
 def planned(tally):
     folder = job.Folder()
+    too_wide(tally, folder)
     ranks = ["--ranks-per-node", "2"]
     wanted = stored(2048, 2048)
     one = folder.file("one.yaml", job.config("f32", extra=xkv()))
