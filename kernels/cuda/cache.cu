@@ -144,8 +144,8 @@ static void kv_append(struct sf_device *device, const struct sf_append_job *job)
             item->slot = slot % job->layout.page_slots;
             item->row = row;
             item->head = lane->head;
-            item->pos = job->pos[row];
-            item->bias = job->bias ? job->bias[row] : 0;
+            item->pos = job->layout.k_dim > 0 ? job->pos[row] : -1;
+            item->bias = job->layout.k_dim > 0 && job->bias ? job->bias[row] : 0;
             if (used < most && used < total) continue;
             append_launch(device, job, &block, used);
             total -= used;

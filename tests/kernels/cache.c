@@ -239,9 +239,36 @@ static void test_rounding(void)
     }
 }
 
+/* Pages of values alone, of which an append names no positions. */
+static void test_values(void)
+{
+    struct sf_layout layout = { SF_BF16, 16, 0, 6 };
+    size_t page_bytes = (sf_layout_page_bytes(&layout) + 63) / 64 * 64;
+    unsigned char *page = aligned_alloc(64, page_bytes);
+    float rows[16 * 6], back[16 * 6];
+    int32_t zero = 0, slot[16];
+    for (int32_t i = 0; i < 16 * 6; i++) rows[i] = (float)(i - 40);
+    for (int32_t i = 0; i < 16; i++) slot[i] = i;
+    for (int i = -1; i < count; i++) {
+        struct sf_device *device = i < 0 ? ref : variants[i].device;
+        struct sf_append_lane lane = { &zero, 0, 0, 16, 0 };
+        struct sf_append_job job = { .layout = layout, .pool = page, .page_bytes = page_bytes,
+                                     .k = rows, .v = rows, .v_stride = 6, .lane = &lane,
+                                     .lanes = 1 };
+        struct sf_slot_list list = { &zero, slot, 16 };
+        device->k->kv_clear(device, &layout, page);
+        device->k->kv_append(device, &job);
+        device->k->kv_read(device, &layout, page, page_bytes, &list, NULL, back, NULL, NULL);
+        device->k->sync(device);
+        compare_bits(i < 0 ? "ref" : variants[i].text, "kv_append of values", back, rows,
+                     sizeof rows);
+    }
+    free(page);
+}
+
 static const struct sf_test tests[] = {
     { "history", test_history }, { "clear", test_clear },
-    { "rounding", test_rounding }, { NULL, NULL }
+    { "rounding", test_rounding }, { "values alone", test_values }, { NULL, NULL }
 };
 
 int main(int argc, char **argv)
