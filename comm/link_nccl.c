@@ -210,11 +210,13 @@ static void nccl_give_up(struct sf_link *link)
     give_up_all(first_of(link->spec.device), SF_LOST);
 }
 
-/* After any failure of this rank the others are not waited for. */
+/* After any failure of this rank the others are not waited for.  The stream comes to its end while
+ * the link is still one of the device's: a wait in vain then loses the others, too. */
 static void nccl_close(struct sf_link *link)
 {
     struct nccl *nccl = (struct nccl *)(void *)link;
     if (link->group->world->broken) nccl_give_up(link);
+    if (!nccl->lost) (void)nccl_settle(link);
     waiting_remove(nccl);
     nccl->plugin->close(nccl->impl, nccl->lost);
     sf_free(nccl);

@@ -448,6 +448,40 @@ static void test_local(void)
     world_run(&world, 60000);
 }
 
+/* Two links; rank 0 closes the first with a sum of the second under way, for which rank 1 does not
+ * come.  The wait is in vain, and both are lost before the first has gone. */
+static void run_closing(struct world *world, struct sf_ranked *t)
+{
+    struct linked l;
+    struct sf_link *link[2];
+    R_MUST(t, sf_linked_open(t, COUNT, &l));
+    struct sf_link_spec spec = { .device = l.device, .bytes_max = COUNT * 4 };
+    for (int i = 0; i < 2; i++) R_MUST(t, sf_link_open(t->world, &spec, &link[i]));
+    for (int i = 0; i < 2; i++) R_STATUS(t, sf_link_sum(link[i], l.x, COUNT), SF_OK);
+    R_STATUS(t, sf_link_settle(link[0]), SF_OK);
+    R_STATUS(t, sf_comm_barrier(t->world), SF_OK);
+    sf_comm_set_timeout(t->world, TIMEOUT);
+    if (t->rank == 0) {
+        R_STATUS(t, sf_link_sum(link[1], l.x, COUNT), SF_OK);
+        sf_link_close(link[0]);
+        R_STATUS(t, sf_link_sum(link[1], l.x, COUNT), SF_TIMEOUT);
+        atomic_store(&world->over, 1);
+    } else {
+        while (!atomic_load(&world->over))
+            (void)sf_comm_beat(t->world, "away", 1), sf_sleep_us(1000);
+        sf_link_give_up(link[0]);
+        sf_link_close(link[0]);
+    }
+    sf_link_close(link[1]);
+    sf_linked_close(&l);
+}
+
+static void test_closing(void)
+{
+    struct world world = { .ranks = 2, .run = run_closing };
+    world_run(&world, 60000);
+}
+
 /* A rank that waits for its device for longer than the deadline is alive: the others are told,
  * though it has no link of kind nccl. */
 static void run_busy(struct world *world, struct sf_ranked *t)
@@ -475,7 +509,7 @@ static void test_busy(void)
 static const struct sf_test tests[] = {
     { "planted mistakes", test_plants }, { "cases", test_cases }, { "calls queue", test_queued },
     { "unattended", test_unattended }, { "failing", test_failing },
-    { "away", test_away }, { "a failure elsewhere", test_local }, { "busy", test_busy },
-    { NULL, NULL }
+    { "away", test_away }, { "a failure elsewhere", test_local },
+    { "closing in vain", test_closing }, { "busy", test_busy }, { NULL, NULL }
 };
 SF_TEST_MAIN("link", tests)
