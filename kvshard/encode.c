@@ -116,14 +116,18 @@ static sf_status take_room(struct work *w)
     return sf_scratch_take(dev, w->scratch_bytes, &w->scratch);
 }
 
-/* Of each layer, before anything is rounded into pages.  tests/quality reads these lines. */
-static sf_status tell_loss(const struct work *w, int values, const struct sf_factor_job *job)
+/* Of each layer, before anything is rounded into pages.  tests/quality reads these lines.  A rank
+ * that has no memory for them goes on, as the others would wait for it. */
+static void tell_loss(const struct work *w, int values, const struct sf_factor_job *job)
 {
     const struct sf_span *span = w->span;
     double *sum;
-    if (!sf_log_shows(SF_LOG_DEBUG)) return SF_OK;
-    SF_TRY(sf_scratch_items(&w->store->host, (size_t)span->lanes, 2 * sizeof *sum, &sum));
-    SF_TRY(sf_factor_loss(w->store->device, job, span->lanes, sum));
+    if (!sf_log_shows(SF_LOG_DEBUG)) return;
+    if (sf_scratch_items(&w->store->host, (size_t)span->lanes, 2 * sizeof *sum, &sum) != SF_OK ||
+        sf_factor_loss(w->store->device, job, span->lanes, sum) != SF_OK) {
+        sf_log(SF_LOG_DEBUG, "what a basis leaves is not told: %s", sf_error_text());
+        return;
+    }
     for (int32_t l = 0, end; l < span->lanes; l = end) {
         double all = 0, left = 0;
         int32_t counted = 0;            /* copies are told elsewhere */
@@ -139,7 +143,6 @@ static sf_status tell_loss(const struct work *w, int values, const struct sf_fac
                values ? "values" : "keys", job->rank, job->rows, job->cols,
                all > 0 ? sqrt(left / all) : 0, sqrt(all));
     }
-    return SF_OK;
 }
 
 /* X of keys or values. */
@@ -174,7 +177,7 @@ static sf_status factor(struct work *w, int values)
     if (over_ranks(w)) status = sf_factor_ranks(&ranks, status);
     else if (status == SF_OK) status = k->factor(store->device, &job);
     SF_TRY(status);
-    SF_TRY(tell_loss(w, values, &job));
+    tell_loss(w, values, &job);
     int32_t wide = (int32_t)job.a_stride;
     if (wide > job.rank)
         k->copy_columns(store->device, n, 0, wide - job.rank, job.a, job.a_stride,
