@@ -206,7 +206,8 @@ struct piece {
 /* A place among the vectors of a job. */
 struct cursor { int32_t lane, vector; };
 
-/* In tiles, units and pages a piece fits into half a ring (4 MiB) with room for lanes and rows. */
+/* In tiles, units and pages a piece fits into half a ring (4 MiB) with room for lanes and rows.
+ * The words of a part count as so many pages: at most 1 MiB of both. */
 enum { TILES_MOST = 1 << 15, UNITS_MOST = 1 << 15, PAGES_MOST = 1 << 18 };
 
 static int32_t splits_of(int32_t slots)
@@ -300,7 +301,9 @@ static struct piece piece_take(const struct sf_attend_job *job, struct cursor *a
         struct piece more = piece;
         if (piece.tiles == 0) more.lane_first = tile.lane;
         tile_count(job, &tile, &more);
-        if (tile.lane != last) pages += sf_cuda_lane_pages(job, &job->lane[tile.lane]);
+        const struct sf_lane_job *lane = &job->lane[tile.lane];
+        if (tile.lane != last)
+            pages += sf_cuda_lane_pages(job, lane) + (size_t)lane->parts * SF_PART_WORDS;
         last = tile.lane;
         bool fits = more.tiles <= TILES_MOST && pages <= PAGES_MOST &&
                     more.states * state_bytes <= SF_CUDA_SCRATCH_BYTES &&
