@@ -38,6 +38,7 @@ METHODS = {
 }
 XKV = "{name: xkv, group_size: 2, rank_k: 12, rank_v: 18, min_prompt_tokens: 8"
 METHODS["xkv"] = XKV + ", num_sink_tokens: 2}"
+METHODS["xkv, exact values"] = XKV.replace("rank_v: 18", "rank_v: 0") + ", refactor_every: 6}"
 METHODS["razor_attention + xkv"] = (METHODS["razor_attention"].replace("}", ", on: other}") +
                                     ", " + XKV + ", on: retrieval}")
 SLOT_BYTES = 4 * 2 * (2 * 16 * 4 + 8)   # of a token, exact: layers, heads, key and value, pos, bias
