@@ -85,6 +85,9 @@ static void write_entry(FILE *out, const struct sf_setup *setup,
     if (sf_account_replicated(setup, entry) && setup->tp_size > 2)
         fprintf(out, "           warning: %d copies of each basis, which seldom pay beyond 2;"
                 " tp_mode: local_heads has none\n", setup->tp_size);
+    if (entry->plan.sink_tokens == 0)
+        fprintf(out, "           warning: the first tokens are in the bases too, which can cost"
+                " much quality; num_sink_tokens: 4 keeps them raw (docs/quality.md)\n");
 }
 
 void sf_plan_groups_text(const struct sf_launch_plan *plan, const struct sf_stack *stack, FILE *out)

@@ -109,7 +109,8 @@ static const struct sf_opt xkv_opts[] = {
       .help = "shorter prompts stay exact; auto: where factors have fewer elements" },
     { .key = "num_sink_tokens", .type = SF_OPT_INT32, AT(num_sink_tokens), .fallback = "0",
       .min = 0, .max = 1024, .aliases = "sink_tokens exact_first_tokens", .unit = "tokens",
-      .help = "first tokens, which stay raw and outside of the basis" },
+      .help = "first tokens, which stay raw and outside of the basis; 0 is the paper's, 4 loses"
+      " much less where attention rests on the first token (docs/quality.md)" },
     { .key = "factor_dtype", .type = SF_OPT_ENUM, AT(factor_dtype), .fallback = "auto",
       .choices = dtypes, .help = "of basis and factors; auto: kv_cache.dtype; integers are not"
       " built yet" },

@@ -244,6 +244,11 @@ def planned(tally):
     plan = json.loads(job.sheaf(1, ["plan", one, "--json"]).stdout)
     tally.check("plan: bytes at 2048", plan["ranks"][0]["kv_bytes_at_len"]["2048"],
                 [wanted, wanted])
+    for sinks in (0, 4):
+        text = job.sheaf(1, ["plan", one, "--set",
+                             f"kv_cache.methods.0.num_sink_tokens={sinks}"]).stdout
+        tally.check(f"plan: warns of {sinks} first tokens raw", "first tokens are in the bases"
+                    in text, sinks == 0)
     ten = ["--set", "parallel.pipeline_layers=[15,15]"]
     two = folder.file("two.yaml", job.config("f32", 1, 2, extra=xkv()))
     plan = json.loads(job.sheaf(1, ["plan", two, "--json", *ranks, *ten]).stdout)
