@@ -25,6 +25,13 @@ static size_t area(int32_t a, int32_t b) { return (size_t)a * (size_t)b; }
 /* The greatest lwork that LAPACK asks for, as it answers in a float. */
 static int32_t work_count(float answer) { return (int32_t)((double)answer * 1.0001) + 64; }
 
+static int is_finite(const float *x, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(x[i])) return 0;
+    return 1;
+}
+
 /* ---- singular values ------------------------------------------------------------------------ */
 void sf_svd_take(struct sf_heap *heap, int32_t rows, int32_t cols, struct sf_svd *svd)
 {
@@ -45,10 +52,13 @@ void sf_svd_take(struct sf_heap *heap, int32_t rows, int32_t cols, struct sf_svd
 sf_status sf_svd_run(struct sf_svd *svd)
 {
     lapack_int info;
+    if (!is_finite(svd->x, area(svd->rows, svd->cols)))
+        return SF_FAIL(SF_INVALID, "a matrix overflows before its singular values are found");
     LAPACK(info, LAPACKE_sgesdd_work(LAPACK_COL_MAJOR, 'S', svd->cols, svd->rows, svd->x, svd->cols,
                                      svd->s, svd->v, svd->cols, svd->u, svd->narrow, svd->work,
                                      svd->work_count, svd->iwork));
     if (info != 0) return SF_FAIL(SF_INTERNAL, "singular values do not converge (%d)", (int)info);
+    if (!is_finite(svd->s, (size_t)svd->narrow)) return SF_FAIL(SF_INVALID, "a matrix is too large");
     return SF_OK;
 }
 
@@ -70,6 +80,8 @@ void sf_eigen_take(struct sf_heap *heap, int32_t n, struct sf_eigen *eigen)
 sf_status sf_eigen_run(struct sf_eigen *eigen)
 {
     lapack_int info;
+    if (!is_finite(eigen->x, area(eigen->n, eigen->n)))
+        return SF_FAIL(SF_INVALID, "a matrix overflows before its eigenvectors are found");
     LAPACK(info, LAPACKE_ssyevd_work(LAPACK_COL_MAJOR, 'V', 'U', eigen->n, eigen->x, eigen->n,
                                      eigen->values, eigen->work, eigen->work_count, eigen->iwork,
                                      eigen->iwork_count));
@@ -111,14 +123,14 @@ int sf_ortho_invert(struct sf_ortho *o, int32_t cols, double shift_unit, int *ne
             off = fmax(off, fabs((double)o->gram[area(i, cols) + (size_t)j] - (i == j)));
     }
     *near_out = off < 0.01;
+    if (!isfinite(trace)) return 0;
     return sf_ortho_root(cols, (float)(shift_unit * trace), o->gram);
 }
 
 /* y^T = l q. */
 sf_status sf_ortho_householder(struct sf_ortho *o, float *y, int32_t rows, int32_t cols)
 {
-    for (size_t i = 0; i < area(rows, cols); i++)
-        if (!isfinite(y[i])) return SF_FAIL(SF_INTERNAL, "a basis is not finite");
+    if (!is_finite(y, area(rows, cols))) return SF_FAIL(SF_INVALID, "a basis overflows");
     lapack_int info;
     LAPACK(info, LAPACKE_sgelqf_work(LAPACK_COL_MAJOR, cols, rows, y, cols, o->tau, o->work,
                                      o->work_count));

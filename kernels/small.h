@@ -3,7 +3,8 @@
  *
  * Matrices lie row-major; to LAPACK, which counts by columns, x [rows][cols] is x^T.  Room comes
  * from the caller's heap, taken once and used by each run.  The serial OpenBLAS below LAPACK keeps
- * its buffers for one thread of the process: calls take turns (ranks may be threads). */
+ * its buffers for one thread of the process: calls take turns (ranks may be threads).  SF_INVALID
+ * where what came in has overflowed, SF_INTERNAL where LAPACK finds nothing. */
 #ifndef SHEAF_KERNELS_SMALL_H
 #define SHEAF_KERNELS_SMALL_H
 #include <stddef.h>
@@ -33,7 +34,7 @@ struct sf_svd {
     int32_t *iwork;
 };
 void      sf_svd_take(struct sf_heap *, int32_t rows, int32_t cols, struct sf_svd *);
-sf_status sf_svd_run(struct sf_svd *);  /* SF_INTERNAL if it does not converge */
+sf_status sf_svd_run(struct sf_svd *);
 
 /* Eigenvectors of a symmetric x [n][n], its rows afterwards, by ascending eigenvalue. */
 struct sf_eigen {

@@ -204,6 +204,16 @@ static sf_status share_blocks(const struct room *room)
     return SF_OK;
 }
 
+/* What rank 0 came to, on every rank: if it is SF_INVALID, all of them leave their slots as they
+ * are; none goes on by itself. */
+static sf_status all_as_first(const struct room *room, int32_t first, const char *what)
+{
+    if (room->me == 0 || first == SF_OK) return (sf_status)first;
+    if (first == SF_INVALID)
+        return SF_FAIL(SF_INVALID, "tensor rank 0: keys or values are too large for %s", what);
+    return SF_FAIL(SF_STOPPED, "tensor rank 0 could not find %s", what);
+}
+
 /* ---- orthonormal columns, rows on all ranks ------------------------------------------------- */
 /* t = v s^-1/2 without what is lost in the rounding of w. */
 static sf_status turn_by_values(const struct room *room)
@@ -232,7 +242,7 @@ static sf_status find_turn(const struct room *room, double shift_unit, int32_t *
     for (int32_t i = 0; i < q; i++)
         for (int32_t j = 0; j <= i; j++) {
             double w = (double)room->gram[area(i, q) + (size_t)j];
-            if (!isfinite(w)) return SF_FAIL(SF_INTERNAL, "a basis is not finite");
+            if (!isfinite(w)) return SF_FAIL(SF_INVALID, "squares of keys or values overflow");
             if (i == j) trace += w;
             off = fmax(off, i == j && w < 1e-3 ? fabs(w) : fabs(w - (i == j)));
         }
@@ -263,9 +273,7 @@ static sf_status pass(const struct room *room, float *y, int32_t rows, double sh
         verdict.status = (int32_t)find_turn(room, shift_unit, &verdict.near);
     }
     SF_TRY(sf_comm_bcast(room->f->ranks, 0, &verdict, sizeof verdict));
-    if (verdict.status != SF_OK)
-        return room->me == 0 ? (sf_status)verdict.status
-                             : SF_FAIL(SF_STOPPED, "tensor rank 0 could not find a basis");
+    SF_TRY(all_as_first(room, verdict.status, "a basis"));
     SF_TRY(sf_comm_bcast(room->f->ranks, 0, room->turn, bytes));
     memcpy(room->other, y, area(rows, room->q) * sizeof *y);
     room->k->product(device, 0, rows, room->q, room->q, room->other, q, room->turn, q, y, q);
@@ -329,6 +337,7 @@ static sf_status by_one(const struct room *room, int32_t rows, const float *x)
     int32_t status = SF_OK;
     if (room->me == 0) {
         SF_TRY(gather(room, rows, x));
+        SF_TRY(sf_comm_beat(f->ranks, "basis of rows", rows)); /* the last word if it takes too long */
         status = (int32_t)room->k->factor(f->device, &whole);
         room->k->sync(f->device);
     } else {
@@ -336,9 +345,7 @@ static sf_status by_one(const struct room *room, int32_t rows, const float *x)
         SF_TRY(send(room, 0, TAG_COLUMNS, x, area(rows, job->cols) * sizeof *x));
     }
     SF_TRY(sf_comm_bcast(f->ranks, 0, &status, sizeof status));
-    if (status != SF_OK)
-        return room->me == 0 ? (sf_status)status
-                             : SF_FAIL(SF_STOPPED, "tensor rank 0 could not find factors");
+    SF_TRY(all_as_first(room, status, "factors"));
     SF_TRY(sf_comm_bcast(f->ranks, 0, room->all_a, area(rows, job->rank) * sizeof(float)));
     if (room->me != 0) {
         SF_TRY(send(room, 0, TAG_LANES, f->lane, (size_t)f->lanes * sizeof *f->lane));
@@ -413,7 +420,8 @@ static sf_status range_find(const struct room *room)
     return SF_OK;
 }
 
-/* The first of the greatest entries of each row of c, over all ranks: into top. */
+/* The first of the greatest entries of each row of c, over all ranks: into top.  What overflows
+ * on one rank is found by all. */
 static sf_status find_tops(const struct room *room)
 {
     int32_t dim = room->f->dim;
@@ -423,6 +431,7 @@ static sf_status find_tops(const struct room *room)
             float value = room->c[area(i, room->job->cols) + (size_t)c];
             int32_t number = room->f->lane[c / dim].number * dim + c % dim;
             if (room->f->lane[c / dim].copy) continue;
+            if (!isfinite(value)) value = INFINITY;
             if (fabsf(value) > fabsf(top.value) ||
                 (fabsf(value) == fabsf(top.value) && number < top.number))
                 top = (struct top){ value, number };
@@ -439,6 +448,9 @@ static sf_status find_tops(const struct room *room)
                  top.number < room->top[i].number))
                 room->top[i] = top;
         }
+    for (int32_t i = 0; i < room->q; i++)
+        if (!isfinite(room->top[i].value))
+            return SF_FAIL(SF_INVALID, "sums of keys or values overflow");
     return SF_OK;
 }
 

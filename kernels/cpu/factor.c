@@ -228,6 +228,8 @@ static sf_status range_find(struct sf_device *device, const struct sf_factor_job
     }
     SF_TRY(orthonormalise(device, &room->ortho, y, 0));
     multiply(device, 1, y, x, dense(room->c, room->q, job->cols));
+    for (size_t i = 0; i < area(room->q, job->cols); i++)
+        if (!isfinite(room->c[i])) return SF_FAIL(SF_INVALID, "sums of keys or values overflow");
     return SF_OK;
 }
 

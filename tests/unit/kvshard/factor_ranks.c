@@ -2,7 +2,8 @@
  * Ranks are threads.  Shown for every way, with 2 and 3 ranks, even and uneven lanes, copies of
  * lanes, oversampling, fewer rows than ranks, and matrices of few directions: the product a b is
  * that of one rank to 1e-4 of x, a is the same on all ranks bit for bit, a rerun gives the same
- * bits, and what is not finite on one rank, or fails there, is refused by all. */
+ * bits, and what is not finite on one rank, or fails there, is refused by all.  Finite numbers whose
+ * squares are not are factored on all ranks, or refused on all, but never end the job. */
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -38,6 +39,7 @@ struct rank {
     struct sf_comm *comm;
     sf_status mine, status;
     int bad;                            /* it has what is not finite */
+    float huge;                         /* else 0: the size of what it has */
     float a[ROWS_MAX * COLS_MAX], b[COLS_MAX * COLS_MAX];
 };
 
@@ -67,6 +69,8 @@ static void run(struct rank *rank, int32_t me, struct sf_device *device)
     for (int32_t r = 0; r < shape->rows; r++)
         memcpy(own + r * cols, x + r * all + shape->first[me] * DIM, (size_t)cols * sizeof *own);
     if (rank->bad) own[3] = NAN;
+    for (int32_t i = 0; rank->huge > 0 && i < shape->rows * cols; i++)
+        own[i] = own[i] < 0 ? -rank->huge : rank->huge;
     struct sf_factor_ranks f = {
         .device = device, .ranks = rank->comm, .lanes = lanes, .lanes_all = shape->lanes_all,
         .dim = DIM, .lane = lane,
@@ -222,9 +226,45 @@ static void test_refusals(void)
             }
 }
 
+static int is_finite(const float *numbers, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++)
+        if (!isfinite(numbers[i])) return 0;
+    return 1;
+}
+
+/* Of one rank, or of all.  Only EXACT has no squares, so only there are factors found. */
+static void test_huge(void)
+{
+    static const float size[] = { 1e19f, 3e37f };
+    static struct rank rank[RANKS_MAX];
+    for (int s = 0; s < SHAPES; s++)
+        for (int how = 0; how < 3; how++)
+            for (int32_t who = 0; who <= shapes[s].ranks; who++)
+                for (int h = 0; h < 2; h++) {
+                    const struct shape *shape = &shapes[s];
+                    x_fill(shape);
+                    for (int32_t r = 0; r < shape->ranks; r++)
+                        rank[r].huge = r == who || who == shape->ranks ? size[h] : 0;
+                    run_ranks(rank, shape, how, "cpu", -1, -1);
+                    for (int32_t r = 0; r < shape->ranks; r++) {
+                        SF_CHECK_INT(rank[r].status, rank[0].status);
+                        SF_CHECK(rank[r].status == SF_OK || rank[r].status == SF_INVALID);
+                        SF_CHECK(rank[r].status != SF_OK ||
+                                 (is_finite(rank[r].a, shape->rows * shape->rank) &&
+                                  is_finite(rank[r].b, shape->rank * shape->lanes[r] * DIM)));
+                        rank[r].huge = 0;
+                    }
+                }
+    for (int32_t r = 0; r < RANKS_MAX; r++) rank[r].huge = size[0];
+    run_ranks(rank, &shapes[0], SF_FACTOR_RANDOM, "cpu", -1, -1);
+    for (int32_t r = 0; r < shapes[0].ranks; r++) SF_CHECK_INT(rank[r].status, SF_INVALID);
+}
+
 static const struct sf_test tests[] = {
     { "products are those of one rank", test_products },
     { "on the reference backend", test_reference },
-    { "one rank's trouble is everyone's", test_refusals }, { NULL, NULL }
+    { "one rank's trouble is everyone's", test_refusals },
+    { "what is huge ends no job", test_huge }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_factor_ranks", tests)
