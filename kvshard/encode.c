@@ -350,6 +350,8 @@ static sf_status encode(struct sf_answer *answer, int32_t number)
     if (status == SF_INVALID) {
         sf_log(SF_LOG_WARN, "sequence %lld, layers %d and on: keys or values are not finite, so"
                " they stay as they are", (long long)w.span->seq_id, w.span->lane[0].layer);
+        store->left_raw += !w.view->seq->left_raw;
+        w.view->seq->left_raw = 1;
         return SF_OK;
     }
     SF_TRY(status);

@@ -5,6 +5,7 @@
  * of sequences and lanes; both jobs are built in arrays that were sized when the store was made. */
 #include "kvshard/store.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -52,11 +53,14 @@ static sf_status check_pages(const struct sf_store *store, int32_t layer,
         for (int32_t l = 0; store->rows[i] > 0 && l < store->layer[layer].spec.lanes; l++)
             needed += sf_lane_pages_needed(sf_store_lane_of(store, step->item[i].seq, layer, l),
                                            store->rows[i]);
-    if (needed > sf_pages_free(&store->pool))
-        return SF_FAIL(SF_NO_PAGES, "layer %d needs %lld more pages, %d of %d are free",
-                       store->layer_first + layer, (long long)needed, sf_pages_free(&store->pool),
-                       store->pool.pages);
-    return SF_OK;
+    if (needed <= sf_pages_free(&store->pool)) return SF_OK;
+    char why[128] = "";
+    if (store->left_raw > 0)
+        snprintf(why, sizeof why, "; sequences whose keys or values are not finite, %d of them,"
+                 " hold more than was planned", store->left_raw);
+    return SF_FAIL(SF_NO_PAGES, "layer %d needs %lld more pages, %d of %d are free%s",
+                   store->layer_first + layer, (long long)needed, sf_pages_free(&store->pool),
+                   store->pool.pages, why);
 }
 
 struct sf_held sf_store_held(const struct sf_store *store, const struct sf_seq *seq, int32_t layer,
@@ -297,6 +301,7 @@ void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt 
     sf_groups_close(store, seq);
     sf_blocks_leave(store, seq);
     store->seqs--;
+    store->left_raw -= seq->left_raw;
     seq_free(store, seq);
 }
 

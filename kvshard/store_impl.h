@@ -53,6 +53,7 @@ struct sf_seq {
     int64_t evicted, merged, recoded;
     uint32_t changed;                   /* bit m: entry m has changed a lane (sf_receipt) */
     int32_t edits;
+    uint8_t left_raw;                   /* encode.c left a group of it as it was */
 };
 struct sf_copies_row { int32_t row, pos; }; /* of a call; its position */
 /* Of the copies of a lane (copies.c), for the rows of a round that are watched. */
@@ -68,6 +69,7 @@ struct sf_store {
     struct sf_comm *tensor;
     int32_t layer_first, layers, lanes; /* lanes of one sequence here */
     int32_t page_slots, seqs_max, rows_max, seqs;
+    int32_t left_raw;                   /* of these: they hold more pages than account.c says */
     struct sf_layer_state *layer;
     struct sf_store_method *method;
     int32_t methods, methods_open;

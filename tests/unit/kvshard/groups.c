@@ -4,7 +4,8 @@
  *   every element type, and pages are saved as bytes are; the pages come back at the end.
  * - What a decoded row gets is the softmax, in f64, over the keys and values that a lane shows:
  *   the order in which attention works on a basis changes nothing.
- * - A prompt that holds a key that is not finite stays as it is, and others are encoded. */
+ * - A prompt that holds a key that is not finite stays as it is, and others are encoded.  Where its
+ *   pages are missing afterwards, the words say so. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,7 +144,7 @@ static void test_not_finite(void)
     struct sf_seq *bad, *good;
     SF_MUST(rig_open(&spec, &rig));
     SF_MUST(sf_seq_open(rig.store, 1, 50, 60, &bad));
-    SF_MUST(sf_seq_open(rig.store, 2, 50, 60, &good));
+    SF_MUST(sf_seq_open(rig.store, 2, 50, 100, &good));
     SF_MUST(rig_feed(&rig, bad, 1, 0, 20));
     SF_MUST(rig_feed(&rig, good, 2, 0, 50));
     spoil(&rig, bad);
@@ -154,7 +155,13 @@ static void test_not_finite(void)
     SF_CHECK_INT(sf_store_bytes_stored(rig.store) - before,
                  INT64_C(30) * LAYERS * LANES * (2 * DIM * 4 + 8));
     SF_CHECK_INT(sf_seq_lane_slots(rig.store, bad, 1, 0), 50);
+    int32_t pages = rig.store->pool.pages;
+    rig.store->pool.pages = rig.store->pool.used;
+    SF_CHECK_FAILS(rig_feed(&rig, good, 2, 50, 40), SF_NO_PAGES);
+    SF_CHECK(strstr(sf_error_text(), "not finite, 1 of them, hold more than was planned") != NULL);
+    rig.store->pool.pages = pages;
     sf_seq_close(rig.store, bad, NULL);
+    SF_CHECK_INT(rig.store->left_raw, 0);
     sf_seq_close(rig.store, good, NULL);
     SF_CHECK_INT(rig.store->pool.used, 0);
     rig_close(&rig);
