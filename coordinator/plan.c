@@ -287,9 +287,31 @@ static sf_status open_kernels(struct sf_sizing *sizing)
     SF_TRY(sf_device_outline(sizing->device, &outline));
     sizing->low_rank = outline.low_rank;
     sizing->picks = outline.picks;
+    sizing->v_dim_max = outline.v_dim_max;
+    sizing->group_k_dim_max = outline.group_k_dim_max;
     sizing->mat_bytes = outline.mat_bytes;
     sizing->factor_bytes = outline.factor_bytes;
     sizing->host_memory = outline.host_memory;
+    return SF_OK;
+}
+
+/* Heads that the device's attention does not take. */
+static sf_status check_dims(const struct sf_stack *stack, const struct sf_setup *setup,
+                            const struct sf_sizing *sizing)
+{
+    for (int32_t l = 0; l < setup->layers && sizing->v_dim_max > 0; l++)
+        if (setup->layer[l].v_dim > sizing->v_dim_max)
+            return SF_FAIL(SF_UNSUPPORTED, "layer %d has values of %d elements; attention on the"
+                           " device %s takes up to %d; use device: cpu", l, setup->layer[l].v_dim,
+                           sizing->device, sizing->v_dim_max);
+    for (int32_t m = 0; m < stack->entries && sizing->group_k_dim_max > 0; m++)
+        for (int32_t l = 0; l < setup->layers; l++)
+            if (stack->entry[m].shape.layer_group[l] >= 0 &&
+                setup->layer[l].k_dim > sizing->group_k_dim_max)
+                return SF_FAIL(SF_UNSUPPORTED, "method %s: layer %d has keys of %d elements; of"
+                               " layer groups attention on the device %s takes up to %d; use"
+                               " device: cpu", stack->entry[m].method->name, l,
+                               setup->layer[l].k_dim, sizing->device, sizing->group_k_dim_max);
     return SF_OK;
 }
 
@@ -306,6 +328,7 @@ static sf_status check_device(const struct sf_stack *stack, const struct sf_setu
             return SF_FAIL(SF_UNSUPPORTED, "method %s: tp_mode: replicated_basis is not built for"
                            " the device %s; use tp_mode: local_heads",
                            stack->entry[m].method->name, sizing->device);
+    SF_TRY(check_dims(stack, setup, sizing));
     if (grouped == NULL || sizing->low_rank) return SF_OK;
     return SF_FAIL(SF_UNSUPPORTED, "method %s: low-rank caches are not built for the device %s;"
                    " use device: cpu", grouped->name, sizing->device);

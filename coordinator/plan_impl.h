@@ -50,6 +50,7 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
     const struct sf_cluster *cluster;
     const char *device;
     int low_rank, picks;                /* its attention takes layer groups; reads picked slots */
+    int32_t v_dim_max, group_k_dim_max; /* as in struct sf_outline */
     int host_memory;                    /* of the device: sums go through comm/reduce */
     int64_t (*mat_bytes)(const struct sf_mat_shape *);
     size_t (*factor_bytes)(const struct sf_factor_job *);

@@ -55,6 +55,8 @@ struct sf_outline {
     size_t (*factor_bytes)(const struct sf_factor_job *);
     int host_memory;
     int low_rank, picks;                /* attention takes parts with factors; with picks */
+    /* Most elements of a value, and of a key of a part with factors; 0: any */
+    int32_t v_dim_max, group_k_dim_max;
 };
 sf_status sf_device_outline(const char *name, struct sf_outline *out);
 

@@ -21,6 +21,7 @@
 #include "kernels/cuda/attend.h"
 
 enum { THREADS = 128, WARPS = THREADS / SF_WARP, SUMS = 8, V_DIM_MAX = SUMS * THREADS };
+static_assert((int)V_DIM_MAX == (int)SF_CUDA_V_DIM_MAX, "what a plan refuses");
 
 /* `state`: of the first vector's first split; `splits` states on is the next vector's. */
 struct tile { int32_t lane, first, vectors, splits, state; };

@@ -298,14 +298,22 @@ attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
     }
 }
 
+/* Floats of a block before its latents, with the queries of `vectors`. */
+static constexpr size_t early_floats(size_t vectors, size_t k_dim)
+{
+    return vectors * k_dim + STEP * PIECE + 2 * PIECE + k_dim * (PIECE + 1) + 3;
+}
+static_assert(SF_SPLIT_SLOTS + early_floats(1, SF_CUDA_BASIS_K_DIM_MAX) <= SF_SHARED_FLOATS &&
+              SF_SPLIT_SLOTS + early_floats(1, SF_CUDA_BASIS_K_DIM_MAX + 1) > SF_SHARED_FLOATS,
+              "what a plan refuses");
+
 struct sf_basis_cut sf_basis_cut_of(const struct sf_layout *layout,
                                     const struct sf_lane_factors *factors)
 {
     size_t k_dim = (size_t)layout->k_dim, rank_v = (size_t)factors->rank_v;
-    size_t fixed = STEP * PIECE + 2 * PIECE + k_dim * (PIECE + 1) + 3;
     struct sf_basis_cut cut = { SF_VECTORS, 0 };
     for (; cut.vectors > 0; cut.vectors--) {
-        size_t n = (size_t)cut.vectors, early = n * k_dim + fixed, late = n * rank_v;
+        size_t n = (size_t)cut.vectors, early = early_floats(n, k_dim), late = n * rank_v;
         size_t floats = n * SF_SPLIT_SLOTS + (early > late ? early : late);
         cut.shared_bytes = floats * sizeof(float);
         if (floats <= SF_SHARED_FLOATS) break;

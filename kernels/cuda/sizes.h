@@ -1,5 +1,5 @@
-/* kernels/cuda/sizes.h: what a plan says of the CUDA backend's memory, on machines without it too:
- * nothing here needs CUDA. */
+/* kernels/cuda/sizes.h: what a plan says of the CUDA backend's memory and of the heads that it takes,
+ * on machines without it too: nothing here needs CUDA. */
 #ifndef SHEAF_KERNELS_CUDA_SIZES_H
 #define SHEAF_KERNELS_CUDA_SIZES_H
 #include "kernels/kernels.h"
@@ -10,7 +10,9 @@ enum {
     SF_CUDA_SCRATCH_BYTES = 64 << 20,
     SF_CUDA_WORKSPACE_BYTES = 32 << 20, /* of cuBLAS */
     SF_CUDA_DEVICE_BYTES = SF_CUDA_SCRATCH_BYTES + SF_CUDA_WORKSPACE_BYTES + 2 * SF_CUDA_HALF_BYTES,
-    SF_CUDA_COLS_ALIGN = 16             /* of a matrix that is not fixed */
+    SF_CUDA_COLS_ALIGN = 16,            /* of a matrix that is not fixed */
+    SF_CUDA_V_DIM_MAX = 1024,           /* elements of a value (attend.cu) */
+    SF_CUDA_BASIS_K_DIM_MAX = 329       /* of a key of a layer group (basis.cu) */
 };
 
 /* What a plan sets aside on a GPU for what libraries take there by themselves: of each rank its

@@ -1,6 +1,7 @@
 /* What a plan says of GPUs on a machine without one: where the choice of the device is ours, the
  * CPU is taken for products that GPUs do not have, and the plan says so; where it is not, they are
- * refused.  What is set aside for the libraries of a GPU is counted, rank by rank. */
+ * refused.  What is set aside for the libraries of a GPU is counted, rank by rank.  Heads that its
+ * attention does not take are refused, with and without layer groups. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +9,7 @@
 #include "coordinator/plan_impl.h"
 #include "kernels/device.h"
 #include "tests/check.h"
+#include "tests/unit/model/hf_dir.h"
 
 static const int64_t MIB = 1 << 20;
 
@@ -15,14 +17,19 @@ struct made { struct sf_config cfg; struct sf_model *model; struct sf_cluster cl
               struct sf_launch_plan plan; };
 
 /* A plan for `ranks` that see a GPU each, where they are to look for one. */
-static sf_status make(struct made *m, int32_t ranks, const char *config)
+static sf_status make_of(const char *model, struct made *m, int32_t ranks, const char *config)
 {
     memset(m, 0, sizeof *m);
     SF_TRY(sf_config_parse("job.yaml", config, strlen(config), NULL, &m->cfg));
-    SF_TRY(sf_model_open(sf_test_model(), &m->model));
+    SF_TRY(sf_model_open_header(model, &m->model));
     SF_TRY(sf_cluster_make(1, ranks, 8, 16384 * MIB, &m->cluster));
     m->cluster.gpus = sf_devices_asked(&m->cfg, &m->cluster) != SF_DEVICE_CPU;
     return sf_launch_plan_make(&m->cfg, m->model, &m->cluster, &m->plan);
+}
+
+static sf_status make(struct made *m, int32_t ranks, const char *config)
+{
+    return make_of(sf_test_model(), m, ranks, config);
 }
 
 static void drop(struct made *m)
@@ -90,7 +97,36 @@ static void counts_libraries(void)
     }
 }
 
+static void refuses_heads(void)
+{
+    static const char one[] = "method xkv: layer 0 has keys of 330 elements; of layer groups"
+        " attention on the device cuda takes up to 329; use device: cpu";
+    static const char all[] = "layer 0 has values of 1026 elements; attention on the device cuda"
+        " takes up to 1024; use device: cpu";
+    static const struct { const char *config; int32_t dim; const char *why; } cases[] = {
+        { V "device: cuda\nkv_cache: {methods: [{name: xkv}]}\n", 328, NULL },
+        { V "device: cuda\nkv_cache: {methods: [{name: xkv}]}\n", 330, one },
+        { V "device: cpu\nkv_cache: {methods: [{name: xkv}]}\n", 330, NULL },
+        { V "device: cuda\n", 1024, NULL },
+        { V "device: cuda\n", 1026, all },
+        { V "device: cpu\n", 1026, NULL }
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct made m;
+        char dim[32], *text;
+        snprintf(dim, sizeof dim, "\"head_dim\": %d,", cases[i].dim);
+        text = hf_edit(hf_llama_405b_new, "\"head_dim\": 128,", dim);
+        sf_status status = make_of(hf_dir(text, strlen(text)), &m, 1, cases[i].config);
+        SF_CHECK_INT(status, cases[i].why == NULL ? SF_OK : SF_UNSUPPORTED);
+        if (status != SF_OK) SF_CHECK_STR(sf_error_text(), cases[i].why);
+        free(text);
+        drop(&m);
+    }
+    hf_dir_close();
+}
+
 static const struct sf_test tests[] = {
-    { "takes the CPU", takes_the_cpu }, { "counts libraries", counts_libraries }, { NULL, NULL }
+    { "takes the CPU", takes_the_cpu }, { "counts libraries", counts_libraries },
+    { "refuses heads", refuses_heads }, { NULL, NULL }
 };
 SF_TEST_MAIN("devices", tests)
