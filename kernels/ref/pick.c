@@ -1,7 +1,8 @@
 /* kernels/ref/pick.c: which chunks of a lane its queries want, as kernels.h writes it: every s in
  * f64 and rounded once; then, chunk by chunk, how many are ahead of it.  The softmax of a landmark
- * is worked out anew wherever it is looked at, so that no scratch is needed. */
+ * is worked out anew wherever it is looked at, so that only its maximum and sum are kept. */
 #include <math.h>
+#include <stdlib.h>
 
 #include "kernels/backend.h"
 #include "kernels/ref/ref.h"
@@ -23,36 +24,34 @@ static double logit(const struct sf_pick_job *job, const struct sf_pick_lane *la
     return (double)job->scale * dot;
 }
 
-enum { VECTORS = 64 };                  /* rows x query heads of a lane, at most */
-struct softmax { double max[VECTORS], sum[VECTORS]; };
+struct softmax { double max, sum; };    /* of one vector: a query head of a row */
 
 static float share_of(const struct sf_pick_job *job, const struct sf_pick_lane *lane,
                       const struct softmax *of, int32_t c)
 {
     double s = 0;
     for (int32_t v = 0; v < lane->rows * lane->q_heads; v++)
-        s = fmax(s, exp(logit(job, lane, v, c) - of->max[v]) / of->sum[v]);
+        s = fmax(s, exp(logit(job, lane, v, c) - of[v].max) / of[v].sum);
     return (float)s;
 }
 
 static void pick_lane(const struct sf_pick_job *job, const struct sf_pick_lane *lane)
 {
-    struct softmax of;
-    int32_t *out = lane->slot_out;
-    SF_ASSERT(lane->rows * lane->q_heads <= VECTORS && lane->landmarks <= SF_LANDMARKS_MAX);
-    for (int32_t v = 0; v < lane->rows * lane->q_heads; v++) {
-        of.max[v] = -INFINITY;
-        of.sum[v] = 0;
+    int32_t vectors = lane->rows * lane->q_heads, *out = lane->slot_out;
+    struct softmax *of = malloc((size_t)vectors * sizeof *of);
+    SF_ASSERT(of != NULL && lane->landmarks <= SF_LANDMARKS_MAX);
+    for (int32_t v = 0; v < vectors; v++) {
+        of[v] = (struct softmax){ -INFINITY, 0 };
         for (int32_t c = 0; c < lane->landmarks; c++)
-            of.max[v] = fmax(of.max[v], logit(job, lane, v, c));
+            of[v].max = fmax(of[v].max, logit(job, lane, v, c));
         for (int32_t c = 0; c < lane->landmarks; c++)
-            of.sum[v] += exp(logit(job, lane, v, c) - of.max[v]);
+            of[v].sum += exp(logit(job, lane, v, c) - of[v].max);
     }
     for (int32_t c = 0; c < lane->landmarks; c++) {
-        float s = share_of(job, lane, &of, c);
+        float s = share_of(job, lane, of, c);
         int32_t ahead = 0;
         for (int32_t d = 0; d < lane->landmarks && ahead < lane->chunks; d++) {
-            float other = share_of(job, lane, &of, d);
+            float other = share_of(job, lane, of, d);
             ahead += other > s || (other == s && d < c);
         }
         if (ahead >= lane->chunks) continue;
@@ -63,6 +62,7 @@ static void pick_lane(const struct sf_pick_job *job, const struct sf_pick_lane *
         for (int32_t j = 0; j < job->chunk_slots; j++)
             *out++ = pos[c % layout->page_slots] * job->chunk_slots + j;
     }
+    free(of);
 }
 
 void sf_ref_pick(struct sf_device *device, const struct sf_pick_job *job)

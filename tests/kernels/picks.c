@@ -8,22 +8,25 @@
 #include "tests/check.h"
 #include "tests/kernels/variants.h"
 
-enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 4, DIM_MAX = 64, LANES = 3 };
+enum { PAGE = 32, Q_HEADS = 3, HEADS_MAX = 70, ROWS_MAX = 4, DIM_MAX = 64, LANES = 3 };
 static const struct choice {
     const char *text;
     enum sf_dtype dtype;
     int32_t k_dim, landmarks, chunks, chunk_slots, rows, alike; /* alike: each so many are equal */
     float size;                         /* of the queries */
+    int32_t heads;                      /* query heads of a lane */
 } choices[] = {
-    { "f32, one page", SF_F32, 64, 20, 5, 8, 1, 1, 1 },
-    { "f16, over split edges", SF_F16, 32, 1300, 100, 8, 1, 1, 2 },
-    { "bf16, several rows", SF_BF16, 40, 600, 33, 4, 4, 1, 1 },
-    { "ties of three", SF_F32, 16, 300, 50, 16, 1, 3, 1 },
-    { "all alike", SF_F16, 16, 70, 30, 1, 2, 70, 1 },
-    { "all of them", SF_F32, 16, 45, 45, 2, 1, 1, 1 },
-    { "one of one", SF_BF16, 16, 1, 1, 3, 1, 1, 1 },
-    { "none", SF_F32, 16, 10, 0, 8, 1, 1, 1 },
-    { "shares of which most are 0", SF_F32, 64, 500, 60, 8, 1, 1, 300 },
+    { "f32, one page", SF_F32, 64, 20, 5, 8, 1, 1, 1, Q_HEADS },
+    { "f16, over split edges", SF_F16, 32, 1300, 100, 8, 1, 1, 2, Q_HEADS },
+    { "bf16, several rows", SF_BF16, 40, 600, 33, 4, 4, 1, 1, Q_HEADS },
+    { "ties of three", SF_F32, 16, 300, 50, 16, 1, 3, 1, Q_HEADS },
+    { "all alike", SF_F16, 16, 70, 30, 1, 2, 70, 1, Q_HEADS },
+    { "all of them", SF_F32, 16, 45, 45, 2, 1, 1, 1, Q_HEADS },
+    { "one of one", SF_BF16, 16, 1, 1, 3, 1, 1, 1, Q_HEADS },
+    { "none", SF_F32, 16, 10, 0, 8, 1, 1, 1, Q_HEADS },
+    { "shares of which most are 0", SF_F32, 64, 500, 60, 8, 1, 1, 300, Q_HEADS },
+    { "70 query heads", SF_F32, 16, 60, 20, 4, 1, 1, 1, HEADS_MAX },
+    { "70 query heads, rows", SF_F16, 32, 70, 9, 8, 4, 1, 2, HEADS_MAX },
 };
 enum { CHOICES = sizeof choices / sizeof *choices };
 
@@ -38,7 +41,7 @@ struct problem {
     unsigned char *pool;
     int32_t *page;                      /* [LANES][pages] */
     int32_t pages;
-    float q[ROWS_MAX * LANES * Q_HEADS * DIM_MAX];
+    float q[ROWS_MAX * LANES * HEADS_MAX * DIM_MAX];
     int32_t *out;                       /* [LANES][chunks * chunk_slots] */
     struct sf_pick_lane lane[LANES];
 };
@@ -81,7 +84,7 @@ static void problem_make(struct problem *p, const struct choice *c)
         fill(p, l);
         p->lane[l] = (struct sf_pick_lane){
             .pages = p->page + l * p->pages, .landmarks = c->landmarks, .chunks = c->chunks,
-            .rows = c->rows, .q_first = l * Q_HEADS, .q_heads = Q_HEADS,
+            .rows = c->rows, .q_first = l * c->heads, .q_heads = c->heads,
             .slot_out = p->out + (size_t)l * each };
     }
 }
@@ -91,7 +94,7 @@ static void problem_free(struct problem *p) { free(p->pool), free(p->page), free
 static void choose(struct sf_device *device, struct problem *p, int32_t first, int32_t lanes)
 {
     struct sf_pick_job job = { p->layout, p->pool, p->page_bytes, p->q,
-                               (size_t)(LANES * Q_HEADS * p->c->k_dim),
+                               (size_t)(LANES * p->c->heads * p->c->k_dim),
                                1 / sqrtf((float)p->c->k_dim), p->c->chunk_slots, p->lane + first,
                                lanes };
     size_t all = (size_t)(LANES * p->c->chunks * p->c->chunk_slots);
@@ -110,9 +113,10 @@ static double share_of(const struct problem *p, int32_t l, int32_t i)
     for (int32_t s = 0; s < c->landmarks; s++) slot[s] = s;
     struct sf_slot_list list = { p->page + l * p->pages, slot, c->landmarks };
     ref->k->kv_read(ref, &p->layout, p->pool, p->page_bytes, &list, k, NULL, NULL, NULL);
-    for (int32_t v = 0; v < c->rows * Q_HEADS; v++) {
-        const float *q = p->q + ((size_t)(v / Q_HEADS) * LANES * Q_HEADS +
-                                 (size_t)(l * Q_HEADS + v % Q_HEADS)) * dim;
+    int32_t heads = c->heads;
+    for (int32_t v = 0; v < c->rows * heads; v++) {
+        const float *q = p->q + ((size_t)(v / heads * LANES * heads) +
+                                 (size_t)(l * heads + v % heads)) * dim;
         double sum = 0, mine = 0, max = -INFINITY, logit[1400];
         for (int32_t s = 0; s < c->landmarks; s++) {
             logit[s] = 0;
