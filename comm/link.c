@@ -46,13 +46,15 @@ void sf_link_give_up(struct sf_link *link)
     if (link != NULL) link->ops->give_up(link);
 }
 
-/* The first waits of a step are short; only longer ones sleep.  What beat finds wrong the next call
- * of comm finds, too: a wait for the device alone ends by itself. */
-static void show_life(void *world, int64_t round)
+/* The first waits of a step are short; only longer ones sleep.  The rank's note stays: it says for
+ * what the device is waited.  What is found wrong the next call of comm finds, too: a wait for the
+ * device alone ends by itself. */
+static void show_life(void *arg, int64_t round)
 {
+    struct sf_comm *world = arg;
     if (round < EAGER_ROUNDS) sched_yield();
     else sf_sleep_us(SLEEP_US);
-    (void)sf_comm_beat(world, "device", round);
+    (void)sf_world_tick(world->world, sf_now_ns());
 }
 
 void sf_link_show_life(struct sf_comm *world, struct sf_device *device)

@@ -25,6 +25,9 @@ struct sf_link {
 /* Collective.  *out NULL: not all ranks can have it, and one line says why if that is news. */
 sf_status sf_link_nccl_open(struct sf_comm *group, const struct sf_link_spec *,
                             struct sf_link **out);
+/* How long a wait for a device goes on whose links have been given up; 10 s unless a test sets it,
+ * while there is no link. */
+void sf_link_nccl_set_drain(int64_t ms);
 /* Collective: all ranks succeed or none does. */
 sf_status sf_link_staged_open(struct sf_comm *group, const struct sf_link_spec *,
                               struct sf_link **out);

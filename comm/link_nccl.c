@@ -31,7 +31,7 @@
 
 /* The first waits of a step are short; only longer ones may sleep. */
 static const int64_t eager_ns = 20 * 1000 * 1000;
-enum { DRAIN_S = 10 };
+static int64_t drain_ms = 10000;
 
 struct nccl {
     struct sf_link link;                /* first */
@@ -43,7 +43,7 @@ struct nccl {
     struct nccl *next;                  /* link of the same device */
     sf_status why;                      /* lost, with words */
     char words[256];
-    int64_t gave_up_ns;
+    int64_t drain_ns;                   /* lost: since when the wait under way waits for the end */
 };
 
 enum offer_state { OFFER_NCCL, OFFER_STAGED, OFFER_NONE };   /* staged: asked for, or no GPU */
@@ -110,7 +110,7 @@ static void give_up_all(struct nccl *first, sf_status why)
         if (one->lost) continue;
         one->lost = 1;
         one->why = why;
-        one->gave_up_ns = sf_now_ns();
+        one->drain_ns = sf_now_ns();
         snprintf(one->words, sizeof one->words, "%s", sf_error_text());
         one->ended_beside = pthread_create(&one->ender, NULL, give_up_one, one) == 0;
         if (!one->ended_beside) give_up_one(one);
@@ -119,14 +119,18 @@ static void give_up_all(struct nccl *first, sf_status why)
         if (one->ended_beside) pthread_join(one->ender, NULL);
 }
 
+void sf_link_nccl_set_drain(int64_t ms) { drain_ms = ms; }
+
 /* The device's `waiting`.  A stream whose communicators are gone goes on, so it ends soon; if not,
- * there is no way out but the end of the job. */
+ * there is no way out but the end of the job.  Each wait has its own time, as the host may do long
+ * work between two. */
 static void waiting(void *arg, int64_t round)
 {
     struct nccl *first = arg;
     if (first->why != SF_OK) {
+        if (round == 0) first->drain_ns = sf_now_ns();
         sf_sleep_us(100);
-        if (sf_seconds_since(first->gave_up_ns) < DRAIN_S) return;
+        if (sf_now_ns() - first->drain_ns < drain_ms * 1000000) return;
         sf_log(SF_LOG_ERROR, "%s", first->words);
         sf_comm_abort(first->link.group, 1);
         sf_assert_failed(__FILE__, __LINE__, "a device goes on when its links have been given up");

@@ -12,11 +12,14 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "comm/backend.h"
+#include "comm/link_impl.h"
 #include "tests/check.h"
 #include "tests/emulation/emulation.h"
 #include "tests/unit/link/cases.h"
 
-enum { RANKS_MAX = 4, TIMEOUT = 900, BEAT = 30, SLACK = 2500, COUNT = 500 };  /* ms; floats */
+enum { RANKS_MAX = 4, COUNT = 500 };    /* floats */
+enum { TIMEOUT = 900, BEAT = 30, SLACK = 2500, DRAIN = 600 };          /* ms */
 
 struct world;
 struct thread { pthread_t id; struct world *world; struct sf_ranked ranked; };
@@ -484,8 +487,36 @@ static void test_closing(void)
     world_run(&world, 60000);
 }
 
+/* Links that were given up a while ago, longer than a drain may last: a wait that begins now has its
+ * own time. */
+static void run_drained(struct world *world, struct sf_ranked *t)
+{
+    struct linked l;
+    struct sf_link *link[2] = { NULL, NULL };
+    (void)world;
+    two_links(t, &l, link);
+    if (link[1] == NULL) return;        /* told already */
+    sf_link_give_up(link[0]);
+    sf_sleep_us(3 * DRAIN * 1000);
+    for (int wait = 0; wait < 2; wait++) {
+        int64_t began = sf_now_ns();
+        for (int64_t round = 0; (sf_now_ns() - began) / 1000000 < DRAIN * 2 / 3; round++)
+            l.device->waiting(l.device->waiting_arg, round);
+    }
+    for (int i = 0; i < 2; i++) sf_link_close(link[i]);
+    sf_linked_close(&l);
+}
+
+static void test_drained(void)
+{
+    struct world world = { .ranks = 2, .run = run_drained };
+    sf_link_nccl_set_drain(DRAIN);
+    world_run(&world, 60000);
+    sf_link_nccl_set_drain(10000);
+}
+
 /* A rank that waits for its device for longer than the deadline is alive: the others are told,
- * though it has no link of kind nccl. */
+ * though it has no link of kind nccl.  What it did last stays its last word. */
 static void run_busy(struct world *world, struct sf_ranked *t)
 {
     struct sf_device device = { 0 };
@@ -494,9 +525,11 @@ static void run_busy(struct world *world, struct sf_ranked *t)
     sf_comm_set_timeout(t->world, TIMEOUT);
     sf_link_show_life(t->world, &device);
     R_CHECK(t, device.waiting != NULL);
+    R_STATUS(t, sf_comm_beat(t->world, "layer", 7), SF_OK);
     int64_t began = sf_now_ns();
     for (int64_t round = 0; t->rank == 1 && (sf_now_ns() - began) / 1000000 < 3 * TIMEOUT; round++)
         device.waiting(device.waiting_arg, round);
+    R_CHECK(t, strcmp(t->world->world->note, "layer") == 0 && t->world->world->number == 7);
     if (t->rank == 1) R_STATUS(t, sf_comm_post(t->world, 0, 5, &began, sizeof began), SF_OK);
     else R_STATUS(t, sf_comm_take(t->world, 1, 5, 2, &taken, NULL), SF_OK);
     sf_buffer_free(&taken);
@@ -512,6 +545,7 @@ static const struct sf_test tests[] = {
     { "planted mistakes", test_plants }, { "cases", test_cases }, { "calls queue", test_queued },
     { "unattended", test_unattended }, { "failing", test_failing },
     { "away", test_away }, { "a failure elsewhere", test_local },
-    { "closing in vain", test_closing }, { "busy", test_busy }, { NULL, NULL }
+    { "closing in vain", test_closing }, { "drained", test_drained }, { "busy", test_busy },
+    { NULL, NULL }
 };
 SF_TEST_MAIN("link", tests)
