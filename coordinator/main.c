@@ -73,6 +73,7 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .seqs_max = plan->seqs_max,
                                    .threads = plan->threads,
                                    .pool_bytes = me->pool_bytes,
+                                   .spare_bytes = sf_plan_spare_bytes(me, &launch->cluster),
                                    .populate = plan->populate,
                                    .device = plan->device,
                                    .local_rank = sf_cluster_local_rank(&launch->cluster, me->rank),

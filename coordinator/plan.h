@@ -51,6 +51,9 @@ struct sf_launch_plan {
 sf_status sf_launch_plan_make(struct sf_config *, const struct sf_model *,
                               const struct sf_cluster *, struct sf_launch_plan *out);
 void      sf_launch_plan_free(struct sf_launch_plan *);
+/* Bytes of a rank that weights, buffers, a full pool and the cache beside it leave; INT64_MAX where
+ * it is not known what there is. */
+int64_t   sf_plan_spare_bytes(const struct sf_plan_rank *, const struct sf_cluster *);
 /* For people, and interface.md section 7; malloc'd.  Beside the keys there, in JSON:
  *   ranks[].library_bytes     of workspace_bytes: set aside for what the libraries of a GPU take
  *   ranks[].kv_beside_bytes   what the cache takes beside its pages (struct sf_cache_bytes): total,

@@ -100,6 +100,14 @@ int64_t sf_size_left(const struct sf_sizing *sizing, const struct sf_plan_rank *
     return memory - rank->weight_bytes - rank->workspace_bytes;
 }
 
+int64_t sf_plan_spare_bytes(const struct sf_plan_rank *rank, const struct sf_cluster *cluster)
+{
+    if (cluster->memory_per_rank <= 0) return INT64_MAX;
+    int64_t spare = cluster->memory_per_rank - rank->weight_bytes - rank->workspace_bytes -
+                    rank->pool_bytes - sf_cache_bytes_sum(&rank->cache);
+    return spare > 0 ? spare : 0;
+}
+
 static int64_t exact_bytes_per_token(const struct sf_setup *setup,
                                      const struct sf_rank_lanes *lanes, enum sf_dtype kv_dtype)
 {

@@ -12,8 +12,8 @@
 #include "base/memory.h"
 #include "worker/state.h"
 
-enum { READ_ROWS = 4096, READ_COLS = 16384,     /* 256 MiB */
-       SIDE = 1024, ROWS_MAX = 512, PASSES_MIN = 3 };
+enum { SIDE = 1024, ROWS_MAX = 512, PASSES_MIN = 3 };
+enum { PRODUCT_BYTES = 2 * 4 * SIDE * SIDE + 2 * 4 * ROWS_MAX * SIDE }; /* 12 MiB, at most */
 static const double seconds_min = 0.2;
 
 /* The time of the fastest of some passes. */
@@ -37,32 +37,49 @@ static sf_status fastest(struct sf_worker *w, void (*pass)(struct sf_worker *, v
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
-struct reading { float *matrix, *value; int32_t *index; };
+struct reading { int32_t rows, *index; float *matrix, *value; };
+
+int32_t sf_roof_rows(int64_t spare_bytes)
+{
+    int64_t rows = spare_bytes / (SF_ROOF_COLS * (int64_t)sizeof(float));
+    if (rows > SF_ROOF_ROWS) rows = SF_ROOF_ROWS;
+    return rows < SF_ROOF_ROWS_MIN ? 0 : (int32_t)rows;
+}
+
+static void too_little(const struct sf_worker *w, const char *what)
+{
+    sf_log(SF_LOG_WARN, "the rate of %s is not measured: the plan leaves %.1f MiB", what,
+           (double)w->spec.spare_bytes / (1 << 20));
+}
 
 static void read_once(struct sf_worker *w, void *arg)
 {
     const struct reading *r = arg;
-    w->device->k->argmax(w->device, READ_ROWS, READ_COLS, r->matrix, READ_COLS, r->value,
+    w->device->k->argmax(w->device, r->rows, SF_ROOF_COLS, r->matrix, SF_ROOF_COLS, r->value,
                          r->index);
 }
 
 static sf_status measure_reading(struct sf_worker *w, double *rate_out)
 {
     const struct sf_kernels *k = w->device->k;
-    const size_t bytes = (size_t)READ_ROWS * READ_COLS * sizeof(float);
-    float value[READ_ROWS];
-    int32_t index[READ_ROWS];
-    struct reading r = {NULL, value, index};
+    float value[SF_ROOF_ROWS];
+    int32_t index[SF_ROOF_ROWS];
+    struct reading r = {sf_roof_rows(w->spec.spare_bytes), index, NULL, value};
+    const size_t bytes = (size_t)r.rows * SF_ROOF_COLS * sizeof(float);
     void *block;
     double seconds;
+    if (r.rows == 0) {
+        too_little(w, "memory");
+        return SF_OK;
+    }
     if (k->alloc(w->device, bytes, "a matrix to be read", &block) != SF_OK) {
         sf_log(SF_LOG_WARN, "the rate of memory is not measured: %s", sf_error_text());
         return SF_OK;
     }
     r.matrix = block;
     /* Pages that were never written may all be one page of zeros. */
-    w->device->k->add_leaves(w->device, READ_ROWS, READ_COLS, NULL, 0, 0, 0, 0, r.matrix,
-                             READ_COLS);
+    w->device->k->add_leaves(w->device, r.rows, SF_ROOF_COLS, NULL, 0, 0, 0, 0, r.matrix,
+                             SF_ROOF_COLS);
     sf_status status = fastest(w, read_once, &r, &seconds);
     k->free(w->device, block);
     if (status == SF_OK) *rate_out = (double)bytes / seconds;
@@ -125,6 +142,10 @@ static sf_status measure_products(struct sf_worker *w, double *rate_out)
     struct product p = {.rows = w->ws.tile_rows < ROWS_MAX ? w->ws.tile_rows : ROWS_MAX};
     struct sf_mat_shape shape = {.cols = SIDE, .panel_cols = SIDE, .k_slice = SIDE, .slices = 1,
                                  .dtype = w->spec.dtype, .rows_max = p.rows};
+    if (w->spec.spare_bytes < PRODUCT_BYTES) {
+        too_little(w, "products");
+        return SF_OK;
+    }
     SF_TRY(w->device->k->mat_create(w->device, &shape, &p.mat));
     sf_status status = multiply(w, &p, rate_out);
     w->device->k->mat_destroy(w->device, p.mat);

@@ -52,6 +52,7 @@ struct sf_worker_spec {
     int fixed;                          /* run.deterministic */
     int32_t page_slots, seqs_max, threads;
     int64_t pool_bytes;
+    int64_t spare_bytes;                /* that the plan leaves; INT64_MAX: nobody knows */
     const struct sf_worker_stack *beside; int32_t besides;      /* outlive the worker; 0 in a run */
     uint8_t populate, exchange;         /* exchange: reduce by messages even on one node (tests) */
     const char *device;                 /* "cpu", "ref", "cuda", "cuda-emulated" */
