@@ -24,7 +24,10 @@
  *            exact; `auto` is where the factors have as many elements as what they replace:
  *                n (M_K + M_V - r_K - r_V) >= M_K r_K + M_V r_V,  M columns of X
  *            With rank_v 0 values stay exact: A_V and B_V go, M_V with them, and each lane keeps
- *            its n values in pages of their own
+ *            its n values in pages of their own.  A prompt of c chunks of s tokens that is read by
+ *            chunks, o of which are outliers, has landmarks and raw slots to pay as well; values
+ *            count for these though rank_v is 0:
+ *                c s (M_K + M_V - r_K - r_V) >= M_K r_K + M_V r_V + o s (M_K + M_V) + (c - o) M_K
  *            With refactor_every, each time that so many tokens more have been generated, they are
  *            sealed: a segment with a basis and factors of its own, read as one more part of the
  *            same softmax and never factorised again, whether or not the prompt was.  What begins
@@ -106,7 +109,8 @@ static const struct sf_opt xkv_opts[] = {
       .help = "of the randomized way" },
     { .key = "min_prompt_tokens", .type = SF_OPT_INT32, AT(min_prompt_tokens), .fallback = "auto",
       .allow_auto = 1, .min = 1, .max = 1 << 24, .unit = "tokens",
-      .help = "shorter prompts stay exact; auto: where factors have fewer elements" },
+      .help = "shorter prompts stay exact; auto: those that would have more elements, raw chunks and"
+      " landmarks counted" },
     { .key = "num_sink_tokens", .type = SF_OPT_INT32, AT(num_sink_tokens), .fallback = "0",
       .min = 0, .max = 1024, .aliases = "sink_tokens exact_first_tokens", .unit = "tokens",
       .help = "first tokens, which stay raw and outside of the basis; 0 is the paper's, 4 loses"
@@ -295,10 +299,12 @@ static struct sf_tier tier_of(const struct sf_setup *setup)
     return sf_tier_lowrank(&lowrank);
 }
 
-/* The fewest tokens whose basis and factors have no more elements than what they replace: those of
- * the layer's group on one rank, whatever the tensor ranks, or with all copies of the basis.
- * INT32_MAX: there is no such length. */
-static int32_t least_tokens(const struct sf_setup *setup, int32_t layer)
+/* Elements of the layer's group, of it on one rank whatever the tensor ranks, or with all copies of
+ * the basis: m of a token raw, and of these what factors replace; width of its rows of the basis;
+ * factors. */
+struct price { int64_t m_k, m_v, replaced, width, factors; };
+
+static struct price price_of(const struct sf_setup *setup, int32_t layer)
 {
     const struct xkv_cfg *cfg = setup->cfg;
     const struct sf_layer *of = &setup->layer[layer];
@@ -309,14 +315,38 @@ static int32_t least_tokens(const struct sf_setup *setup, int32_t layer)
                                   .lanes = sf_group_lanes(setup, setup->shape, layer) };
     int32_t rank_k, rank_v;
     sf_lowrank_ranks(&ask, &rank_k, &rank_v);
-    int64_t m_k = (int64_t)ask.lanes * of->k_dim;
-    int64_t m_v = rank_v > 0 ? (int64_t)ask.lanes * of->v_dim : 0;
-    int64_t width = (int64_t)rank_k + rank_v, price = m_k * rank_k + m_v * rank_v;
+    struct price price = { .m_k = (int64_t)ask.lanes * of->k_dim,
+                           .m_v = (int64_t)ask.lanes * of->v_dim,
+                           .width = (int64_t)rank_k + rank_v };
+    price.replaced = price.m_k + (rank_v > 0 ? price.m_v : 0);
+    price.factors = price.m_k * rank_k + price.m_v * rank_v;
     if (cfg->tp_mode == REPLICATED_BASIS)
-        width *= of->groups < setup->tp_size ? of->groups : setup->tp_size;
-    int64_t saved = m_k + m_v - width;
+        price.width *= of->groups < setup->tp_size ? of->groups : setup->tp_size;
+    return price;
+}
+
+/* How often what is saved each time has to come; INT32_MAX: it never makes up for the price. */
+static int32_t times(int64_t price, int64_t saved)
+{
     return saved > 0 && price / saved < INT32_MAX ? (int32_t)((price + saved - 1) / saved)
                                                   : INT32_MAX;
+}
+
+/* The fewest tokens that have no more elements with a basis than without. */
+static int32_t least_tokens(const struct sf_setup *setup, int32_t layer)
+{
+    struct price price = price_of(setup, layer);
+    return times(price.factors, price.replaced - price.width);
+}
+
+/* The fewest chunks of the basis, where it is read by chunks. */
+static int32_t least_chunks(const struct sf_setup *setup, int32_t layer)
+{
+    const struct xkv_cfg *cfg = setup->cfg;
+    struct price price = price_of(setup, layer);
+    int64_t size = cfg->chunk_size, raw = size * (price.m_k + price.m_v);
+    return times(price.factors + cfg->outlier_chunks * (raw - price.m_k),
+                 size * (price.replaced - price.width) - price.m_k);
 }
 
 /* What is sealed has to pay as a prompt has to, in every group. */
@@ -504,6 +534,14 @@ static sf_status xkv_plan(const struct sf_setup *setup, struct sf_plan *plan)
     return SF_OK;
 }
 
+/* Chunks of the basis where it is read by chunks; 0: as it is.  What is behind them stays raw. */
+static int32_t chunks_of(const struct xkv_cfg *cfg, int32_t encoded_tokens)
+{
+    int32_t chunks = encoded_tokens / cfg->chunk_size - cfg->local_chunks;
+    int64_t least = (int64_t)cfg->outlier_chunks + cfg->budget_tokens / cfg->chunk_size;
+    return cfg->reconstruction == SELECTIVE && chunks >= least ? chunks : 0;
+}
+
 /* Tokens of a prompt that come into the basis of the layer's group: the same on every rank, so the
  * length at which it pays is that of the group on one rank, or of all copies of its basis (ranks
  * that share a head are as dear as one). */
@@ -512,6 +550,9 @@ static int32_t encoded(const struct sf_setup *setup, int32_t layer, int32_t prom
     const struct xkv_cfg *cfg = setup->cfg;
     int32_t tokens = prompt - cfg->num_sink_tokens, least = cfg->min_prompt_tokens;
     if (tokens < 1) return 0;
+    int32_t chunks = chunks_of(cfg, tokens);
+    if (least == SF_OPT_AUTO && chunks > 0)
+        return chunks >= least_chunks(setup, layer) ? tokens : 0;
     if (least == SF_OPT_AUTO) least = least_tokens(setup, layer);
     return prompt >= least ? tokens : 0;
 }
@@ -525,14 +566,6 @@ static int32_t sealed(const struct xkv_cfg *cfg, int32_t prompt, int32_t tokens)
     int32_t left_out = prompt < sinks ? (sinks - prompt + every - 1) / every : 0;
     int32_t intervals = (tokens - prompt) / every - left_out;
     return intervals > 0 ? intervals * every : 0;
-}
-
-/* Chunks of the basis where it is read by chunks; 0: as it is.  What is behind them stays raw. */
-static int32_t chunks_of(const struct xkv_cfg *cfg, int32_t encoded_tokens)
-{
-    int32_t chunks = encoded_tokens / cfg->chunk_size - cfg->local_chunks;
-    int64_t least = (int64_t)cfg->outlier_chunks + cfg->budget_tokens / cfg->chunk_size;
-    return cfg->reconstruction == SELECTIVE && chunks >= least ? chunks : 0;
 }
 
 static sf_status xkv_footprint(const struct sf_setup *setup, const struct sf_spot *spot,

@@ -40,6 +40,9 @@ def case_sizes(t):
     t.equal("break-even", xkv.least_tokens(4096, 4096, 384, 576), 544)
     t.equal("never", xkv.least_tokens(64, 64, 64, 64), None)
     t.equal("break-even of keys alone", xkv.least_tokens(4096, 4096, 384, 0), 424)
+    for chunks, pays in ((127, False), (128, True)):
+        t.equal(f"{chunks} chunks with their landmarks",
+                xkv.pays_by_chunks(chunks, 8, 48, 4096, 4096, 384, 576), pays)
     keys = xkv.elements(65536, 32, 4, 8, 128, 384, 0)
     t.close("keys alone, 384", exact / keys, 1.8188, 5e-5)
     t.close("with a landmark for 8 tokens", exact / (keys + exact / 2 / 8), 1.63, 5e-3)

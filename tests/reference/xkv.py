@@ -12,7 +12,7 @@ Choices where the description leaves one:
     ranks has ceil of that / tensor columns for its own heads, here consecutive ones; with
     replicated_basis each has the whole bases, as many as share the heads out.
   - min_prompt_tokens auto: the least n at which the factors of the whole group, on one rank, have
-    no more elements than its prompt.
+    no more elements than its prompt; read by chunks, with landmarks and what is raw as well.
   - With rank_v 0 the values stay as they are, and count neither for nor against a basis.
   - exact_first_tokens stay raw and outside of X.
   - refactor_every: behind the prompt each so many generated tokens are a segment, once the last of
@@ -67,6 +67,15 @@ def least_tokens(m_k, m_v, r_k, r_v, copies=1):
     r_k, r_v = min(r_k, m_k), min(r_v, m_v)
     won = m_k + m_v - copies * (r_k + r_v)
     return -(-(m_k * r_k + m_v * r_v) // won) if won > 0 else None
+
+
+def pays_by_chunks(chunks, size, outliers, m_k, m_v, r_k, r_v, copies=1):
+    """Whether a group read by chunks has no more elements than what is encoded of the prompt."""
+    replaced = m_k + (m_v if r_v > 0 else 0)
+    r_k, r_v = min(r_k, m_k), min(r_v, m_v)
+    kept = chunks * size * copies * (r_k + r_v) + m_k * r_k + m_v * r_v
+    return kept + outliers * size * (m_k + m_v) + (chunks - outliers) * m_k \
+        <= chunks * size * replaced
 
 
 def elements(n, layers, group_size, kv_heads, d, r_k, r_v):
@@ -136,9 +145,12 @@ class Xkv(attention.Method):
         least, o = self.o["min_prompt_tokens"], self.o
         if least == "auto":
             _, k, v = self.trace.layers[group[0]]
-            least = least_tokens(len(group) * k[0].size, len(group) * v[0].size,
-                                 rank_of(o["rank_k"], len(group), o),
-                                 rank_of(o["rank_v"], len(group), o), self.copies)
+            sizes = (len(group) * k[0].size, len(group) * v[0].size,
+                     rank_of(o["rank_k"], len(group), o), rank_of(o["rank_v"], len(group), o),
+                     self.copies)
+            if self.selects:
+                return pays_by_chunks(self.chunks, o["chunk_size"], o["outlier_chunks"], *sizes)
+            least = least_tokens(*sizes)
         return least is not None and self.prompt >= max(least, o["num_sink_tokens"] + 1)
 
     def encode(self, group, first, end):

@@ -296,6 +296,55 @@ static void test_selective(void)
     sf_stack_free(&stack);
 }
 
+/* With `auto` a prompt is encoded where that takes no more elements: those of a slot, and 8 bytes a
+ * slot, an outlier and a landmark beside them.  Prompts may pay while they are dense and, a little
+ * longer, read by chunks, not yet. */
+static void check_pays(const struct rig_option *option, int32_t options, int32_t size,
+                       int32_t outliers)
+{
+    struct sf_setup setup = setup_of(2, 2, 32, 1);
+    struct sf_stack stack[2];
+    const int64_t lanes = 4;
+    int32_t changes = 0, was = 0;
+    for (int s = 0; s < 2; s++) {
+        struct sf_stack_entry *entry;
+        stack[s] = (struct sf_stack){ 0 };
+        SF_MUST(sf_stack_add(&stack[s], "xkv", &entry));
+        for (int32_t i = 0; i < options; i++)
+            SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, option[i].key), entry->cfg,
+                               option[i].text));
+        if (s == 1)
+            SF_MUST(sf_opt_set(sf_opt_find(entry->method->opts, "min_prompt_tokens"), entry->cfg,
+                               "1"));
+        SF_MUST(sf_stack_check(&stack[s], &setup));
+    }
+    for (int32_t n = 1; n < 1200; n++) {
+        int64_t exact = lanes * n * (64 * 2 + 8), encoded = stored(&setup, &stack[1], n);
+        int32_t chunks = n / size - 3, picks = 20 / size;
+        int64_t beside = chunks >= outliers + picks ? outliers * (size - 1) + chunks : 0;
+        int pays = encoded - 8 * lanes * beside <= exact;
+        SF_CHECK_INT(stored(&setup, &stack[0], n), pays ? encoded : exact);
+        changes += pays != was;
+        was = pays;
+    }
+    SF_CHECK_INT(changes, 3);           /* pays as it is, not yet by chunks, by chunks */
+    for (int s = 0; s < 2; s++) sf_stack_free(&stack[s]);
+}
+
+static void test_pays(void)
+{
+    static const struct rig_option both[] = {
+        { "reconstruction", "selective" }, { "group_size", "2" }, { "rank_k", "20" },
+        { "rank_v", "24" }, { "chunk_size", "4" }, { "budget_tokens", "20" },
+        { "local_chunks", "3" }, { "outlier_chunks", "24" } };
+    static const struct rig_option keys[] = {
+        { "reconstruction", "selective" }, { "group_size", "2" }, { "rank_k", "20" },
+        { "rank_v", "0" }, { "chunk_size", "5" }, { "budget_tokens", "20" },
+        { "local_chunks", "3" }, { "outlier_chunks", "20" } };
+    check_pays(both, 8, 4, 24);
+    check_pays(keys, 8, 5, 20);
+}
+
 /* Segments of what was generated have factors each, and ranks of no more than their rows. */
 static void test_segments(void)
 {
@@ -406,6 +455,7 @@ static void test_refusals(void)
 
 static const struct sf_test tests[] = {
     { "groups", test_groups }, { "bytes, selective", test_selective },
+    { "a prompt that is encoded pays", test_pays },
     { "listed groups", test_listed },
     { "bytes are those of the formula", test_formula }, { "exact values", test_exact_values },
     { "rates", test_rates }, { "two entries", test_two },
