@@ -207,45 +207,48 @@ sf_status sf_account_lane(const struct sf_setup *setup, const struct sf_stack *s
     return lane_cost(setup, stack, number, dtype, spot, &share, cost_out);
 }
 
-/* The lanes of a layer group on a rank, and whether the basis counts with lane `l`: its bytes with
- * the first that is no copy, its pages with the first. */
-static struct group_share share_of(const struct sf_setup *setup, const struct sf_stack *stack,
-                                   const struct sf_rank_lanes *lanes, int32_t number,
-                                   int32_t layer, int32_t l, int *pages_out)
+/* The lanes of a layer group on a rank: how many, and with which of them the basis counts: its bytes
+ * with the first that is no copy, its pages with the first; -1: none is there. */
+struct rank_group { int32_t number, layer, lanes, first, counted; };
+
+static struct rank_group rank_group_of(const struct sf_setup *setup, const struct sf_stack *stack,
+                                       const struct sf_rank_lanes *lanes, int32_t number,
+                                       int32_t layer)
 {
-    const struct sf_shape *shape = &stack->entry[number].shape;
-    struct group_share share = { 0, 0 };
-    int32_t first = -1, counted = -1;
-    for (int32_t i = 0; i < lanes->layers; i++) {
+    const int16_t *group = stack->entry[number].shape.layer_group;
+    struct rank_group found = { number, layer, 0, -1, -1 };
+    int32_t begin = layer - lanes->layer_first;
+    while (begin > 0 && group[lanes->layer_first + begin - 1] == group[layer]) begin--;
+    for (int32_t i = begin; i < lanes->layers; i++) {
         int32_t other = lanes->layer_first + i;
-        if (shape->layer_group[other] != shape->layer_group[layer]) continue;
+        if (group[other] != group[layer]) break;        /* a group's layers are neighbours */
         for (int32_t j = lanes->lane_ptr[i]; j < lanes->lane_ptr[i + 1]; j++) {
             if (sf_stack_entry_of(stack, setup, other, lanes->head_global[j]) != number) continue;
-            if (first < 0) first = j;
-            if (counted < 0 && lanes->replica[j] == 0) counted = j;
-            share.lanes++;
+            if (found.first < 0) found.first = j;
+            if (found.counted < 0 && lanes->replica[j] == 0) found.counted = j;
+            found.lanes++;
         }
     }
-    share.basis = l == counted;
-    *pages_out = l == first;
-    return share;
+    return found;
 }
 
-/* Lane number `l` of a rank. */
+/* Lane number `l` of a rank.  *seen: the last group that was looked for, or one without a number:
+ * the lanes of a layer mostly have one, and looking for it takes time with its lanes. */
 static sf_status rank_lane_cost(const struct sf_setup *setup, const struct sf_stack *stack,
                                 const struct sf_rank_lanes *lanes, enum sf_dtype dtype,
-                                const struct sf_spot *spot, int32_t l,
+                                const struct sf_spot *spot, int32_t l, struct rank_group *seen,
                                 struct sf_lane_cost *cost_out)
 {
     struct group_share share = { 1, 0 };
     int32_t number = entry_of(setup, stack, spot);
     if (number < 0 || stack->entry[number].shape.layer_group[spot->layer] < 0)
         return lane_cost(setup, stack, number, dtype, spot, &share, cost_out);
-    int pages;
+    if (seen->number != number || seen->layer != spot->layer)
+        *seen = rank_group_of(setup, stack, lanes, number, spot->layer);
     struct sf_lane_cost pays;
-    share = share_of(setup, stack, lanes, number, spot->layer, l, &pages);
+    share = (struct group_share){ seen->lanes, l == seen->counted };
     SF_TRY(lane_cost(setup, stack, number, dtype, spot, &share, cost_out));
-    share.basis = pages;
+    share.basis = l == seen->first;
     SF_TRY(lane_cost(setup, stack, number, dtype, spot, &share, &pays));
     cost_out->pages_peak = pays.pages_peak;
     cost_out->pages_after = pays.pages_after;
@@ -265,6 +268,7 @@ sf_status sf_account_tightened(const struct sf_setup *setup, const struct sf_sta
                                const struct sf_spot *at, struct sf_cost *cost_out)
 {
     struct sf_cost sum = { 0 };
+    struct rank_group seen = { .number = -1 };
     SF_ASSERT(at->prompt >= 0 && at->tokens >= at->prompt);
     for (int32_t i = 0; i < lanes->layers; i++) {
         int32_t layer = lanes->layer_first + i;
@@ -273,7 +277,7 @@ sf_status sf_account_tightened(const struct sf_setup *setup, const struct sf_sta
             struct sf_lane_cost lane;
             spot.layer = layer;
             spot.head_global = lanes->head_global[l];
-            SF_TRY(rank_lane_cost(setup, stack, lanes, dtype, &spot, l, &lane));
+            SF_TRY(rank_lane_cost(setup, stack, lanes, dtype, &spot, l, &seen, &lane));
             sum.pages_peak += lane.pages_peak;
             sum.pages_after += lane.pages_after;
             if (lanes->replica[l] > 0) continue;

@@ -47,13 +47,27 @@ static int32_t up(int64_t a, int64_t b) { return (int32_t)((a + b - 1) / b); }
 
 static int32_t least(int64_t a, int64_t b) { return (int32_t)(a < b ? a : b); }
 
+/* A group's layers are neighbours: the first of them, and the one behind the last. */
+static int32_t group_first(const struct sf_shape *shape, int32_t layer)
+{
+    while (layer > 0 && shape->layer_group[layer - 1] == shape->layer_group[layer]) layer--;
+    return layer;
+}
+
+static int32_t group_end(const struct sf_setup *setup, const struct sf_shape *shape, int32_t layer)
+{
+    int16_t group = shape->layer_group[layer];
+    while (layer < setup->layers && shape->layer_group[layer] == group) layer++;
+    return layer;
+}
+
 int32_t sf_group_lanes(const struct sf_setup *setup, const struct sf_shape *shape, int32_t layer)
 {
-    int32_t lanes = 0;
-    for (int32_t l = 0; l < setup->layers; l++)
+    if (shape->group_lanes != NULL) return shape->group_lanes[layer];
+    int32_t lanes = 0, end = group_end(setup, shape, layer);
+    for (int32_t l = group_first(shape, layer); l < end; l++)
         for (int32_t h = 0; h < setup->layer[l].groups; h++)
-            lanes += shape->layer_group[l] == shape->layer_group[layer] &&
-                     shape->acts_on[setup->layer[l].lane_first + h];
+            lanes += shape->acts_on[setup->layer[l].lane_first + h];
     return lanes;
 }
 
@@ -61,10 +75,9 @@ int32_t sf_group_lane(const struct sf_setup *setup, const struct sf_shape *shape
                       int32_t head_global)
 {
     int32_t lanes = 0;
-    for (int32_t l = 0; l <= layer; l++)
+    for (int32_t l = group_first(shape, layer); l <= layer; l++)
         for (int32_t h = 0; h < (l < layer ? setup->layer[l].groups : head_global); h++)
-            lanes += shape->layer_group[l] == shape->layer_group[layer] &&
-                     shape->acts_on[setup->layer[l].lane_first + h];
+            lanes += shape->acts_on[setup->layer[l].lane_first + h];
     return lanes;
 }
 

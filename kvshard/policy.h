@@ -62,6 +62,8 @@ struct sf_shape {                         /* whole model, before placement; arra
     /* Stages end where groups do, as long as the dearest costs no more than the mean by this part;
      * 0: stages are cut wherever they are level; INFINITY: there alone, if it can be. */
     double   imbalance_max;
+    int32_t *group_lanes;                 /* [layers] of the layer's group in the whole model; the
+                                             store's, made behind shape(): NULL there */
 };
 struct sf_spot { int32_t layer, head_global, prompt, tokens; /* tokens: prompt + generated */
                  int32_t tightened; };  /* times that SF_AT_PRESSURE came; never raises an answer */

@@ -73,6 +73,7 @@ static void free_checked(struct sf_stack_entry *entry)
     free(entry->shape.layer_group);
     free(entry->shape.head_class);
     free(entry->shape.acts_on);
+    free(entry->shape.group_lanes);
     entry->layers = NULL;
     entry->shape = (struct sf_shape){ 0 };
 }

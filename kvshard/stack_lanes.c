@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kvshard/codec.h"
 #include "kvshard/stack_impl.h"
 
 /* ---- layers: "0-11,20" ---------------------------------------------------------------------- */
@@ -113,6 +114,21 @@ static sf_status take_class(struct sf_stack_entry *entry, const struct sf_setup 
     return SF_OK;
 }
 
+/* Of each layer's group; asked for lane by lane, so it is counted once. */
+static sf_status count_groups(struct sf_shape *shape, const struct sf_setup *setup)
+{
+    int32_t *lanes = calloc((size_t)setup->layers, sizeof *lanes);
+    if (lanes == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d layers", setup->layers);
+    for (int32_t l = 0, end; l < setup->layers; l = end) {
+        end = l + 1;
+        while (end < setup->layers && shape->layer_group[end] == shape->layer_group[l]) end++;
+        int32_t count = sf_group_lanes(setup, shape, l);
+        for (int32_t i = l; i < end && shape->layer_group[l] >= 0; i++) lanes[i] = count;
+    }
+    shape->group_lanes = lanes;
+    return SF_OK;
+}
+
 sf_status sf_stack_lanes(struct sf_stack *stack, const struct sf_setup *setup)
 {
     int told;
@@ -121,8 +137,10 @@ sf_status sf_stack_lanes(struct sf_stack *stack, const struct sf_setup *setup)
         SF_TRY(make_shape(&stack->entry[i], setup));
     }
     SF_TRY(join_classes(stack, setup, &told));
-    for (int32_t i = 0; i < stack->entries; i++)
+    for (int32_t i = 0; i < stack->entries; i++) {
         SF_TRY(take_class(&stack->entry[i], setup, told));
+        SF_TRY(count_groups(&stack->entry[i].shape, setup));
+    }
     return SF_OK;
 }
 

@@ -1,9 +1,11 @@
 /* tests/unit/kvshard/xkv.c: what xkv says before anything runs: groups, with and without stages,
  * ranks, break-even lengths and bytes, against the numbers of its description; and what the rules
  * for layer groups refuse. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/opt.h"
 #include "kvshard/account.h"
@@ -296,6 +298,30 @@ static void test_selective(void)
     sf_stack_free(&stack);
 }
 
+/* Processor seconds of counting a sequence's bytes, all lanes in one group; the least of some. */
+static double seconds_of(int32_t heads)
+{
+    struct sf_setup setup = setup_of(LAYERS_MAX, heads, 64, 1);
+    struct sf_stack stack;
+    double least = INFINITY;
+    SF_CHECK_OK(check(&stack, &setup, "group_size", "40"));
+    for (int i = 0; i < 5; i++) {
+        clock_t start = clock();
+        SF_CHECK(stored(&setup, &stack, 4096) > 0);
+        least = fmin(least, (double)(clock() - start) / CLOCKS_PER_SEC);
+    }
+    sf_stack_free(&stack);
+    return least;
+}
+
+/* A group of eight times as many lanes takes about so much longer, not 64 times. */
+static void test_many_lanes(void)
+{
+    double some = seconds_of(25), many = seconds_of(200);
+    if (many > 24 * some + 0.01)
+        sf_test_fail(__FILE__, __LINE__, "%g s for 1,000 lanes, %g s for 8,000", some, many);
+}
+
 /* With `auto` a prompt is encoded where that takes no more elements: those of a slot, and 8 bytes a
  * slot, an outlier and a landmark beside them.  Prompts may pay while they are dense and, a little
  * longer, read by chunks, not yet. */
@@ -456,6 +482,7 @@ static void test_refusals(void)
 static const struct sf_test tests[] = {
     { "groups", test_groups }, { "bytes, selective", test_selective },
     { "a prompt that is encoded pays", test_pays },
+    { "many lanes", test_many_lanes },
     { "listed groups", test_listed },
     { "bytes are those of the formula", test_formula }, { "exact values", test_exact_values },
     { "rates", test_rates }, { "two entries", test_two },
