@@ -93,7 +93,7 @@ void sched_cut(struct sf_sched *s, struct group *group, struct seq *seq)
     seq->cut = seq->settled++ == 0 ? seq->prompt : seq->fed;
     sched_own_pages(s, seq, seq->promised, seq->settled, s->more);
     for (int32_t r = 0; r < s->limits.ranks; r++) {
-        SF_ASSERT(s->more[r] <= need[r]);
+        if (s->more[r] >= need[r]) continue;    /* no budget rises, so no more is held */
         group->promised[r] -= need[r] - s->more[r];
         need[r] = s->more[r];
     }

@@ -11,7 +11,8 @@
 #include "coordinator/sched_impl.h"
 
 /* Pages that tightening saves, of all ranks together and each in s->saved; 0 where it may not be
- * tightened now.  Of the one that grows it counts what it is about to need. */
+ * tightened now.  Of the one that grows it counts what it is about to need.  Where a method would
+ * need more when it is tightened once more, nothing is saved. */
 static int64_t saving(const struct sf_sched *s, const struct seq *seq, const struct seq *growing)
 {
     int32_t tokens = seq == growing ? seq->fed + 1 : seq->promised;
@@ -23,8 +24,7 @@ static int64_t saving(const struct sf_sched *s, const struct seq *seq, const str
     sched_own_pages(s, seq, tokens, seq->settled, s->saved);
     sched_own_pages(s, seq, tokens, seq->settled + 1, less);
     for (int32_t r = 0; r < s->limits.ranks; r++) {
-        SF_ASSERT(less[r] <= s->saved[r]);
-        s->saved[r] -= less[r];
+        s->saved[r] = less[r] < s->saved[r] ? s->saved[r] - less[r] : 0;
         sum += s->saved[r];
     }
     return sum;

@@ -143,6 +143,11 @@ static sf_status lane_cost(const struct sf_setup *common, const struct sf_stack 
     setup.cfg = entry->cfg;
     setup.shape = &entry->shape;
     SF_TRY(entry->method->policy->footprint(&setup, spot, &foot));
+    if (spot->tightened > 0 && entry->plan.whens & 1u << SF_AT_PRESSURE && foot.slots_keep == 0) {
+        struct sf_spot plain = *spot;           /* without a budget it stays as it was (tighten.c) */
+        plain.tightened = 0;
+        return lane_cost(common, stack, number, dtype, &plain, share, cost_out);
+    }
     int64_t live[SF_TIERS], prompt_slots = foot.slots_peak, tier_pages = 0;
     SF_TRY(decode_live(&setup, entry, spot, &foot, live));
     cost.bytes_lo = cost.bytes_hi = foot.extra_bytes;

@@ -28,6 +28,7 @@ static struct {
     int32_t page_tokens;
     uint8_t cut;                        /* the cache is cut at the prompt's end */
     int32_t tight;                      /* pages of one that was tightened, at most; 0: none is */
+    uint8_t worse;                      /* else: half of them, and more than all the second time */
     const struct sf_wire_step *step;    /* the last one */
     char text[512];
     size_t chars;
@@ -40,7 +41,10 @@ static void need(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t
     SF_ASSERT(tokens > prompt);
     *pages_out = (tokens + rig.page_tokens - 1) / rig.page_tokens;
     if (rig.cut && !settled) *pages_out += 2;
-    if (settled > 1 && *pages_out > rig.tight) *pages_out = rig.tight;
+    if (rig.worse && settled > 1)
+        *pages_out = settled == 2 ? (*pages_out + 1) / 2 : *pages_out + 1;
+    else if (settled > 1 && *pages_out > rig.tight)
+        *pages_out = rig.tight;
 }
 
 struct job {
@@ -484,6 +488,29 @@ static void tightened_in_vain(void)
     finish();
 }
 
+/* A method that would need more if it were tightened once more is not asked a second time. */
+static void tightened_for_worse(void)
+{
+    begin((struct job){.batches = 1, .seqs = 4, .rows = 64, .page_tokens = 4, .pages = 6,
+                       .tight = 1});
+    rig.worse = 1;
+    SF_MUST(add_like(0, 4, 0, 20, 1));
+    SF_MUST(add_like(1, 4, 0, 20, 1));
+    SF_MUST(add_like(2, 4, 0, 20, 1));
+    int ended[3] = {0}, steps = 0;
+    for (; strcmp(next(), "nothing") != 0 && steps < 200; steps++) {
+        answer(0);
+        for (int32_t i = 0; i < 3; i++) {
+            if (ended[i] || rig.seq[i].sampled < 20) continue;
+            end(i);
+            ended[i] = 1;
+        }
+    }
+    SF_CHECK(steps < 200 && ended[0] && ended[1] && ended[2]);
+    SF_CHECK(sf_sched_load(rig.sched).tightened > 0 && sf_sched_load(rig.sched).preempted > 0);
+    finish();
+}
+
 /* Of 6 pages a prompt takes 4, and 2 when it has ended: then there is room for the next one, and
  * two more than that would not have been. */
 static void settles(void)
@@ -761,6 +788,7 @@ static const struct sf_test tests[] = {
     {"tightened instead of preempted", is_tightened},
     {"tightened in flight", in_flight_is_tightened},
     {"tightened in vain", tightened_in_vain},
+    {"tightened for worse", tightened_for_worse},
     {"a prompt that has ended makes room", settles},
     {"grows", grows},
     {"gives way itself", gives_way_itself},

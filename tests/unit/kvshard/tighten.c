@@ -3,7 +3,8 @@
  * A sequence is tightened between two steps: which slots stay is worked out here from plain arrays
  * (the newest, by age) or held to what must be true of the method (ems); pages come free at once;
  * from then on the lanes live by the smaller budget, and every row is a softmax over what they
- * hold.  What asks for it at a wrong moment, or answers with too much, is refused. */
+ * hold.  What asks for it at a wrong moment, or answers with too much, is refused; a method that has
+ * no budget for a sequence that was tightened often leaves it as it is. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -122,6 +123,35 @@ static void test_short(void)
     check_newest(TOY_RECENT_KEEP / 2 + TOY_RECENT_GROWTH - 1);
     decode(TOY_RECENT_KEEP / 2 + TOY_RECENT_GROWTH);
     check_newest(TOY_RECENT_KEEP / 2);
+    end();
+}
+
+/* ---- no budget ------------------------------------------------------------------------------- */
+static sf_status once_footprint(const struct sf_setup *setup, const struct sf_spot *spot,
+                                struct sf_foot *foot)
+{
+    SF_TRY(toy_recent.policy->footprint(setup, spot, foot));
+    if (spot->tightened > 1) foot->slots_keep = foot->slots_trigger = 0;
+    return SF_OK;
+}
+
+static void test_once(void)
+{
+    struct sf_policy_ops ops = *toy_recent.policy;
+    struct sf_method once = { .name = "once", .policy = &ops };
+    ops.footprint = once_footprint;
+    begin(spec_of(&once));
+    decode(PROMPT + 5);
+    for (int32_t times = 1; times <= 3; times++) {
+        int32_t tokens = seq->tokens[0];
+        SF_CHECK_OK(sf_store_tighten(rig.store, seq, tokens));
+        check_newest(TOY_RECENT_KEEP / 2);
+        decode(tokens + TOY_RECENT_GROWTH + 3);
+        check_newest(TOY_RECENT_KEEP / 2 + 3);
+        SF_CHECK(seq->pages <= promised(times));
+    }
+    SF_CHECK(promised(1) < promised(0));
+    SF_CHECK_INT(promised(2), promised(0));
     end();
 }
 
@@ -308,6 +338,7 @@ static void test_budget(void)
 static const struct sf_test tests[] = {
     { "the newest", test_newest },
     { "a short lane", test_short },
+    { "no budget", test_once },
     { "ems", test_ems },
     { "ems that is never asked", test_ems_unasked },
     { "ems refuses", test_ems_refuses },
