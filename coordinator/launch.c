@@ -6,6 +6,7 @@
 #include <string.h>
 #include "base/log.h"
 #include "coordinator/devices.h"
+#include "coordinator/plan_groups.h"
 
 enum { WORDS_BYTES = 1000, CONFIG_TEXT_MAX = 1 << 20,
        DIGEST_MS = 3600 * 1000 };       /* rank 0 reads the whole model, the others wait for it */
@@ -190,6 +191,10 @@ static sf_status open_all(struct sf_launch *launch, const struct sf_launch_spec 
                            &launch->cluster));
     sf_status status = make_plan(launch, first);
     sf_comm_set_timeout(world, DIGEST_MS);
+    char slow[SF_SLOW_WORDS];
+    if (status == SF_OK && sf_comm_rank(world) == 0 &&
+        sf_plan_groups_slow(&launch->plan, &launch->config, slow))
+        sf_log(SF_LOG_WARN, "%s", slow);
     if (status == SF_OK && sf_comm_rank(world) == 0) status = check_job(launch, spec);
     SF_TRY(sf_launch_agree(world, status));
     sf_comm_set_timeout(world, (int64_t)(launch->config.run.rank_timeout_s * 1000.0));

@@ -8,15 +8,22 @@
 
 #include "base/json.h"
 
-/* Layers of the group that begins with `first`; 0 where none does. */
+static const double MIB = 1024.0 * 1024.0;
+
+/* Layers of the group that begins with `first`; 0 where none does, or none that has a lane (`on:`
+ * may leave none). */
 static int32_t group_layers(const struct sf_stack_entry *entry, const struct sf_setup *setup,
                             int32_t first)
 {
     const int16_t *group = entry->shape.layer_group;
-    int32_t layers = 0;
+    int32_t layers = 0, lanes = 0;
     if (group[first] < 0 || (first > 0 && group[first - 1] == group[first])) return 0;
-    while (first + layers < setup->layers && group[first + layers] == group[first]) layers++;
-    return layers;
+    for (; first + layers < setup->layers && group[first + layers] == group[first]; layers++) {
+        const struct sf_layer *layer = &setup->layer[first + layers];
+        for (int32_t h = 0; h < layer->groups; h++)
+            lanes += entry->shape.acts_on[layer->lane_first + h];
+    }
+    return lanes > 0 ? layers : 0;
 }
 
 static int32_t stage_of(const struct sf_setup *setup, int32_t layer)
@@ -90,9 +97,88 @@ static void write_entry(FILE *out, const struct sf_setup *setup,
                 " much quality; num_sink_tokens: 4 keeps them raw (docs/quality.md)\n");
 }
 
-void sf_plan_groups_text(const struct sf_launch_plan *plan, const struct sf_stack *stack, FILE *out)
+/* ---- segments of the answer ----------------------------------------------------------------- */
+/* Stored bytes that `every` tokens behind a prompt come to, on all ranks of one copy of the model. */
+static sf_status growth(const struct sf_launch_plan *plan, const struct sf_stack *stack,
+                        int32_t prompt, int32_t every, int64_t *bytes_out)
 {
-    for (int32_t m = 0; m < stack->entries; m++) write_entry(out, &plan->setup, &stack->entry[m]);
+    *bytes_out = 0;
+    for (int32_t r = 0; r < plan->tensor * plan->pipeline; r++) {
+        struct sf_cost before, after;
+        SF_TRY(sf_account_sequence(&plan->setup, stack, &plan->rank[r].lanes, plan->kv_dtype,
+                                   prompt, prompt, &before));
+        SF_TRY(sf_account_sequence(&plan->setup, stack, &plan->rank[r].lanes, plan->kv_dtype,
+                                   prompt, prompt + every, &after));
+        *bytes_out += after.bytes_hi - before.bytes_hi;
+    }
+    return SF_OK;
+}
+
+/* Bytes of so many tokens in the lanes of the entry, exact. */
+static sf_status exact_growth(const struct sf_launch_plan *plan, const struct sf_stack_entry *entry,
+                              int32_t every, int64_t *bytes_out)
+{
+    const struct sf_setup *setup = &plan->setup;
+    *bytes_out = 0;
+    for (int32_t l = 0; l < setup->layers; l++)
+        for (int32_t h = 0; h < setup->layer[l].groups; h++) {
+            struct sf_spot spot = { .layer = l, .head_global = h, .prompt = every,
+                                    .tokens = every };
+            struct sf_lane_cost cost;
+            if (!entry->shape.acts_on[setup->layer[l].lane_first + h]) continue;
+            SF_TRY(sf_account_lane(setup, NULL, plan->kv_dtype, &spot, &cost));
+            *bytes_out += cost.bytes_exact;
+        }
+    return SF_OK;
+}
+
+/* What sealing costs, and what it saves: of the entry alone, all other lanes exact. */
+static sf_status write_segments(FILE *out, const struct sf_launch_plan *plan,
+                                struct sf_stack_entry *entry)
+{
+    struct sf_stack one = { .entry = entry, .entries = 1 };
+    int32_t every = entry->plan.every_tokens;
+    int32_t prompt = entry->plan.sink_tokens > 1 ? entry->plan.sink_tokens : 1;
+    int64_t sealed, exact, own;
+    if (!(entry->plan.edits & SF_EDITS_GROUP) || every == 0) return SF_OK;
+    SF_TRY(growth(plan, &one, prompt, every, &sealed));
+    SF_TRY(growth(plan, NULL, prompt, every, &exact));
+    SF_TRY(exact_growth(plan, entry, every, &own));
+    double takes = (double)(own - (exact - sealed)) / MIB;
+    fprintf(out, "           refactor_every %d: each so many tokens of an answer come to %.2f MiB"
+                 " with a basis of their own, %.2f raw\n", every, takes, (double)own / MIB);
+    return SF_OK;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------ */
+int sf_plan_groups_slow(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+                        char words_out[SF_SLOW_WORDS])
+{
+    double most = 0;
+    for (int32_t m = 0; m < cfg->kv.stack.entries; m++)
+        for (int32_t l = 0; l < plan->setup.layers; l++) {
+            double seconds = sf_account_silent_seconds(&plan->setup, &cfg->kv.stack.entry[m], l,
+                                                       plan->tokens_max);
+            if (seconds > most) most = seconds;
+        }
+    if (most < cfg->run.rank_timeout_s / 2) return 0;
+    snprintf(words_out, SF_SLOW_WORDS, "a basis of %d tokens takes about %.0f s in one call, and a"
+             " rank that is silent for run.rank_timeout_s, %g, ends the job; svd.method: randomized"
+             " is never silent for long", plan->tokens_max, most, cfg->run.rank_timeout_s);
+    return 1;
+}
+
+sf_status sf_plan_groups_text(const struct sf_launch_plan *plan, const struct sf_config *cfg,
+                              FILE *out)
+{
+    const struct sf_stack *stack = &cfg->kv.stack;
+    char words[SF_SLOW_WORDS];
+    for (int32_t m = 0; m < stack->entries; m++) {
+        write_entry(out, &plan->setup, &stack->entry[m]);
+        SF_TRY(write_segments(out, plan, &stack->entry[m]));
+    }
+    if (sf_plan_groups_slow(plan, cfg, words)) fprintf(out, "           warning: %s\n", words);
+    return SF_OK;
 }
 
 static struct sf_json *group_json(const struct sf_launch_plan *plan,

@@ -446,7 +446,7 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
     write_ranks(out, plan);
     sf_status status = write_stages(out, plan, cfg, desc);
     write_memory(out, plan);
-    sf_plan_groups_text(plan, &cfg->kv.stack, out);
+    if (status == SF_OK) status = sf_plan_groups_text(plan, cfg, out);
     if (status == SF_OK) status = write_placement(out, plan, desc);
     if (status == SF_OK) status = write_capacity(out, plan, cfg);
     if (status == SF_OK) status = sf_plan_comm_text(plan, cfg, desc, out);

@@ -18,12 +18,18 @@
  * first lane that is no copy, as the store does (group.h).  One lane by itself gets its part. */
 #include "kvshard/account.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/kernels.h"
 #include "kernels/layout.h"
 #include "kvshard/codec.h"
 #include "kvshard/lane.h"
+
+/* Operations a second of a long call of LAPACK, which has one thread: 8 to 17e9 with matrices of 512
+ * to 2,048 columns, on one core of a current server. */
+static const double lapack_rate = 10e9;
 
 static struct sf_layout layout_of(const struct sf_setup *setup, int32_t layer, enum sf_dtype dtype)
 {
@@ -317,6 +323,26 @@ int sf_account_replicated(const struct sf_setup *setup, const struct sf_stack_en
 {
     int32_t tier = sf_codec_group_tier(&entry->plan);
     return tier > 0 && sf_lowrank_over_ranks(setup, &entry->plan.tier[tier]);
+}
+
+double sf_account_silent_seconds(const struct sf_setup *setup, const struct sf_stack_entry *entry,
+                                 int32_t layer, int32_t tokens)
+{
+    const struct sf_layer *of = &setup->layer[layer];
+    int32_t tier = sf_codec_group_tier(&entry->plan);
+    if (tier == 0 || entry->shape.layer_group[layer] < 0) return 0;
+    struct sf_lowrank cfg;
+    memcpy(&cfg, entry->plan.tier[tier].codec_cfg, sizeof cfg);
+    double lanes = sf_group_lanes(setup, &entry->shape, layer);
+    if (!cfg.replicated) lanes = ceil(lanes / setup->tp_size);
+    double cols = lanes * (cfg.rank_v > 0 && of->v_dim > of->k_dim ? of->v_dim : of->k_dim);
+    double narrow = fmin(tokens, cols), wide = fmax(tokens, cols);
+    switch ((enum sf_factor_how)cfg.how) {      /* Golub and Van Loan's counts */
+    case SF_FACTOR_EXACT: return narrow * narrow * (6 * wide + 20 * narrow) / lapack_rate;
+    case SF_FACTOR_GRAM: return 9 * cols * cols * cols / lapack_rate;
+    case SF_FACTOR_RANDOM: break;
+    }
+    return 0;
 }
 
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *cost)

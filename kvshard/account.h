@@ -51,6 +51,11 @@ void sf_account_group_ranks(const struct sf_setup *, const struct sf_stack_entry
                             int32_t *rank_k_out, int32_t *rank_v_out);
 /* Whether each tensor rank of several has all of the entry's bases. */
 int sf_account_replicated(const struct sf_setup *, const struct sf_stack_entry *);
+/* About how long a rank shows no sign of life while it makes a basis of so many tokens of the
+ * layer's group: the longest call of LAPACK, by a rate that one core reaches; 0 where there is no
+ * long one, as with svd.method: randomized. */
+double sf_account_silent_seconds(const struct sf_setup *, const struct sf_stack_entry *,
+                                 int32_t layer, int32_t tokens);
 /* Sequences of this cost that so many pages hold at once: one in its prompt, the others after it.
  * INT64_MAX for a rank that has no lanes. */
 int64_t sf_account_holds(int64_t pages, const struct sf_cost *);
