@@ -1,4 +1,5 @@
-/* model/split.c: the known pre-tokenizers, as regular expressions for PCRE2.
+/* model/split.c: the known pre-tokenizers, as regular expressions for PCRE2, and the scanners that
+ * find the same pieces (scan.c), which is what text is cut with.
  *
  * A pre-tokenizer is a sequence of expressions; each cuts the pieces of the one before it into its
  * matches and what lies between them.  An expression sees one piece as its whole subject, so a
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #include "base/utf8.h"
+#include "model/scan.h"
 
 enum { STEPS_MAX = 2, MATCH_LIMIT = 50 * 1000 * 1000, HEAP_LIMIT_KIB = 64 * 1024 };
 
@@ -27,14 +29,15 @@ enum { STEPS_MAX = 2, MATCH_LIMIT = 50 * 1000 * 1000, HEAP_LIMIT_KIB = 64 * 1024
 static const struct known {
     const char *name, *step[STEPS_MAX];
     uint8_t adds_bos, whole_pieces;
+    struct sf_scan_rules rules;
 } known[] = {
-    { "smollm", { "\\p{N}", GPT2_WORDS }, 0, 0 },
-    { "starcoder", { "\\p{N}", GPT2_WORDS }, 0, 0 },
-    { "gpt-2", { GPT2_WORDS, NULL }, 0, 0 },
-    { "llama-bpe", { LLAMA3_WORDS("\\p{N}{1,3}"), NULL }, 1, 1 },
+    { "smollm", { "\\p{N}", GPT2_WORDS }, 0, 0, { SF_SCAN_GPT2, 1, 1 } },
+    { "starcoder", { "\\p{N}", GPT2_WORDS }, 0, 0, { SF_SCAN_GPT2, 1, 1 } },
+    { "gpt-2", { GPT2_WORDS, NULL }, 0, 0, { SF_SCAN_GPT2, 0, 0 } },
+    { "llama-bpe", { LLAMA3_WORDS("\\p{N}{1,3}"), NULL }, 1, 1, { SF_SCAN_LLAMA3, 3, 0 } },
     /* Its training text was NFC-normalised; text is taken here as it comes, so that it comes back
      * unchanged.  Text that is in NFC already, nearly all text, gives the same ids either way. */
-    { "qwen2", { LLAMA3_WORDS("\\p{N}"), NULL }, 0, 0 },
+    { "qwen2", { LLAMA3_WORDS("\\p{N}"), NULL }, 0, 0, { SF_SCAN_LLAMA3, 1, 0 } },
 };
 
 struct sf_split {
@@ -42,10 +45,11 @@ struct sf_split {
     pcre2_code *code[STEPS_MAX];
     int steps;
     pcre2_match_context *limits;
+    struct sf_scan *scan;
 };
 struct run {
     const struct sf_split *split;
-    pcre2_match_data *match;
+    pcre2_match_data *match;            /* NULL: pieces are scanned for */
     sf_status (*piece)(void *context, const char *at, size_t bytes);
     void *context;
 };
@@ -88,6 +92,7 @@ sf_status sf_split_create(const char *name, size_t name_bytes, struct sf_split *
     if (split == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a pre-tokenizer");
     split->known = found;
     sf_status status = compile(split);
+    if (status == SF_OK) status = sf_scan_create(found->rules, &split->scan);
     if (status != SF_OK) {
         sf_split_destroy(split);
         return status;
@@ -101,6 +106,7 @@ void sf_split_destroy(struct sf_split *split)
     if (split == NULL) return;
     for (int i = 0; i < STEPS_MAX; i++) pcre2_code_free(split->code[i]);
     pcre2_match_context_free(split->limits);
+    sf_scan_destroy(split->scan);
     free(split);
 }
 
@@ -148,25 +154,63 @@ static sf_status cut(const struct run *run, int step, const char *text, size_t b
     return SF_OK;
 }
 
+static sf_status scan_all(const struct run *run, const char *text, size_t bytes)
+{
+    for (size_t at = 0; at < bytes;) {
+        size_t taken = sf_scan_piece(run->split->scan, text + at, bytes - at);
+        SF_ASSERT(taken > 0 && taken <= bytes - at);
+        SF_TRY(run->piece(run->context, text + at, taken));
+        at += taken;
+    }
+    return SF_OK;
+}
+
+static sf_status cut_run(const struct run *run, const char *text, size_t bytes)
+{
+    return run->match == NULL ? scan_all(run, text, bytes) : cut(run, 0, text, bytes);
+}
+
+/* The end of the ASCII characters from `at` on, a word at a time. */
+static size_t ascii_end(const char *text, size_t bytes, size_t at)
+{
+    uint64_t word;
+    for (; bytes - at >= sizeof word; at += sizeof word) {
+        memcpy(&word, text + at, sizeof word);
+        if ((word & 0x8080808080808080u) != 0) break;
+    }
+    while (at < bytes && (unsigned char)text[at] < 0x80) at++;
+    return at;
+}
+
 static sf_status cut_valid_runs(const struct run *run, const char *text, size_t bytes)
 {
     size_t valid_first = 0, at = 0;
     while (at < bytes) {
+        at = ascii_end(text, bytes, at);
+        if (at == bytes) break;
         size_t taken = sf_utf8_char_bytes(text + at, bytes - at);
         if (taken > 0) {
             at += taken;
             continue;
         }
-        SF_TRY(cut(run, 0, text + valid_first, at - valid_first));
+        SF_TRY(cut_run(run, text + valid_first, at - valid_first));
         SF_TRY(run->piece(run->context, text + at, 1));
         valid_first = ++at;
     }
-    return cut(run, 0, text + valid_first, bytes - valid_first);
+    return cut_run(run, text + valid_first, bytes - valid_first);
 }
 
 sf_status sf_split_text(const struct sf_split *split, const char *text, size_t bytes,
                         sf_status (*piece)(void *context, const char *at, size_t bytes),
                         void *context)
+{
+    struct run run = { split, NULL, piece, context };
+    return cut_valid_runs(&run, text, bytes);
+}
+
+sf_status sf_split_text_defined(const struct sf_split *split, const char *text, size_t bytes,
+                                sf_status (*piece)(void *context, const char *at, size_t bytes),
+                                void *context)
 {
     struct run run = { split, pcre2_match_data_create(1, NULL), piece, context };
     if (run.match == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory to split text");
