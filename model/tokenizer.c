@@ -1,6 +1,7 @@
 /* model/tokenizer.c: byte-level BPE from the tables of a model file.
  *
- *   text -> cut at special tokens -> split.c: words -> bpe.c: merges -> ids
+ *   text -> cut at special tokens -> split.c: words -> memo.c: known ones -> ids
+ *                                                   -> bpe.c: merges ---------^
  *
  * Vocabularies of this kind spell bytes as printable characters: 33-126, 161-172 and 174-255 stand
  * for themselves, the other 68 bytes, in increasing order, are U+0100, U+0101, ...  (space is
@@ -14,11 +15,12 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "base/memory.h"
 #include "model/model_impl.h"
 #include "model/tokenizer_impl.h"
 
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_UNUSED = 5,
-       TYPE_BYTE = 6, MERGES_MAX = 1 << 24, TEXT_BYTES_MAX = 1 << 28 };
+       TYPE_BYTE = 6, MERGES_MAX = 1 << 24, TEXT_BYTES_MAX = 1 << 28, SCRATCH_KEPT = 1 << 14 };
 
 _Static_assert(sizeof((struct sf_tokenizer *)0)->eos == sizeof((struct sf_model_desc *)0)->eos,
                "all eos ids of a description fit");
@@ -215,6 +217,18 @@ static sf_status make_specials(struct sf_tokenizer *tok)
     return SF_OK;
 }
 
+static sf_status make_shelf(struct sf_tokenizer *tok)
+{
+    struct sf_encode_memory *memory = calloc(1, sizeof *memory);
+    tok->shelf = calloc(1, sizeof *tok->shelf);
+    if (memory == NULL || tok->shelf == NULL) {
+        free(memory);
+        return SF_FAIL(SF_NO_MEMORY, "no memory for a tokenizer");
+    }
+    atomic_init(&tok->shelf->memory, memory);
+    return sf_memo_create(&memory->memo);
+}
+
 static sf_status make_all(struct sf_tokenizer *tok, const struct sf_model *model)
 {
     struct tables tables = { 0 };
@@ -224,6 +238,7 @@ static sf_status make_all(struct sf_tokenizer *tok, const struct sf_model *model
     SF_TRY(make_texts(tok, &tables));
     SF_TRY(make_bpe(tok, &tables));
     SF_TRY(make_specials(tok));
+    SF_TRY(make_shelf(tok));
     const struct sf_model_desc *desc = &model->desc;
     int64_t add_bos = sf_split_adds_bos(tok->split);
     SF_TRY(sf_file_int(model->file,
@@ -259,9 +274,19 @@ sf_status sf_tokenizer_create(const struct sf_model *model, struct sf_tokenizer 
     return SF_OK;
 }
 
+static void free_memory(struct sf_encode_memory *memory)
+{
+    if (memory == NULL) return;
+    sf_bpe_scratch_free(&memory->scratch);
+    sf_memo_destroy(memory->memo);
+    free(memory);
+}
+
 void sf_tokenizer_destroy(struct sf_tokenizer *tok)
 {
     if (tok == NULL) return;
+    free_memory(tok->shelf != NULL ? atomic_load(&tok->shelf->memory) : NULL);
+    free(tok->shelf);
     free(tok->default_system);
     free(tok->special);
     sf_bpe_destroy(tok->bpe);
@@ -278,17 +303,38 @@ void sf_tokenizer_destroy(struct sf_tokenizer *tok)
 struct encoder {
     const struct sf_tokenizer *tok;
     struct sf_tokens *tokens;
-    struct sf_bpe_scratch scratch;
+    struct sf_bpe_scratch *scratch;
+    struct sf_memo *memo;               /* NULL: no piece is known */
 };
 
-static sf_status encode_piece(void *context, const char *at, size_t bytes)
+static sf_status merge_piece(const struct encoder *e, const char *at, size_t bytes)
 {
-    struct encoder *e = context;
-    if (sf_split_whole_pieces(e->tok->split)) {
+    if (bytes > 1 && sf_split_whole_pieces(e->tok->split)) {
         int32_t id = sf_bpe_find(e->tok->bpe, at, bytes);
         if (id >= 0) return sf_tokens_push(e->tokens, id);
     }
-    return sf_bpe_encode(e->tok->bpe, at, bytes, &e->scratch, e->tokens);
+    return sf_bpe_encode(e->tok->bpe, at, bytes, e->scratch, e->tokens);
+}
+
+static sf_status encode_piece(void *context, const char *at, size_t bytes)
+{
+    const struct encoder *e = context;
+    struct sf_tokens *tokens = e->tokens;
+    size_t before = tokens->count;
+    if (bytes == 1 || e->memo == NULL) return merge_piece(e, at, bytes);
+    if (tokens->capacity - before < SF_MEMO_IDS) {
+        void *items = tokens->id;
+        SF_TRY(sf_grow(&items, &tokens->capacity, before + SF_MEMO_IDS, sizeof *tokens->id));
+        tokens->id = items;
+    }
+    int32_t known = sf_memo_find(e->memo, at, bytes, tokens->id + before);
+    if (known < 0) {
+        SF_TRY(merge_piece(e, at, bytes));
+        sf_memo_put(e->memo, at, bytes, tokens->id + before, tokens->count - before);
+        return SF_OK;
+    }
+    tokens->count = before + (size_t)known;
+    return SF_OK;
 }
 
 /* The first special token of [first, end) whose byte `k` is not below `byte`. */
@@ -327,19 +373,23 @@ static const struct sf_special *special_here(const struct sf_tokenizer *tok, con
 
 static sf_status encode_text(struct encoder *e, const char *text, size_t bytes, int parse_special)
 {
+    const struct sf_tokenizer *tok = e->tok;
     size_t plain_first = 0, at = 0;
     while (at < bytes) {
-        const struct sf_special *s = special_here(e->tok, text + at, bytes - at, parse_special);
+        int lead = (unsigned char)text[at];
+        const struct sf_special *s = NULL;
+        if (tok->special_first[lead] < tok->special_first[lead + 1])
+            s = special_here(tok, text + at, bytes - at, parse_special);
         if (s == NULL) {
             at++;
             continue;
         }
-        SF_TRY(sf_split_text(e->tok->split, text + plain_first, at - plain_first, encode_piece, e));
+        SF_TRY(sf_split_text(tok->split, text + plain_first, at - plain_first, encode_piece, e));
         SF_TRY(sf_tokens_push(e->tokens, s->id));
         at += s->text.bytes;
         plain_first = at;
     }
-    return sf_split_text(e->tok->split, text + plain_first, bytes - plain_first, encode_piece, e);
+    return sf_split_text(tok->split, text + plain_first, bytes - plain_first, encode_piece, e);
 }
 
 sf_status sf_tokenizer_encode(const struct sf_tokenizer *tok, const char *text, size_t bytes,
@@ -348,10 +398,15 @@ sf_status sf_tokenizer_encode(const struct sf_tokenizer *tok, const char *text, 
     if (bytes > TEXT_BYTES_MAX)
         return SF_FAIL(SF_INVALID, "a text of %zu bytes (at most %d)", bytes, TEXT_BYTES_MAX);
     size_t count_before = tokens->count;
-    struct encoder e = { tok, tokens, { 0 } };
+    struct sf_encode_memory own = { 0 }, *memory = atomic_exchange(&tok->shelf->memory, NULL);
+    if (memory == NULL) memory = &own;
+    struct encoder e = { tok, tokens, &memory->scratch, memory->memo };
     sf_status status = add_bos && tok->add_bos ? sf_tokens_push(tokens, tok->bos) : SF_OK;
     if (status == SF_OK) status = encode_text(&e, text, bytes, parse_special);
-    sf_bpe_scratch_free(&e.scratch);
+    /* A piece of a megabyte is rare, and takes 32 of scratch. */
+    if (memory == &own || memory->scratch.links_capacity > SCRATCH_KEPT)
+        sf_bpe_scratch_free(&memory->scratch);
+    if (memory != &own) atomic_store(&tok->shelf->memory, memory);
     if (status != SF_OK) tokens->count = count_before;
     return status;
 }
