@@ -98,7 +98,7 @@ static void write_entry(FILE *out, const struct sf_setup *setup,
 }
 
 /* ---- segments of the answer ----------------------------------------------------------------- */
-/* Stored bytes that `every` tokens behind a prompt come to, on all ranks of one copy of the model. */
+/* Stored bytes that `every` tokens behind a prompt come to, on all ranks of a copy of the model. */
 static sf_status growth(const struct sf_launch_plan *plan, const struct sf_stack *stack,
                         int32_t prompt, int32_t every, int64_t *bytes_out)
 {
@@ -144,6 +144,7 @@ static sf_status write_segments(FILE *out, const struct sf_launch_plan *plan,
     SF_TRY(growth(plan, &one, prompt, every, &sealed));
     SF_TRY(growth(plan, NULL, prompt, every, &exact));
     SF_TRY(exact_growth(plan, entry, every, &own));
+    if (own == 0) return SF_OK;         /* it acts on no lane */
     double takes = (double)(own - (exact - sealed)) / MIB;
     fprintf(out, "           refactor_every %d: each so many tokens of an answer come to %.2f MiB"
                  " with a basis of their own, %.2f raw\n", every, takes, (double)own / MIB);

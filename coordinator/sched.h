@@ -65,8 +65,8 @@ struct sf_sched_limits {
     int32_t slots_max;                  /* sequences known at once, waiting ones included */
     const int64_t *pages;               /* [groups][ranks] of each rank's pool; copied */
     /* Most pages[ranks] that a sequence holds on its way to `tokens`; settled: 1 once its prompt
-     * has ended, 1 + n once it was tightened n times, which is hardly ever more, and then counts for
-     * nothing.  Pure, never falls as tokens rise. */
+     * has ended, 1 + n once it was tightened n times, which is hardly ever more, and counts for
+     * nothing then.  Pure, never falls as tokens rise. */
     void (*need)(void *arg, int32_t prompt, int32_t tokens, int settled, int64_t *pages_out);
     void *need_arg;
     uint8_t tightens;                   /* sequences may be tightened; not with SF_SHARE_KEPT */

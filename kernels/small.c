@@ -58,7 +58,8 @@ sf_status sf_svd_run(struct sf_svd *svd)
                                      svd->s, svd->v, svd->cols, svd->u, svd->narrow, svd->work,
                                      svd->work_count, svd->iwork));
     if (info != 0) return SF_FAIL(SF_INTERNAL, "singular values do not converge (%d)", (int)info);
-    if (!is_finite(svd->s, (size_t)svd->narrow)) return SF_FAIL(SF_INVALID, "a matrix is too large");
+    if (!is_finite(svd->s, (size_t)svd->narrow))
+        return SF_FAIL(SF_INVALID, "the singular values of a matrix overflow");
     return SF_OK;
 }
 

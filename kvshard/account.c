@@ -27,8 +27,8 @@
 #include "kvshard/codec.h"
 #include "kvshard/lane.h"
 
-/* Operations a second of a long call of LAPACK, which has one thread: 8 to 17e9 with matrices of 512
- * to 2,048 columns, on one core of a current server. */
+/* Operations a second of a long call of LAPACK, which has one thread: 8 to 17e9 with matrices of
+ * 512 to 2,048 columns, on one core of a current server. */
 static const double lapack_rate = 10e9;
 
 static struct sf_layout layout_of(const struct sf_setup *setup, int32_t layer, enum sf_dtype dtype)
@@ -150,7 +150,7 @@ static sf_status lane_cost(const struct sf_setup *common, const struct sf_stack 
     setup.shape = &entry->shape;
     SF_TRY(entry->method->policy->footprint(&setup, spot, &foot));
     if (spot->tightened > 0 && entry->plan.whens & 1u << SF_AT_PRESSURE && foot.slots_keep == 0) {
-        struct sf_spot plain = *spot;           /* without a budget it stays as it was (tighten.c) */
+        struct sf_spot plain = *spot;           /* without a budget it stays as it is (tighten.c) */
         plain.tightened = 0;
         return lane_cost(common, stack, number, dtype, &plain, share, cost_out);
     }
@@ -218,8 +218,8 @@ sf_status sf_account_lane(const struct sf_setup *setup, const struct sf_stack *s
     return lane_cost(setup, stack, number, dtype, spot, &share, cost_out);
 }
 
-/* The lanes of a layer group on a rank: how many, and with which of them the basis counts: its bytes
- * with the first that is no copy, its pages with the first; -1: none is there. */
+/* The lanes of a layer group on a rank: how many, and with which of them the basis counts: its
+ * bytes with the first that is no copy, its pages with the first; -1: none is there. */
 struct rank_group { int32_t number, layer, lanes, first, counted; };
 
 static struct rank_group rank_group_of(const struct sf_setup *setup, const struct sf_stack *stack,

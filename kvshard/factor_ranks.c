@@ -337,7 +337,7 @@ static sf_status by_one(const struct room *room, int32_t rows, const float *x)
     int32_t status = SF_OK;
     if (room->me == 0) {
         SF_TRY(gather(room, rows, x));
-        SF_TRY(sf_comm_beat(f->ranks, "basis of rows", rows)); /* the last word if it takes too long */
+        SF_TRY(sf_comm_beat(f->ranks, "basis of rows", rows)); /* its last word if that is long */
         status = (int32_t)room->k->factor(f->device, &whole);
         room->k->sync(f->device);
     } else {

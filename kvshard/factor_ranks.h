@@ -20,8 +20,8 @@ struct sf_factor_ranks {
 size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *, int32_t ranks,
                              size_t (*factor_bytes)(const struct sf_factor_job *));
 /* Collective.  mine: how this rank has fared so far; if one of them fails, all do, and SF_INVALID
- * on all ranks means that x is not finite somewhere, or so large that its squares are not.  a is the
- * same on all ranks, bit for bit. */
+ * on all ranks means that x is not finite somewhere, or so large that its squares are not.  a is
+ * the same on all ranks, bit for bit. */
 sf_status sf_factor_ranks(const struct sf_factor_ranks *, sf_status mine);
 
 SF_C_END

@@ -43,7 +43,7 @@ static sf_status lower_budgets(struct sf_store *store, struct sf_seq *seq, int32
         struct sf_foot foot;
         if (!answers(store, layer, l)) continue;
         SF_TRY(sf_seq_budget(store, seq, layer, l, &foot));
-        if (foot.slots_keep == 0) continue;     /* it has no smaller one: account.c counts as much */
+        if (foot.slots_keep == 0) continue;     /* it has no smaller one, as account.c counts */
         if (foot.slots_keep < lane->slots_keep) lane->slots_keep = foot.slots_keep;
         if (foot.slots_trigger < lane->slots_trigger) lane->slots_trigger = foot.slots_trigger;
     }

@@ -1,5 +1,5 @@
-/* kernels/cuda/sizes.h: what a plan says of the CUDA backend's memory and of the heads that it takes,
- * on machines without it too: nothing here needs CUDA. */
+/* kernels/cuda/sizes.h: what a plan says of the CUDA backend's memory and of the heads that it
+ * takes, on machines without it too: nothing here needs CUDA. */
 #ifndef SHEAF_KERNELS_CUDA_SIZES_H
 #define SHEAF_KERNELS_CUDA_SIZES_H
 #include "kernels/kernels.h"

@@ -109,8 +109,8 @@ static const struct sf_opt xkv_opts[] = {
       .help = "of the randomized way" },
     { .key = "min_prompt_tokens", .type = SF_OPT_INT32, AT(min_prompt_tokens), .fallback = "auto",
       .allow_auto = 1, .min = 1, .max = 1 << 24, .unit = "tokens",
-      .help = "shorter prompts stay exact; auto: those that would have more elements, raw chunks and"
-      " landmarks counted" },
+      .help = "shorter prompts stay exact; auto: those that would have more elements, raw chunks"
+      " and landmarks counted" },
     { .key = "num_sink_tokens", .type = SF_OPT_INT32, AT(num_sink_tokens), .fallback = "0",
       .min = 0, .max = 1024, .aliases = "sink_tokens exact_first_tokens", .unit = "tokens",
       .help = "first tokens, which stay raw and outside of the basis; 0 is the paper's, 4 loses"

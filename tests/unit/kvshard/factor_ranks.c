@@ -2,8 +2,8 @@
  * Ranks are threads.  Shown for every way, with 2 and 3 ranks, even and uneven lanes, copies of
  * lanes, oversampling, fewer rows than ranks, and matrices of few directions: the product a b is
  * that of one rank to 1e-4 of x, a is the same on all ranks bit for bit, a rerun gives the same
- * bits, and what is not finite on one rank, or fails there, is refused by all.  Finite numbers whose
- * squares are not are factored on all ranks, or refused on all, but never end the job. */
+ * bits, and what is not finite on one rank, or fails there, is refused by all.  Finite numbers
+ * whose squares are not are factored on all ranks, or refused on all, but never end the job. */
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>

@@ -3,8 +3,8 @@
  * A sequence is tightened between two steps: which slots stay is worked out here from plain arrays
  * (the newest, by age) or held to what must be true of the method (ems); pages come free at once;
  * from then on the lanes live by the smaller budget, and every row is a softmax over what they
- * hold.  What asks for it at a wrong moment, or answers with too much, is refused; a method that has
- * no budget for a sequence that was tightened often leaves it as it is. */
+ * hold.  What asks for it at a wrong moment, or answers with too much, is refused; a method that
+ * has no budget for a sequence that was tightened often leaves it as it is. */
 #include <math.h>
 #include <stdlib.h>
 

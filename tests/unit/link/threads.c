@@ -487,8 +487,8 @@ static void test_closing(void)
     world_run(&world, 60000);
 }
 
-/* Links that were given up a while ago, longer than a drain may last: a wait that begins now has its
- * own time. */
+/* Links that were given up a while ago, longer than a drain may last: a wait that begins now has
+ * its own time. */
 static void run_drained(struct world *world, struct sf_ranked *t)
 {
     struct linked l;
