@@ -1,10 +1,12 @@
 /* kvshard/encode.c: the lanes of a layer group come to share a basis.
  *
- *   lanes of the group --decode, keys turned back--> X [n][m] --factor--> A [n][rank], B [rank][m]
- *   A --> the basis, one row a slot;  B --> columns of each lane, its factors
- *   then the slots leave the raw tier of every lane, whose order says that they are in the other
+ *   gather   lanes of the group, decoded, keys turned back --> X [n][m]
+ *   factor   X --> A [n][rank], B [rank][m]
+ *   finish   A --> the basis, one row a slot;  B --> columns of each lane, its factors; then the
+ *            slots leave the raw tier of every lane, whose order says that they are in the other
  *
- * Where a basis is of all tensor ranks, they make it together (factor_ranks.h).
+ * Gathering and finishing know lanes and pages; factoring knows X, A and B alone.  Where a basis is
+ * of all tensor ranks, they make it together (factor_ranks.h).
  * First keys, then values, through the same X; everything is in f32 until it comes into pages.
  * Values that stay exact (rank_v 0) have no X: they go as they are into pages of values. */
 #include <math.h>
@@ -24,10 +26,8 @@ struct work {
     struct sf_seq_group *group;
     struct sf_segment *segment;         /* to be */
     struct sf_lowrank_size size;
-    int32_t rows;                       /* of the factors */
-    float *x, *lane;                    /* device [n][most columns]; [n][most of a lane] */
-    float *a[2], *b[2];                 /* device [n][width of the basis], [rows][columns] */
-    void *scratch; size_t scratch_bytes;
+    int32_t rows, kinds;                /* of the factors; 1: keys alone, 2: and values */
+    struct sf_encode_room room;         /* device */
     struct sf_factor_lane *among;       /* [lanes] of all ranks'; NULL: our own basis */
 };
 
@@ -50,9 +50,9 @@ static struct sf_factor_job job_of(const struct work *w, int values)
         /* The same for every sequence, so that an answer does not depend on what ran beside it. */
         .seed = (uint64_t)cfg.seed * 2654435761u +
                 (uint64_t)(2 * (w->store->layer_first + group->layer_first) + values),
-        .x = w->x, .x_stride = (size_t)cols, .a = w->a[values], .b = w->b[values],
+        .x = w->room.x, .x_stride = (size_t)cols, .a = w->room.a[values], .b = w->room.b[values],
         .a_stride = (size_t)(values ? w->size.basis.v_dim : w->size.basis.k_dim),
-        .b_stride = (size_t)cols, .scratch = w->scratch };
+        .b_stride = (size_t)cols, .scratch = w->room.scratch };
 }
 
 static int over_ranks(const struct work *w)
@@ -91,29 +91,47 @@ static sf_status find_lanes(struct work *w)
     return SF_OK;
 }
 
-static sf_status take_room(struct work *w)
+void sf_encode_place(struct sf_heap *heap, const struct sf_encode_shape *shape,
+                     struct sf_encode_room *room_out)
 {
-    struct sf_scratch_mem *dev = &w->store->dev;
-    const struct sf_layout *basis = &w->size.basis;
-    size_t n = (size_t)w->edit->n, lanes = (size_t)w->span->lanes, rows = (size_t)w->rows;
-    size_t k_dim = (size_t)dim_of(w, 0), v_dim = (size_t)dim_of(w, 1);
-    size_t most = k_dim > v_dim ? k_dim : v_dim, v_lane = (size_t)w->size.values.v_dim;
-    SF_TRY(sf_scratch_items(dev, n * most, lanes * sizeof(float), &w->x));
-    SF_TRY(sf_scratch_items(dev, n * (most > v_lane ? most : v_lane), sizeof(float), &w->lane));
-    SF_TRY(sf_scratch_items(dev, n * (size_t)basis->k_dim, sizeof(float), &w->a[0]));
-    SF_TRY(sf_scratch_items(dev, n * (size_t)basis->v_dim, sizeof(float), &w->a[1]));
-    SF_TRY(sf_scratch_items(dev, rows * lanes * k_dim, sizeof(float), &w->b[0]));
-    SF_TRY(sf_scratch_items(dev, rows * lanes * v_dim, sizeof(float), &w->b[1]));
-    for (int values = 0; values < (w->size.rank_v > 0 ? 2 : 1); values++) {
+    const struct sf_lowrank_size *size = shape->size;
+    size_t n = (size_t)shape->n, lanes = (size_t)shape->lanes;
+    size_t rows = (size_t)(size->rank_k > size->rank_v ? size->rank_k : size->rank_v);
+    size_t k_cols = lanes * (size_t)size->factors.k_dim;
+    size_t v_cols = lanes * (size_t)size->factors.v_dim;
+    room_out->x = sf_heap_floats(heap, n * (k_cols > v_cols ? k_cols : v_cols));
+    room_out->a[0] = sf_heap_floats(heap, n * (size_t)size->basis.k_dim);
+    room_out->a[1] = sf_heap_floats(heap, n * (size_t)size->basis.v_dim);
+    room_out->b[0] = sf_heap_floats(heap, rows * k_cols);
+    room_out->b[1] = sf_heap_floats(heap, rows * v_cols);
+    room_out->scratch = sf_heap_take(heap, shape->scratch_bytes);
+}
+
+static size_t scratch_bytes(const struct work *w)
+{
+    size_t (*factor_bytes)(const struct sf_factor_job *) = w->store->device->k->factor_bytes;
+    size_t most = 0;
+    for (int values = 0; values < w->kinds; values++) {
         struct sf_factor_ranks job = ranks_job(w, values);
-        size_t (*factor_bytes)(const struct sf_factor_job *) = w->store->device->k->factor_bytes;
         size_t bytes = over_ranks(w) ? sf_factor_ranks_bytes(&job, w->store->setup.tp_size,
                                                              factor_bytes)
                                      : factor_bytes(&job.job);
-        if (bytes > w->scratch_bytes) w->scratch_bytes = bytes;
+        if (bytes > most) most = bytes;
     }
+    return most;
+}
+
+static sf_status take_room(struct work *w)
+{
+    struct sf_encode_shape shape = { &w->size, w->edit->n, w->span->lanes, scratch_bytes(w) };
+    struct sf_heap heap = { 0 };
+    void *base;
+    sf_encode_place(&heap, &shape, &w->room);           /* counts */
+    SF_TRY(sf_scratch_take(&w->store->dev, heap.used, &base));
+    heap = (struct sf_heap){ base, 0 };
+    sf_encode_place(&heap, &shape, &w->room);
     if (over_ranks(w)) SF_TRY(find_lanes(w));
-    return sf_scratch_take(dev, w->scratch_bytes, &w->scratch);
+    return SF_OK;
 }
 
 /* Of each layer, before anything is rounded into pages.  tests/quality reads these lines.  A rank
@@ -145,49 +163,66 @@ static void tell_loss(const struct work *w, int values, const struct sf_factor_j
     }
 }
 
-/* X of keys or values. */
-static sf_status lay_out(struct work *w, int values)
+/* ---- gather --------------------------------------------------------------------------------- */
+/* A lane's columns at a time; what that takes beside X is free afterwards. */
+static sf_status decode_lanes(struct work *w, int values, const int32_t *pos, float *columns)
 {
     struct sf_store *store = w->store;
-    const struct sf_kernels *k = store->device->k;
     int32_t n = w->edit->n, dim = dim_of(w, values);
     size_t cols = (size_t)w->span->lanes * (size_t)dim;
-    int32_t *pos;
-    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *pos, &pos));
-    for (int32_t i = 0; i < n; i++) pos[i] = w->span->lane[0].pos[w->edit->ids[i]];
     for (int32_t l = 0; l < w->span->lanes; l++) {
         struct sf_slots slots = sf_view_slots(&w->view[l]);
-        sf_slots_decode(store, &slots, w->edit->ids, n, values ? NULL : w->lane,
-                        values ? w->lane : NULL);
-        if (!values) SF_TRY(sf_turn(store, w->view[l].layer, w->lane, pos, n, 1));
-        k->copy_columns(store->device, n, dim, dim, w->lane, (size_t)dim,
-                        w->x + (size_t)l * (size_t)dim, cols);
+        sf_slots_decode(store, &slots, w->edit->ids, n, values ? NULL : columns,
+                        values ? columns : NULL);
+        if (!values) SF_TRY(sf_turn(store, w->view[l].layer, columns, pos, n, 1));
+        store->device->k->copy_columns(store->device, n, dim, dim, columns, (size_t)dim,
+                                       w->room.x + (size_t)l * (size_t)dim, cols);
     }
     return SF_OK;
 }
 
-static sf_status factor(struct work *w, int values)
+/* X of keys or values. */
+static sf_status gather(struct work *w, int values)
 {
     struct sf_store *store = w->store;
-    const struct sf_kernels *k = store->device->k;
-    sf_status status = lay_out(w, values);
-    struct sf_factor_ranks ranks = ranks_job(w, values);
-    struct sf_factor_job job = ranks.job;
-    int32_t n = w->edit->n;
-    if (over_ranks(w)) status = sf_factor_ranks(&ranks, status);
-    else if (status == SF_OK) status = k->factor(store->device, &job);
-    SF_TRY(status);
-    tell_loss(w, values, &job);
-    int32_t wide = (int32_t)job.a_stride;
-    if (wide > job.rank)
-        k->copy_columns(store->device, n, 0, wide - job.rank, job.a, job.a_stride,
-                        job.a + job.rank, job.a_stride);
-    if (w->rows > job.rank)
-        k->copy_columns(store->device, w->rows - job.rank, 0, job.cols, job.b, job.b_stride,
-                        job.b + (size_t)job.rank * job.b_stride, job.b_stride);
+    struct sf_scratch_mark host = sf_scratch_mark(&store->host), dev = sf_scratch_mark(&store->dev);
+    int32_t n = w->edit->n, *pos;
+    float *columns;
+    SF_TRY(sf_scratch_items(&store->host, (size_t)n, sizeof *pos, &pos));
+    SF_TRY(sf_scratch_items(&store->dev, (size_t)n * (size_t)dim_of(w, values), sizeof *columns,
+                            &columns));
+    for (int32_t i = 0; i < n; i++) pos[i] = w->span->lane[0].pos[w->edit->ids[i]];
+    SF_TRY(decode_lanes(w, values, pos, columns));
+    sf_scratch_back(&store->host, host);
+    sf_scratch_back(&store->dev, dev);
     return SF_OK;
 }
 
+/* ---- factor --------------------------------------------------------------------------------- */
+/* so_far: where ranks make a basis together, one that has failed must not leave them waiting. */
+static sf_status factor(struct work *w, int values, sf_status so_far)
+{
+    struct sf_store *store = w->store;
+    struct sf_factor_ranks ranks = ranks_job(w, values);
+    int64_t start = sf_now_ns();
+    if (over_ranks(w)) so_far = sf_factor_ranks(&ranks, so_far);
+    else if (so_far == SF_OK) so_far = store->device->k->factor(store->device, &ranks.job);
+    store->device->k->sync(store->device);
+    store->factor_seconds += sf_seconds_since(start);
+    return so_far;
+}
+
+static sf_status gather_and_factor(struct work *w)
+{
+    for (int values = 0; values < w->kinds; values++) {
+        SF_TRY(factor(w, values, gather(w, values)));
+        struct sf_factor_job job = job_of(w, values);
+        tell_loss(w, values, &job);
+    }
+    return SF_OK;
+}
+
+/* ---- finish --------------------------------------------------------------------------------- */
 /* The pages of basis, factors and exact values are free, and those for copies of shared ones. */
 static sf_status check_room(const struct work *w)
 {
@@ -226,13 +261,15 @@ static sf_status write_values(const struct work *w)
     struct sf_lane_ctx ctx = { &store->pool, w->size.values, &store->host };
     size_t v_dim = (size_t)w->size.values.v_dim;
     int32_t n = w->edit->n;
+    float *columns;
+    SF_TRY(sf_scratch_items(&store->dev, (size_t)n * v_dim, sizeof *columns, &columns));
     for (int32_t l = 0; l < w->span->lanes; l++) {
         struct sf_kv_lane *list = &w->segment->values[l];
         struct sf_slots slots = sf_view_slots(&w->view[l]);
         list->page_slots = w->size.values.page_slots;
         SF_TRY(sf_lane_extend(&ctx, list, 0, n));
-        sf_slots_decode(store, &slots, w->edit->ids, n, NULL, w->lane);
-        append(w, list, n, w->lane, v_dim, w->lane, v_dim, NULL);
+        sf_slots_decode(store, &slots, w->edit->ids, n, NULL, columns);
+        append(w, list, n, columns, v_dim, columns, v_dim, NULL);
     }
     return SF_OK;
 }
@@ -256,7 +293,7 @@ static sf_status write_pages(const struct work *w)
         pos[i] = w->span->lane[0].pos[w->edit->ids[i]];
         store->pool.pos[sf_lane_mirror(&store->pool, &segment->basis, i)] = pos[i];
     }
-    append(w, &segment->basis, n, w->a[0], (size_t)w->size.basis.k_dim, w->a[1],
+    append(w, &segment->basis, n, w->room.a[0], (size_t)w->size.basis.k_dim, w->room.a[1],
            (size_t)w->size.basis.v_dim, pos);
     for (int32_t i = 0; i < w->rows; i++) pos[i] = i;
     ctx.layout = w->size.factors;
@@ -266,8 +303,8 @@ static sf_status write_pages(const struct work *w)
         size_t lanes = (size_t)w->span->lanes;
         list->page_slots = w->size.factors.page_slots;
         SF_TRY(sf_lane_extend(&ctx, list, 0, w->rows));
-        append(w, list, w->rows, w->b[0] + (size_t)l * k_dim, lanes * k_dim,
-               w->b[1] + (size_t)l * v_dim, lanes * v_dim, pos);
+        append(w, list, w->rows, w->room.b[0] + (size_t)l * k_dim, lanes * k_dim,
+               w->room.b[1] + (size_t)l * v_dim, lanes * v_dim, pos);
         segment->factors[l].rank_k = w->size.rank_k;
         segment->factors[l].rank_v = w->size.rank_v;
     }
@@ -319,54 +356,86 @@ static sf_status leave(const struct work *w, const struct sf_view *view)
     return sf_lane_compact(&ctx, view->lane);
 }
 
-static sf_status factor_both(struct work *w)
+/* What rounding up leaves beside the factors is zeros. */
+static void fill_up(const struct work *w)
 {
-    int64_t start = sf_now_ns();
-    sf_status status = factor(w, 0);
-    if (status == SF_OK && w->size.rank_v > 0) status = factor(w, 1);
-    w->store->device->k->sync(w->store->device);
-    w->store->factor_seconds += sf_seconds_since(start);
+    struct sf_device *device = w->store->device;
+    for (int values = 0; values < w->kinds; values++) {
+        struct sf_factor_job job = job_of(w, values);
+        int32_t wide = (int32_t)job.a_stride;
+        if (wide > job.rank)
+            device->k->copy_columns(device, job.rows, 0, wide - job.rank, job.a, job.a_stride,
+                                    job.a + job.rank, job.a_stride);
+        if (w->rows > job.rank)
+            device->k->copy_columns(device, w->rows - job.rank, 0, job.cols, job.b, job.b_stride,
+                                    job.b + (size_t)job.rank * job.b_stride, job.b_stride);
+    }
+}
+
+static sf_status write_all(const struct work *w)
+{
+    struct sf_store *store = w->store;
+    struct sf_seq *seq = w->view->seq;
+    fill_up(w);
+    SF_TRY(write_pages(w));
+    SF_TRY(write_marks(w));
+    for (int32_t l = 0; l < w->span->lanes; l++) {
+        const struct sf_view *view = &w->view[l];
+        SF_TRY(leave(w, view));
+        if (store->layer[view->layer].spec.lane[view->lane_index].replica > 0) continue;
+        seq->recoded += w->edit->n - view->exacts;
+        seq->edits++;
+        sf_note_change(store, view->layer, seq, view->lane_index);
+    }
+    return SF_OK;
+}
+
+/* Basis and factors are there, or X was not finite: SF_INVALID. */
+static sf_status finish(struct work *w, sf_status factored)
+{
+    struct sf_store *store = w->store;
+    if (factored == SF_INVALID) {
+        sf_log(SF_LOG_WARN, "sequence %lld, layers %d and on: keys or values are not finite, so"
+               " they stay as they are", (long long)w->span->seq_id, w->span->lane[0].layer);
+        store->left_raw += !w->view->seq->left_raw;
+        w->view->seq->left_raw = 1;
+        return SF_OK;
+    }
+    SF_TRY(factored);
+    w->segment = &w->group->segment[w->group->tier.segments];
+    SF_ASSERT(w->group->tier.segments < w->group->segments_max);
+    struct sf_held before = sf_group_total(store, w->view->seq, w->number);
+    sf_status status = write_all(w);
+    sf_group_book(store, w->view->seq, w->number, before);
     return status;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------ */
+static sf_status begin(struct sf_answer *answer, int32_t number, struct work *w)
+{
+    struct sf_store *store = answer->store;
+    *w = (struct work){ .store = store, .span = &answer->span[number],
+                        .edit = &answer->group[number] };
+    w->view = &answer->view[w->span->lane - answer->shown];
+    w->number = sf_group_of(store, w->view->layer, w->view->lane_index);
+    w->group = &w->view->seq->group[w->number];
+    SF_TRY(sf_group_sizes(store, w->number, w->edit->n, &w->size));
+    w->rows = w->size.rank_k > w->size.rank_v ? w->size.rank_k : w->size.rank_v;
+    w->kinds = w->size.rank_v > 0 ? 2 : 1;
+    return SF_OK;
 }
 
 static sf_status encode(struct sf_answer *answer, int32_t number)
 {
-    struct sf_store *store = answer->store;
-    struct work w = { .store = store, .span = &answer->span[number],
-                      .edit = &answer->group[number] };
-    w.view = &answer->view[w.span->lane - answer->shown];
-    w.number = sf_group_of(store, w.view->layer, w.view->lane_index);
-    w.group = &w.view->seq->group[w.number];
-    w.segment = &w.group->segment[w.group->tier.segments];
-    SF_ASSERT(w.group->tier.segments < w.group->segments_max);
-    SF_TRY(sf_group_sizes(store, w.number, w.edit->n, &w.size));
-    w.rows = w.size.rank_k > w.size.rank_v ? w.size.rank_k : w.size.rank_v;
+    struct work w;
+    SF_TRY(begin(answer, number, &w));
     sf_status status = check_room(&w);
     if (status == SF_OK) status = take_room(&w);
     if (over_ranks(&w))
-        status = sf_comm_agree(store->tensor, status, "the basis of a layer group: tensor rank");
+        status = sf_comm_agree(answer->store->tensor, status,
+                               "the basis of a layer group: tensor rank");
     SF_TRY(status);
-    status = factor_both(&w);
-    if (status == SF_INVALID) {
-        sf_log(SF_LOG_WARN, "sequence %lld, layers %d and on: keys or values are not finite, so"
-               " they stay as they are", (long long)w.span->seq_id, w.span->lane[0].layer);
-        store->left_raw += !w.view->seq->left_raw;
-        w.view->seq->left_raw = 1;
-        return SF_OK;
-    }
-    SF_TRY(status);
-    struct sf_held before = sf_group_total(store, w.view->seq, w.number);
-    status = write_pages(&w);
-    if (status == SF_OK) status = write_marks(&w);
-    for (int32_t l = 0; l < w.span->lanes && status == SF_OK; l++) {
-        status = leave(&w, &w.view[l]);
-        if (store->layer[w.view[l].layer].spec.lane[w.view[l].lane_index].replica > 0) continue;
-        w.view->seq->recoded += w.edit->n - w.view[l].exacts;
-        w.view->seq->edits++;
-        sf_note_change(store, w.view[l].layer, w.view->seq, w.view[l].lane_index);
-    }
-    sf_group_book(store, w.view->seq, w.number, before);
-    return status;
+    return finish(&w, gather_and_factor(&w));
 }
 
 /* What one span took is free for the next: it ends with all that was queued done. */

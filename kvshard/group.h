@@ -15,6 +15,7 @@
  * basis count with the first lane that is no copy. */
 #ifndef SHEAF_KVSHARD_GROUP_H
 #define SHEAF_KVSHARD_GROUP_H
+#include "kernels/small.h"
 #include "kvshard/codec.h"
 #include "kvshard/lane.h"
 #include "kvshard/stack.h"
@@ -90,6 +91,20 @@ struct sf_kv_lane *sf_group_marks(const struct sf_store *, const struct sf_seq *
 /* All lanes of span `number` of the answer lose these slots to a basis.  What holds anything that
  * is not finite stays as it is, with a warning. */
 sf_status sf_group_encode(struct sf_answer *, int32_t number);
+/* What factors are made in. */
+struct sf_encode_shape {
+    const struct sf_lowrank_size *size;
+    int32_t n, lanes;                   /* slots; lanes of the group here */
+    size_t scratch_bytes;               /* of the factorisation itself, of keys or values */
+};
+struct sf_encode_room {
+    float *x;                           /* [n][columns of keys or of values] */
+    float *a[2], *b[2];                 /* keys, values: [n][width of the basis], [rows][columns] */
+    void *scratch;
+};
+/* Places it; a heap without base counts. */
+void sf_encode_place(struct sf_heap *, const struct sf_encode_shape *,
+                     struct sf_encode_room *room_out);
 
 /* ---- loss.c --------------------------------------------------------------------------------- */
 /* Of factors that are there, for each of `lanes` equal parts of the columns: the squares of x and
