@@ -208,7 +208,7 @@ static sf_status factor(struct work *w, int values, sf_status so_far)
     if (over_ranks(w)) so_far = sf_factor_ranks(&ranks, so_far);
     else if (so_far == SF_OK) so_far = store->device->k->factor(store->device, &ranks.job);
     store->device->k->sync(store->device);
-    store->factor_seconds += sf_seconds_since(start);
+    store->seconds.factor += sf_seconds_since(start);
     return so_far;
 }
 

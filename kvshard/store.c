@@ -159,7 +159,7 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
     const struct sf_layer_state *state = &store->layer[layer];
     int64_t start = sf_now_ns();
     SF_TRY(sf_events_before(store, layer, step));
-    store->edit_seconds += sf_seconds_since(start);
+    store->seconds.edit += sf_seconds_since(start);
     SF_TRY(sf_select_run(store, layer, step));
     SF_TRY(check_pages(store, layer, step));
     int32_t lanes;
@@ -183,7 +183,7 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
     if (store->tap.rows) SF_TRY(show_rows(store, layer, step));
     start = sf_now_ns();
     sf_status status = sf_events_after(store, layer, step);
-    store->edit_seconds += sf_seconds_since(start);
+    store->seconds.edit += sf_seconds_since(start);
     return status;
 }
 
@@ -310,9 +310,7 @@ int64_t sf_store_pages_free(const struct sf_store *store) { return sf_pages_free
 int64_t sf_store_pages(const struct sf_store *store) { return store->pool.pages; }
 int64_t sf_store_bytes_stored(const struct sf_store *store) { return store->bytes_stored; }
 int64_t sf_store_bytes_exact(const struct sf_store *store) { return store->bytes_exact; }
-double sf_store_edit_seconds(const struct sf_store *store) { return store->edit_seconds; }
-double sf_store_watch_seconds(const struct sf_store *store) { return store->watch_seconds; }
-double sf_store_factor_seconds(const struct sf_store *store) { return store->factor_seconds; }
+struct sf_store_seconds sf_store_seconds(const struct sf_store *store) { return store->seconds; }
 int64_t sf_store_bytes_held(const struct sf_store *store)
 {
     return store->pool.used * (int64_t)store->pool.page_bytes;

@@ -124,12 +124,13 @@ int64_t sf_store_bytes_stored(const struct sf_store *);
 /* The same tokens in the exact cache. */
 int64_t sf_store_bytes_exact(const struct sf_store *);
 int64_t sf_store_bytes_held(const struct sf_store *);
-/* Time inside events and edits, since the start. */
-double  sf_store_edit_seconds(const struct sf_store *);
-/* Time in attention's statistics. */
-double  sf_store_watch_seconds(const struct sf_store *);
-/* Time in the factors of layer groups; a part of that in edits. */
-double  sf_store_factor_seconds(const struct sf_store *);
+/* Since the start, on the thread that runs the layers. */
+struct sf_store_seconds {
+    double edit;                        /* inside events and edits */
+    double watch;                       /* in attention's statistics */
+    double factor;                      /* in the factors of layer groups; a part of edit */
+};
+struct sf_store_seconds sf_store_seconds(const struct sf_store *);
 
 /* A lane decoded: its live slots in order.  Room for `slots` each; NULL where not wanted. */
 int32_t sf_seq_lane_slots(const struct sf_store *, const struct sf_seq *, int32_t layer_local,

@@ -78,7 +78,7 @@ struct sf_store {
     struct sf_groups groups;
     struct sf_stack_sharing sharing;
     int64_t bytes_stored, bytes_exact;  /* of open sequences; exact: the same tokens uncompressed */
-    double edit_seconds, watch_seconds, factor_seconds;
+    struct sf_store_seconds seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
     struct sf_store_tap tap;

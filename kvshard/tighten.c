@@ -92,6 +92,6 @@ sf_status sf_store_tighten(struct sf_store *store, struct sf_seq *seq, int32_t t
     int64_t start = sf_now_ns();
     seq->tightened++;
     sf_status status = tighten(store, seq);
-    store->edit_seconds += sf_seconds_since(start);
+    store->seconds.edit += sf_seconds_since(start);
     return status;
 }

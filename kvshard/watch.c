@@ -316,7 +316,7 @@ sf_status sf_watches_run(struct sf_store *store, int32_t layer, const struct sf_
             if (watch->fold == SF_FOLD_MEAN) sf_watch_count(store, &job, w);
             sf_watch_fold(store, &job);
         }
-    store->watch_seconds += sf_seconds_since(start);
+    store->seconds.watch += sf_seconds_since(start);
     return SF_OK;
 }
 

@@ -254,10 +254,10 @@ void sf_phases(struct sf_worker *w, double seconds_out[SF_PHASES])
 {
     sf_phase(w, w->phase);
     memcpy(seconds_out, w->phase_seconds, sizeof w->phase_seconds);
-    double edits = sf_store_edit_seconds(w->store), watch = sf_store_watch_seconds(w->store);
-    seconds_out[SF_PHASE_EDIT] = edits;
-    seconds_out[SF_PHASE_STATISTICS] = watch;
-    seconds_out[SF_PHASE_ATTENTION] -= edits + watch;
+    struct sf_store_seconds store = sf_store_seconds(w->store);
+    seconds_out[SF_PHASE_EDIT] = store.edit;
+    seconds_out[SF_PHASE_STATISTICS] = store.watch;
+    seconds_out[SF_PHASE_ATTENTION] -= store.edit + store.watch;
     if (seconds_out[SF_PHASE_ATTENTION] < 0) seconds_out[SF_PHASE_ATTENTION] = 0;
 }
 
