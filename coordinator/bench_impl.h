@@ -65,6 +65,9 @@ struct bench_run {                      /* NaN: there was nothing to measure it 
     double phase_ms[SF_PHASES];         /* ... and as the workers do, mean of all ranks */
     double prefill_edit_share;          /* edits (the factors of xkv, say) of the workers' time in
                                            steps with rows of prompts, waits aside */
+    double prefill_factor_share;        /* factors of layer groups in the same, on whatever thread;
+                                           NaN: there were none */
+    double prefill_factor_hidden;       /* of that, what the layers did not wait for */
     double schedule_ms, schedule_share; /* of any step; of `seconds` */
     double batch_full;
     struct sf_engine_counts counts;     /* of this run alone */

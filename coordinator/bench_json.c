@@ -93,6 +93,8 @@ static void put_time(sf_status *status, struct sf_json *o, const struct bench_ru
     for (int phase = 0; phase < SF_PHASES; phase++)
         sf_json_put_real(status, o, key[phase], run->phase_ms[phase]);
     sf_json_put_real(status, o, "prefill_edit_share", run->prefill_edit_share);
+    sf_json_put_real(status, o, "prefill_factor_share", run->prefill_factor_share);
+    sf_json_put_real(status, o, "prefill_factor_hidden", run->prefill_factor_hidden);
     sf_json_put_real(status, o, "schedule_ms", run->schedule_ms);
     sf_json_put_real(status, o, "schedule_share", run->schedule_share);
     sf_json_put(status, o, "bubble_share", bubbles_of(run));

@@ -167,11 +167,14 @@ static double decode_seconds(const struct runner *r, int32_t rank, enum sf_phase
     return r->after[rank].decode_seconds[phase] - r->before[rank].decode_seconds[phase];
 }
 
-/* Share of edits in what ranks do, waits aside, in steps that do not only decode. */
-static double prefill_edit_share(const struct runner *r, int32_t ranks)
+/* Shares of edits and factors in what ranks do, waits aside, in steps that do not only decode. */
+static void take_prefill(const struct runner *r, struct bench_run *out)
 {
-    double edits = 0, all = 0;
-    for (int32_t i = 0; i < ranks; i++)
+    double edits = 0, all = 0, factors = 0, waits = 0;
+    for (int32_t i = 0; i < out->ranks; i++) {
+        const struct sf_wire_load *before = &r->before[i], *after = &r->after[i];
+        factors += after->prefill_factor_seconds - before->prefill_factor_seconds;
+        waits += after->prefill_factor_wait_seconds - before->prefill_factor_wait_seconds;
         for (int phase = 0; phase < SF_PHASES; phase++) {
             double seconds = r->after[i].seconds[phase] - r->before[i].seconds[phase] -
                              decode_seconds(r, i, (enum sf_phase)phase);
@@ -179,7 +182,10 @@ static double prefill_edit_share(const struct runner *r, int32_t ranks)
             if (phase == SF_PHASE_EDIT) edits += seconds;
             all += seconds;
         }
-    return ratio(edits, all);
+    }
+    out->prefill_edit_share = ratio(edits, all);
+    out->prefill_factor_share = factors > 0 ? ratio(factors, all) : NAN;
+    out->prefill_factor_hidden = ratio(factors > waits ? factors - waits : 0, factors);
 }
 
 /* Of a decode step, mean of all ranks. */
@@ -196,7 +202,7 @@ static void take_phases(const struct runner *r, struct bench_run *out)
             seconds += decode_seconds(r, i, (enum sf_phase)phase);
         out->phase_ms[phase] = ratio(seconds * 1e3, (double)steps);
     }
-    out->prefill_edit_share = prefill_edit_share(r, out->ranks);
+    take_prefill(r, out);
 }
 
 /* The share of its decode steps that the ranks of a stage wait. */
@@ -319,7 +325,7 @@ static sf_status open_run(const struct runner *r, int32_t seqs_max, struct bench
     *run = (struct bench_run){.seqs_max = seqs_max, .prompts = r->load->prompts,
                               .input = r->load->input, .output = r->load->output,
                               .stages = plan->pipeline, .ranks = plan->ranks,
-                              .cores = plan->ranks * plan->threads,
+                              .cores = plan->ranks * (plan->threads + plan->threads_beside),
                               .on_cpu = strcmp(plan->device, "cpu") == 0};
     run->bubble = calloc((size_t)plan->pipeline, sizeof *run->bubble);
     run->rss_peak = calloc((size_t)plan->ranks, sizeof *run->rss_peak);

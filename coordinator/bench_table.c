@@ -68,6 +68,8 @@ FIELD(step, step_ms)
 FIELD(attention, phase_ms[SF_PHASE_ATTENTION])
 FIELD(waited, phase_ms[SF_PHASE_WAIT])
 FIELD(prefill_edits, prefill_edit_share)
+FIELD(factors, prefill_factor_share)
+FIELD(hidden, prefill_factor_hidden)
 #undef FIELD
 
 static double of_roof(const struct sf_bench *bench, const struct bench_run *run)
@@ -98,6 +100,8 @@ static const struct column {
     {"to", "exact", 6, 2, "output_throughput_to_exact", to_exact},
     {"prefill", "tok/s", 7, 1, "prefill_tok_s", prefill},
     {"edits", "of it", 5, 3, "prefill_edit_share", prefill_edits},
+    {"factor", "of it", 6, 3, "prefill_factor_share", factors},
+    {"hidden", "of it", 6, 3, "prefill_factor_hidden", hidden},
     {"decode", "tok/s", 7, 1, "decode_tok_s", decode},
     {"TTFT", "p50 ms", 8, 0, "ttft_ms_p50", ttft},
     {"TPOT", "p50 ms", 7, 1, "tpot_ms_p50", tpot},

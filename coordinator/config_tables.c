@@ -54,7 +54,8 @@ static const struct sf_opt parallel[] = {
       " layers, or contiguous blocks" },
     { "threads_per_rank", SF_OPT_INT32, AT(parallel.threads), "auto", 1, 1024, AUTO, BUILT, NULL,
       NULL, "threads",
-      "auto: cores of the node / ranks on it, at most OMP_NUM_THREADS if that is set" },
+      "auto: cores of the node / ranks on it, at most OMP_NUM_THREADS if that is set; cores"
+      " that fewer leave idle factor layer groups (xkv) beside the layers" },
     { "allow_cross_node_tensor_parallel", SF_OPT_BOOL, AT(parallel.cross_node), "false", 0, 0,
       NO_AUTO, BUILT, NULL, NULL, "", "let the ranks of one tensor group sit on several nodes" },
     { 0 }

@@ -25,6 +25,7 @@ struct sf_json *sf_machine_json(const struct sf_launch *launch)
     sf_json_put(&status, o, "processor", sf_json_new_words(processor));
     sf_json_put_int(&status, o, "cores_per_node", launch->cluster.cores_per_node);
     sf_json_put_int(&status, o, "threads_per_rank", launch->plan.threads);
+    sf_json_put_int(&status, o, "threads_beside", launch->plan.threads_beside);
     sf_json_put(&status, o, "isa", sf_json_new_words(sf_isa_name(isa)));
     sf_json_put(&status, o, "device", sf_json_new_words(launch->plan.device));
     sf_json_put(&status, o, "memory_per_rank_bytes",

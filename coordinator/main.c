@@ -72,6 +72,7 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .page_slots = plan->page_slots,
                                    .seqs_max = plan->seqs_max,
                                    .threads = plan->threads,
+                                   .threads_beside = plan->threads_beside,
                                    .pool_bytes = me->pool_bytes,
                                    .spare_bytes = sf_plan_spare_bytes(me, &launch->cluster),
                                    .populate = plan->populate,

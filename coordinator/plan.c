@@ -27,6 +27,8 @@ static sf_status choose_placing(const struct sf_config *, struct sf_launch_plan 
 static sf_status make_ranks(const struct sf_sizing *, const int32_t *count,
                             struct sf_launch_plan *);
 static sf_status open_kernels(struct sf_sizing *);
+static int32_t threads_beside(const struct sf_stack *, const struct sf_cluster *,
+                              const struct sf_sizing *);
 static sf_status check_device(const struct sf_stack *, const struct sf_setup *,
                               const struct sf_sizing *);
 
@@ -57,6 +59,9 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
         status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
     if (status == SF_OK) status = check_device(&cfg->kv.stack, &plan.setup, &sizing);
+    if (status == SF_OK)
+        plan.threads_beside = sizing.threads_beside = threads_beside(&cfg->kv.stack, cluster,
+                                                                     &sizing);
     if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
     if (status == SF_OK) status = set_stages(cfg, count, &plan);
     if (status == SF_OK) status = choose_placing(cfg, &plan);
@@ -156,7 +161,7 @@ static sf_status resolve_model(const struct sf_config *cfg, const struct sf_mode
     return SF_OK;
 }
 
-int32_t sf_plan_threads(const struct sf_config *cfg, const struct sf_cluster *cluster)
+static int32_t cores_of_rank(const struct sf_cluster *cluster)
 {
     int32_t most = 1, *on_node = calloc((size_t)cluster->nodes, sizeof *on_node);
     for (int32_t r = 0; on_node != NULL && r < cluster->ranks; r++) {
@@ -164,13 +169,28 @@ int32_t sf_plan_threads(const struct sf_config *cfg, const struct sf_cluster *cl
         if (++on_node[cluster->place[r].node] > most) most = on_node[cluster->place[r].node];
     }
     free(on_node);
+    int32_t cores = cluster->cores_per_node / most;
+    if (cluster->threads_max > 0 && cluster->threads_max < cores) cores = cluster->threads_max;
+    return cores;
+}
+
+int32_t sf_plan_threads(const struct sf_config *cfg, const struct sf_cluster *cluster)
+{
     int32_t threads = cfg->parallel.threads;
-    if (threads == SF_OPT_AUTO) {
-        threads = cluster->cores_per_node / most;
-        if (cluster->threads_max > 0 && cluster->threads_max < threads)
-            threads = cluster->threads_max;
-    }
+    if (threads == SF_OPT_AUTO) threads = cores_of_rank(cluster);
     return threads < 1 ? 1 : threads;
+}
+
+/* Factors of layer groups are made beside the layers by what is idle of a rank's cores, within
+ * OMP_NUM_THREADS as well; where the host can make them. */
+static int32_t threads_beside(const struct sf_stack *stack, const struct sf_cluster *cluster,
+                              const struct sf_sizing *sizing)
+{
+    int32_t idle = 0;
+    for (int32_t m = 0; m < stack->entries && sizing->host_memory; m++)
+        if (stack->entry[m].plan.edits & SF_EDITS_GROUP)
+            idle = cores_of_rank(cluster) - sizing->threads;
+    return idle > 0 ? idle : 0;
 }
 
 /* Products are in model.dtype where the processor can; f32 is to be had everywhere, bf16 is not. */

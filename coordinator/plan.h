@@ -33,6 +33,8 @@ struct sf_launch_plan {
     int32_t rows_max, seqs_max;         /* of one step; of one data-parallel group */
     int32_t micro_batches;              /* of one group: at least the stages */
     int32_t threads;                    /* per rank */
+    int32_t threads_beside;             /* of a rank, otherwise idle: for factors of layer groups
+                                           while its layers run; 0 where there are none of either */
     const char *device;                 /* "cpu", "cuda", "cuda-emulated" */
     char device_why[SF_WHY_MAX];        /* why auto took no GPU; else "" */
     enum sf_isa isa_max;                /* for the device: model.compute f32 keeps off bf16 */
@@ -57,7 +59,8 @@ int64_t   sf_plan_spare_bytes(const struct sf_plan_rank *, const struct sf_clust
 /* For people, and interface.md section 7; malloc'd.  Beside the keys there, in JSON:
  *   ranks[].library_bytes     of workspace_bytes: set aside for what the libraries of a GPU take
  *   ranks[].kv_beside_bytes   what the cache takes beside its pages (struct sf_cache_bytes): total,
- *                             tables, mirrors, masses, step, copies, sequences, scratch (at most)
+ *                             tables, mirrors, masses, step, copies, sequences, beside,
+ *                             scratch (at most)
  *   imbalance.memory          stored bytes at max_model_len of the fullest tensor rank of a stage /
  *                             the mean, of the worst stage: identity, KV heads in blocks; placed
  *   imbalance.layers          the same layer by layer, summed: what a step waits for

@@ -116,6 +116,7 @@ static struct sf_json *beside_json(struct json_writer *w, const struct sf_cache_
     put(w, json, "step", sf_json_new_int(cache->step));
     put(w, json, "copies", sf_json_new_int(cache->copies));
     put(w, json, "sequences", sf_json_new_int(cache->seqs));
+    put(w, json, "beside", sf_json_new_int(cache->beside));
     put(w, json, "scratch", sf_json_new_int(cache->scratch));
     return json;
 }
@@ -293,10 +294,12 @@ static void write_memory(FILE *out, const struct sf_launch_plan *plan)
     const struct sf_cache_bytes *cache = &plan->rank[who].cache;
     fprintf(out, "           of that the cache beside its pages %.1f: tables %.1f, mirrors of slots"
                  " %.1f, attention's statistics %.1f, a step %.1f,\n"
-                 "           rows of copies %.1f, sequences %.1f, hooks at most %.1f\n",
+                 "           rows of copies %.1f, sequences %.1f, factors beside the layers %.1f,"
+                 " hooks at most %.1f\n",
             (double)sf_cache_bytes_sum(cache) / MIB, (double)cache->tables / MIB,
             (double)cache->mirrors / MIB, (double)cache->masses / MIB, (double)cache->step / MIB,
-            (double)cache->copies / MIB, (double)cache->seqs / MIB, (double)cache->scratch / MIB);
+            (double)cache->copies / MIB, (double)cache->seqs / MIB, (double)cache->beside / MIB,
+            (double)cache->scratch / MIB);
 }
 
 /* The dearest stage / the mean, of the costs of layers and head, with so many layers each. */
@@ -429,9 +432,12 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
     fprintf(out, "model      %s, %s: %d layers, d_model %d, vocabulary %d, %d tokens planned\n",
             desc->name[0] != '\0' ? desc->name : sf_model_path(model), desc->arch_name,
             desc->layers, desc->d_model, desc->vocab, plan->tokens_max);
-    fprintf(out, "layout     tensor %d x pipeline %d x data %d = %d ranks, %d threads a rank;"
-                 " micro-batches %d\n", plan->tensor, plan->pipeline, plan->data, plan->ranks,
-            plan->threads, plan->micro_batches);
+    fprintf(out, "layout     tensor %d x pipeline %d x data %d = %d ranks, %d threads a rank",
+            plan->tensor, plan->pipeline, plan->data, plan->ranks,
+            plan->threads);
+    if (plan->threads_beside > 0)
+        fprintf(out, " and %d for factors of layer groups", plan->threads_beside);
+    fprintf(out, "; micro-batches %d\n", plan->micro_batches);
     int on_cpu = strcmp(plan->device, "cpu") == 0;
     int why = plan->device_why[0] != '\0';
     fprintf(out, "device     %s%s%s%s\n", plan->device, why ? " (auto: " : "", plan->device_why,

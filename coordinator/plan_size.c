@@ -129,7 +129,8 @@ static sf_status cache_beside(const struct sf_sizing *sizing, const struct sf_se
     int64_t page_bytes = sf_account_page_bytes(setup, &rank->lanes, sizing->kv_dtype);
     struct sf_cache_room room = { .dtype = sizing->kv_dtype, .pages = pool / page_bytes,
                                   .seqs_max = sizing->seqs_max, .rows_max = sizing->rows_max,
-                                  .tokens_max = tokens, .factor_bytes = sizing->factor_bytes };
+                                  .tokens_max = tokens, .threads_beside = sizing->threads_beside,
+                                  .factor_bytes = sizing->factor_bytes };
     if (room.pages > INT32_MAX) room.pages = INT32_MAX; /* page numbers are int32 */
     return sf_account_cache(setup, stack, &rank->share, &room, out);
 }

@@ -67,6 +67,8 @@ struct sf_cache_room {
     enum sf_dtype dtype;
     int64_t pages;
     int32_t seqs_max, rows_max, tokens_max;
+    int32_t threads_beside;             /* as in struct sf_store_spec; 0 where the host cannot
+                                           touch the device's memory */
     size_t (*factor_bytes)(const struct sf_factor_job *); /* of the backend's table */
 };
 struct sf_cache_bytes {
@@ -76,6 +78,7 @@ struct sf_cache_bytes {
     int64_t step;                       /* jobs of one step, sums of attention */
     int64_t copies;                     /* rows that copies of a KV head exchange */
     int64_t seqs;                       /* lanes, page tables, kept queries of all sequences */
+    int64_t beside;                     /* matrices of layer groups that are factored beside */
     int64_t scratch;                    /* of one hook and its edits; data decide: at most */
 };
 /* Pure, for one rank and a checked stack.  All but seqs and scratch is taken when the store is
@@ -88,7 +91,7 @@ sf_status sf_account_cache(const struct sf_setup *, const struct sf_stack *,
 static inline int64_t sf_cache_bytes_sum(const struct sf_cache_bytes *bytes)
 {
     return bytes->tables + bytes->mirrors + bytes->masses + bytes->step + bytes->copies +
-           bytes->seqs + bytes->scratch;
+           bytes->seqs + bytes->beside + bytes->scratch;
 }
 
 /* ---- why a method did nothing (idle.c) ---- */

@@ -199,39 +199,31 @@ static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *by
     return SF_OK;
 }
 
-/* Step memory of encoding one group (encode.c): X, a lane of it and its rotations, both bases and
- * factors, the factorisation's own, and what is known of rows. */
+/* Whether its factors are made beside the layers (encode.c), in a room of their own. */
+static int goes_beside(const struct sizing *s, const struct grouped *group)
+{
+    return s->room->threads_beside > 0 &&
+           !sf_lowrank_over_ranks(s->setup, &s->stack->entry[group->m].plan.tier[group->tier]);
+}
+
+/* Step memory of encoding one group: a lane of X and its rotations, what is known of rows, and the
+ * factors, if they are made at once. */
 static sf_status group_scratch(const struct sizing *s, const struct grouped *group,
                                int64_t *bytes_out)
 {
     struct sf_lowrank_ask ask = group_ask(s, group, s->room->tokens_max);
     struct sf_lowrank_size size;
-    struct sf_lowrank cfg;
     SF_TRY(sf_lowrank_sizes(&ask, &size));
-    memcpy(&cfg, ask.tier->codec_cfg, sizeof cfg);
     int64_t n = ask.tokens, lanes = ask.lanes, k_dim = ask.raw.k_dim, v_dim = ask.raw.v_dim;
-    int64_t rows = size.rank_k > size.rank_v ? size.rank_k : size.rank_v, own = 0;
-    int64_t floats = n * (lanes + 1) * (k_dim > v_dim ? k_dim : v_dim) +
-                     n * (size.basis.k_dim + size.basis.v_dim) + rows * lanes * (k_dim + v_dim) +
-                     2 * n * (layer_of(s, group->layer)->rope_dim + 1) + 2 * lanes;
-    for (int values = 0; values < (size.rank_v > 0 ? 2 : 1); values++) {
-        struct sf_factor_job job = { .rows = ask.tokens,
-                                     .cols = (int32_t)(lanes * (values ? v_dim : k_dim)),
-                                     .rank = values ? size.rank_v : size.rank_k,
-                                     .how = (enum sf_factor_how)cfg.how,
-                                     .oversample = cfg.oversample };
-        struct sf_factor_ranks over = {
-            .lanes = ask.lanes, .lanes_all = sf_group_lanes(s->setup, ask.shape, ask.layer),
-            .dim = (int32_t)(values ? v_dim : k_dim), .job = job };
-        int64_t bytes = (int64_t)(sf_lowrank_over_ranks(s->setup, ask.tier)
-                                      ? sf_factor_ranks_bytes(&over, s->setup->tp_size,
-                                                              s->room->factor_bytes)
-                                      : s->room->factor_bytes(&job));
-        if (bytes > own) own = bytes;
-    }
-    floats += sf_marks_most(&s->stack->entry[group->m].plan, ask.tokens) * k_dim;
-    *bytes_out = own + (floats + 4 * n + rows) * (int64_t)sizeof(float) +
-                 (LANE_ARRAYS + lanes) * SF_ALIGN;
+    int64_t rows = size.rank_k > size.rank_v ? size.rank_k : size.rank_v;
+    size_t factors = 0;
+    int64_t floats = n * (k_dim > v_dim ? k_dim : v_dim) + 2 * lanes +
+                     2 * n * (layer_of(s, group->layer)->rope_dim + 1) +
+                     sf_marks_most(&s->stack->entry[group->m].plan, ask.tokens) * k_dim;
+    if (!goes_beside(s, group))
+        SF_TRY(sf_encode_bytes(&ask, 0, s->room->factor_bytes, &factors));
+    *bytes_out = (int64_t)factors + (floats + 4 * n + rows) * (int64_t)sizeof(float) +
+                 (LANE_ARRAYS + lanes) * SF_ALIGN + s->spans * block(1, sizeof(struct sf_encoding));
     return SF_OK;
 }
 
@@ -332,6 +324,22 @@ static void size_copies(const struct sizing *s, struct sf_cache_bytes *out)
     if (width == 0) return;
     out->copies = 4 * block(rows * width, sizeof(float)) + block(rows * group, sizeof(float)) +
                   block(rows, sizeof(int32_t)) + block(rows, sizeof(struct sf_copies_row));
+}
+
+/* The room of factors that are made beside the layers: of the largest group, as long as can be. */
+static sf_status size_beside(const struct sizing *s, struct sf_cache_bytes *out)
+{
+    struct grouped group;
+    size_t most = 0, bytes;
+    for (int32_t m = 0; m < entries_of(s); m++)
+        for (int32_t i = 0; i < s->share->layer_count; i++) {
+            if (!group_at(s, m, i, &group) || !goes_beside(s, &group)) continue;
+            struct sf_lowrank_ask ask = group_ask(s, &group, s->setup->tokens_max);
+            SF_TRY(sf_encode_bytes(&ask, 1, s->room->factor_bytes, &bytes));
+            if (bytes > most) most = bytes;
+        }
+    if (most > 0) out->beside = block((int64_t)most, 1);
+    return SF_OK;
 }
 
 /* ---- sequences ------------------------------------------------------------------------------ */
@@ -496,20 +504,27 @@ static int64_t select_bytes(const struct sizing *s, int32_t m)
 
 static sf_status size_scratch(const struct sizing *s, struct sf_cache_bytes *out)
 {
-    int64_t most = 0, edits = 0, shown = 0;
-    struct grouped group;
+    int64_t most = 0, edits = 0, shown = 0, kept = 0;
+    struct grouped group = { 0 };
+    int beside = 0;
     for (int32_t m = 0; m < entries_of(s); m++) {
         if (select_bytes(s, m) > most) most = select_bytes(s, m);
         for (int32_t i = 0; s->stack->entry[m].plan.whens != 0 && i < s->share->layer_count; i++) {
             int64_t bytes;
-            if (!group_goes_on(s, m, i)) edits = shown = 0;
+            if (!group_goes_on(s, m, i)) edits = shown = beside = 0;
             SF_TRY(hook_bytes(s, i, m, &bytes));
-            if (group_at(s, m, i, &group)) SF_TRY(group_scratch(s, &group, &edits));
+            if (group_at(s, m, i, &group)) {
+                beside = goes_beside(s, &group);
+                SF_TRY(group_scratch(s, &group, &edits));
+            }
             shown += bytes;
             if (shown + edits > most) most = shown + edits;
+            if (beside && shown + edits > kept) kept = shown + edits;
         }
     }
-    if (most > 0) out->scratch = 2 * most + 6 * BLOCK_BYTES;    /* host and device */
+    /* Host and device; and of a group that is factored beside, until it is finished. */
+    if (most > 0) out->scratch = 2 * most + 6 * BLOCK_BYTES;
+    if (kept > 0) out->scratch += 2 * kept + 3 * BLOCK_BYTES;
     return SF_OK;
 }
 
@@ -554,6 +569,7 @@ sf_status sf_account_cache(const struct sf_setup *setup, const struct sf_stack *
     size_tables(&s, &bytes);
     size_step(&s, &bytes);
     size_copies(&s, &bytes);
+    SF_TRY(size_beside(&s, &bytes));
     SF_TRY(seq_bytes(&s, room->tokens_max, &one));
     SF_TRY(seq_bytes(&s, 1, &least));
     bytes.seqs = s.seqs_long * one + (room->seqs_max - s.seqs_long) * least;

@@ -189,6 +189,21 @@ static sf_status create_step(struct sf_store *store, const struct sf_stack *stac
     return sf_copies_create(store);
 }
 
+/* ---- factors beside the layers -------------------------------------------------------------- */
+/* Room for the largest group of a sequence that is as long as can be. */
+static sf_status create_beside(struct sf_store *store, int32_t threads)
+{
+    size_t most = 0, bytes;
+    if (threads == 0 || !store->device->host_memory) return SF_OK;
+    for (int32_t g = 0; g < store->groups.groups; g++) {
+        struct sf_lowrank_ask ask = sf_group_ask(store, g, store->setup.tokens_max);
+        if (sf_lowrank_over_ranks(ask.setup, ask.tier)) continue;
+        SF_TRY(sf_encode_bytes(&ask, 1, store->device->k->factor_bytes, &bytes));
+        if (bytes > most) most = bytes;
+    }
+    return most > 0 ? sf_beside_create(store->device, threads, most, &store->beside) : SF_OK;
+}
+
 static sf_status create(struct sf_store *store, const struct sf_store_spec *spec)
 {
     void *block;
@@ -201,7 +216,8 @@ static sf_status create(struct sf_store *store, const struct sf_store_spec *spec
     SF_TRY(create_pool(store, spec));
     if (spec->stack) store->sharing = sf_stack_sharing(spec->stack);
     SF_TRY(sf_blocks_create(&store->pool, store->lanes, &store->blocks));
-    return create_step(store, spec->stack);
+    SF_TRY(create_step(store, spec->stack));
+    return create_beside(store, spec->threads_beside);
 }
 
 sf_status sf_store_create(const struct sf_store_spec *spec, struct sf_store **out)
@@ -219,6 +235,7 @@ sf_status sf_store_create(const struct sf_store_spec *spec, struct sf_store **ou
     store->rows_max = spec->rows_max;
     store->tap = spec->tap;
     sf_scratch_init(&store->host, NULL);
+    sf_scratch_init(&store->kept, NULL);
     sf_scratch_init(&store->dev, spec->device);
     sf_status status = create(store, spec);
     if (status != SF_OK) {
@@ -233,6 +250,7 @@ void sf_store_destroy(struct sf_store *store)
 {
     if (!store) return;
     SF_ASSERT(store->seqs == 0);
+    sf_beside_destroy(&store->beside);
     sf_copies_destroy(store);
     if (store->logit) store->device->k->free(store->device, store->logit);
     if (store->lse) store->device->k->free(store->device, store->lse);
@@ -256,6 +274,7 @@ void sf_store_destroy(struct sf_store *store)
     }
     sf_free(store->layer);
     sf_scratch_destroy(&store->dev);
+    sf_scratch_destroy(&store->kept);
     sf_scratch_destroy(&store->host);
     sf_free(store);
 }

@@ -5,10 +5,17 @@
  *   finish   A --> the basis, one row a slot;  B --> columns of each lane, its factors; then the
  *            slots leave the raw tier of every lane, whose order says that they are in the other
  *
- * Gathering and finishing know lanes and pages; factoring knows X, A and B alone.  Where a basis is
- * of all tensor ranks, they make it together (factor_ranks.h).
- * First keys, then values, through the same X; everything is in f32 until it comes into pages.
- * Values that stay exact (rank_v 0) have no X: they go as they are into pages of values. */
+ * Gathering and finishing know lanes and pages; factoring knows X, A and B alone.  So where the
+ * rank has threads for it, a group is factored beside the layers behind it (beside.h), and finished
+ * before the next hook or at the end of the step, whichever is first: the same pages either way.
+ * Nobody looks at its lanes in between, as no row of its sequence comes to these layers.
+ *
+ *   the next group's last layer: finish g | hook, gather g + 1 | layers ... | end: finish g + 1
+ *
+ * Else all three come at once: keys, then values, through the same X.  Where a basis is of all
+ * tensor ranks, they make it together (factor_ranks.h), at once.
+ * Everything is in f32 until it comes into pages.  Values that stay exact (rank_v 0) have no X:
+ * they go as they are into pages of values. */
 #include <math.h>
 #include <string.h>
 
@@ -17,52 +24,54 @@
 #include "kvshard/factor_ranks.h"
 #include "kvshard/store_impl.h"
 
-struct work {
-    struct sf_store *store;
-    const struct sf_span *span;
-    const struct sf_group_edit *edit;
-    struct sf_view *view;               /* [span->lanes] */
-    int32_t number;                     /* of the group */
-    struct sf_seq_group *group;
-    struct sf_segment *segment;         /* to be */
-    struct sf_lowrank_size size;
-    int32_t rows, kinds;                /* of the factors; 1: keys alone, 2: and values */
-    struct sf_encode_room room;         /* device */
-    struct sf_factor_lane *among;       /* [lanes] of all ranks'; NULL: our own basis */
-};
+_Static_assert((int)SF_BESIDE_JOBS >= (int)SF_HOOK_SPANS, "a hook's spans all fit beside");
 
-static int32_t dim_of(const struct work *w, int values)
+static int32_t dim_of(const struct sf_encoding *w, int values)
 {
     return values ? w->size.factors.v_dim : w->size.factors.k_dim;
 }
 
-static struct sf_factor_job job_of(const struct work *w, int values)
+/* Without what is of the group and its place. */
+static struct sf_factor_job shape_of(const struct sf_lowrank_size *size,
+                                     const struct sf_tier *tier, int32_t n, int32_t lanes,
+                                     int values)
 {
-    const struct sf_store_group *group = &w->store->groups.group[w->number];
-    const struct sf_tier *tier = &w->store->method[group->method].entry->plan.tier[group->tier];
     struct sf_lowrank cfg;
     memcpy(&cfg, tier->codec_cfg, sizeof cfg);
-    int32_t cols = w->span->lanes * dim_of(w, values);
     return (struct sf_factor_job){
-        .rows = w->edit->n, .cols = cols, .rank = values ? w->size.rank_v : w->size.rank_k,
-        .how = (enum sf_factor_how)cfg.how, .power_iterations = cfg.power_iterations,
-        .oversample = cfg.oversample,
-        /* The same for every sequence, so that an answer does not depend on what ran beside it. */
-        .seed = (uint64_t)cfg.seed * 2654435761u +
-                (uint64_t)(2 * (w->store->layer_first + group->layer_first) + values),
-        .x = w->room.x, .x_stride = (size_t)cols, .a = w->room.a[values], .b = w->room.b[values],
-        .a_stride = (size_t)(values ? w->size.basis.v_dim : w->size.basis.k_dim),
-        .b_stride = (size_t)cols, .scratch = w->room.scratch };
+        .rows = n, .cols = lanes * (values ? size->factors.v_dim : size->factors.k_dim),
+        .rank = values ? size->rank_v : size->rank_k, .how = (enum sf_factor_how)cfg.how,
+        .power_iterations = cfg.power_iterations, .oversample = cfg.oversample,
+        .seed = (uint64_t)cfg.seed * 2654435761u };
 }
 
-static int over_ranks(const struct work *w)
+static const struct sf_tier *tier_of(const struct sf_encoding *w)
 {
     const struct sf_store_group *group = &w->store->groups.group[w->number];
-    const struct sf_plan *plan = &w->store->method[group->method].entry->plan;
-    return sf_lowrank_over_ranks(&w->store->setup, &plan->tier[group->tier]);
+    return &w->store->method[group->method].entry->plan.tier[group->tier];
 }
 
-static struct sf_factor_ranks ranks_job(const struct work *w, int values)
+static struct sf_factor_job job_of(const struct sf_encoding *w, int values)
+{
+    const struct sf_store_group *group = &w->store->groups.group[w->number];
+    struct sf_factor_job job = shape_of(&w->size, tier_of(w), w->edit->n, w->span->lanes, values);
+    /* The same for every sequence, so that an answer does not depend on what ran beside it. */
+    job.seed += (uint64_t)(2 * (w->store->layer_first + group->layer_first) + values);
+    job.x = w->room.x[values];
+    job.x_stride = job.b_stride = (size_t)job.cols;
+    job.a = w->room.a[values];
+    job.a_stride = (size_t)(values ? w->size.basis.v_dim : w->size.basis.k_dim);
+    job.b = w->room.b[values];
+    job.scratch = w->room.scratch;
+    return job;
+}
+
+static int over_ranks(const struct sf_encoding *w)
+{
+    return sf_lowrank_over_ranks(&w->store->setup, tier_of(w));
+}
+
+static struct sf_factor_ranks ranks_job(const struct sf_encoding *w, int values)
 {
     const struct sf_store *store = w->store;
     const struct sf_store_group *group = &store->groups.group[w->number];
@@ -74,7 +83,7 @@ static struct sf_factor_ranks ranks_job(const struct work *w, int values)
 }
 
 /* Which lanes of all tensor ranks' these are. */
-static sf_status find_lanes(struct work *w)
+static sf_status find_lanes(struct sf_encoding *w)
 {
     struct sf_store *store = w->store;
     const struct sf_store_group *group = &store->groups.group[w->number];
@@ -99,7 +108,9 @@ void sf_encode_place(struct sf_heap *heap, const struct sf_encode_shape *shape,
     size_t rows = (size_t)(size->rank_k > size->rank_v ? size->rank_k : size->rank_v);
     size_t k_cols = lanes * (size_t)size->factors.k_dim;
     size_t v_cols = lanes * (size_t)size->factors.v_dim;
-    room_out->x = sf_heap_floats(heap, n * (k_cols > v_cols ? k_cols : v_cols));
+    size_t most = shape->apart || k_cols > v_cols ? k_cols : v_cols;
+    room_out->x[0] = room_out->x[1] = sf_heap_floats(heap, n * most);
+    if (shape->apart) room_out->x[1] = sf_heap_floats(heap, n * v_cols);
     room_out->a[0] = sf_heap_floats(heap, n * (size_t)size->basis.k_dim);
     room_out->a[1] = sf_heap_floats(heap, n * (size_t)size->basis.v_dim);
     room_out->b[0] = sf_heap_floats(heap, rows * k_cols);
@@ -107,23 +118,49 @@ void sf_encode_place(struct sf_heap *heap, const struct sf_encode_shape *shape,
     room_out->scratch = sf_heap_take(heap, shape->scratch_bytes);
 }
 
-static size_t scratch_bytes(const struct work *w)
+/* What the factorisation takes itself, of keys or values. */
+static size_t scratch_bytes(const struct sf_lowrank_ask *ask, const struct sf_lowrank_size *size,
+                            size_t (*factor_bytes)(const struct sf_factor_job *))
 {
-    size_t (*factor_bytes)(const struct sf_factor_job *) = w->store->device->k->factor_bytes;
     size_t most = 0;
-    for (int values = 0; values < w->kinds; values++) {
-        struct sf_factor_ranks job = ranks_job(w, values);
-        size_t bytes = over_ranks(w) ? sf_factor_ranks_bytes(&job, w->store->setup.tp_size,
-                                                             factor_bytes)
-                                     : factor_bytes(&job.job);
+    for (int values = 0; values < (size->rank_v > 0 ? 2 : 1); values++) {
+        struct sf_factor_ranks over = {
+            .lanes = ask->lanes, .lanes_all = sf_group_lanes(ask->setup, ask->shape, ask->layer),
+            .dim = values ? size->factors.v_dim : size->factors.k_dim,
+            .job = shape_of(size, ask->tier, ask->tokens, ask->lanes, values) };
+        size_t bytes = sf_lowrank_over_ranks(ask->setup, ask->tier)
+                           ? sf_factor_ranks_bytes(&over, ask->setup->tp_size, factor_bytes)
+                           : factor_bytes(&over.job);
         if (bytes > most) most = bytes;
     }
     return most;
 }
 
-static sf_status take_room(struct work *w)
+sf_status sf_encode_bytes(const struct sf_lowrank_ask *ask, int apart,
+                          size_t (*factor_bytes)(const struct sf_factor_job *),
+                          size_t *bytes_out)
 {
-    struct sf_encode_shape shape = { &w->size, w->edit->n, w->span->lanes, scratch_bytes(w) };
+    struct sf_lowrank_size size;
+    struct sf_encode_room room;
+    struct sf_heap heap = { 0 };
+    SF_TRY(sf_lowrank_sizes(ask, &size));
+    struct sf_encode_shape shape = { &size, ask->tokens, ask->lanes,
+                                     scratch_bytes(ask, &size, factor_bytes), apart };
+    sf_encode_place(&heap, &shape, &room);
+    *bytes_out = heap.used;
+    return SF_OK;
+}
+
+static struct sf_encode_shape room_of(const struct sf_encoding *w, int apart)
+{
+    struct sf_lowrank_ask ask = sf_group_ask(w->store, w->number, w->edit->n);
+    size_t bytes = scratch_bytes(&ask, &w->size, w->store->device->k->factor_bytes);
+    return (struct sf_encode_shape){ &w->size, w->edit->n, w->span->lanes, bytes, apart };
+}
+
+static sf_status take_room(struct sf_encoding *w)
+{
+    struct sf_encode_shape shape = room_of(w, 0);
     struct sf_heap heap = { 0 };
     void *base;
     sf_encode_place(&heap, &shape, &w->room);           /* counts */
@@ -136,9 +173,10 @@ static sf_status take_room(struct work *w)
 
 /* Of each layer, before anything is rounded into pages.  tests/quality reads these lines.  A rank
  * that has no memory for them goes on, as the others would wait for it. */
-static void tell_loss(const struct work *w, int values, const struct sf_factor_job *job)
+static void tell_loss(const struct sf_encoding *w, int values)
 {
     const struct sf_span *span = w->span;
+    const struct sf_factor_job is = job_of(w, values), *job = &is;
     double *sum;
     if (!sf_log_shows(SF_LOG_DEBUG)) return;
     if (sf_scratch_items(&w->store->host, (size_t)span->lanes, 2 * sizeof *sum, &sum) != SF_OK ||
@@ -165,7 +203,7 @@ static void tell_loss(const struct work *w, int values, const struct sf_factor_j
 
 /* ---- gather --------------------------------------------------------------------------------- */
 /* A lane's columns at a time; what that takes beside X is free afterwards. */
-static sf_status decode_lanes(struct work *w, int values, const int32_t *pos, float *columns)
+static sf_status decode_lanes(struct sf_encoding *w, int values, const int32_t *pos, float *columns)
 {
     struct sf_store *store = w->store;
     int32_t n = w->edit->n, dim = dim_of(w, values);
@@ -176,13 +214,13 @@ static sf_status decode_lanes(struct work *w, int values, const int32_t *pos, fl
                         values ? columns : NULL);
         if (!values) SF_TRY(sf_turn(store, w->view[l].layer, columns, pos, n, 1));
         store->device->k->copy_columns(store->device, n, dim, dim, columns, (size_t)dim,
-                                       w->room.x + (size_t)l * (size_t)dim, cols);
+                                       w->room.x[values] + (size_t)l * (size_t)dim, cols);
     }
     return SF_OK;
 }
 
 /* X of keys or values. */
-static sf_status gather(struct work *w, int values)
+static sf_status gather(struct sf_encoding *w, int values)
 {
     struct sf_store *store = w->store;
     struct sf_scratch_mark host = sf_scratch_mark(&store->host), dev = sf_scratch_mark(&store->dev);
@@ -200,7 +238,7 @@ static sf_status gather(struct work *w, int values)
 
 /* ---- factor --------------------------------------------------------------------------------- */
 /* so_far: where ranks make a basis together, one that has failed must not leave them waiting. */
-static sf_status factor(struct work *w, int values, sf_status so_far)
+static sf_status factor(struct sf_encoding *w, int values, sf_status so_far)
 {
     struct sf_store *store = w->store;
     struct sf_factor_ranks ranks = ranks_job(w, values);
@@ -208,23 +246,24 @@ static sf_status factor(struct work *w, int values, sf_status so_far)
     if (over_ranks(w)) so_far = sf_factor_ranks(&ranks, so_far);
     else if (so_far == SF_OK) so_far = store->device->k->factor(store->device, &ranks.job);
     store->device->k->sync(store->device);
-    store->seconds.factor += sf_seconds_since(start);
+    double seconds = sf_seconds_since(start);
+    store->seconds.factor += seconds;
+    store->seconds.factor_wait += seconds;
     return so_far;
 }
 
-static sf_status gather_and_factor(struct work *w)
+static sf_status gather_and_factor(struct sf_encoding *w)
 {
     for (int values = 0; values < w->kinds; values++) {
         SF_TRY(factor(w, values, gather(w, values)));
-        struct sf_factor_job job = job_of(w, values);
-        tell_loss(w, values, &job);
+        tell_loss(w, values);
     }
     return SF_OK;
 }
 
 /* ---- finish --------------------------------------------------------------------------------- */
 /* The pages of basis, factors and exact values are free, and those for copies of shared ones. */
-static sf_status check_room(const struct work *w)
+static sf_status check_room(const struct sf_encoding *w)
 {
     const struct sf_store *store = w->store;
     int64_t each = w->size.factor_pages + w->size.value_pages;
@@ -241,7 +280,7 @@ static sf_status check_room(const struct work *w)
     return SF_OK;
 }
 
-static void append(const struct work *w, const struct sf_kv_lane *list, int32_t rows,
+static void append(const struct sf_encoding *w, const struct sf_kv_lane *list, int32_t rows,
                    const float *k, size_t k_stride, const float *v, size_t v_stride,
                    const int32_t *pos)
 {
@@ -255,7 +294,7 @@ static void append(const struct work *w, const struct sf_kv_lane *list, int32_t 
 }
 
 /* The values of the slots of every lane into pages of values, as they are. */
-static sf_status write_values(const struct work *w)
+static sf_status write_values(const struct sf_encoding *w)
 {
     struct sf_store *store = w->store;
     struct sf_lane_ctx ctx = { &store->pool, w->size.values, &store->host };
@@ -275,7 +314,7 @@ static sf_status write_values(const struct work *w)
 }
 
 /* Basis and factors into pages. */
-static sf_status write_pages(const struct work *w)
+static sf_status write_pages(const struct sf_encoding *w)
 {
     struct sf_store *store = w->store;
     struct sf_segment *segment = w->segment;
@@ -312,7 +351,7 @@ static sf_status write_pages(const struct work *w)
 }
 
 /* The landmarks of the lanes that have some. */
-static sf_status write_marks(const struct work *w)
+static sf_status write_marks(const struct sf_encoding *w)
 {
     struct sf_store *store = w->store;
     size_t dim = (size_t)dim_of(w, 0), most = 0;
@@ -335,7 +374,7 @@ static sf_status write_marks(const struct work *w)
 }
 
 /* The slots leave the raw tier of a lane, but for those that stay there as well. */
-static sf_status leave(const struct work *w, const struct sf_view *view)
+static sf_status leave(const struct sf_encoding *w, const struct sf_view *view)
 {
     struct sf_store *store = w->store;
     struct sf_lane_ctx ctx = sf_store_ctx(store, view->layer);
@@ -357,7 +396,7 @@ static sf_status leave(const struct work *w, const struct sf_view *view)
 }
 
 /* What rounding up leaves beside the factors is zeros. */
-static void fill_up(const struct work *w)
+static void fill_up(const struct sf_encoding *w)
 {
     struct sf_device *device = w->store->device;
     for (int values = 0; values < w->kinds; values++) {
@@ -372,7 +411,7 @@ static void fill_up(const struct work *w)
     }
 }
 
-static sf_status write_all(const struct work *w)
+static sf_status write_all(const struct sf_encoding *w)
 {
     struct sf_store *store = w->store;
     struct sf_seq *seq = w->view->seq;
@@ -391,7 +430,7 @@ static sf_status write_all(const struct work *w)
 }
 
 /* Basis and factors are there, or X was not finite: SF_INVALID. */
-static sf_status finish(struct work *w, sf_status factored)
+static sf_status finish(struct sf_encoding *w, sf_status factored)
 {
     struct sf_store *store = w->store;
     if (factored == SF_INVALID) {
@@ -410,12 +449,107 @@ static sf_status finish(struct work *w, sf_status factored)
     return status;
 }
 
+/* ---- at once -------------------------------------------------------------------------------- */
+static sf_status encode_now(struct sf_encoding *w)
+{
+    sf_status status = check_room(w);
+    if (status == SF_OK) status = take_room(w);
+    if (over_ranks(w))
+        status = sf_comm_agree(w->store->tensor, status,
+                               "the basis of a layer group: tensor rank");
+    SF_TRY(status);
+    return finish(w, gather_and_factor(w));
+}
+
+/* ---- beside the layers ---------------------------------------------------------------------- */
+/* Room beside those before it, which are finished if it takes that; 0: it goes at once. */
+static sf_status find_room(struct sf_encoding *w, int *found_out)
+{
+    struct sf_beside *beside = &w->store->beside;
+    struct sf_heap heap = { 0 };
+    *found_out = 0;
+    if (beside->threads == 0 || over_ranks(w)) return SF_OK;
+    struct sf_encode_shape shape = room_of(w, 1);
+    sf_encode_place(&heap, &shape, &w->room);           /* counts */
+    if (heap.used > beside->room_bytes) return SF_OK;
+    if (heap.used > beside->room_bytes - beside->room_used) SF_TRY(sf_encodings_finish(w->store));
+    heap = (struct sf_heap){ beside->room, beside->room_used };
+    sf_encode_place(&heap, &shape, &w->room);
+    beside->room_used = heap.used;
+    *found_out = 1;
+    return SF_OK;
+}
+
+static sf_status put_beside(struct sf_encoding *w)
+{
+    struct sf_store *store = w->store;
+    w->job.kinds = w->kinds;
+    for (int values = 0; values < w->kinds; values++) {
+        SF_TRY(gather(w, values));
+        w->job.kind[values] = job_of(w, values);
+    }
+    SF_ASSERT(store->encodings < SF_HOOK_SPANS);
+    store->encoding[store->encodings++] = w;
+    sf_beside_begin(&store->beside, &w->job);
+    return SF_OK;
+}
+
+static sf_status finish_job(struct sf_encoding *w)
+{
+    sf_status status = w->job.status;
+    w->store->seconds.factor += w->job.seconds;
+    if (status == SF_OK) status = check_room(w);
+    else if (status != SF_INVALID) status = SF_FAIL(status, "%s", w->job.words);
+    for (int values = 0; values < w->kinds && status == SF_OK; values++) tell_loss(w, values);
+    return finish(w, status);
+}
+
+sf_status sf_encodings_finish(struct sf_store *store)
+{
+    struct sf_scratch_mark host = sf_scratch_mark(&store->host), dev = sf_scratch_mark(&store->dev);
+    int64_t start = sf_now_ns();
+    sf_status status = SF_OK;
+    if (store->encodings == 0) return SF_OK;
+    sf_beside_wait(&store->beside);
+    store->seconds.factor_wait += sf_seconds_since(start);
+    for (int32_t i = 0; i < store->encodings && status == SF_OK; i++) {
+        status = finish_job(store->encoding[i]);
+        sf_scratch_back(&store->host, host);
+        sf_scratch_back(&store->dev, dev);
+    }
+    sf_encodings_drop(store);
+    return status;
+}
+
+void sf_encodings_drop(struct sf_store *store)
+{
+    sf_beside_drop(&store->beside);
+    store->encodings = 0;
+    store->beside.room_used = 0;
+    sf_scratch_reset(&store->kept);
+}
+
+void sf_encodings_keep(struct sf_store *store)
+{
+    struct sf_scratch_mem other = store->kept;
+    if (store->encodings == 0) return;
+    store->kept = store->host;
+    store->host = other;
+}
+
+int sf_encodings_cover(const struct sf_store *store, int32_t layer)
+{
+    for (int32_t i = 0; i < store->encodings; i++)
+        if (layer <= store->groups.group[store->encoding[i]->number].layer_last) return 1;
+    return 0;
+}
+
 /* ---- all of it ------------------------------------------------------------------------------ */
-static sf_status begin(struct sf_answer *answer, int32_t number, struct work *w)
+static sf_status begin(struct sf_answer *answer, int32_t number, struct sf_encoding *w)
 {
     struct sf_store *store = answer->store;
-    *w = (struct work){ .store = store, .span = &answer->span[number],
-                        .edit = &answer->group[number] };
+    *w = (struct sf_encoding){ .store = store, .span = &answer->span[number],
+                               .edit = &answer->group[number] };
     w->view = &answer->view[w->span->lane - answer->shown];
     w->number = sf_group_of(store, w->view->layer, w->view->lane_index);
     w->group = &w->view->seq->group[w->number];
@@ -425,25 +559,17 @@ static sf_status begin(struct sf_answer *answer, int32_t number, struct work *w)
     return SF_OK;
 }
 
-static sf_status encode(struct sf_answer *answer, int32_t number)
-{
-    struct work w;
-    SF_TRY(begin(answer, number, &w));
-    sf_status status = check_room(&w);
-    if (status == SF_OK) status = take_room(&w);
-    if (over_ranks(&w))
-        status = sf_comm_agree(answer->store->tensor, status,
-                               "the basis of a layer group: tensor rank");
-    SF_TRY(status);
-    return finish(&w, gather_and_factor(&w));
-}
-
 /* What one span took is free for the next: it ends with all that was queued done. */
 sf_status sf_group_encode(struct sf_answer *answer, int32_t number)
 {
     struct sf_store *store = answer->store;
+    struct sf_encoding *w;
+    int beside;
+    SF_TRY(sf_scratch_items(&store->host, 1, sizeof *w, &w));
     struct sf_scratch_mark host = sf_scratch_mark(&store->host), dev = sf_scratch_mark(&store->dev);
-    SF_TRY(encode(answer, number));
+    SF_TRY(begin(answer, number, w));
+    SF_TRY(find_room(w, &beside));
+    SF_TRY(beside ? put_beside(w) : encode_now(w));
     store->device->k->sync(store->device);
     sf_scratch_back(&store->host, host);
     sf_scratch_back(&store->dev, dev);

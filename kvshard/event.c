@@ -379,11 +379,13 @@ static sf_status fire(struct sf_store *store, int32_t layer, const struct sf_kv_
                !span_is_due(store, layer, step->item[next].seq, method, when, next))
             next++;
         if (next == step->items) return SF_OK;
+        SF_TRY(sf_encodings_finish(store));
         struct sf_answer answer = { .store = store, .method = m, .layer = layer,
                                     .when = when };
         SF_TRY(show(&answer, step, first, method, when, &next));
         SF_TRY(sf_copies_agree(&answer));
         SF_TRY(call_hook(&answer, method, when));
+        sf_encodings_keep(store);
         sf_scratch_reset(&store->host);
         sf_scratch_reset(&store->dev);
     }

@@ -108,17 +108,22 @@ struct sf_kv_lane *sf_group_marks(const struct sf_store *store, const struct sf_
 }
 
 /* ---- of a sequence -------------------------------------------------------------------------- */
-sf_status sf_group_sizes(const struct sf_store *store, int32_t number, int32_t tokens,
-                         struct sf_lowrank_size *size_out)
+struct sf_lowrank_ask sf_group_ask(const struct sf_store *store, int32_t number, int32_t tokens)
 {
     const struct sf_store_group *group = &store->groups.group[number];
     const struct sf_stack_entry *entry = store->method[group->method].entry;
-    struct sf_lowrank_ask ask = { .setup = &store->setup, .shape = &entry->shape,
-                                  .tier = &entry->plan.tier[group->tier],
-                                  .raw = store->layer[group->layer_first].layout,
-                                  .layer = store->layer_first + group->layer_first,
-                                  .ranks = store->setup.tp_size, .lanes = group->lanes,
-                                  .tokens = tokens };
+    return (struct sf_lowrank_ask){ .setup = &store->setup, .shape = &entry->shape,
+                                    .tier = &entry->plan.tier[group->tier],
+                                    .raw = store->layer[group->layer_first].layout,
+                                    .layer = store->layer_first + group->layer_first,
+                                    .ranks = store->setup.tp_size, .lanes = group->lanes,
+                                    .tokens = tokens };
+}
+
+sf_status sf_group_sizes(const struct sf_store *store, int32_t number, int32_t tokens,
+                         struct sf_lowrank_size *size_out)
+{
+    struct sf_lowrank_ask ask = sf_group_ask(store, number, tokens);
     return sf_lowrank_sizes(&ask, size_out);
 }
 

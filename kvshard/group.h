@@ -15,7 +15,6 @@
  * basis count with the first lane that is no copy. */
 #ifndef SHEAF_KVSHARD_GROUP_H
 #define SHEAF_KVSHARD_GROUP_H
-#include "kernels/small.h"
 #include "kvshard/codec.h"
 #include "kvshard/lane.h"
 #include "kvshard/stack.h"
@@ -80,31 +79,19 @@ void      sf_group_book(struct sf_store *, struct sf_seq *, int32_t group, struc
 /* The segment in which a slot of a shared tier lies; sf_segment_of->basis has its pages. */
 const struct sf_segment *sf_segment_of(const struct sf_kv_lane *tier, int32_t slot);
 /* Of a segment of so many rows. */
+struct sf_lowrank_ask sf_group_ask(const struct sf_store *, int32_t group, int32_t tokens);
 sf_status sf_group_sizes(const struct sf_store *, int32_t group, int32_t tokens,
                          struct sf_lowrank_size *size_out);
 
-/* ---- encode.c ------------------------------------------------------------------------------- */
+/* ---- encode.c (encode.h) --------------------------------------------------------------------- */
 struct sf_group_edit { int32_t *ids, n, tier; }; /* slots of every lane of a span; tier 0: none */
 /* Landmarks of a lane; NULL: it is in no group, or the method has none. */
 struct sf_kv_lane *sf_group_marks(const struct sf_store *, const struct sf_seq *, int32_t layer,
                                   int32_t lane);
-/* All lanes of span `number` of the answer lose these slots to a basis.  What holds anything that
- * is not finite stays as it is, with a warning. */
+/* All lanes of span `number` of the answer lose these slots to a basis: at once, or, where the rank
+ * has threads for that, with the next sf_encodings_finish.  What holds anything that is not finite
+ * stays as it is, with a warning. */
 sf_status sf_group_encode(struct sf_answer *, int32_t number);
-/* What factors are made in. */
-struct sf_encode_shape {
-    const struct sf_lowrank_size *size;
-    int32_t n, lanes;                   /* slots; lanes of the group here */
-    size_t scratch_bytes;               /* of the factorisation itself, of keys or values */
-};
-struct sf_encode_room {
-    float *x;                           /* [n][columns of keys or of values] */
-    float *a[2], *b[2];                 /* keys, values: [n][width of the basis], [rows][columns] */
-    void *scratch;
-};
-/* Places it; a heap without base counts. */
-void sf_encode_place(struct sf_heap *, const struct sf_encode_shape *,
-                     struct sf_encode_room *room_out);
 
 /* ---- loss.c --------------------------------------------------------------------------------- */
 /* Of factors that are there, for each of `lanes` equal parts of the columns: the squares of x and

@@ -190,6 +190,7 @@ static sf_status run_round(struct sf_store *store, int32_t layer, const struct s
 sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const struct sf_kv_step *step)
 {
     check_step(store, layer_local, step);
+    if (sf_encodings_cover(store, layer_local)) SF_TRY(sf_store_settle(store)); /* a new step */
     if (store->layer[layer_local].spec.lanes == 0) {
         for (int32_t i = 0; i < step->items; i++)
             step->item[i].seq->tokens[layer_local] += step->item[i].rows;
@@ -200,6 +201,14 @@ sf_status sf_store_layer(struct sf_store *store, int32_t layer_local, const stru
         for (int32_t i = 0; i < step->items; i++) store->done[i] += store->rows[i];
     }
     return SF_OK;
+}
+
+sf_status sf_store_settle(struct sf_store *store)
+{
+    int64_t start = sf_now_ns();
+    sf_status status = sf_encodings_finish(store);
+    store->seconds.edit += sf_seconds_since(start);
+    return status;
 }
 
 /* ---- sequences ------------------------------------------------------------------------------ */
@@ -269,6 +278,7 @@ sf_status sf_seq_open(struct sf_store *store, int64_t seq_id, int32_t prompt, in
 void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
                     struct sf_receipt *receipt)
 {
+    SF_ASSERT(store->encodings == 0);
     *receipt = (struct sf_receipt){ .slots_evicted = seq->evicted, .slots_merged = seq->merged,
                                     .slots_requantised = seq->recoded, .edits = seq->edits,
                                     .changed = seq->changed,
@@ -289,6 +299,7 @@ void sf_seq_receipt(const struct sf_store *store, const struct sf_seq *seq,
 void sf_seq_close(struct sf_store *store, struct sf_seq *seq, struct sf_receipt *receipt_out)
 {
     SF_ASSERT(store->seqs > 0);
+    if (store->encodings > 0) sf_encodings_drop(store); /* a step has failed */
     if (receipt_out) sf_seq_receipt(store, seq, receipt_out);
     for (int32_t layer = 0; layer < store->layers; layer++) {
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++) {

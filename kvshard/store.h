@@ -61,6 +61,8 @@ struct sf_store_spec {
     int32_t page_slots;
     int64_t pool_bytes;                 /* rounded down to pages */
     uint8_t populate;                   /* touch the pool now, so that it cannot fail later */
+    int32_t threads_beside;             /* idle threads beside the device's: layer groups are then
+                                           factored while the layers behind them run; 0: none */
     int32_t seqs_max, rows_max;         /* most sequences open; most rows of one step */
     struct sf_store_tap tap;
 };
@@ -112,6 +114,9 @@ struct sf_kv_step {                     /* one layer of one step */
  * SF_NO_PAGES takes no page; rows up to an earlier event of the call stand, and those before an
  * edit that needs copies of shared pages (lane.h).  The job ends. */
 sf_status sf_store_layer(struct sf_store *, int32_t layer_local, const struct sf_kv_step *);
+/* The end of a step: what layer groups of it are still being factored is waited for and carried
+ * out.  Until then their lanes are as they were; receipts come between steps. */
+sf_status sf_store_settle(struct sf_store *);
 /* Memory pressure, between two steps: every lane whose method answers SF_AT_PRESSURE comes down to
  * the budget of a sequence that was tightened once more.  SF_INTERNAL for one whose prompt has not
  * ended in every layer, or that has not `tokens` in each. */
@@ -124,11 +129,12 @@ int64_t sf_store_bytes_stored(const struct sf_store *);
 /* The same tokens in the exact cache. */
 int64_t sf_store_bytes_exact(const struct sf_store *);
 int64_t sf_store_bytes_held(const struct sf_store *);
-/* Since the start, on the thread that runs the layers. */
+/* Since the start, on the thread that runs the layers, but for factor. */
 struct sf_store_seconds {
     double edit;                        /* inside events and edits */
     double watch;                       /* in attention's statistics */
-    double factor;                      /* in the factors of layer groups; a part of edit */
+    double factor;                      /* in the factors of layer groups, wherever */
+    double factor_wait;                 /* of edit: waiting for them, or making them at once */
 };
 struct sf_store_seconds sf_store_seconds(const struct sf_store *);
 

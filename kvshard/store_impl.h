@@ -1,13 +1,14 @@
 /* kvshard/store_impl.h: what the files of the store share: store.c (sequences, one layer of one
  * step), block.c (shared beginnings), tier.c (lanes of several tiers), group.c and encode.c
- * (layers encoded together), watch.c (attention's statistics), copies.c (those of lanes that
- * several ranks hold), event.c (which hooks fall due, views), tighten.c (budgets, memory
- * pressure), edit.c (answers, checks), apply.c (carrying out), select.c (what is read in decode),
- * turn.c (keys before RoPE) and service.c (what a hook may call).  Nobody else includes it but its
- * tests. */
+ * (layers encoded together), beside.c (a thread for that), watch.c (attention's statistics),
+ * copies.c (those of lanes that several ranks hold), event.c (which hooks fall due, views),
+ * tighten.c (budgets, memory pressure), edit.c (answers, checks), apply.c (carrying out), select.c
+ * (what is read in decode), turn.c (keys before RoPE) and service.c (what a hook may call).  Nobody
+ * else includes it but its tests. */
 #ifndef SHEAF_KVSHARD_STORE_IMPL_H
 #define SHEAF_KVSHARD_STORE_IMPL_H
 #include "kvshard/block.h"
+#include "kvshard/encode.h"
 #include "kvshard/event.h"
 #include "kvshard/group.h"
 #include "kvshard/lane.h"
@@ -80,6 +81,10 @@ struct sf_store {
     int64_t bytes_stored, bytes_exact;  /* of open sequences; exact: the same tokens uncompressed */
     struct sf_store_seconds seconds;
     struct sf_scratch_mem host, dev;    /* of one hook */
+    struct sf_beside beside;
+    struct sf_encoding *encoding[SF_HOOK_SPANS]; /* beside the layers, as they will be finished */
+    int32_t encodings;
+    struct sf_scratch_mem kept;         /* host: of the hook that they lie in (encode.c) */
     const struct sf_answer *answer;     /* of the hook that runs; NULL outside */
     struct sf_store_tap tap;
     /* of one step; sized at creation */

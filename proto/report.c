@@ -30,6 +30,10 @@ static sf_status load_check(int32_t rank, const struct sf_wire_load *load)
         load->flop_rate < 0)
         return SF_FAIL(SF_FORMAT, "report of rank %d: %g bytes and %g operations a second", rank,
                        load->read_rate, load->flop_rate);
+    if (!isfinite(load->prefill_factor_seconds) || load->prefill_factor_seconds < 0 ||
+        !isfinite(load->prefill_factor_wait_seconds) || load->prefill_factor_wait_seconds < 0)
+        return SF_FAIL(SF_FORMAT, "report of rank %d: %g s of factors, %g of them waited for",
+                       rank, load->prefill_factor_seconds, load->prefill_factor_wait_seconds);
     if (!isfinite(load->step_seconds) || load->step_seconds < 0)
         return SF_FAIL(SF_FORMAT, "report of rank %d: %g s in steps", rank, load->step_seconds);
     if (load->steps < load->decode_steps || load->decode_steps < 0 || load->rows < 0 ||
@@ -104,6 +108,8 @@ sf_status sf_wire_pack_report(const struct sf_wire_report *report, struct sf_buf
         m.load_kv_bytes_held = load.kv_bytes_held;
         m.load_read_rate = load.read_rate;
         m.load_flop_rate = load.flop_rate;
+        m.load_prefill_factor_seconds = load.prefill_factor_seconds;
+        m.load_prefill_factor_wait_seconds = load.prefill_factor_wait_seconds;
     }
     return sf_columns_pack(&lists, report, &m.base, out);
 }
@@ -118,7 +124,10 @@ static struct sf_wire_load load_of(const Sf__Report *m)
                                 .rss_peak_bytes = m->load_rss_peak_bytes,
                                 .kv_bytes_held = m->load_kv_bytes_held,
                                 .read_rate = m->load_read_rate,
-                                .flop_rate = m->load_flop_rate};
+                                .flop_rate = m->load_flop_rate,
+                                .prefill_factor_seconds = m->load_prefill_factor_seconds,
+                                .prefill_factor_wait_seconds =
+                                    m->load_prefill_factor_wait_seconds};
     memcpy(load.seconds, m->load_seconds, sizeof load.seconds);
     memcpy(load.decode_seconds, m->load_decode_seconds, sizeof load.decode_seconds);
     return load;

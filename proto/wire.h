@@ -137,6 +137,9 @@ struct sf_wire_load {
     double seconds[SF_PHASES];
     double decode_seconds[SF_PHASES];   /* of these, in steps without a row of a prompt (or of an
                                            answer that is fed again) and the waits before them */
+    /* Making factors of layer groups, on whatever thread, in the other steps; of that, what the
+     * layers had to wait. */
+    double prefill_factor_seconds, prefill_factor_wait_seconds;
     double step_seconds;                /* inside steps, SF_PHASE_WAIT between them not counted */
     int64_t steps, decode_steps, rows, bytes_sent, rss_peak_bytes, kv_bytes_held;
     double read_rate, flop_rate;        /* SF_MEASURE_ROOF, else 0: bytes, operations a second */

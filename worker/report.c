@@ -56,6 +56,9 @@ sf_status sf_report_load(struct sf_worker *w, const struct sf_wire_step *step)
                                         .kv_bytes_held = sf_store_bytes_held(w->store),
                                         .read_rate = roof.read_rate,
                                         .flop_rate = roof.flop_rate};
+    struct sf_store_seconds store = sf_store_seconds(w->store);
+    report.load.prefill_factor_seconds = store.factor - w->decode_factors;
+    report.load.prefill_factor_wait_seconds = store.factor_wait - w->decode_factor_wait;
     sf_phases(w, report.load.seconds);
     memcpy(report.load.decode_seconds, w->decode_seconds, sizeof w->decode_seconds);
     if (getrusage(RUSAGE_SELF, &usage) == 0)

@@ -59,6 +59,7 @@ struct sf_worker {
     enum sf_phase phase;                /* now, since: */
     int64_t phase_ns;
     double decode_seconds[SF_PHASES];   /* of sf_phases, in steps that only decode */
+    double decode_factors, decode_factor_wait;  /* of struct sf_store_seconds, in such steps */
     int64_t decode_steps;
     struct sf_buffer signal_packed;
 

@@ -1,7 +1,7 @@
 /* worker/step.c: one step, from the coordinator's message to results and receipts.
  *
  *   close -> drop blocks -> tighten -> open -> rows -> (embed | receive) -> layers
- *         -> (send | head, results)
+ *         -> (send | head, results) -> caches settle
  *
  * Every index in the message is checked here before anything is touched: the sequences exist, the
  * rows fit the buffers, positions are inside the sequence, token ids inside the vocabulary. */
@@ -279,6 +279,15 @@ static int samples_any(const struct sf_wire_step *step)
     return 0;
 }
 
+/* What caches have put off, once nobody waits for this rank. */
+static sf_status settle(struct sf_worker *w)
+{
+    sf_phase(w, SF_PHASE_ATTENTION);
+    for (int32_t s = 0; s <= w->spec.besides; s++) SF_TRY(sf_store_settle(w->stores[s]));
+    sf_phase(w, SF_PHASE_OTHER);
+    return SF_OK;
+}
+
 static sf_status compute(struct sf_worker *w, const struct sf_wire_step *step)
 {
     struct sf_rows rows;
@@ -297,7 +306,7 @@ static sf_status compute(struct sf_worker *w, const struct sf_wire_step *step)
         SF_TRY(sf_pipe_send(w, rows.rows));
     }
     if (sf_worker_is_first(w) && !sf_worker_samples(w) && samples_any(step)) w->tokens_expected++;
-    return SF_OK;
+    return settle(w);
 }
 
 sf_status sf_worker_step(struct sf_worker *w, const struct sf_wire_step *step)

@@ -125,6 +125,7 @@ static sf_status open_store(struct sf_worker *w)
                                  .populate = w->spec.populate,
                                  .seqs_max = w->spec.seqs_max,
                                  .rows_max = w->ws.rows_max,
+                                 .threads_beside = w->spec.threads_beside,
                                  .tap = w->spec.rows_tap};
     status = sf_store_create(&spec, &w->store);
     w->stores[0] = w->store;
@@ -263,12 +264,16 @@ void sf_phases(struct sf_worker *w, double seconds_out[SF_PHASES])
 
 /* What the step took, and the wait before it, counts by itself if all of its rows decode. */
 static void note_decode(struct sf_worker *w, const struct sf_wire_step *step,
-                        const double before[SF_PHASES])
+                        const double before[SF_PHASES],
+                        const struct sf_store_seconds *store_before)
 {
     double after[SF_PHASES];
     for (int32_t i = 0; i < step->items; i++)
         if (step->item[i].token_first >= 0) return;
     if (step->items == 0) return;
+    struct sf_store_seconds store = sf_store_seconds(w->store);
+    w->decode_factors += store.factor - store_before->factor;
+    w->decode_factor_wait += store.factor_wait - store_before->factor_wait;
     sf_phases(w, after);
     for (int i = 0; i < SF_PHASES; i++)
         if (after[i] > before[i]) w->decode_seconds[i] += after[i] - before[i];
@@ -301,11 +306,12 @@ static sf_status run_steps(struct sf_worker *w)
     for (;;) {
         struct sf_wire_step step;
         double before[SF_PHASES];
+        struct sf_store_seconds store = sf_store_seconds(w->store);
         sf_phases(w, before);
         SF_TRY(next_step(w, &step));
         if (step.stop) break;
         SF_TRY(sf_worker_step(w, &step));
-        note_decode(w, &step, before);
+        note_decode(w, &step, before, &store);
     }
     if (w->hub != NULL) SF_TRY(sf_hub_finish(w->hub));
     return sf_pipe_drain(w);

@@ -51,6 +51,7 @@ struct sf_worker_spec {
     enum sf_dtype dtype, kv_dtype;
     int fixed;                          /* run.deterministic */
     int32_t page_slots, seqs_max, threads;
+    int32_t threads_beside;             /* idle ones, for factors of layer groups; 0: none */
     int64_t pool_bytes;
     int64_t spare_bytes;                /* that the plan leaves; INT64_MAX: nobody knows */
     const struct sf_worker_stack *beside; int32_t besides;      /* outlive the worker; 0 in a run */

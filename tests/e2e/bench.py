@@ -31,12 +31,13 @@ ROOFS = ("roof_output_tok_s", "roof_prefill_tok_s", "roof_decode_tok_s")
 COSTS = ("tok_s_per_rank", "tok_s_per_core", "core_days_per_1e9_tokens",
          "gpu_days_per_1e9_tokens")
 TOP = {"machine", "version", "config", "roof", "runs"}
-MACHINE = {"processor", "device", "cores_per_node", "threads_per_rank", "isa",
+MACHINE = {"processor", "device", "cores_per_node", "threads_per_rank", "threads_beside", "isa",
            "memory_per_rank_bytes", "ranks", "nodes", "hosts"}
 RUN = {"methods", "stack", "config_file", "max_num_seqs", "num_prompts", "input_len", "output_len",
        "duration_s", "input_tokens", "output_tokens", "request_throughput", "output_throughput",
        "total_token_throughput", "prefill_tok_s", "decode_tok_s", "step_ms", "schedule_ms",
-       "schedule_share", "prefill_edit_share", "bubble_share", "batch_full", "steps",
+       "schedule_share", "prefill_edit_share", "prefill_factor_share",
+       "prefill_factor_hidden", "bubble_share", "batch_full", "steps",
        "decode_steps", "rows_per_step", "step_bytes_per_step", "running_max",
        "preempted", "tightened", "reused_tokens",
        "kv_bytes_exact", "kv_bytes_stored", "kv_bytes_peak", "slots_evicted", "slots_merged",
@@ -107,6 +108,8 @@ def check_step(tally, what, run, ranks, stages):
          run["schedule_share"] * run["duration_s"] * 1e3, 1e-9)
     tally.true(f"{what}: the share of edits in prefill",
                0 <= run["prefill_edit_share"] < 1, str(run["prefill_edit_share"]))
+    tally.true(f"{what}: no factors", run["prefill_factor_share"] is None and
+               run["prefill_factor_hidden"] is None)
     tally.check(f"{what}: a bubble for each stage", len(run["bubble_share"]), stages)
     tally.true(f"{what}: bubbles", all(0 <= b < 1 for b in run["bubble_share"]))
     tally.check(f"{what}: a peak for each rank", len(run["peak_rss_bytes"]), ranks)

@@ -88,6 +88,7 @@ struct entry { const struct sf_method *method; const char *layers;
 struct given {
     const char *name;
     int32_t ranks;                      /* 2: they share the one KV head of each layer */
+    int32_t beside;                     /* threads for factors beside the layers */
     struct entry entry[2];
 };
 struct rank {
@@ -139,7 +140,7 @@ static sf_status make_store(struct rank *rank)
         .device = rank->device, .stack = &rank->stack, .setup = &rank->setup,
         .tensor = rank->comm[0], .layers = LAYERS, .layer = layer, .dtype = SF_F32,
         .page_slots = PAGE, .pool_bytes = PAGES * (int64_t)sf_layout_page_bytes(&layout),
-        .seqs_max = SEQS, .rows_max = ROWS };
+        .seqs_max = SEQS, .rows_max = ROWS, .threads_beside = rank->given->beside };
     int64_t before = held;
     SF_TRY(sf_store_create(&spec, &rank->store));
     rank->made = held - before - PAGES * (int64_t)sf_layout_page_bytes(&layout);
@@ -152,7 +153,9 @@ static sf_status rank_make(const struct given *given, struct rank *rank)
     struct sf_comm_options options = { 0 };
     struct sf_device_spec device = { .name = "ref", .threads = 1, .rows_max = 64 };
     struct sf_placing placing = { SF_PLACE_IDENTITY, NULL };
-    struct sf_cache_room room = { SF_F32, PAGES, SEQS, ROWS, TOKENS, NULL };
+    struct sf_cache_room room = { .dtype = SF_F32, .pages = PAGES, .seqs_max = SEQS,
+                                  .rows_max = ROWS, .tokens_max = TOKENS,
+                                  .threads_beside = given->beside };
     *rank = (struct rank){ .given = given };
     for (int32_t l = 0; l < LAYERS; l++)
         rank->layer[l] = (struct sf_layer_desc){ GROUP * kv_heads, kv_heads, K_DIM, V_DIM, 0 };
@@ -305,9 +308,16 @@ static void make_cases(void)
         add("ems", ranks)->entry[0] = merged;
         add("xkv", ranks)->entry[0] = based;
         add("xkv, exact values", ranks)->entry[0] = keys;
+        struct given *beside = add("xkv, beside the layers", ranks);
+        beside->entry[0] = based;
+        beside->beside = 1;
         struct given *chunks = add("xkv, selective", ranks);
         chunks->entry[0] = based;
         memcpy(chunks->entry[0].option + 4, selective, sizeof selective);
+        chunks = add("xkv, selective, beside the layers", ranks);
+        *chunks = chunks[-1];
+        chunks->name = "xkv, selective, beside the layers";
+        chunks->beside = 2;
         add("xkv, answers too", ranks)->entry[0] = sealed;
         add("stored queries, a mean", ranks)->entry[0] = (struct entry){ .method = &stored_method };
         struct given *stack = add("razor_attention and window", ranks);
@@ -347,8 +357,9 @@ static void made_to_the_byte(void)
         struct rank rank;
         SF_MUST(rank_make(given, &rank));
         const struct sf_cache_bytes *p = &rank.predicted;
-        expect(given, "tables, mirrors, masses, step and copies", rank.made,
-               p->tables + p->mirrors + p->masses + p->step + p->copies);
+        expect(given, "tables, mirrors, masses, step, copies and room beside", rank.made,
+               p->tables + p->mirrors + p->masses + p->step + p->copies + p->beside);
+        SF_CHECK((p->beside > 0) == (given->beside > 0));
         SF_CHECK((p->mirrors > 0) == (given->entry[0].method != NULL));
         SF_CHECK((p->scratch > 0) == (given->entry[0].method != NULL));
         int watched = rank.store->pool.mass[0] != NULL;
@@ -403,7 +414,7 @@ static sf_status feed(struct rank *rank, struct sf_seq **seq, int32_t first, int
             .out_stride = q_heads * V_DIM, .out_head_stride = V_DIM, .out_dtype = SF_F32 };
         SF_TRY(sf_store_layer(rank->store, l, &step));
     }
-    return SF_OK;
+    return sf_store_settle(rank->store);
 }
 
 /* Alone: a rank of two would have to talk with the other. */

@@ -92,7 +92,7 @@ static sf_status open_store(struct rig *rig)
         .layers = spec->layers,
         .layer = layer, .dtype = spec->dtype, .page_slots = spec->page_slots,
         .pool_bytes = spec->pages * (int64_t)sf_layout_page_bytes(&layout), .seqs_max = RIG_SEQS,
-        .rows_max = RIG_ROWS, .tap = spec->tap };
+        .rows_max = RIG_ROWS, .threads_beside = spec->threads_beside, .tap = spec->tap };
     return sf_store_create(&store, &rig->store);
 }
 
@@ -166,8 +166,9 @@ sf_status rig_run(struct rig *rig, const struct rig_item *item, int32_t items)
             .out_stride = (size_t)(spec->lanes * spec->group * spec->v_dim),
             .out_head_stride = (size_t)spec->v_dim, .out_dtype = SF_F32 };
         SF_TRY(sf_store_layer(rig->store, layer, &step));
+        if (spec->after_layer) spec->after_layer(rig, layer);
     }
-    return SF_OK;
+    return sf_store_settle(rig->store);
 }
 
 sf_status rig_feed(struct rig *rig, struct sf_seq *seq, int32_t number, int32_t pos_first,

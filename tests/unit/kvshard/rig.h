@@ -17,6 +17,7 @@ enum { RIG_LAYERS = 4, RIG_LANES = 8, RIG_ROWS = 512, RIG_SEQS = 16, RIG_OPTIONS
        RIG_FREQUENCIES = 16 };
 enum rig_what { RIG_Q, RIG_K, RIG_V };
 
+struct rig;
 struct rig_spec {
     const char *device;                 /* "ref" or "cpu" */
     enum sf_dtype dtype;
@@ -37,6 +38,8 @@ struct rig_spec {
     /* Whose numbers the row of a position has, so that sequences can begin alike; NULL: its own. */
     int32_t (*source)(int32_t number, int32_t pos);
     struct sf_store_tap tap;
+    int32_t threads_beside;             /* of the store */
+    void (*after_layer)(struct rig *, int32_t layer); /* of each step; NULL: nobody looks */
 };
 struct rig {
     struct rig_spec spec;

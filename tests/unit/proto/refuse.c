@@ -137,6 +137,10 @@ static void reports_not_sent(void)
     REFUSED(report.load.read_rate, NAN);
     REFUSED(report.load.flop_rate, -1);
     REFUSED(report.load.flop_rate, INFINITY);
+    REFUSED(report.load.prefill_factor_seconds, -1);
+    REFUSED(report.load.prefill_factor_seconds, NAN);
+    REFUSED(report.load.prefill_factor_wait_seconds, -1);
+    REFUSED(report.load.prefill_factor_wait_seconds, INFINITY);
     REFUSED(report.load.steps, -1);
     REFUSED(report.load.decode_steps, -1);
     REFUSED(report.load.decode_steps, 1);               /* of no steps */

@@ -166,6 +166,8 @@ static struct sf_wire_report random_report(void)
         report.load.kv_bytes_held = (int64_t)(random_u64() >> 1);
         report.load.read_rate = random_below(1 << 30) * 1e3;
         report.load.flop_rate = random_below(1 << 30) * 1e6;
+        report.load.prefill_factor_seconds = random_below(1 << 30) / 1e6;
+        report.load.prefill_factor_wait_seconds = random_below(1 << 30) / 1e6;
     }
     report.receipt = list(report.receipts, sizeof *report.receipt);
     for (int32_t i = 0; i < report.receipts; i++)
