@@ -276,6 +276,37 @@ static void keeps_listed_groups_whole(void)
     check_refused(1, 2, 1, 2, text, "change parallel.pipeline_layers");
 }
 
+/* Of 8 cores a rank, those that its threads leave, within OMP_NUM_THREADS, factor layer groups; the
+ * room that takes is in the plan.  Nothing of it without groups. */
+static void idle_cores_factor(void)
+{
+    static const struct { int32_t threads, omp, beside; const char *method; } cases[] = {
+        {3, 0, 5, "xkv"}, {8, 0, 0, "xkv"}, {20, 0, 0, "xkv"}, {3, 4, 1, "xkv"}, {3, 2, 0, "xkv"},
+        {3, 0, 0, "ems"}};
+    int64_t room = 0;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct made m;
+        struct sf_launch_plan plan;
+        char text[256];
+        snprintf(text, sizeof text, "kv_cache: {methods: [{name: %s}]}\n", cases[i].method);
+        SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, text));
+        SF_CHECK_INT(m.plan.threads_beside, 0);         /* auto takes all cores */
+        SF_CHECK_INT(m.plan.rank[0].cache.beside, 0);
+        m.cfg.parallel.threads = cases[i].threads;
+        m.cluster.threads_max = cases[i].omp;
+        SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &plan));
+        SF_CHECK_INT(plan.threads, cases[i].threads);
+        SF_CHECK_INT(plan.threads_beside, cases[i].beside);
+        const struct sf_cache_bytes *cache = &plan.rank[0].cache;
+        SF_CHECK((cache->beside > 0) == (cases[i].beside > 0));
+        if (i == 0) room = cache->beside;
+        if (cache->beside > 0) SF_CHECK_INT(cache->beside, room);   /* whatever the threads */
+        sf_launch_plan_free(&plan);
+        drop(&m);
+    }
+}
+
 static void crosses_nodes_when_allowed(void)
 {
     struct made m;
@@ -703,6 +734,7 @@ static const struct sf_test tests[] = {
     { "cuts_count_the_head", cuts_count_the_head },
     { "cuts_count_the_cache", cuts_count_the_cache },
     { "layouts", layouts },
+    { "idle_cores_factor", idle_cores_factor },
     { "halves_are_level", halves_are_level },
     { "impossible_layouts", impossible_layouts },
     { "keeps_listed_groups_whole", keeps_listed_groups_whole },
