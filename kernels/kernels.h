@@ -327,10 +327,10 @@ struct sf_kernels {
                          const float *x, size_t x_stride, float *y, size_t y_stride);
     /* Bytes of scratch; looks at rows, cols, rank, how and oversample alone. */
     size_t (*factor_bytes)(const struct sf_factor_job *);
-    /* Of a device whose memory the host can touch it takes `threads` and nothing else, so that
-     * another thread may call it beside all other entries, with a copy of the device that has
-     * threads of its own.  SF_INVALID if x holds what is not finite, SF_INTERNAL if the library does not converge; a and
-     * b are then not to be used. */
+    /* SF_INVALID if x holds what is not finite, SF_INTERNAL if the library does not converge; a and
+     * b are then not to be used.  Of a device whose memory the host can touch it takes `threads`
+     * and nothing else: another thread may call it beside all other entries, with a copy of the
+     * device that has threads of its own. */
     sf_status (*factor)(struct sf_device *, const struct sf_factor_job *);
     /* Steps of RANDOM, for an x whose columns lie on several ranks; NULL in a backend whose memory
      * the host cannot touch.  product: out [rows][cols] = x [rows][inner] y [inner][cols], or with
