@@ -193,7 +193,8 @@ static int32_t threads_beside(const struct sf_stack *stack, const struct sf_clus
     return idle > 0 ? idle : 0;
 }
 
-/* Products are in model.dtype where the processor can; f32 is to be had everywhere, bf16 is not. */
+/* Products are in model.dtype where the processor can; f32 is to be had everywhere, bf16 is not.  A
+ * cache of bf16 beside another model.dtype is multiplied in f32 too. */
 static sf_status resolve_compute(const struct sf_config *cfg, const struct sf_cluster *cluster,
                                  struct sf_launch_plan *plan)
 {
@@ -215,8 +216,8 @@ static sf_status resolve_compute(const struct sf_config *cfg, const struct sf_cl
                        sf_dtype_name(plan->dtype), sf_isa_name(sf_isa_detect()),
                        sf_isa_multiplies(sf_isa_detect(), SF_BF16) ? "multiplies"
                                                                    : "does not multiply");
-    if (cfg->model.compute == SF_COMPUTE_F32 && plan->dtype != SF_F32
-        && sf_isa_multiplies(sf_isa_detect(), plan->dtype))
+    if ((cfg->model.compute == SF_COMPUTE_F32 || plan->dtype != SF_BF16)
+        && sf_isa_multiplies(sf_isa_detect(), SF_BF16))
         plan->isa_max = SF_ISA_AVX512;
     return SF_OK;
 }

@@ -37,7 +37,8 @@ struct sf_launch_plan {
                                            while its layers run; 0 where there are none of either */
     const char *device;                 /* "cpu", "cuda", "cuda-emulated" */
     char device_why[SF_WHY_MAX];        /* why auto took no GPU; else "" */
-    enum sf_isa isa_max;                /* for the device: model.compute f32 keeps off bf16 */
+    enum sf_isa isa_max;                /* for the device: keeps off products of bf16 that
+                                           neither model.compute nor model.dtype asks for */
     int fixed;                          /* run.deterministic */
     uint8_t populate;                   /* touch the pools at start: kv_cache.memory was given */
     struct sf_setup setup;

@@ -338,6 +338,12 @@ static void chooses_the_arithmetic(void)
     SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16, compute: f32}\n"));
     SF_CHECK_INT(m.plan.isa_max, native ? SF_ISA_AVX512 : SF_ISA_AUTO);
     drop(&m);
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16}\n"));
+    SF_CHECK_INT(m.plan.isa_max, SF_ISA_AUTO);
+    drop(&m);
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: f32}\nkv_cache: {dtype: bf16}\n"));
+    SF_CHECK_INT(m.plan.isa_max, native ? SF_ISA_AVX512 : SF_ISA_AUTO);
+    drop(&m);
     SF_CHECK_INT(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16, compute: bf16}\n"),
                  native ? SF_OK : SF_UNSUPPORTED);
     drop(&m);
