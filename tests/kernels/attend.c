@@ -3,6 +3,7 @@
  * odd dims and all cache types; and the bits of one (row, head) depend on nothing but itself and
  * the slots that it sees: prefill of many rows = decode row by row, one head at a time, in any
  * order of lanes, by any number of threads, whatever lies behind its causal end. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include "base/dtype.h"
@@ -62,8 +63,42 @@ static void test_against_ref(void)
             attend(variants[i].device, &p, p.pool, p.lane, shapes[c].lanes, &result);
             sf_to_f32(shapes[c].out_dtype, result.out, wide, p.elements);
             sf_to_f32(shapes[c].out_dtype, expected.out, wide + p.elements, p.elements);
+            struct rounding rounding = rounding_of(&p, variants[i].device);
             compare(variants[i].text, shapes[c].text, wide, wide + p.elements, p.rows,
-                    p.rows ? p.elements / p.rows : 0, p.bound);
+                    p.rows ? p.elements / p.rows : 0, p.bound + rounding.out);
+            compare(variants[i].text, shapes[c].text, result.lse, expected.lse, p.rows,
+                    2 * (size_t)shapes[c].q_heads, p.lse_bound + rounding.logit);
+            result_free(&result);
+        }
+        free(wide);
+        result_free(&expected);
+        problem_free(&p);
+    }
+}
+
+/* Queries that are bf16 already, and a scale that is a power of two: nothing is rounded before the
+ * products, so lse is as near to ref in products of bf16 as in f32, and outputs by the weights. */
+static void test_queries_in_bf16(void)
+{
+    for (int c = 0; c < shapes_count; c++) {
+        struct problem p;
+        int whole;
+        if (shapes[c].dtype != SF_BF16 || frexp(sqrt(shapes[c].k_dim), &whole) != 0.5) continue;
+        problem_make(&p, &shapes[c], ref);
+        for (size_t i = 0; i < p.rows * p.q_stride; i++)
+            p.q[i] = sf_bf16_to_f32(sf_f32_to_bf16(p.q[i]));
+        struct result expected = result_make(&p);
+        attend(ref, &p, p.pool, p.lane, shapes[c].lanes, &expected);
+        float *wide = malloc((2 * p.elements + 1) * sizeof *wide);
+        sf_to_f32(shapes[c].out_dtype, expected.out, wide + p.elements, p.elements);
+        for (int i = 0; i < count; i++) {
+            struct result result = result_make(&p);
+            attend(variants[i].device, &p, p.pool, p.lane, shapes[c].lanes, &result);
+            sf_to_f32(shapes[c].out_dtype, result.out, wide, p.elements);
+            double weights = rounding_of(&p, variants[i].device).out > 0
+                                 ? (double)shapes[c].k_amplitude / 256 + (double)FLT_MIN : 0;
+            compare(variants[i].text, shapes[c].text, wide, wide + p.elements, p.rows,
+                    p.rows ? p.elements / p.rows : 0, p.bound + weights);
             compare(variants[i].text, shapes[c].text, result.lse, expected.lse, p.rows,
                     2 * (size_t)shapes[c].q_heads, p.lse_bound);
             result_free(&result);
@@ -186,7 +221,8 @@ static void test_nothing_seen(void)
 }
 
 static const struct sf_test tests[] = {
-    { "against ref", test_against_ref }, { "row alone", test_row_alone },
+    { "against ref", test_against_ref }, { "queries in bf16", test_queries_in_bf16 },
+    { "row alone", test_row_alone },
     { "causal end", test_causal_end }, { "nothing seen", test_nothing_seen },
     { NULL, NULL }
 };

@@ -1,5 +1,6 @@
 /* tests/kernels/lanes.c: the cases, and their slots in a pool of scattered pages. */
 #include "tests/kernels/lanes.h"
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,6 +123,18 @@ static void bounds_set(struct problem *p)
     p->logit_bound = change;
     p->bound = v * (2 * change + 64 * EPS + 2 * half_step[s->out_dtype]) + 1e-44;
     p->lse_bound = change + 64 * EPS + EPS * (logit + 8);
+}
+
+/* bf16 has 8 digits, so a query's elements change by at most 2^-8 of their size.  Those changes
+ * act as a random walk of k_dim steps of at most 2^-8 |q| |k| scale: 2^-8 |q| |k| is 8 times its
+ * deviation, for uniform elements.  Weights change by 2^-8 of their size, and denormal numbers are
+ * taken for 0. */
+struct rounding rounding_of(const struct problem *p, const struct sf_device *device)
+{
+    const struct shape *s = p->shape;
+    double v = (double)s->k_amplitude, logit = (double)s->amplitude * v / 256;
+    if (device->isa != SF_ISA_AVX512_BF16 || s->dtype != SF_BF16) return (struct rounding){ 0, 0 };
+    return (struct rounding){ logit, v * (2 * logit + 1.0 / 256) + (double)FLT_MIN };
 }
 
 void problem_make(struct problem *p, const struct shape *s, struct sf_device *ref)

@@ -37,6 +37,11 @@ struct problem {
     double logit_bound, lse_bound, bound; /* of rounding: a logit, attend's lse and out */
 };
 
+/* What products in bf16 may change beside: a logit (and so lse), an output; 0 where a device makes
+ * none of them for the problem. */
+struct rounding { double logit, out; };
+struct rounding rounding_of(const struct problem *, const struct sf_device *);
+
 void problem_make(struct problem *, const struct shape *, struct sf_device *ref);
 void problem_free(struct problem *);
 /* Prepared pages of a problem, without slots; the caller frees them. */

@@ -107,8 +107,9 @@ static void columns(struct sf_device *device, const struct rows *r, float *logit
 }
 
 /* Whether anything was left; all of it, then. */
-static int check_left(const struct rows *r, const char *who)
+static int check_left(const struct rows *r, const struct sf_device *device, const char *who)
 {
+    double bound = 2 * r->p.logit_bound + rounding_of(&r->p, device).logit;
     size_t marked = 0;
     for (int32_t i = 0; i < r->lanes; i++)
         for (int32_t h = 0; h < r->lane[i].q_heads; h++) {
@@ -118,7 +119,7 @@ static int check_left(const struct rows *r, const char *who)
             for (size_t s = slots; s < ROOM; s++) SF_CHECK(isnan(r->logit[first + s]));
             if (marked > 0) continue;
             compare(who, r->p.shape->text, r->logit + first, r->expected + first, 1, slots,
-                    2 * r->p.logit_bound);
+                    bound);
         }
     for (size_t i = 0; marked > 0 && i < r->logits; i++) SF_CHECK(isnan(r->logit[i]));
     return marked == 0;
@@ -132,7 +133,7 @@ static void check_device(struct rows *r, struct sf_device *device, const char *w
     attend(device, r, r->logit, r->out[1], r->lse[1]);
     compare_bits(who, r->p.shape->text, r->out[1], r->out[0], r->outs * sizeof(float));
     compare_bits(who, r->p.shape->text, r->lse[1], r->lse[0], rows);
-    int left = check_left(r, who);
+    int left = check_left(r, device, who);
     SF_CHECK(left || VARIANTS_STAGED);
     for (int fold = SF_ROWS_SUM; fold <= SF_ROWS_BELOW_MEAN; fold++)
         for (int heads = SF_HEADS_SUM; heads <= SF_HEADS_MAX; heads++) {

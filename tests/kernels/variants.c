@@ -98,6 +98,19 @@ void random_fill(float *out, size_t count, float amplitude, uint64_t stream)
         out[i] = amplitude * (float)(2 * sf_rng_uniform(17, stream, i) - 1);
 }
 
+void queries_fill(float *out, size_t count, float amplitude, uint64_t stream)
+{
+    random_fill(out, count, amplitude, stream);
+    for (size_t i = 0; i < count; i++) out[i] = sf_bf16_to_f32(sf_f32_to_bf16(out[i]));
+}
+
+float scale_exact(int32_t k_dim) { return exp2f(-roundf(log2f((float)k_dim) / 2)); }
+
+double weights_rounding(const struct sf_device *device)
+{
+    return device->isa == SF_ISA_AVX512_BF16 ? 1.0 / 256 : 0;
+}
+
 int32_t random_below(int32_t below, uint64_t stream, uint64_t index)
 {
     return (int32_t)(sf_rng_uniform(23, stream, index) * below);

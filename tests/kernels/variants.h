@@ -39,6 +39,13 @@ void random_fill(float *out, size_t count, float amplitude, uint64_t stream);
 /* Whole number in [0, below). */
 int32_t random_below(int32_t below, uint64_t stream, uint64_t index);
 
+/* Queries that products in bf16 need not round: numbers of bf16, and a scale that is a power of
+ * two near 1 / sqrt(k_dim).  What such products still round are the weights of values of bf16:
+ * outputs change by at most this share of the greatest value, 0 on a device that makes none. */
+void   queries_fill(float *out, size_t count, float amplitude, uint64_t stream);
+float  scale_exact(int32_t k_dim);
+double weights_rounding(const struct sf_device *);
+
 /* Greatest |a - b| less the bound, over rows of `cols`; both may hold equal infinities.  Fails the
  * running test once, with the place and both values, if any difference is above `bound`. */
 void compare(const char *variant, const char *what, const float *actual, const float *expected,
