@@ -17,6 +17,8 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/basis.h"
 
+enum { SEND_VECTORS = 6, SEND_SLOTS = 64 }; /* of a tile that memory binds; keys sent for ahead */
+
 /* ---- one tile ----------------------------------------------------------------------------------
  * */
 
@@ -139,6 +141,27 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
     isa->split(&s);
 }
 
+/* Sends for what split number `split` of a tile reads first, if the tile is of few vectors: then
+ * its slots come from memory, and from pages that lie anywhere.  That is the marks by which blocks
+ * are listed, and the first keys; the arithmetic sends for others.  Slots of parts are left out,
+ * and what a window hides is sent for in vain. */
+static void split_send(const struct sf_attend_job *job, const struct sf_tile *tile, int32_t split)
+{
+    const struct sf_layout *layout = &job->layout;
+    int32_t own = sf_lane_part_seen(tile->lane, -1, sf_tile_row(tile, tile->vectors - 1));
+    int32_t first = split * SF_SPLIT_SLOTS, end = first + SF_SPLIT_SLOTS;
+    size_t key = (size_t)layout->k_dim * sf_dtype_bytes(layout->dtype);
+    if (tile->vectors > SEND_VECTORS) return;
+    for (int32_t at = first; at < end && at < own; at += SF_BLOCK_SLOTS) {
+        size_t inside = (size_t)(at % layout->page_slots);
+        const unsigned char *page =
+            job->pool + (size_t)tile->lane->pages[at / layout->page_slots] * job->page_bytes;
+        __builtin_prefetch(page + sf_layout_bias_offset(layout) + inside * sizeof(float), 0, 2);
+        for (size_t i = 0; at < first + SEND_SLOTS && i < SF_BLOCK_SLOTS * key; i += 64)
+            __builtin_prefetch(page + inside * key + i, 0, 2);
+    }
+}
+
 static void tile_finish(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
                         const struct sf_tile *tile, struct sf_partial total)
 {
@@ -163,13 +186,16 @@ static void unit_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *j
     work_begin(isa, job, tile, floats, &work);
     if (tile->kept) {
         size_t size = state_size(layout, tile->vectors);
-        for (int32_t s = unit->first; s < unit->end; s++)
+        for (int32_t s = unit->first; s < unit->end; s++) {
+            if (s + 1 < unit->end) split_send(job, tile, s + 1);
             split_run(isa, job, tile, &work, s,
                       state_at(layout, tile->kept + (size_t)s * size, tile->vectors));
+        }
         return;
     }
     state_clear(layout, work.total, tile->vectors);
     for (int32_t s = unit->first; s < unit->end; s++) {
+        if (s + 1 < unit->end) split_send(job, tile, s + 1);
         split_run(isa, job, tile, &work, s, work.split);
         isa->merge(tile->vectors, out_width(layout), work.total, work.split);
     }
@@ -277,6 +303,11 @@ static void units_run(struct sf_device *device, const struct sf_attend_job *job)
 #pragma omp for schedule(dynamic, 1)
         for (int32_t i = 0; i < attention->units; i++) {
             const struct sf_unit *unit = &attention->unit[attention->order[i]];
+            if (i + omp_get_num_threads() < attention->units) { /* likely to be this thread's */
+                const struct sf_unit *next =
+                    &attention->unit[attention->order[i + omp_get_num_threads()]];
+                split_send(job, &attention->tile[next->tile], next->first);
+            }
             unit_run(isa, job, &attention->tile[unit->tile], unit, floats);
         }
 #pragma omp for schedule(dynamic, 1)
