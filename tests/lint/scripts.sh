@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # tests/lint/scripts.sh: tests of the shell scripts that need neither a build nor the network.
 #
-# Properties: tests/tally.sh never takes a broken program for a good one; tests/list_ctest.py says
-# what ctest would run; deploy/install.sh asks for what is missing and for nothing else;
-# deploy/fetch-model.sh neither accepts nor overwrites a file with a wrong digest;
+# Properties: tests/tally.sh never takes a broken program for a good one, alone or beside others,
+# uses the cores it was given and no more, and leaves nothing running; tests/list_ctest.py says what
+# ctest would run, and in which turn; deploy/install.sh asks for what is missing and for nothing
+# else; deploy/fetch-model.sh neither accepts nor overwrites a file with a wrong digest;
 # deploy/show-answers.py tells when a record has no answer; everything works from another
 # directory.  Package tools and ctest are played by small scripts in front of PATH.
 set -uo pipefail
@@ -42,7 +43,7 @@ tally()
 {
     local program number=0
     source "$root/tests/tally.sh"
-    tally_start logs
+    tally_start logs 2
     for program; do
         number=$((number + 1))
         tally_run "p$number" 1 bash -c "$program"
@@ -54,7 +55,7 @@ stepped()
 {
     (
         source "$root/tests/tally.sh"
-        tally_start logs
+        tally_start logs 2
         tally_run p 5 echo 'p: 1 passed, 0 failed, 0 skipped'
         tally_step build 5 false || true
         tally_end
@@ -78,6 +79,96 @@ expect "only skips" 1 '^0 passed, 1 failed, 2 skipped$' \
     summed "echo 'a: 0 passed, 0 failed, 2 skipped'"
 expect "a failed step" 1 '^1 passed, 1 failed, 0 skipped$' stepped
 
+# beside CORES PROGRAM...: these side by side, on one core each; a program that begins with a number
+# takes so many, one that begins with "alone" has the machine to itself.  The lines without times.
+beside()
+{
+    (
+        source "$root/tests/tally.sh"
+        rm -rf running met
+        mkdir running
+        tally_start logs "$1"
+        shift
+        number=0
+        for program; do
+            number=$((number + 1)) cores=1
+            if [[ $program =~ ^(alone|[0-9]+)\ (.*) ]]; then
+                cores=${BASH_REMATCH[1]} program=${BASH_REMATCH[2]}
+            fi
+            if [[ $cores == alone ]]; then
+                tally_run "p$number" 1 bash -c "$program"
+            else
+                tally_beside "$cores" "p$number" 1 bash -c "$program"
+            fi
+        done
+        tally_end
+    ) | sed -E 's/ +[0-9.]+ s  / /'
+    return "${PIPESTATUS[0]}"
+}
+in_turn() { "$@" | grep -E '^(ok|FAILED)' | cut -d ' ' -f 2 | tr -d : | paste -sd ' '; }
+# Ends well if, as long as it lasts, at most $1 run.
+at_most()
+{
+    printf 'touch running/$$; sleep 0.1; (($(ls running | wc -l) <= %d)) || exit 1
+        rm running/$$; echo "c: 1 passed, 0 failed, 0 skipped"' "$1"
+}
+# Ends well if the other of two runs at the same time.
+meet='touch running/$$; until (($(ls running | wc -l) == 2)) || [[ -e met ]]; do sleep 0.02; done
+    touch met; echo "d: 1 passed, 0 failed, 0 skipped"'
+one="echo 'b: 1 passed, 0 failed, 0 skipped'"
+
+expect "side by side" 0 '^2 passed, 0 failed, 0 skipped$' beside 2 "$meet" "$meet"
+expect "not on one core" 1 '^FAILED p1 \(exit code 124\)' beside 1 "$meet" "$meet"
+expect "no more than there are cores" 0 '^6 passed, 0 failed, 0 skipped$' beside 3 \
+    "$(at_most 3)" "$(at_most 3)" "$(at_most 3)" "$(at_most 3)" "$(at_most 3)" "$(at_most 3)"
+expect "wide programs" 0 '^4 passed, 0 failed, 0 skipped$' beside 3 \
+    "2 $(at_most 2)" "2 $(at_most 2)" "$(at_most 2)" "2 $(at_most 2)"
+expect "more cores than there are" 0 '^3 passed, 0 failed, 0 skipped$' beside 2 \
+    "$(at_most 2)" "9 $(at_most 1)" "$(at_most 1)"
+expect "alone" 0 '^5 passed, 0 failed, 0 skipped$' beside 4 \
+    "$(at_most 2)" "$(at_most 2)" "alone $(at_most 1)" "$(at_most 2)" "$(at_most 2)"
+expect "lines in the order of ending" 0 '^p2 p3 p1$' in_turn beside 2 "sleep 0.5; $one" "$one" \
+    "sleep 0.1; $one"
+expect "many short ones" 0 '^12 passed, 0 failed, 0 skipped$' beside 4 \
+    "$one" "$one" "$one" "$one" "$one" "$one" "$one" "$one" "$one" "$one" "$one" "$one"
+expect "sums beside others" 1 '^3 passed, 3 failed, 1 skipped$' beside 2 "sleep 0.2; $good" \
+    "exit 3" 'kill -SEGV $$' 'kill -KILL $$'
+expect "whose failure" 1 '^FAILED p2 \(exit code 3\); logs/p2.log ends with:$' beside 2 \
+    "sleep 0.2; $good" "echo the reason; exit 3"
+expect "a crash while others run" 1 '^FAILED p2 \(exit code 139\)' beside 3 "sleep 0.3; $good" \
+    'kill -SEGV $$' "$good"
+expect "time is up beside others" 1 '^4 passed, 1 failed, 1 skipped$' beside 2 "sleep 20; $one" \
+    "sleep 0.2; $good" "$one"
+expect "twice the time beside others" 0 '^stopped: more than 2 s' cat logs/p1.log
+
+# interrupted SIGNAL: a run with two programs and what these started; what is left of it.
+interrupted()
+{
+    local code=0 file turns
+    rm -f ./*.process
+    env --default-signal=INT bash -c 'set -euo pipefail; source "$0/tests/tally.sh"
+        tally_start logs 2
+        for name in a b; do
+            tally_beside 1 $name 20 bash -c "sleep 60 & echo \$! >$name.process; wait"
+        done
+        tally_end' "$root" &
+    until [[ -s a.process && -s b.process ]]; do sleep 0.02; done
+    kill "-$1" $!
+    wait $! || code=$?
+    for file in a b; do
+        for ((turns = 0; turns < 100; turns++)); do
+            kill -0 "$(cat "$file.process")" 2>/dev/null || continue 2
+            sleep 0.02
+        done
+        echo "$file is left"
+    done | grep . || echo "nothing is left, exit code $code"
+}
+expect "ended" 0 '^nothing is left, exit code 143$' interrupted TERM
+expect "interrupted" 0 '^nothing is left, exit code 130$' interrupted INT
+expect "says so" 0 '^stopped by a signal$' interrupted INT
+
+expect "run.sh on no cores" 2 "error: --cores is '0', not 1 to 9999" "$root/tests/run.sh" --cores 0
+expect "run.sh on how many cores" 2 "error: --cores is ''" "$root/tests/run.sh" --cores
 for script in deploy/install.sh deploy/fetch-model.sh deploy/quickstart.sh tests/run.sh .ci/run; do
     expect "$script --help" 0 '^usage: ' "$root/$script" --help
     expect "$script with a wrong option" 2 "error: .*'--wrong'" "$root/$script" --wrong
@@ -102,18 +193,25 @@ expect "leaves a complete machine alone" 0 '^$' "$root/deploy/install.sh"
 # ctest's list, read back as tests/run.sh reads it.
 read_list()
 {
-    local name seconds labels command
-    while IFS=$'\t' read -r name seconds labels command; do
-        echo "$name $seconds $labels $(bash -c "$command")"
+    local name seconds cores labels command
+    while IFS=$'\t' read -r name seconds cores labels command; do
+        echo "$name $seconds $cores $labels $(bash -c "$command")"
     done < <("$root/tests/list_ctest.py" .)
 }
 fake ctest "echo '"'{"tests": [{"name": "a", "command": ["sh", "-c", "echo $A in $PWD"],
     "properties": [{"name": "ENVIRONMENT", "value": ["A=x y"]},
                    {"name": "WORKING_DIRECTORY", "value": "/"}]},
     {"name": "b", "properties": [{"name": "LABELS", "value": ["long", "l"]},
-                                 {"name": "TIMEOUT", "value": 5.0}]}]}'"'"
-expect "a test of ctest" 0 '^a 600 - x y in /$' read_list
-expect "a test that was not built" 0 '^b 5 long l the program was not built$' read_list
+                                 {"name": "TIMEOUT", "value": 5.0}, {"name": "COST", "value": 2}]},
+    {"name": "c", "properties": [{"name": "COST", "value": 3.5},
+                                 {"name": "PROCESSORS", "value": 4}]},
+    {"name": "d"}, {"name": "e", "properties": [{"name": "RUN_SERIAL", "value": true}]}]}'"'"
+expect "a test of ctest" 0 '^a 600 1 - x y in /$' read_list
+expect "a test that was not built" 0 '^b 5 1 long l the program was not built$' read_list
+expect "a test that needs cores" 0 '^c 600 4 - ' read_list
+expect "a test that runs alone" 0 '^e 600 all - ' read_list
+expect "their turns" 0 '^e c b a d$' bash -c \
+    "$root/tests/list_ctest.py . | cut -f 1 | paste -sd ' '"
 fake ctest "echo '"'{"tests": []}'"'"
 expect "an empty list" 1 'error: no tests in' "$root/tests/list_ctest.py" .
 
