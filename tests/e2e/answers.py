@@ -7,6 +7,7 @@ on its seed, not on its neighbours, their order, or the layout; filters that lea
 the greedy answer, biases and penalties do what they say, stop strings end an answer wherever tokens
 cut them; the cache's bytes follow the formula (lanes x tokens fed x bytes of a slot) in each type.
 """
+# cores: 1
 import json
 import os
 import sys

@@ -6,6 +6,7 @@ head off the whole matrix of attention.  Shown: the scores of the profile are th
 with heads that two ranks hold (each sees its query heads of them), with stages and with groups;
 layers with a sliding window have none and are never chosen.
 """
+# cores: 1
 import json
 import math
 import operator

@@ -6,6 +6,7 @@ that does not fit; `inspect`, `methods`, `doctor`; wrong names with the nearest 
 by the environment and by --set, in that order; output that cannot be written is no success; a run
 prints nothing on stdout, and its log follows --log-level, --log-json and stderr being no terminal.
 """
+# cores: 1
 import json
 import os
 import re

@@ -14,6 +14,7 @@ with these words (paths relative to the repository):
     slots N        at most so many slots of a lane are left at the end of an answer
 SHEAF_TEST_LEVEL=quick tries the first run of each file and compares no texts.
 """
+# cores: 1
 import glob
 import json
 import os

@@ -13,6 +13,7 @@ sees; nobody sees one: one line, exit 2.
 
 tests/gpu/accept.py asks the same of a real GPU.
 """
+# cores: 1
 # not with --quick
 import os
 import signal

@@ -8,6 +8,7 @@ sequence at a time and steps of 16 rows what all at once; sums of the sequences 
 intervals hold them; starts are spread over the text; needles: the exact cache finds them where a
 short window that has dropped them does not; every refusal is one line.
 """
+# cores: 1
 import json
 import math
 import os

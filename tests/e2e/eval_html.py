@@ -5,6 +5,7 @@ elsewhere or runs; every run of the JSON is named with its figures, needles have
 of files that look like HTML stay text.  Without gnuplot, or where the page cannot be written, one
 line before the start.
 """
+# cores: 1
 import html.parser
 import json
 import os

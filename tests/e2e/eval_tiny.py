@@ -5,6 +5,7 @@ bytes has n tokens.  Shown: the exact cache, a window that is never reached and 
 rank and on two that share out the heads: the wide window is the exact cache to the last digit, the
 narrow one stores what its window says and differs; two ranks find what one finds.
 """
+# cores: 1
 import json
 import os
 import struct

@@ -5,6 +5,7 @@ lane of any record, with its name, its place and counts of records by reason; th
 what each entry did, and the receipt of a record says which methods left it alone and why.  On two
 ranks, where one holds no lane that is changed, the same.
 """
+# cores: 1
 import json
 import sys
 

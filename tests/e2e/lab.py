@@ -10,6 +10,7 @@ that do not divide and heads that are held twice: equal positions and statistics
 Bad traces, configurations and places for the result are refused with one line, exit 2, and nothing
 left behind.
 """
+# cores: 1
 import array
 import json
 import math

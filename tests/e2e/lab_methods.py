@@ -11,6 +11,7 @@ A lane that differs is excused only where the reference itself decided something
 relative, and only from that row on; everything before it must agree, and at most 1 % of the traces
 (one, where there are fewer than a hundred) may need it.  Needs numpy.
 """
+# cores: 1
 import json
 import os
 import sys

@@ -9,6 +9,7 @@ Randomised and Gram factors: what they lose of keys and values is within 5 % of 
 Basis and factors in 16 bits.  What level debug tells of a layer's factors is what it lost.  Needs
 numpy.
 """
+# cores: 1
 import json
 import math
 import os

@@ -8,6 +8,7 @@ JSON parser takes; shards that are no outputs; a shard whose run has not finishe
 OUT or OUT.new; a full disk; exit codes, streams and --log-json; memory that does not grow with the
 bytes.  Needs neither ranks nor a model.
 """
+# cores: 1
 import itertools
 import json
 import os

@@ -5,6 +5,7 @@ bytes within 2 % of the quarter; a second call measures nothing again and writes
 result gone, only that is measured; a profile with wrong lines is refused.  With --long the texts
 have their real length.
 """
+# cores: 1
 # not with --quick
 import glob
 import os

@@ -4,6 +4,7 @@ Shown: lines of the log come to the stack and layer that they are of; errors of 
 up by squares; the ratio at which two curves cross; the order of widths; one text has no interval.
 Needs no build, no model.
 """
+# cores: 1
 import os
 import sys
 

@@ -3,6 +3,7 @@
 Runs tests/reference/selfcheck.py, which needs numpy, with the first interpreter that has it: this
 one, the system's, the one in PATH.  Needs neither ranks nor a model nor a build.
 """
+# cores: 1
 import os
 import shutil
 import subprocess

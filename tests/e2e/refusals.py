@@ -5,6 +5,7 @@ says error and names the thing, and that no output file exists after a refusal. 
 stop the others: exit 3, and each holds its code and line.  A full disk or a signal in mid-run
 leaves whole lines.
 """
+# cores: 1
 import json
 import os
 import resource

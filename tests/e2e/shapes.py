@@ -11,6 +11,7 @@ give the same tokens.  A step whose margin is under TIE ends the comparison of i
 normal level runs each layout once a shape, free and fixed by turns, and one of the two short types;
 --long runs all.
 """
+# cores: 1
 import array
 import math
 import operator

@@ -8,6 +8,7 @@ Each is written as a GGUF file of architecture llama, without a tokenizer, in f3
 greedy tokens of the reference implementation, in every layout, with free and with fixed products;
 text prompts and messages are errors of their records, and answers are spelt as token ids.
 """
+# cores: 1
 import array
 import json
 import os

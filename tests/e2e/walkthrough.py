@@ -5,6 +5,7 @@ Shown: the page's commands print what the page says they print; the list of meth
 here from the trace's keys), stores the bytes that it predicts, and attends over what is kept; an
 option that is wrong is refused with the place in the file.
 """
+# cores: 1
 import os
 import sys
 
