@@ -18,6 +18,7 @@
 #include "model/scan.h"
 
 #include <pcre2.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,10 +26,11 @@ enum { OTHER, LETTER, NUMERAL, SPACE, CLASSES };
 enum { CODE_POINTS = 0x110000, SURROGATES = 0xd800, SURROGATES_END = 0xe000, BLOCK = 4096,
        LONG_S_1 = 0xc5, LONG_S_2 = 0xbf };
 
-struct sf_scan {
-    struct sf_scan_rules rules;
-    uint8_t class[CODE_POINTS];
-};
+/* Made once: it takes some 20 ms. */
+static uint8_t class_of[CODE_POINTS];
+static int have_classes;
+static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+
 struct look { uint8_t class, bytes; };
 
 /* ---- the classes ----------------------------------------------------------------------------- */
@@ -66,9 +68,10 @@ static int mark(const pcre2_code *code, pcre2_match_data *match, const unsigned 
     return 1;
 }
 
-static int classify(struct sf_scan *scan, pcre2_code *const code[CLASSES], pcre2_match_data *match)
+static int classify(pcre2_code *const code[CLASSES], pcre2_match_data *match)
 {
     unsigned char text[4 * BLOCK];
+    memset(class_of, OTHER, sizeof class_of);
     for (uint32_t first = 0; first < CODE_POINTS; first += BLOCK) {
         size_t bytes = 0;
         for (uint32_t i = 0; i < BLOCK; i++) {
@@ -77,19 +80,18 @@ static int classify(struct sf_scan *scan, pcre2_code *const code[CLASSES], pcre2
             bytes += spell(first + i, text + bytes);
         }
         for (int is = LETTER; is < CLASSES; is++)
-            if (!mark(code[is], match, text, bytes, scan->class + first, (uint8_t)is)) return 0;
+            if (!mark(code[is], match, text, bytes, class_of + first, (uint8_t)is)) return 0;
     }
     return 1;
 }
 _Static_assert(CODE_POINTS % BLOCK == 0 && SURROGATES_END % BLOCK == 0, "blocks are whole");
 
-sf_status sf_scan_create(struct sf_scan_rules rules, struct sf_scan **scan_out)
+static sf_status make_classes(void)
 {
     static const char *const expression[CLASSES] = { NULL, "\\p{L}+", "\\p{N}+", "\\s+" };
-    struct sf_scan *scan = calloc(1, sizeof *scan);
     pcre2_match_data *match = pcre2_match_data_create(1, NULL);
     pcre2_code *code[CLASSES] = { NULL };
-    int made = scan != NULL && match != NULL;
+    int made = match != NULL;
     for (int is = LETTER; is < CLASSES && made; is++) {
         int error;
         PCRE2_SIZE offset;
@@ -99,46 +101,47 @@ sf_status sf_scan_create(struct sf_scan_rules rules, struct sf_scan **scan_out)
         if (made) (void)pcre2_jit_compile(code[is], PCRE2_JIT_COMPLETE);
     }
     sf_status status = made ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for a pre-tokenizer");
-    if (made && !classify(scan, code, match))
-        status = SF_FAIL(SF_INTERNAL, "PCRE2 puts a character into two classes or none");
+    if (made && !classify(code, match))
+        status = SF_FAIL(SF_INTERNAL, "PCRE2 cannot tell letters, numerals and white space apart");
     for (int is = LETTER; is < CLASSES; is++) pcre2_code_free(code[is]);
     pcre2_match_data_free(match);
-    if (status != SF_OK) {
-        free(scan);
-        return status;
-    }
-    scan->rules = rules;
-    *scan_out = scan;
-    return SF_OK;
+    return status;
 }
 
-void sf_scan_destroy(struct sf_scan *scan) { free(scan); }
+sf_status sf_scan_prepare(void)
+{
+    sf_status status = SF_OK;
+    pthread_mutex_lock(&making);
+    if (!have_classes) status = make_classes();
+    if (status == SF_OK) have_classes = 1;
+    pthread_mutex_unlock(&making);
+    return status;
+}
 
 /* ---- characters ------------------------------------------------------------------------------ */
 
-static struct look look_far(const struct sf_scan *scan, const unsigned char *t)
+static struct look look_far(const unsigned char *t)
 {
     uint32_t code = t[0];
     if (code < 0xe0)
-        return (struct look){ scan->class[(code & 0x1f) << 6 | (t[1] & 0x3fu)], 2 };
+        return (struct look){ class_of[(code & 0x1f) << 6 | (t[1] & 0x3fu)], 2 };
     if (code < 0xf0)
-        return (struct look){ scan->class[(code & 0x0f) << 12 | (t[1] & 0x3fu) << 6 |
+        return (struct look){ class_of[(code & 0x0f) << 12 | (t[1] & 0x3fu) << 6 |
                                           (t[2] & 0x3fu)], 3 };
-    return (struct look){ scan->class[(code & 0x07) << 18 | (t[1] & 0x3fu) << 12 |
+    return (struct look){ class_of[(code & 0x07) << 18 | (t[1] & 0x3fu) << 12 |
                                       (t[2] & 0x3fu) << 6 | (t[3] & 0x3fu)], 4 };
 }
 
-static inline struct look look_at(const struct sf_scan *scan, const unsigned char *t)
+static inline struct look look_at(const unsigned char *t)
 {
-    return t[0] < 0x80 ? (struct look){ scan->class[t[0]], 1 } : look_far(scan, t);
+    return t[0] < 0x80 ? (struct look){ class_of[t[0]], 1 } : look_far(t);
 }
 
 /* The end of the characters of one class from `at` on, so many at most (0: any number). */
-static size_t run_end(const struct sf_scan *scan, const unsigned char *t, size_t bytes, size_t at,
-                      uint8_t class, size_t most)
+static size_t run_end(const unsigned char *t, size_t bytes, size_t at, uint8_t class, size_t most)
 {
     for (size_t count = 0; at < bytes && (most == 0 || count < most); count++) {
-        struct look next = look_at(scan, t + at);
+        struct look next = look_at(t + at);
         if (next.class != class) break;
         at += next.bytes;
     }
@@ -170,56 +173,57 @@ static size_t contraction(const unsigned char *t, size_t bytes, int any_case)
 
 /* White space alone: up to its last line end if that counts, else without the last character if
  * text follows that has a use for it. */
-static size_t spaces(const struct sf_scan *scan, const unsigned char *t, size_t bytes, int by_line)
+static size_t spaces(const struct sf_scan_rules *rules, const unsigned char *t, size_t bytes,
+                     int by_line)
 {
     size_t at = 0, last = 0, line = 0;
     struct look next = { SPACE, 0 };
     while (at < bytes) {
-        next = look_at(scan, t + at);
+        next = look_at(t + at);
         if (next.class != SPACE) break;
         if (by_line && is_line_end(t[at])) line = at + 1;
         last = at;
         at += next.bytes;
     }
     if (line > 0) return line;
-    if (at == bytes || last == 0 || (next.class == NUMERAL && scan->rules.digits_apart)) return at;
+    if (at == bytes || last == 0 || (next.class == NUMERAL && rules->digits_apart)) return at;
     return last;
 }
 
-static size_t gpt2_piece(const struct sf_scan *scan, const unsigned char *t, size_t bytes)
+static size_t gpt2_piece(const struct sf_scan_rules *rules, const unsigned char *t, size_t bytes)
 {
     size_t found = t[0] == '\'' ? contraction(t, bytes, 0) : 0;
     if (found > 0) return found;
     size_t at = t[0] == ' ' && bytes > 1;
-    struct look next = look_at(scan, t + at);
-    if (next.class == SPACE) return spaces(scan, t, bytes, 0);
-    if (next.class == NUMERAL && scan->rules.digits_apart) return at > 0 ? at : next.bytes;
-    return run_end(scan, t, bytes, at + next.bytes, next.class, 0);
+    struct look next = look_at(t + at);
+    if (next.class == SPACE) return spaces(rules, t, bytes, 0);
+    if (next.class == NUMERAL && rules->digits_apart) return at > 0 ? at : next.bytes;
+    return run_end(t, bytes, at + next.bytes, next.class, 0);
 }
 
-static size_t others(const struct sf_scan *scan, const unsigned char *t, size_t bytes, size_t at)
+static size_t others(const unsigned char *t, size_t bytes, size_t at)
 {
-    return line_ends_end(t, bytes, run_end(scan, t, bytes, at, OTHER, 0));
+    return line_ends_end(t, bytes, run_end(t, bytes, at, OTHER, 0));
 }
 
-static size_t llama3_piece(const struct sf_scan *scan, const unsigned char *t, size_t bytes)
+static size_t llama3_piece(const struct sf_scan_rules *rules, const unsigned char *t, size_t bytes)
 {
     size_t found = t[0] == '\'' ? contraction(t, bytes, 1) : 0;
     if (found > 0) return found;
-    struct look first = look_at(scan, t), next = { SPACE, 0 };
-    if (first.class == LETTER) return run_end(scan, t, bytes, first.bytes, LETTER, 0);
-    if (first.class == NUMERAL) return run_end(scan, t, bytes, 0, NUMERAL, scan->rules.digits_max);
-    if (first.bytes < bytes) next = look_at(scan, t + first.bytes);
+    struct look first = look_at(t), next = { SPACE, 0 };
+    if (first.class == LETTER) return run_end(t, bytes, first.bytes, LETTER, 0);
+    if (first.class == NUMERAL) return run_end(t, bytes, 0, NUMERAL, rules->digits_max);
+    if (first.bytes < bytes) next = look_at(t + first.bytes);
     if (next.class == LETTER && !is_line_end(t[0]))
-        return run_end(scan, t, bytes, first.bytes + next.bytes, LETTER, 0);
-    if (first.class == OTHER) return others(scan, t, bytes, first.bytes);
-    if (t[0] == ' ' && next.class == OTHER) return others(scan, t, bytes, 1 + next.bytes);
-    return spaces(scan, t, bytes, 1);
+        return run_end(t, bytes, first.bytes + next.bytes, LETTER, 0);
+    if (first.class == OTHER) return others(t, bytes, first.bytes);
+    if (t[0] == ' ' && next.class == OTHER) return others(t, bytes, 1 + next.bytes);
+    return spaces(rules, t, bytes, 1);
 }
 
-size_t sf_scan_piece(const struct sf_scan *scan, const char *text, size_t bytes)
+size_t sf_scan_piece(const struct sf_scan_rules *rules, const char *text, size_t bytes)
 {
     const unsigned char *t = (const unsigned char *)text;
-    return scan->rules.words == SF_SCAN_GPT2 ? gpt2_piece(scan, t, bytes)
-                                             : llama3_piece(scan, t, bytes);
+    return rules->words == SF_SCAN_GPT2 ? gpt2_piece(rules, t, bytes)
+                                             : llama3_piece(rules, t, bytes);
 }

@@ -11,12 +11,11 @@ enum sf_scan_words { SF_SCAN_GPT2, SF_SCAN_LLAMA3 };
  * first, each by itself, so that what is before one ends there. */
 struct sf_scan_rules { enum sf_scan_words words; uint8_t digits_max, digits_apart; };
 
-struct sf_scan;
-/* The classes are asked of PCRE2, so that both have one edition of Unicode. */
-sf_status sf_scan_create(struct sf_scan_rules, struct sf_scan **scan_out);
-void      sf_scan_destroy(struct sf_scan *);
+/* Before the first piece; asks PCRE2 for the classes, once in a process, so that both have one
+ * edition of Unicode. */
+sf_status sf_scan_prepare(void);
 /* Bytes of the first piece of well-formed text of at least one byte.  Safe from several threads. */
-size_t    sf_scan_piece(const struct sf_scan *, const char *text, size_t bytes);
+size_t    sf_scan_piece(const struct sf_scan_rules *, const char *text, size_t bytes);
 
 SF_C_END
 #endif

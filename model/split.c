@@ -45,7 +45,6 @@ struct sf_split {
     pcre2_code *code[STEPS_MAX];
     int steps;
     pcre2_match_context *limits;
-    struct sf_scan *scan;
 };
 struct run {
     const struct sf_split *split;
@@ -92,7 +91,7 @@ sf_status sf_split_create(const char *name, size_t name_bytes, struct sf_split *
     if (split == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for a pre-tokenizer");
     split->known = found;
     sf_status status = compile(split);
-    if (status == SF_OK) status = sf_scan_create(found->rules, &split->scan);
+    if (status == SF_OK) status = sf_scan_prepare();
     if (status != SF_OK) {
         sf_split_destroy(split);
         return status;
@@ -106,7 +105,6 @@ void sf_split_destroy(struct sf_split *split)
     if (split == NULL) return;
     for (int i = 0; i < STEPS_MAX; i++) pcre2_code_free(split->code[i]);
     pcre2_match_context_free(split->limits);
-    sf_scan_destroy(split->scan);
     free(split);
 }
 
@@ -157,7 +155,7 @@ static sf_status cut(const struct run *run, int step, const char *text, size_t b
 static sf_status scan_all(const struct run *run, const char *text, size_t bytes)
 {
     for (size_t at = 0; at < bytes;) {
-        size_t taken = sf_scan_piece(run->split->scan, text + at, bytes - at);
+        size_t taken = sf_scan_piece(&run->split->known->rules, text + at, bytes - at);
         SF_ASSERT(taken > 0 && taken <= bytes - at);
         SF_TRY(run->piece(run->context, text + at, taken));
         at += taken;
