@@ -64,10 +64,11 @@ struct job {
     int64_t edited_before;              /* slots, of records that earlier runs have finished */
     int32_t replaying;                  /* choices */
     uint8_t input_done, draining;
+    uint8_t behind;                     /* there is room for more than was read */
 };
 
 /* ---- records.c ------------------------------------------------------------------------------- */
-/* Reads and adds while the engine has room. */
+/* Reads and adds while the engine has room, for a short time: `behind` says that there is more. */
 sf_status job_read(struct job *);
 /* A text with more bytes has more than tokens_max tokens, whatever they are. */
 int64_t   job_text_bytes_max(const struct sf_run_spec *);

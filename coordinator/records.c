@@ -3,10 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/job.h"
 
-enum { TEXT_TOKENS = 1024 };            /* of an answer's text that there is room for at once */
+enum { TEXT_TOKENS = 1024,              /* of an answer's text that there is room for at once */
+       /* A result that comes while records are read waits: so long, and for one record more.  At
+        * the start no step is on its way, and a full one is worth waiting for, but not long. */
+       READ_MS = 2, READ_FIRST_MS = 50 };
 
 static sf_status refuse(struct job *job, struct sf_record *request, const char *words)
 {
@@ -166,7 +170,14 @@ static sf_status read_one(struct job *job)
 
 sf_status job_read(struct job *job)
 {
+    int64_t start = sf_now_ns();
+    double most_s = (sf_engine_load(job->engine).in_flight > 0 ? READ_MS : READ_FIRST_MS) / 1e3;
+    job->behind = 0;
     while (sf_engine_room(job->engine) > 0) {
+        if (sf_seconds_since(start) >= most_s) {
+            job->behind = 1;
+            return SF_OK;
+        }
         if (job->pending != NULL) SF_TRY(add_pending(job));
         else if (!job->input_done) SF_TRY(read_one(job));
         else break;

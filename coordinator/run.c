@@ -99,7 +99,7 @@ static sf_status loop(struct job *job)
         int done = job->input_done && job->pending == NULL && sf_engine_idle(job->engine);
         if (done) job->draining = 0;    /* told to stop just as all was done */
         if (done || job->draining) return SF_OK;
-        SF_TRY(sf_engine_poll(job->engine, WAIT_MS));
+        SF_TRY(sf_engine_poll(job->engine, job->behind ? 0 : WAIT_MS));
         if (sf_seconds_since(job->saved_ns) >= save_every_s) SF_TRY(job_save(job));
         SF_TRY(show(job, 0));
     }

@@ -313,6 +313,8 @@ static sf_status run_steps(struct sf_worker *w)
         SF_TRY(sf_worker_step(w, &step));
         note_decode(w, &step, before, &store);
     }
+    sf_log(SF_LOG_DEBUG, "%.3f s in steps, %.3f s of waiting for the next one",
+           w->stats.seconds_step, w->stats.seconds_wait);
     if (w->hub != NULL) SF_TRY(sf_hub_finish(w->hub));
     return sf_pipe_drain(w);
 }
