@@ -7,7 +7,8 @@
  * scores: in several layouts the scores of a prompt's tokens and of sampled ones, biased and
  *   penalised or not, are the log-softmax of the tapped rows to 1e-5, with their ranks and tops.
  * bf16: teacher-forced on the golden texts, mean KL to f32 at most 2e-3 nat, arg-max agreement at
- *   least 97 %, every disagreement at an f32 margin under 0.5. */
+ *   least 97 %, every disagreement at an f32 margin under 0.5.
+ * The longest prompt runs in some layouts, at SHEAF_TEST_LEVEL=long in all. */
 #include <stdlib.h>
 
 #include "tests/check.h"
@@ -18,7 +19,7 @@ enum { LONGEST = 128 };                 /* sanitizers are for memory and races, 
 #else
 enum { LONGEST = 2000 };
 #endif
-enum { VOCAB = 49152, ROWS_MAX = 128 };
+enum { VOCAB = 49152, ROWS_MAX = 128, SHORT = 128 };
 
 static struct golden golden;
 
@@ -53,7 +54,17 @@ static void rows_free(struct rows *rows)
     free(rows);
 }
 
-struct layout { int32_t tensor, pipeline; int fixed; uint8_t exchange; const char *dtype; };
+struct layout {
+    int32_t tensor, pipeline; int fixed; uint8_t exchange; const char *dtype;
+    int longest;                        /* the longest prompt too */
+};
+
+static int runs_in(const struct layout *layout, const struct golden_prompt *prompt)
+{
+    const char *level = getenv("SHEAF_TEST_LEVEL");
+    int all = layout->longest || (level != NULL && strcmp(level, "long") == 0);
+    return prompt->ids <= LONGEST && (all || prompt->ids <= SHORT);
+}
 
 static struct rig *open_layout(const struct layout *layout, struct sf_logits_tap tap)
 {
@@ -129,10 +140,10 @@ static int ready(void)
 
 static void test_logits(void)
 {
-    static const struct layout layouts[] = {{1, 1, 0, 0, "f32"}, {2, 1, 0, 0, "f32"},
-                                            {3, 1, 1, 0, "f32"}, {1, 4, 0, 0, "f32"},
-                                            {2, 2, 1, 0, "f32"}, {3, 2, 0, 1, "f32"},
-                                            {4, 1, 0, 0, "f32"}};
+    static const struct layout layouts[] = {{1, 1, 0, 0, "f32", 1}, {2, 1, 0, 0, "f32", 0},
+                                            {3, 1, 1, 0, "f32", 1}, {1, 4, 0, 0, "f32", 0},
+                                            {2, 2, 1, 0, "f32", 0}, {3, 2, 0, 1, "f32", 1},
+                                            {4, 1, 0, 0, "f32", 0}};
     if (!ready()) SF_SKIP("the real model is not there");
     for (size_t l = 0; l < sizeof layouts / sizeof layouts[0]; l++) {
         char what[64];
@@ -142,7 +153,7 @@ static void test_logits(void)
         struct rig *rig = open_layout(&layouts[l], (struct sf_logits_tap){keep_row, rows});
         for (int32_t p = 0; rig != NULL && p < golden.prompts; p++) {
             const struct golden_prompt *prompt = &golden.prompt[p];
-            if (prompt->tops == 0 || prompt->ids > LONGEST) continue;
+            if (prompt->tops == 0 || !runs_in(&layouts[l], prompt)) continue;
             if (!feed_whole(rig, prompt, 512)) break;
             check_logits(prompt, rows->logits + (size_t)(rows->rows - 1) * VOCAB, what);
         }
@@ -155,8 +166,8 @@ static void test_logits(void)
 static void test_layouts_equal(void)
 {
     static const struct layout layouts[] = {
-        {1, 1, 1, 0, NULL}, {2, 1, 1, 0, NULL}, {3, 1, 1, 0, NULL}, {4, 1, 1, 0, NULL},
-        {2, 2, 1, 0, NULL}, {1, 3, 1, 0, NULL}, {3, 2, 1, 1, NULL}};
+        {1, 1, 1, 0, NULL, 0}, {2, 1, 1, 0, NULL, 0}, {3, 1, 1, 0, NULL, 0}, {4, 1, 1, 0, NULL, 0},
+        {2, 2, 1, 0, NULL, 0}, {1, 3, 1, 0, NULL, 0}, {3, 2, 1, 1, NULL, 0}};
     static const char *dtypes[] = {"f32", "bf16"};
     if (!ready()) SF_SKIP("the real model is not there");
     const struct golden_prompt *prompt = &golden.prompt[2];
@@ -184,7 +195,7 @@ static void test_chunks(void)
 {
     static const int32_t chunk[] = {512, 64, 7, 1};
     if (!ready()) SF_SKIP("the real model is not there");
-    const struct layout layout = {1, 1, 0, 0, "f32"};
+    const struct layout layout = {1, 1, 0, 0, "f32", 0};
     const struct golden_prompt *prompt = &golden.prompt[2];
     struct rows *rows = rows_new(4);
     struct rig *rig = open_layout(&layout, (struct sf_logits_tap){keep_row, rows});
@@ -259,8 +270,8 @@ static int feed_scored(struct rig *rig, const struct sf_wire_sampling *sampling,
 
 static void test_scores(void)
 {
-    static const struct layout layouts[] = {{1, 1, 0, 0, "f32"}, {2, 1, 0, 0, "f32"},
-                                            {1, 2, 0, 0, "f32"}, {3, 2, 1, 1, "bf16"}};
+    static const struct layout layouts[] = {{1, 1, 0, 0, "f32", 0}, {2, 1, 0, 0, "f32", 0},
+                                            {1, 2, 0, 0, "f32", 0}, {3, 2, 1, 1, "bf16", 0}};
     static struct sf_wire_bias bias = {7, 60.0f};       /* takes the place of any other choice */
     static const struct sf_wire_sampling sampling[] = {
         {.top_p = 1, .repetition = 1, .scores = 1, .tops = 5},
@@ -328,8 +339,8 @@ static void compare_row(void *arg, uint64_t seq, int32_t pos, const float *logit
 static void test_bf16(void)
 {
     if (!ready()) SF_SKIP("the real model is not there");
-    static const struct layout exact = {1, 1, 0, 0, "f32"};
-    static const struct layout close[] = {{1, 1, 0, 0, "bf16"}, {2, 1, 1, 0, "bf16"}};
+    static const struct layout exact = {1, 1, 0, 0, "f32", 0};
+    static const struct layout close[] = {{1, 1, 0, 0, "bf16", 1}, {2, 1, 1, 0, "bf16", 0}};
     for (size_t l = 0; l < 2; l++) {
         struct rows *rows = rows_new(ROWS_MAX);
         struct against against = {.exact = rows};
@@ -339,7 +350,7 @@ static void test_bf16(void)
         int good = f32 != NULL && bf16 != NULL;
         for (int32_t p = 0; good && p < golden.prompts; p++) {
             const struct golden_prompt *prompt = &golden.prompt[p];
-            if (prompt->ids > LONGEST) continue;
+            if (!runs_in(&close[l], prompt)) continue;
             for (int32_t pos = 0; good && pos < prompt->ids; pos += ROWS_MAX) {
                 int32_t count = prompt->ids - pos < ROWS_MAX ? prompt->ids - pos : ROWS_MAX;
                 rows->rows = 0;

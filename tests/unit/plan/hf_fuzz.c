@@ -14,11 +14,7 @@
 #include "tests/check.h"
 #include "tests/unit/model/hf_dir.h"
 
-#if defined(__SANITIZE_THREAD__)
-enum { ROUNDS = 450 };                  /* one thread: nothing here that this sanitizer is for */
-#else
-enum { ROUNDS = 9000 };
-#endif
+enum { ROUNDS = 3000, ROUNDS_LONG = 9000 };     /* the second at SHEAF_TEST_LEVEL=long */
 enum { SEEDS = 3, GROWTH = 1024, PLANNED_LAYERS_MAX = 160 };
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 enum { ADDRESS_SPACE = 1 << 30 };
@@ -155,13 +151,15 @@ static void test_mutations(void)
         " \"layer_types\": [\"full_attention\", \"sliding_attention\", \"full_attention\",\n"
         "  \"full_attention\"]}\n";
     const char *const seed[SEEDS] = { hf_llama_405b, hf_llama_405b_new, qwen };
+    const char *level = getenv("SHEAF_TEST_LEVEL");
+    int rounds = level != NULL && strcmp(level, "long") == 0 ? ROUNDS_LONG : ROUNDS;
     int opened = 0, planned = 0;
     struct rlimit before, limited;
     getrlimit(RLIMIT_AS, &before);
     limited = before;
     if (ADDRESS_SPACE > 0) limited.rlim_cur = ADDRESS_SPACE;
     setrlimit(RLIMIT_AS, &limited);
-    for (uint64_t i = 0; i < ROUNDS; i++) {
+    for (uint64_t i = 0; i < (uint64_t)rounds; i++) {
         static char text[8192];
         const char *from = seed[i % SEEDS];
         size_t count = strlen(from);
@@ -180,10 +178,10 @@ static void test_mutations(void)
     }
     setrlimit(RLIMIT_AS, &before);
     hf_dir_close();
-    SF_CHECK(opened > ROUNDS / 20);             /* both paths were taken */
-    SF_CHECK(opened < ROUNDS * 19 / 20);
+    SF_CHECK(opened > rounds / 20);             /* both paths were taken */
+    SF_CHECK(opened < rounds * 19 / 20);
     SF_CHECK(planned > opened / 4);
-    printf("  %d of %d mutations described, %d planned\n", opened, ROUNDS, planned);
+    printf("  %d of %d mutations described, %d planned\n", opened, rounds, planned);
 }
 
 static const struct sf_test tests[] = { { "mutations", test_mutations }, { NULL, NULL } };
