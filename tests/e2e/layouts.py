@@ -7,9 +7,9 @@ and in bf16.  Alone means a job that never has more than one sequence.
 
 --long does all of it in full: 64 tokens, every prompt, every layout, and every prompt alone in
 every layout (the full cross).  The normal level does so in the first layout; in the others it
-generates 32 tokens, feeds the longest prompt against the reference in some and cut to 700 tokens
-(past the place where attention splits a lane) in the deterministic runs, and leaves out some of
-bf16.
+generates 32 tokens, in the deterministic runs 16, feeds the longest prompt against the reference in
+some and cut to 700 tokens (past the place where attention splits a lane) in the deterministic runs,
+and leaves out some of bf16.
 """
 # not with --quick
 import json
@@ -22,7 +22,7 @@ LAYOUTS = [(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 1), (3,
 ALONE = {"f32": (1, 1, 1), "bf16": (2, 2, 1)}
 WITH_LONGEST = [(3, 2, 1), (1, 1, 2)]   # beside the first
 NOT_IN_BF16 = [(2, 1, 1), (1, 2, 1), (1, 1, 2)]
-STEPS, LONG_PROMPT = 32, 700
+STEPS, CROSSED_STEPS, LONG_PROMPT = 32, 16, 700
 GOLDEN = os.path.join(job.ROOT, "tests/data/golden/smollm2-135m-q4_1.json")
 TIE = 0.01
 
@@ -60,11 +60,11 @@ def against_golden(tally, what, prompts, tokens):
         tally.check(f"{what}: {prompt['name']}", mine[:steps], prompt["greedy"][:steps])
 
 
-def shortened(prompts, prompt_max=None):
-    """32 tokens of each; the longest prompt cut, or left out (0)."""
+def shortened(prompts, prompt_max=None, steps=STEPS):
+    """So many tokens of each; the longest prompt cut, or left out (0)."""
     kept = [p for p in prompts if prompt_max != 0 or len(p["ids"]) <= LONG_PROMPT]
-    return [dict(p, ids=p["ids"][:prompt_max or None], greedy=p["greedy"][:STEPS],
-                 margin=p["margin"][:STEPS]) for p in kept]
+    return [dict(p, ids=p["ids"][:prompt_max or None], greedy=p["greedy"][:steps],
+                 margin=p["margin"][:steps]) for p in kept]
 
 
 def crossed(tally, prompts, dtype):
@@ -103,7 +103,7 @@ def main():
     what, given = "f32, one rank, alone", prompts if long else shortened(prompts, 0)
     against_golden(tally, what, given, run(tally, what, LAYOUTS[0], given, "f32", False, True))
     if not long:
-        prompts = shortened(prompts, LONG_PROMPT)
+        prompts = shortened(prompts, LONG_PROMPT, CROSSED_STEPS)
     for dtype in ["f32", "bf16"]:
         crossed(tally, prompts, dtype)
     tally.end()
