@@ -1,8 +1,9 @@
 """A job that survives: whatever ends it, the same command with --resume finishes it.
 
-A job of 200 records (greedy and sampled, short and longer, some with several choices and log
-probabilities) runs over tensor 2 x pipeline 2 with the real model, f32, deterministic; once with
-the exact cache, once with methods that drop, fold and merge.  Undisturbed, each is a reference.
+A job of 100 records (--long: 200; greedy and sampled, short and longer, some with several choices
+and log probabilities) runs over tensor 2 x pipeline 2 with the real model, f32, deterministic; once
+with the exact cache, once with methods that drop, fold and merge.  Undisturbed, each is a
+reference.
 Then the same jobs are disturbed and resumed until they exit with 0:
 
     kill     kill -9 of a random rank at a random moment, once or twice; both caches
@@ -11,7 +12,7 @@ Then the same jobs are disturbed and resumed until they exit with 0:
     layout   kill -9, then resumed as tensor 1 x pipeline 2, and as a single rank (--long: both)
     torn     cut anywhere: the last line of the output and the journal are torn, as by a dead node
 
-Each time: 200 answers, none lost, none twice, every text, token and log probability equal to the
+Each time: all answers, none lost, none twice, every text, token and log probability equal to the
 undisturbed run; and at most what was sampled since the last checkpoint is sampled again, which the
 totals of the runs tell.  The random numbers are seeded; the seed of a failure is printed.
 """
@@ -27,7 +28,8 @@ import time
 import job
 from memory import ranks_below
 
-RECORDS, CHECKPOINT_S = 200, 1.0
+RECORDS, CHECKPOINT_S = 200 if job.LEVEL == "long" else 100, 1.0
+DISK_KIB = RECORDS // 2                 # less than the answers take
 LAYOUT = (2, 2)
 WORDS = ("a quiet river runs past the old mill and every morning the baker counts his loaves "
          "while three sailors argue about the moon").split()
@@ -206,7 +208,7 @@ def full_disk(tally, reference):
     folder = job.Folder()
     disk = folder.file("disk")
     os.mkdir(disk)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk],
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", disk],
                              capture_output=True, check=False)
     if mounted.returncode != 0:
         tally.skip("full disk", "mount is not permitted")
