@@ -10,7 +10,7 @@
  * that matters, so "flush to zero" modes set by a maths library change nothing. */
 #include "base/dtype.h"
 
-static const char *const names[] = { "f32", "f16", "bf16" };
+static const char *const names[] = { "f32", "f16", "bf16", "int8" };
 
 static inline uint32_t bits_of(float value)
 {
@@ -79,6 +79,9 @@ void sf_to_f32(enum sf_dtype dtype, const void *source, float *target, size_t co
     case SF_BF16:
         for (size_t i = 0; i < count; i++) to[i] = sf_bf16_to_f32(from[i]);
         return;
+    case SF_INT8:
+        for (size_t i = 0; i < count; i++) to[i] = (float)((const int8_t *)source)[i];
+        return;
     }
     SF_ASSERT(!"known dtype");
 }
@@ -97,6 +100,7 @@ void sf_from_f32(enum sf_dtype dtype, const float *source, void *target, size_t 
     case SF_BF16:
         for (size_t i = 0; i < count; i++) to[i] = sf_f32_to_bf16(from[i]);
         return;
+    case SF_INT8: break;                /* there is no scale here */
     }
     SF_ASSERT(!"known dtype");
 }
@@ -109,7 +113,7 @@ const char *sf_dtype_name(enum sf_dtype dtype)
 
 sf_status sf_dtype_parse(const char *name, enum sf_dtype *dtype_out)
 {
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    for (size_t i = 0; i <= SF_BF16; i++)
         if (strcmp(name, names[i]) == 0) {
             *dtype_out = (enum sf_dtype)i;
             return SF_OK;

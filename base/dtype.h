@@ -1,5 +1,8 @@
 /* base/dtype.h: element types of weights, activations and raw cache slots, and the conversions
- * between 16-bit storage and f32.  Conversions round to nearest, ties to even; NaN stays NaN. */
+ * between 16-bit storage and f32.  Conversions round to nearest, ties to even; NaN stays NaN.
+ *
+ * int8 is a type of cache slots alone: codes -127 .. 127, of which a vector has one scale
+ * (kernels/layout.h).  Here it is only widened, code by code, without the scale. */
 #ifndef SHEAF_BASE_DTYPE_H
 #define SHEAF_BASE_DTYPE_H
 #include <stddef.h>
@@ -8,15 +11,16 @@
 #include "base/status.h"
 SF_C_BEGIN
 
-enum sf_dtype { SF_F32, SF_F16, SF_BF16 };
+enum sf_dtype { SF_F32, SF_F16, SF_BF16, SF_INT8 };
 #define SF_F16_MAX 65504.0f             /* the greatest number of f16 */
 
 static inline size_t sf_dtype_bytes(enum sf_dtype dtype)
 {
-    return dtype == SF_F32 ? 4 : 2;
+    return dtype == SF_F32 ? 4 : dtype == SF_INT8 ? 1 : 2;
 }
-const char *sf_dtype_name(enum sf_dtype dtype);                     /* "f32" "f16" "bf16" */
-sf_status sf_dtype_parse(const char *name, enum sf_dtype *dtype_out); /* SF_INVALID if unknown */
+const char *sf_dtype_name(enum sf_dtype dtype);                     /* "f32" "f16" "bf16" "int8" */
+/* Of those that weights may have; SF_INVALID for others. */
+sf_status sf_dtype_parse(const char *name, enum sf_dtype *dtype_out);
 
 static inline float sf_bf16_to_f32(uint16_t bits)
 {
@@ -37,7 +41,7 @@ static inline uint16_t sf_f32_to_bf16(float value)
 float    sf_f16_to_f32(uint16_t bits);
 uint16_t sf_f32_to_f16(float value);
 
-/* Whole arrays, `count` elements; `dtype` names the 16-bit (or f32) side. */
+/* Whole arrays, `count` elements; `dtype` names the other side: of sf_from_f32 not int8. */
 void sf_to_f32(enum sf_dtype dtype, const void *source, float *target, size_t count);
 void sf_from_f32(enum sf_dtype dtype, const float *source, void *target, size_t count);
 

@@ -68,7 +68,8 @@ struct sf_lane_part {
     const struct sf_layout *layout;     /* host */
     const int32_t *pages;               /* host */
     int32_t slots;                      /* physical */
-    /* host; NULL: slots as they are.  Else the layout's k_dim and v_dim are the ranks, or more. */
+    /* host; NULL: slots as they are.  Else the layout's k_dim and v_dim are the ranks, or more.  A
+     * part with factors or picks, and its values, are not in int8. */
     const struct sf_lane_factors *factors;
     /* NULL: all of them are read.  Else device, [picks]: the numbers of those that are, in any
      * order, none twice; -1 stands for none.  A lane that leaves its logits has no such part. */
@@ -163,7 +164,8 @@ struct sf_columns_job {
 };
 /* New slots of one lane from rows of k and v; `slot_first` is physical, pages are there already.
  * In f16 what lies beyond its range, infinities too, becomes its greatest number, 65,504, with the
- * sign: no slot is infinite, whose products with a weight of 0 would be NaN. */
+ * sign: no slot is infinite, whose products with a weight of 0 would be NaN.  In int8 the slot's
+ * key and value are rounded each with a scale of its own (layout.h). */
 struct sf_append_lane {
     const int32_t *pages;               /* host */
     int32_t slot_first, row_first, rows;

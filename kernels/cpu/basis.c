@@ -245,6 +245,7 @@ void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
     split.logits = logits;
     split.left = NULL;                  /* no logits are asked for where a lane has such a part */
     split.partial = (struct sf_partial){ one, one + n * width, one + n * width + n };
+    SF_ASSERT(part->layout->dtype != SF_INT8 && values_of(part)->dtype != SF_INT8);
     if (end > most) end = most;
     for (; first < end; first += step) {
         int32_t slots = end - first < step ? end - first : step;

@@ -14,7 +14,7 @@ enum {
 /* Where the parts of one slot lie. */
 struct place {
     unsigned char *key, *value;         /* first key element */
-    float *bias;
+    float *bias, *k_scale, *v_scale;    /* scales: int8 */
     int32_t *pos;
 };
 
@@ -29,11 +29,13 @@ static struct place place_of(const struct sf_layout *layout, const unsigned char
         page + sf_layout_k_index(layout, s, 0) * width,
         page + sf_layout_v_offset(layout) + (size_t)s * (size_t)layout->v_dim * width,
         (float *)(void *)(page + sf_layout_bias_offset(layout)) + s,
+        (float *)(void *)(page + sf_layout_k_scale_offset(layout)) + s,
+        (float *)(void *)(page + sf_layout_v_scale_offset(layout)) + s,
         (int32_t *)(void *)(page + sf_layout_pos_offset(layout)) + s
     };
 }
 
-/* Words of a key: pairs of bf16 elements, f16 elements or f32 elements. */
+/* Words of a key: pairs of bf16 elements, or elements. */
 static int32_t key_words(const struct sf_layout *layout)
 {
     return layout->dtype == SF_BF16 ? layout->k_dim / 2 : layout->k_dim;
@@ -41,7 +43,7 @@ static int32_t key_words(const struct sf_layout *layout)
 
 static size_t key_word_bytes(const struct sf_layout *layout)
 {
-    return layout->dtype == SF_F16 ? 2 : 4;
+    return layout->dtype == SF_INT8 ? 1 : layout->dtype == SF_F16 ? 2 : 4;
 }
 
 static void key_scatter(const void *words, size_t word_bytes, int32_t count, unsigned char *key)
@@ -49,6 +51,9 @@ static void key_scatter(const void *words, size_t word_bytes, int32_t count, uns
     if (word_bytes == 4)
         for (int32_t i = 0; i < count; i++)
             memcpy(key + (size_t)i * SF_BLOCK_SLOTS * 4, (const uint32_t *)words + i, 4);
+    else if (word_bytes == 1)
+        for (int32_t i = 0; i < count; i++)
+            key[(size_t)i * SF_BLOCK_SLOTS] = ((const unsigned char *)words)[i];
     else
         for (int32_t i = 0; i < count; i++)
             memcpy(key + (size_t)i * SF_BLOCK_SLOTS * 2, (const uint16_t *)words + i, 2);
@@ -59,6 +64,9 @@ static void key_gather(const unsigned char *key, size_t word_bytes, int32_t coun
     if (word_bytes == 4)
         for (int32_t i = 0; i < count; i++)
             memcpy((uint32_t *)words + i, key + (size_t)i * SF_BLOCK_SLOTS * 4, 4);
+    else if (word_bytes == 1)
+        for (int32_t i = 0; i < count; i++)
+            ((unsigned char *)words)[i] = key[(size_t)i * SF_BLOCK_SLOTS];
     else
         for (int32_t i = 0; i < count; i++)
             memcpy((uint16_t *)words + i, key + (size_t)i * SF_BLOCK_SLOTS * 2, 2);
@@ -81,6 +89,69 @@ static void narrow(const struct sf_cpu_isa *isa, enum sf_dtype dtype, const floa
     if (dtype != SF_F16) isa->from_f32(dtype, source, target, (size_t)count);
 }
 
+/* ---- int8 (layout.h) ---- */
+/* The greatest magnitude of a vector, at most 2^127, or NaN.  Magnitudes order as their bits do,
+ * and those of a NaN are above all others. */
+static float int8_most(const float *x, int32_t count)
+{
+    int32_t most = 0;
+    float value;
+    for (int32_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    if (most > 0x7f800000) return NAN;
+    if (most > 0x7f000000) return 0x1p127f;
+    memcpy(&value, &most, sizeof value);
+    return value;
+}
+
+/* To codes.  Adding 1.5 * 2^23 pushes the fraction out of the mantissa, rounded to nearest even,
+ * and leaves the code in the low byte. */
+static void int8_codes(const float *x, int32_t count, float most, int8_t *code_out)
+{
+    if (!(most >= 0x1p-100f)) {
+        memset(code_out, 0, (size_t)count);
+        return;
+    }
+    const float inverse = 127 / most;
+    for (int32_t i = 0; i < count; i++) {
+        float inside = x[i] < -0x1p127f ? -0x1p127f : x[i];
+        inside = inside > 0x1p127f ? 0x1p127f : inside;
+        float shifted = inside * inverse + 12582912.0f;
+        int32_t bits;
+        memcpy(&bits, &shifted, sizeof bits);
+        code_out[i] = (int8_t)(bits & 0xff);
+    }
+}
+
+static float int8_scale(float most)
+{
+    return most < 0x1p-100f ? 0 : most / 127;
+}
+
+static void key_write_int8(const struct sf_layout *layout, const float *k, struct place at)
+{
+    int8_t code[CHUNK];
+    float most = int8_most(k, layout->k_dim);
+    for (int32_t e = 0; e < layout->k_dim; e += CHUNK) {
+        int32_t count = layout->k_dim - e < CHUNK ? layout->k_dim - e : CHUNK;
+        int8_codes(k + e, count, most, code);
+        key_scatter(code, 1, count, at.key + (size_t)e * SF_BLOCK_SLOTS);
+    }
+    if (layout->k_dim > 0) *at.k_scale = int8_scale(most);
+}
+
+static void value_write_int8(const struct sf_layout *layout, const float *v, struct place at)
+{
+    float most = int8_most(v, layout->v_dim);
+    int8_codes(v, layout->v_dim, most, (int8_t *)at.value);
+    if (layout->v_dim > 0) *at.v_scale = int8_scale(most);
+}
+
+/* ---- appending, moving, reading ---- */
 static void key_write(const struct sf_cpu_isa *isa, const struct sf_layout *layout, const float *k,
                       unsigned char *key)
 {
@@ -107,9 +178,15 @@ static void append_rows(const struct sf_cpu_isa *isa, const struct sf_append_job
         size_t row = (size_t)lane->row_first + (size_t)r, head = (size_t)lane->head;
         struct place at = place_of(layout, job->pool, job->page_bytes, lane->pages,
                                    lane->slot_first + r);
-        key_write(isa, layout, job->k + row * job->k_stride + head * (size_t)layout->k_dim, at.key);
-        narrow(isa, layout->dtype, job->v + row * job->v_stride + head * (size_t)layout->v_dim,
-               at.value, layout->v_dim);
+        const float *k = job->k + row * job->k_stride + head * (size_t)layout->k_dim;
+        const float *v = job->v + row * job->v_stride + head * (size_t)layout->v_dim;
+        if (layout->dtype == SF_INT8) {
+            key_write_int8(layout, k, at);
+            value_write_int8(layout, v, at);
+        } else {
+            key_write(isa, layout, k, at.key);
+            narrow(isa, layout->dtype, v, at.value, layout->v_dim);
+        }
         if (layout->k_dim == 0) continue;
         *at.bias = job->bias ? job->bias[row] : 0;
         *at.pos = job->pos[row];
@@ -153,6 +230,7 @@ static void key_move(const unsigned char *from, unsigned char *to, size_t word_b
     size_t step = SF_BLOCK_SLOTS * word_bytes;
     for (int32_t i = 0; i < count; i++) {
         if (word_bytes == 4) memcpy(to + (size_t)i * step, from + (size_t)i * step, 4);
+        else if (word_bytes == 1) to[(size_t)i * step] = from[(size_t)i * step];
         else memcpy(to + (size_t)i * step, from + (size_t)i * step, 2);
     }
 }
@@ -172,6 +250,10 @@ static void kv_move(struct sf_device *device, const struct sf_layout *layout, un
         if (a.key == b.key) continue;
         key_move(a.key, b.key, word_bytes, words);
         memcpy(b.value, a.value, value_bytes);
+        if (layout->dtype == SF_INT8) {
+            *b.k_scale = *a.k_scale;
+            if (layout->v_dim > 0) *b.v_scale = *a.v_scale;
+        }
         *b.bias = *a.bias;
         *b.pos = *a.pos;
     }
@@ -203,6 +285,12 @@ static void key_read(const struct sf_cpu_isa *isa, const struct sf_layout *layou
     }
 }
 
+/* Codes, widened, to elements. */
+static void scale(float factor, float *x, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) x[i] *= factor;
+}
+
 static void kv_read(struct sf_device *device, const struct sf_layout *layout,
                     const unsigned char *pool, size_t page_bytes, const struct sf_slot_list *list,
                     float *k, float *v, float *bias_host, int32_t *pos_host)
@@ -212,10 +300,14 @@ static void kv_read(struct sf_device *device, const struct sf_layout *layout,
 #pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
     for (int32_t i = 0; i < list->n; i++) {
         struct place at = place_of(layout, pool, page_bytes, list->pages, list->slot[i]);
-        if (k) key_read(isa, layout, at.key, k + (size_t)i * (size_t)layout->k_dim);
-        if (v)
-            isa->to_f32(layout->dtype, at.value, v + (size_t)i * (size_t)layout->v_dim,
-                        (size_t)layout->v_dim);
+        float *to_k = k ? k + (size_t)i * (size_t)layout->k_dim : NULL;
+        float *to_v = v ? v + (size_t)i * (size_t)layout->v_dim : NULL;
+        if (k) key_read(isa, layout, at.key, to_k);
+        if (v) isa->to_f32(layout->dtype, at.value, to_v, (size_t)layout->v_dim);
+        if (k && layout->dtype == SF_INT8 && layout->k_dim > 0)
+            scale(*at.k_scale, to_k, layout->k_dim);
+        if (v && layout->dtype == SF_INT8 && layout->v_dim > 0)
+            scale(*at.v_scale, to_v, layout->v_dim);
         if (bias_host) bias_host[i] = *at.bias;
         if (pos_host) pos_host[i] = *at.pos;
     }

@@ -23,6 +23,8 @@ struct sf_split {
     const float *q;                     /* [vectors][k_dim], times the softmax scale */
     const unsigned char *keys[SF_SPLIT_BLOCKS], *values[SF_SPLIT_BLOCKS];
     const float *bias[SF_SPLIT_BLOCKS];
+    /* Of blocks in int8: what a slot's codes are to be multiplied with. */
+    const float *k_scale[SF_SPLIT_BLOCKS], *v_scale[SF_SPLIT_BLOCKS];
     const int32_t *pos[SF_SPLIT_BLOCKS];
     int32_t first[SF_SPLIT_BLOCKS];     /* the block's first slot, counted within the split */
     const int32_t *end;                 /* [vectors] a slot is seen iff first + i < end ... */

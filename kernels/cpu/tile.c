@@ -48,6 +48,8 @@ void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile,
     int32_t seen = part < 0 ? gathered->seen_most : from.slots;
     size_t width = sf_dtype_bytes(layout->dtype), v_offset = sf_layout_v_offset(layout);
     size_t bias_offset = sf_layout_bias_offset(layout), pos_offset = sf_layout_pos_offset(layout);
+    size_t k_scale_offset = sf_layout_k_scale_offset(layout);
+    size_t v_scale_offset = sf_layout_v_scale_offset(layout);
     split->dtype = split->v_dtype = layout->dtype;
     split->k_dim = layout->k_dim;
     split->v_dim = layout->v_dim;
@@ -71,6 +73,8 @@ void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile,
             continue;
         split->keys[b] = page + (size_t)inside * (size_t)layout->k_dim * width;
         split->values[b] = page + v_offset + (size_t)inside * (size_t)layout->v_dim * width;
+        split->k_scale[b] = (const float *)(const void *)(page + k_scale_offset) + inside;
+        split->v_scale[b] = (const float *)(const void *)(page + v_scale_offset) + inside;
         split->first[b] = at - first;
         split->blocks++;
     }

@@ -58,6 +58,7 @@ double sf_ref_logit(const struct sf_attend_job *job, const struct sf_lane_job *l
     for (int32_t e = 0; e < layout->k_dim; e++)
         dot += (double)q[e] * (double)sf_ref_get(layout->dtype, at.page,
                                                  sf_layout_k_index(layout, at.slot, e));
+    dot *= sf_ref_scale(layout, at.page, at.slot, 0);
     return (double)job->scale * dot + bias;
 }
 
@@ -92,6 +93,7 @@ static void weigh_values(const struct sf_ref_part *one, const float *q, int32_t 
         if (weight == 0) continue;
         struct view at = view_of(&one->job, &one->lane, sf_ref_part_slot(one, s));
         struct sf_ref_rebuilt row = rebuilt_of(one, sf_ref_part_slot(one, s));
+        if (!one->factors) weight *= sf_ref_scale(layout, at.page, at.slot, 1);
         size_t i = v_offset + (size_t)at.slot * (size_t)layout->v_dim + (size_t)first;
         for (int32_t e = 0; e < count; e++)
             value[e] += weight * (one->factors

@@ -21,6 +21,7 @@ static double logit(const struct sf_pick_job *job, const struct sf_pick_lane *la
         dot += (double)q[e] * (double)sf_ref_get(layout->dtype, page,
                                                  sf_layout_k_index(layout, c % layout->page_slots,
                                                                    e));
+    dot *= sf_ref_scale(layout, page, c % layout->page_slots, 0);
     return (double)job->scale * dot;
 }
 

@@ -51,10 +51,20 @@ double sf_ref_rebuilt_value(const struct sf_ref_rebuilt *, int32_t e);
 double sf_ref_logit(const struct sf_attend_job *, const struct sf_lane_job *, int32_t slot,
                     const float *q, int32_t row_pos);
 
-/* Element i of an array of `dtype`. */
+/* What an element of a slot's key (value) is to be multiplied with: its scale, or 1. */
+static inline double sf_ref_scale(const struct sf_layout *layout, const unsigned char *page,
+                                  int32_t slot, int value)
+{
+    size_t at = value ? sf_layout_v_scale_offset(layout) : sf_layout_k_scale_offset(layout);
+    if (layout->dtype != SF_INT8) return 1;
+    return (double)((const float *)(const void *)(page + at))[slot];
+}
+
+/* Element i of an array of `dtype`; of int8 the code, which the caller scales. */
 static inline float sf_ref_get(enum sf_dtype dtype, const void *array, size_t i)
 {
     if (dtype == SF_F32) return ((const float *)array)[i];
+    if (dtype == SF_INT8) return (float)((const int8_t *)array)[i];
     uint16_t bits = ((const uint16_t *)array)[i];
     return dtype == SF_BF16 ? sf_bf16_to_f32(bits) : sf_f16_to_f32(bits);
 }

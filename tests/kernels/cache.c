@@ -1,6 +1,7 @@
 /* tests/kernels/cache.c: the CPU writes pages bit for bit as ref does, through a history of clears,
  * appends over page edges, moves and drops; what is read back is what was written, rounded; and a
- * fresh page holds nothing but holes. */
+ * fresh page holds nothing but holes.  In int8 every vector is rounded by the rule of layout.h,
+ * which is written here once more. */
 #include <math.h>
 #include <stdlib.h>
 #include "base/dtype.h"
@@ -16,7 +17,8 @@ static const struct {
     { { SF_F32, 16, 16, 24 }, 0 },  { { SF_F16, 16, 40, 24 }, 1 },
     { { SF_BF16, 32, 40, 24 }, 1 }, { { SF_BF16, 16, 64, 64 }, 0 },
     { { SF_F32, 64, 7, 1 }, 1 },    { { SF_F16, 128, 5, 3 }, 0 },
-    { { SF_BF16, 16, 576, 512 }, 1 }, { { SF_F16, 16, 7, 4 }, 1 }
+    { { SF_BF16, 16, 576, 512 }, 1 }, { { SF_F16, 16, 7, 4 }, 1 },
+    { { SF_INT8, 16, 64, 64 }, 1 }, { { SF_INT8, 32, 7, 5 }, 0 }, { { SF_INT8, 64, 300, 24 }, 1 }
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -112,13 +114,29 @@ static void clear(struct sf_device *device, struct pool *pool)
         device->k->kv_clear(device, pool->layout, pool->bytes + p * pool->page_bytes);
 }
 
+/* One vector as it reads back. */
+static void rounded(enum sf_dtype dtype, const float *x, size_t n, float *out)
+{
+    float most = 0, half[1024];
+    if (dtype != SF_INT8) {
+        sf_from_f32(dtype, x, half, n);
+        sf_to_f32(dtype, half, out, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
+    float scale = most / 127, inverse = 127 / most;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = scale * (nearbyintf(x[i] * inverse) + 0.0f);
+        SF_CHECK_NEAR(out[i], x[i], 0.50002 * (double)scale);
+    }
+}
+
 /* Reads lane 1 and compares with what was appended to it, rounded to the dtype. */
 static void check_read(const char *text, struct sf_device *device, struct pool *pool, int with_bias)
 {
     size_t k_dim = (size_t)pool->layout->k_dim, v_dim = (size_t)pool->layout->v_dim;
     float *k_read = malloc(SLOTS * k_dim * 4), *v_read = malloc(SLOTS * v_dim * 4);
     float *k_row = malloc(k_dim * 4), *v_row = malloc(v_dim * 4), bias_read[SLOTS];
-    unsigned char *half = malloc((k_dim > v_dim ? k_dim : v_dim) * 4);
     int32_t slot[SLOTS], pos_read[SLOTS];
     for (int32_t s = 0; s < SLOTS; s++) slot[s] = SLOTS - 1 - s;
     struct sf_slot_list list = { pages[1], slot, SLOTS };
@@ -127,11 +145,9 @@ static void check_read(const char *text, struct sf_device *device, struct pool *
     for (size_t i = 0; i < SLOTS; i++) {
         size_t row = SLOTS + (size_t)slot[i];
         enum sf_dtype dtype = pool->layout->dtype;
-        sf_from_f32(dtype, k + (row * HEADS + 1) * k_dim, half, k_dim);
-        sf_to_f32(dtype, half, k_row, k_dim);
+        rounded(dtype, k + (row * HEADS + 1) * k_dim, k_dim, k_row);
         compare_bits(text, "kv_read of a key", k_read + i * k_dim, k_row, k_dim * 4);
-        sf_from_f32(dtype, v + (row * HEADS + 1) * v_dim, half, v_dim);
-        sf_to_f32(dtype, half, v_row, v_dim);
+        rounded(dtype, v + (row * HEADS + 1) * v_dim, v_dim, v_row);
         compare_bits(text, "kv_read of a value", v_read + i * v_dim, v_row, v_dim * 4);
         SF_CHECK_INT(pos_read[i], pos[row]);
         SF_CHECK_NEAR(bias_read[i], with_bias ? bias[row] : 0, 0);
@@ -142,7 +158,6 @@ static void check_read(const char *text, struct sf_device *device, struct pool *
     free(v_read);
     free(k_row);
     free(v_row);
-    free(half);
 }
 
 static void test_history(void)
@@ -239,6 +254,67 @@ static void test_rounding(void)
     }
 }
 
+/* Vectors of four with what the rule makes of them; `most` is of the scale, times 127. */
+static const struct { float x[4], most; int8_t code[4]; } vectors[] = {
+    { { 0, 0, 0, -0.0f }, 0, { 0, 0, 0, 0 } },
+    { { 127, -127, 63.49f, 63.51f }, 127, { 127, -127, 63, 64 } },
+    { { 127, 0.5f, 1.5f, -2.5f }, 127, { 127, 0, 2, -2 } },         /* ties go to the even one */
+    { { -254, 1, 3, -5 }, 254, { -127, 0, 2, -2 } },
+    { { 0x1p-100f, -0x1p-101f, 0, 0 }, 0x1p-100f, { 127, -64, 0, 0 } },
+    { { 0x1.fffffep-101f, 1e-41f, 0, 0 }, 0, { 0, 0, 0, 0 } },      /* below the least */
+    { { 0x1p127f, 0x1p126f, 1, -1 }, 0x1p127f, { 127, 64, 0, 0 } },
+    { { INFINITY, -INFINITY, 0x1p126f, -3e38f }, 0x1p127f, { 127, -127, 64, -127 } },
+    { { 1, NAN, 2, 3 }, NAN, { 0, 0, 0, 0 } },
+    { { NAN, INFINITY, 0, -1 }, NAN, { 0, 0, 0, 0 } }
+};
+
+static void test_int8(void)
+{
+    enum { N = sizeof vectors / sizeof *vectors };
+    struct sf_layout layout = { SF_INT8, 16, 4, 4 };
+    size_t page_bytes = sf_layout_page_bytes(&layout);
+    SF_CHECK_INT(page_bytes, 16 * (8 + 8 + 8));
+    SF_CHECK_INT(sf_layout_slot_bytes(&layout), 8 + 8 + 8);
+    unsigned char *page = aligned_alloc(64, page_bytes);
+    for (int i = -1; i < count; i++) {
+        struct sf_device *device = i < 0 ? ref : variants[i].device;
+        int32_t zero = 0, zeros[N] = { 0 }, slot[N];
+        float rows[N][4], back[2][N][4];
+        for (int32_t s = 0; s < N; s++) {
+            slot[s] = s;
+            memcpy(rows[s], vectors[s].x, sizeof rows[s]);
+        }
+        struct sf_append_lane lane = { &zero, 0, 0, N, 0 };
+        struct sf_append_job job = { .layout = layout, .pool = page, .page_bytes = page_bytes,
+                                     .k = rows[0], .v = rows[0], .k_stride = 4, .v_stride = 4,
+                                     .pos = zeros, .lane = &lane, .lanes = 1 };
+        struct sf_slot_list list = { &zero, slot, N };
+        device->k->kv_clear(device, &layout, page);
+        device->k->kv_append(device, &job);
+        device->k->kv_read(device, &layout, page, page_bytes, &list, back[0][0], back[1][0], NULL,
+                           NULL);
+        device->k->sync(device);
+        const float *k_scale = (float *)(void *)(page + sf_layout_k_scale_offset(&layout));
+        const float *v_scale = (float *)(void *)(page + sf_layout_v_scale_offset(&layout));
+        const int8_t *value = (int8_t *)page + sf_layout_v_offset(&layout);
+        for (int32_t s = 0; s < N; s++) {
+            float scale = vectors[s].most / 127;
+            int nan = isnan(scale);
+            SF_CHECK(nan ? isnan(k_scale[s]) : k_scale[s] == scale);
+            SF_CHECK(nan ? isnan(v_scale[s]) : v_scale[s] == scale);
+            for (int32_t e = 0; e < 4; e++) {
+                float is = scale * vectors[s].code[e];
+                SF_CHECK_INT(((int8_t *)page)[sf_layout_k_index(&layout, s, e)],
+                             vectors[s].code[e]);
+                SF_CHECK_INT(value[s * 4 + e], vectors[s].code[e]);
+                SF_CHECK(nan ? isnan(back[0][s][e]) : back[0][s][e] == is && isfinite(is));
+                SF_CHECK(nan ? isnan(back[1][s][e]) : back[1][s][e] == is);
+            }
+        }
+    }
+    free(page);
+}
+
 /* Pages of values alone, of which an append names no positions. */
 static void test_values(void)
 {
@@ -268,7 +344,8 @@ static void test_values(void)
 
 static const struct sf_test tests[] = {
     { "history", test_history }, { "clear", test_clear },
-    { "rounding", test_rounding }, { "values alone", test_values }, { NULL, NULL }
+    { "rounding", test_rounding }, { "int8", test_int8 }, { "values alone", test_values },
+    { NULL, NULL }
 };
 
 int main(int argc, char **argv)

@@ -21,6 +21,9 @@ static const struct mixture {
       { 0, 33 }, 0, 0 },
     { "a window", SF_BF16, { SF_F32, SF_BF16 }, 32, { 16, 64 }, 64, 64, 200, 60, { 40, 70 }, 10,
       150 },
+    { "int8 with one f32 slot", SF_INT8, { SF_F32 }, 64, { 16 }, 64, 64, 600, 2, { 1 }, 5, 0 },
+    { "int8 beside others", SF_BF16, { SF_INT8, SF_F16 }, 16, { 32, 16 }, 16, 24, 530, 30,
+      { 520, 33 }, 20, 0 },
     { "a part of holes", SF_F32, { SF_F32, SF_F32 }, 16, { 16, 16 }, 16, 16, 40, 3, { 20, 0 }, 100,
       0 },
 };

@@ -19,6 +19,7 @@ static const struct choice {
     { "f32, one page", SF_F32, 64, 20, 5, 8, 1, 1, 1, Q_HEADS },
     { "f16, over split edges", SF_F16, 32, 1300, 100, 8, 1, 1, 2, Q_HEADS },
     { "bf16, several rows", SF_BF16, 40, 600, 33, 4, 4, 1, 1, Q_HEADS },
+    { "int8, over split edges", SF_INT8, 64, 600, 40, 8, 2, 1, 2, Q_HEADS },
     { "ties of three", SF_F32, 16, 300, 50, 16, 1, 3, 1, Q_HEADS },
     { "all alike", SF_F16, 16, 70, 30, 1, 2, 70, 1, Q_HEADS },
     { "all of them", SF_F32, 16, 45, 45, 2, 1, 1, 1, Q_HEADS },

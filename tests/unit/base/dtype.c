@@ -157,6 +157,9 @@ static void test_names(void)
         SF_CHECK_INT(dtype, i);
     }
     enum sf_dtype dtype = SF_BF16;
+    SF_CHECK_STR(sf_dtype_name(SF_INT8), "int8");
+    SF_CHECK_INT(sf_dtype_bytes(SF_INT8), 1);
+    SF_CHECK_FAILS(sf_dtype_parse("int8", &dtype), SF_INVALID); /* of slots alone */
     SF_CHECK_FAILS(sf_dtype_parse("fp16", &dtype), SF_INVALID);
     SF_CHECK_STR(sf_error_text(), "element type is 'fp16'; allowed: f32, f16, bf16");
     SF_CHECK_INT(dtype, SF_BF16);
