@@ -68,7 +68,7 @@ static const struct sf_opt kv_cache[] = {
     { "block_size", SF_OPT_INT32, AT(kv.block_size), "auto", 16, 4096, AUTO, BUILT, NULL, NULL,
       "slots", "slots of a raw page, 16 x 2^k; auto: 16 on CPU, or as a method needs" },
     { "dtype", SF_OPT_ENUM, AT(kv.dtype), "auto", 0, 0, NO_AUTO, BUILT, kv_dtypes, NULL, "",
-      "slots of the raw tier; auto: as model.dtype" },
+      "slots of the raw tier; auto: as model.dtype; int8: one scale for each key and value" },
     { "host_memory", SF_OPT_BYTES, AT(kv.host_memory), "0", 0, 0x1p50, NO_AUTO, TO_COME, NULL,
       NULL, "bytes", "of one rank, for methods with a host tier" },
     { 0 }
@@ -150,6 +150,6 @@ const char *const sf_methods_to_come[] = {
 int sf_config_choice_built(const struct sf_opt *row, int32_t choice)
 {
     const char *name = row->choices[choice];
-    if (row->choices == computes || row->choices == kv_dtypes) return strcmp(name, "int8") != 0;
+    if (row->choices == computes) return strcmp(name, "int8") != 0;
     return 1;
 }

@@ -84,7 +84,6 @@ static const char *difference(const struct sf_launch *a, const struct sf_launch 
             return "parallel.pipeline_layers";
     if (p->dtype != q->dtype) return "model.dtype";
     if (a->config.model.compute != b->config.model.compute) return "model.compute";
-    if (p->kv_dtype != q->kv_dtype) return "kv_cache.dtype";
     return p->fixed != q->fixed ? "run.deterministic" : NULL;
 }
 

@@ -314,9 +314,12 @@ static int is_exact_before(const struct sf_stack *stack)
 /* The exact cache comes first, then those that see a prompt as it does. */
 static void set_order(struct drive *d)
 {
+    const struct sf_launch *launch = d->desk->launch;
     for (int same = 1, n = 0; same >= 0; same--)
         for (int32_t s = 0; s < d->stacks; s++) {
-            if ((s == 0 || is_exact_before(&d->desk->launch[s].config.kv.stack)) != same) continue;
+            int alike = s == 0 || (launch[s].plan.kv_dtype == launch[0].plan.kv_dtype &&
+                                   is_exact_before(&launch[s].config.kv.stack));
+            if (alike != same) continue;
             d->order[n++] = s;
             d->sharing += same;
         }

@@ -103,7 +103,8 @@ static void join_spec(const struct joined *joined, struct sf_worker_spec *spec)
             (struct sf_worker_stack){.stack = &joined->launch[i].config.kv.stack,
                                      .setup = &joined->launch[i].setup,
                                      .pool_bytes = joined->sizes.pool_bytes[i * ranks + rank],
-                                     .page_slots = joined->launch[i].plan.page_slots};
+                                     .page_slots = joined->launch[i].plan.page_slots,
+                                     .kv_dtype = joined->launch[i].plan.kv_dtype};
     spec->beside = joined->beside;
     spec->besides = joined->launches - 1;
     spec->seqs_max = joined->sizes.seqs_max;

@@ -120,7 +120,7 @@ enum { AUTO_BLOCK_MAX = 4096 };
 enum sf_dtype sf_plan_kv_dtype(const struct sf_config *cfg)
 {
     static const enum sf_dtype kv[] = { [SF_KV_F32] = SF_F32, [SF_KV_F16] = SF_F16,
-                                        [SF_KV_BF16] = SF_BF16 };
+                                        [SF_KV_BF16] = SF_BF16, [SF_KV_INT8] = SF_INT8 };
     return cfg->kv.dtype == SF_KV_AUTO ? (enum sf_dtype)cfg->model.dtype : kv[cfg->kv.dtype];
 }
 

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "coordinator/plan.h"
+
 static sf_status look_into(const char *file, const struct sf_config_sets *sets,
                            struct sf_stack_launch *stack, struct stat *model_out)
 {
@@ -22,7 +24,8 @@ static sf_status look_into(const char *file, const struct sf_config_sets *sets,
         status = SF_FAIL(SF_UNSUPPORTED, "%s: error: more than %d methods in one stack", file,
                          SF_STACK_METHODS);
     *stack = (struct sf_stack_launch){.launch = {.config = file},
-                                      .max_num_seqs = config.scheduler.max_num_seqs};
+                                      .max_num_seqs = config.scheduler.max_num_seqs,
+                                      .kv_dtype = sf_plan_kv_dtype(&config)};
     snprintf(stack->model, sizeof stack->model, "%s", config.model.path);
     for (int32_t i = 0; status == SF_OK && i < config.kv.stack.entries; i++)
         stack->method[stack->methods++] = config.kv.stack.entry[i].method->name;
@@ -60,7 +63,8 @@ static void put_exact_first(struct sf_stack_list *list, int no_exact)
     list->stack[0] = exact;
 }
 
-/* "window", "ems+gear"; a second one of the same methods is "window#2". */
+/* "window", "ems+gear"; with a type of cache that is not the first stack's "window/int8"; a second
+ * one of the same methods is "window#2". */
 static void name_stack(const struct sf_stack_list *list, int32_t number)
 {
     struct sf_stack_launch *stack = &list->stack[number];
@@ -69,6 +73,10 @@ static void name_stack(const struct sf_stack_list *list, int32_t number)
     for (int32_t i = 0; i < stack->methods && used < sizeof name; i++)
         used += (size_t)snprintf(name + used, sizeof name - used, "%s%s", i > 0 ? "+" : "",
                                  stack->method[i]);
+    if (stack->kv_dtype != list->stack[0].kv_dtype && strlen(name) + 6 < sizeof name) {
+        strcat(name, "/");
+        strcat(name, sf_dtype_name(stack->kv_dtype));
+    }
     snprintf(stack->label, sizeof stack->label, "%s", name);
     for (int32_t i = 0, same = 2; i < number; i++) {
         if (strcmp(list->stack[i].label, stack->label) != 0) continue;

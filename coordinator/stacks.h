@@ -12,9 +12,11 @@ enum { SF_STACK_LABEL = 64, SF_STACK_METHODS = 32, SF_STACK_OWN_SETS = 4 };
 struct sf_stack_launch {
     struct sf_launch_spec launch;       /* its sets are the ones below */
     const char *set[SF_SETS_MAX + SF_STACK_OWN_SETS];
-    char label[SF_STACK_LABEL];         /* "exact", "window", "window#2"; no two are equal */
+    char label[SF_STACK_LABEL];         /* "exact", "window", "window/int8", "window#2"; no two are
+                                           equal */
     const char *method[SF_STACK_METHODS]; int32_t methods;  /* names; none: the exact cache */
     int32_t max_num_seqs;               /* of its configuration */
+    enum sf_dtype kv_dtype;             /* and this */
     char model[SF_OPT_TEXT_MAX];        /* its path */
 };
 struct sf_stack_list {

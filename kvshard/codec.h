@@ -60,7 +60,8 @@ struct sf_lowrank {                     /* codec lowrank; lies in codec_cfg */
     int32_t layers, power_iterations, oversample; /* the last two: kernels.h */
     int32_t layers_most;                /* of the longest group, if above `layers` */
     uint8_t how;                        /* enum sf_factor_how */
-    uint8_t dtype;                      /* 0: kv_cache.dtype; else 1 + enum sf_dtype */
+    uint8_t dtype;                      /* 0: kv_cache.dtype, or bf16 where that is int8; else
+                                           1 + enum sf_dtype */
     uint8_t replicated;                 /* 1: one basis of all tensor ranks' heads, on each */
     int64_t seed;
 };

@@ -16,6 +16,9 @@
  *
  *   values     of each lane    slot j: the value of the slot of which the basis has row j
  *
+ * Of a cache in int8, whose scales are of whole vectors, basis and factors are bf16 unless their
+ * type is named, and values that stay exact are refused.
+ *
  * A rank that is odd has a column of zeros behind it, since keys in bf16 come in pairs.  Where the
  * two ranks differ, factors have rows of which one half is empty: room in pages, no stored bytes.
  *
@@ -92,7 +95,8 @@ int sf_lowrank_over_ranks(const struct sf_setup *setup, const struct sf_tier *ti
 static void widths(const struct sf_lowrank *cfg, const struct sf_layout *raw,
                    struct sf_lowrank_size *size)
 {
-    enum sf_dtype dtype = cfg->dtype > 0 ? (enum sf_dtype)(cfg->dtype - 1) : raw->dtype;
+    enum sf_dtype dtype = raw->dtype == SF_INT8 ? SF_BF16 : raw->dtype;
+    if (cfg->dtype > 0) dtype = (enum sf_dtype)(cfg->dtype - 1);
     size->basis = (struct sf_layout){ dtype, 0, (size->rank_k + 1) / 2 * 2, size->rank_v };
     size->factors = (struct sf_layout){ dtype, 0, raw->k_dim, size->rank_v > 0 ? raw->v_dim : 0 };
     size->values = (struct sf_layout){ raw->dtype, 0, 0, raw->v_dim };
@@ -163,6 +167,9 @@ static sf_status lowrank_layout(const struct sf_tier *tier, const struct sf_layo
     struct sf_lowrank cfg;
     struct sf_lowrank_size size;
     memcpy(&cfg, tier->codec_cfg, sizeof cfg);
+    if (cfg.rank_v == 0 && raw->dtype == SF_INT8)
+        return SF_FAIL(SF_UNSUPPORTED, "rank_v: 0 leaves values in kv_cache.dtype beside a basis of"
+                       " keys, which int8 is not built for; take bf16, or a rank_v");
     int32_t layers = cfg.layers_most > cfg.layers ? cfg.layers_most : cfg.layers;
     size.rank_k = up((int64_t)cfg.rank_k * layers, cfg.layers);
     size.rank_v = up((int64_t)cfg.rank_v * layers, cfg.layers);

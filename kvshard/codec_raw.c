@@ -17,7 +17,7 @@ static sf_status raw_layout(const struct sf_tier *tier, const struct sf_layout *
                             struct sf_layout *layout_out)
 {
     struct sf_layout layout = *raw, more;
-    if (tier->codec_cfg[0] < 0 || tier->codec_cfg[0] > 1 + SF_BF16)
+    if (tier->codec_cfg[0] < 0 || tier->codec_cfg[0] > 1 + SF_INT8)
         return SF_FAIL(SF_INVALID, "codec raw has no element type %lld",
                        (long long)tier->codec_cfg[0]);
     if (tier->codec_cfg[0] > 0) layout.dtype = (enum sf_dtype)(tier->codec_cfg[0] - 1);

@@ -134,6 +134,7 @@ static sf_status open_store(struct sf_worker *w)
         spec.setup = w->spec.beside[s].setup;
         spec.pool_bytes = w->spec.beside[s].pool_bytes;
         spec.page_slots = w->spec.beside[s].page_slots;
+        spec.dtype = w->spec.beside[s].kv_dtype;
         status = sf_store_create(&spec, &w->stores[s + 1]);
     }
 done:

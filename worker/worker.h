@@ -37,6 +37,7 @@ struct sf_worker_stack {
     const struct sf_setup *setup;       /* with this rank's heads */
     int64_t pool_bytes;
     int32_t page_slots;                 /* of its setup; methods may want larger pages */
+    enum sf_dtype kv_dtype;
 };
 struct sf_worker_spec {
     const struct sf_model *model;       /* all pointers outlive the worker */

@@ -116,8 +116,8 @@ static const struct sf_opt xkv_opts[] = {
       .help = "first tokens, which stay raw and outside of the basis; 0 is the paper's, 4 loses"
       " much less where attention rests on the first token (docs/quality.md)" },
     { .key = "factor_dtype", .type = SF_OPT_ENUM, AT(factor_dtype), .fallback = "auto",
-      .choices = dtypes, .help = "of basis and factors; auto: kv_cache.dtype; integers are not"
-      " built yet" },
+      .choices = dtypes, .help = "of basis and factors; auto: kv_cache.dtype, bf16 where that"
+      " is int8; integers are not built yet" },
     { .key = "reconstruction", .type = SF_OPT_ENUM, AT(reconstruction), .fallback = "dense",
       .choices = reconstructions, .help = "what a step reads of the basis: all, or the chunks"
       " that the query wants" },

@@ -52,8 +52,8 @@ def bad_configs(tally):
     refused(tally, "no version", 1, good.replace("schema_version: 1\n", ""), GOOD, 2,
             [".yaml:1:1: error:", "schema_version"])
     refused(tally, "no model", 1, "schema_version: 1\n", GOOD, 2, ["model.path is missing"])
-    refused(tally, "not built yet", 1, good + "kv_cache: {dtype: int8}\n", GOOD, 2,
-            [".yaml:9:19: error:", "kv_cache.dtype", "'int8'", "not built yet"])
+    refused(tally, "not built yet", 1, good + "kv_cache: {host_memory: 1GiB}\n", GOOD, 2,
+            [".yaml:9:25: error:", "kv_cache.host_memory", "'1GiB'", "not built yet"])
     if not os.path.exists("/dev/nvidiactl"):
         refused(tally, "no GPU", 1, good + "device: cuda\n", GOOD, 2, ["error: "])
     refused(tally, "method's option", 1, good + "kv_cache: {methods: [{name: window, "

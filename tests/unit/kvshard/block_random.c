@@ -411,6 +411,7 @@ static void test_edited(void)
     run(4, spec_of("cpu", SF_F32, 16, &script_method));
     run(5, spec_of("cpu", SF_F16, 16, &script_method));
     run(6, spec_of("cpu", SF_BF16, 64, &script_method));
+    run(7, spec_of("cpu", SF_INT8, 32, &script_method));
 }
 
 static const struct sf_test tests[] = {

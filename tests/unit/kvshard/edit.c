@@ -346,6 +346,8 @@ static void run_everywhere(int64_t evicted, int64_t merged)
     run_mix("ref", SF_BF16, evicted, merged);
     run_mix("cpu", SF_F32, evicted, merged);
     run_mix("cpu", SF_F16, evicted, merged);
+    run_mix("ref", SF_INT8, evicted, merged);
+    run_mix("cpu", SF_INT8, evicted, merged);
 }
 
 static void test_mix(void)

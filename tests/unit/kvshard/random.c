@@ -368,6 +368,7 @@ static void test_cpu(void)
     run(3, "cpu", SF_F32, 64, 64);
     run(4, "cpu", SF_F16, 16, 120);
     run(5, "cpu", SF_BF16, 16, 400);
+    run(6, "cpu", SF_INT8, 32, 400);
 }
 
 static const struct sf_test tests[] = {

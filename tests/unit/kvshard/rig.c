@@ -204,10 +204,17 @@ void ref_close(struct ref_lane *ref)
     free(ref->v);
 }
 
-static float stored(enum sf_dtype dtype, float value)
+/* A key or a value becomes what a page makes of it (kernels/layout.h). */
+static void store_row(enum sf_dtype dtype, float *row, int32_t n)
 {
-    if (dtype == SF_BF16) return sf_bf16_to_f32(sf_f32_to_bf16(value));
-    return dtype == SF_F16 ? sf_f16_to_f32(sf_f32_to_f16(value)) : value;
+    float most = 0;
+    for (int32_t e = 0; e < n; e++) most = fmaxf(most, fabsf(row[e]));
+    float inverse = 127 / most, scale = most / 127;
+    for (int32_t e = 0; e < n; e++) {
+        if (dtype == SF_BF16) row[e] = sf_bf16_to_f32(sf_f32_to_bf16(row[e]));
+        if (dtype == SF_F16) row[e] = sf_f16_to_f32(sf_f32_to_f16(row[e]));
+        if (dtype == SF_INT8) row[e] = most > 0 ? scale * (nearbyintf(row[e] * inverse) + 0.0f) : 0;
+    }
 }
 
 void ref_append(struct ref_lane *ref, const struct rig_spec *spec, int32_t number, int32_t layer,
@@ -219,11 +226,11 @@ void ref_append(struct ref_lane *ref, const struct rig_spec *spec, int32_t numbe
     ref->pos[s] = pos;
     ref->bias[s] = 0.0f;
     for (int32_t e = 0; e < ref->k_dim; e++)
-        ref->k[s * ref->k_dim + e] =
-            stored(spec->dtype, rig_value(RIG_K, number, layer, head, pos, e));
+        ref->k[s * ref->k_dim + e] = rig_value(RIG_K, number, layer, head, pos, e);
     for (int32_t e = 0; e < ref->v_dim; e++)
-        ref->v[s * ref->v_dim + e] =
-            stored(spec->dtype, rig_value(RIG_V, number, layer, head, pos, e));
+        ref->v[s * ref->v_dim + e] = rig_value(RIG_V, number, layer, head, pos, e);
+    store_row(spec->dtype, ref->k + s * ref->k_dim, ref->k_dim);
+    store_row(spec->dtype, ref->v + s * ref->v_dim, ref->v_dim);
 }
 
 void ref_keep(struct ref_lane *ref, const int32_t *ids, int32_t n)
@@ -261,8 +268,13 @@ void ref_mix(struct ref_lane *ref, enum sf_dtype dtype, const struct sf_mix *mix
                 v[e] += term;
             }
         }
-        for (size_t e = 0; e < k_dim; e++) k[e] = stored(dtype, k[e]);
-        for (size_t e = 0; e < v_dim; e++) v[e] = stored(dtype, v[e]);
+        int32_t first = mix->ptr[i];
+        int copied = mix->ptr[i + 1] - first == 1 && mix->k_weight[first] == 1.0f &&
+                     mix->v_weight[first] == 1.0f;
+        if (!copied) {                  /* bytes that are copied are not rounded anew */
+            store_row(dtype, k, (int32_t)k_dim);
+            store_row(dtype, v, (int32_t)v_dim);
+        }
         ref->pos[i] = mix->pos[i];
         ref->bias[i] = mix->bias[i];
     }

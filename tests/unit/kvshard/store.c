@@ -31,7 +31,9 @@ static void check_step(const struct rig *rig, struct ref_lane ref[], const int32
 {
     const struct rig_spec *spec = &rig->spec;
     int32_t row = 0;
-    double half = spec->dtype == SF_BF16 ? ldexp(1, -9) : spec->dtype == SF_F16 ? ldexp(1, -12) : 0;
+    static const double halves[] = { [SF_BF16] = 1.0 / 512, [SF_F16] = 1.0 / 4096,
+                                     [SF_INT8] = 1.0 / 254 };
+    double half = halves[spec->dtype];
     for (int32_t s = 0; s < SEQS; s++) {
         struct ref_lane *lane_ref = &ref[(s * RIG_LAYERS + layer) * RIG_LANES + lane];
         struct ref_lane exact;
@@ -94,10 +96,10 @@ static void run_steps(const struct rig_spec *spec)
 
 static void test_attention(void)
 {
-    static const enum sf_dtype dtypes[] = { SF_F32, SF_BF16, SF_F16 };
+    static const enum sf_dtype dtypes[] = { SF_F32, SF_BF16, SF_F16, SF_INT8 };
     static const char *const devices[] = { "ref", "cpu" };
     for (int d = 0; d < 2; d++)
-        for (int t = 0; t < 3; t++)
+        for (int t = 0; t < 4; t++)
             for (int32_t page_slots = 16; page_slots <= 64; page_slots *= 2) {
                 struct rig_spec spec = rig_usual();
                 spec.device = devices[d];

@@ -145,8 +145,6 @@ static void refuses_bad_values(void)
         /* Known, not built: accepted at the default only. */
         { V "model: {compute: int8}\n", "job.yaml:2:18: error: model.compute is 'int8', which is"
           " not built yet" },
-        { V "kv_cache: {dtype: int8}\n", "job.yaml:2:19: error: kv_cache.dtype is 'int8', which is"
-          " not built yet" },
         { V "model: {compute: int8}\n",
           "job.yaml:2:18: error: model.compute is 'int8', which is not built yet" },
         { V "parallel: {expert_parallel_size: 2}\n", "job.yaml:2:34: error:"
