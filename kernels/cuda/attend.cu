@@ -7,8 +7,8 @@
  *   merge   one block a vector: adds the states of its splits in order, by log-sum-exp
  *
  * Units of 16-bit slots go to the tensor cores (attend_tensor.cu) where their dims allow, those of
- * parts with factors to basis.cu; what is left here are f32 slots, which hold little, and odd
- * dims.
+ * parts with factors to basis.cu; what is left here are f32 slots, which hold little, odd dims, and
+ * int8, which is half the bytes but not yet for the tensor cores.
  *
  * Why a vector's bits depend on nothing but itself and the slots that it sees: slots are cut by
  * their physical number; a logit is one chain (lanes.h); masked slots have the logit -inf, weigh 0
@@ -89,6 +89,10 @@ static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &vie
             for (int s = 0; s < SF_BLOCK_SLOTS; s++)
                 value[s] = s < slots ? sf_get(view.layout.dtype, at.page,
                                               row + (size_t)s * (size_t)v_dim) : 0;
+            SF_UNROLL
+            for (int s = 0; s < SF_BLOCK_SLOTS; s++)
+                if (view.layout.dtype == SF_INT8 && s < slots)
+                    value[s] *= sf_scale_of(view.layout, at.page, at.slot + s, true);
             SF_UNROLL
             for (int j = 0; j < SF_VECTORS; j++) {
                 if (j >= unit.vectors) continue;
@@ -220,7 +224,10 @@ static enum kind kind_of(const struct sf_attend_job *job, const struct sf_lane_j
                          int32_t part)
 {
     const struct sf_layout *layout = part < 0 ? &job->layout : lane->part[part].layout;
-    if (part >= 0 && lane->part[part].factors) return (enum kind)(BASIS + (int)layout->dtype);
+    if (part >= 0 && lane->part[part].factors) {
+        SF_ASSERT(layout->dtype != SF_INT8);
+        return (enum kind)(BASIS + (int)layout->dtype);
+    }
     if (!sf_tensor_takes(layout, job->pool, job->page_bytes)) return PLAIN;
     return layout->dtype == SF_BF16 ? BF16 : F16;
 }

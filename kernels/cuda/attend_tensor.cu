@@ -424,9 +424,9 @@ attend_tensor(struct sf_cuda_view view, sf_global<const int32_t> units, int32_t 
 
 int sf_tensor_takes(const struct sf_layout *layout, const unsigned char *pool, size_t page_bytes)
 {
-    return layout->dtype != SF_F32 && layout->k_dim % 16 == 0 && layout->k_dim <= K_DIM_MAX &&
-           layout->v_dim % 8 == 0 && layout->v_dim <= 128 && (size_t)pool % 16 == 0 &&
-           page_bytes % 16 == 0;
+    return (layout->dtype == SF_BF16 || layout->dtype == SF_F16) && layout->k_dim % 16 == 0 &&
+           layout->k_dim <= K_DIM_MAX && layout->v_dim % 8 == 0 && layout->v_dim <= 128 &&
+           (size_t)pool % 16 == 0 && page_bytes % 16 == 0;
 }
 
 template <enum sf_dtype D, int HALVES>

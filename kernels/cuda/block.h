@@ -96,11 +96,12 @@ static __device__ __forceinline__ uint16_t sf_f16_narrow(float value)
 #endif
 }
 
-/* Element i of an array of `dtype`. */
+/* Element i of an array of `dtype`; of int8 the code, which the caller scales. */
 static __device__ __forceinline__ float sf_get(enum sf_dtype dtype,
                                                sf_global<const unsigned char> array, size_t i)
 {
     if (dtype == SF_F32) return sf_as<const float>(array)[i];
+    if (dtype == SF_INT8) return (float)(int8_t)sf_as<const int8_t>(array)[i];
     uint16_t bits = sf_as<const uint16_t>(array)[i];
     return dtype == SF_BF16 ? sf_bf16_widen(bits) : sf_f16_widen(bits);
 }
@@ -128,6 +129,29 @@ static __device__ __forceinline__ size_t sf_key_at(const struct sf_layout &layou
     size_t lane = (size_t)(slot % SF_BLOCK_SLOTS);
     if (layout.dtype == SF_BF16) return block + (e / 2 * SF_BLOCK_SLOTS + lane) * 2 + e % 2;
     return block + e * SF_BLOCK_SLOTS + lane;
+}
+
+/* What stands behind the values of a page, as 4-byte words from its start: in int8 the scales of
+ * keys and of values, then bias, then pos, page_slots of each. */
+static __device__ __forceinline__ size_t sf_scale_word(const struct sf_layout &layout)
+{
+    size_t width = layout.dtype == SF_F32 ? 4 : layout.dtype == SF_INT8 ? 1 : 2;
+    return (size_t)layout.page_slots * (size_t)(layout.k_dim + layout.v_dim) * width / 4;
+}
+static __device__ __forceinline__ size_t sf_bias_word(const struct sf_layout &layout)
+{
+    size_t scales = layout.dtype == SF_INT8 ? (layout.k_dim > 0) + (layout.v_dim > 0) : 0;
+    return sf_scale_word(layout) + scales * (size_t)layout.page_slots;
+}
+
+/* int8: of a slot's key, or of its value. */
+static __device__ __forceinline__ float sf_scale_of(const struct sf_layout &layout,
+                                                    sf_global<const unsigned char> page,
+                                                    int32_t slot, bool value)
+{
+    size_t word = sf_scale_word(layout) + (size_t)slot;
+    if (value && layout.k_dim > 0) word += (size_t)layout.page_slots;
+    return sf_as<const float>(page)[word];
 }
 
 /* Blocks of `threads` for `count` pieces of work, one a thread. */

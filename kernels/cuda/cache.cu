@@ -22,13 +22,6 @@ static __device__ __forceinline__ size_t element_at(const struct sf_layout &layo
     return (size_t)layout.page_slots * k_dim + (size_t)slot * v_dim + (e - k_dim);
 }
 
-/* The words of a page that hold bias (then pos), as 4-byte words from the page's start. */
-static __device__ __forceinline__ size_t bias_word(const struct sf_layout &layout)
-{
-    size_t width = layout.dtype == SF_F32 ? 4 : 2;
-    return (size_t)layout.page_slots * (size_t)(layout.k_dim + layout.v_dim) * width / 4;
-}
-
 /* ---- kv_clear, kv_drop ---------------------------------------------------------------------- */
 
 /* One block a mark.  bias -inf, pos -1, if the page has them; of a whole page keys and values are 0
@@ -39,7 +32,7 @@ static __global__ void mark_slots(struct sf_layout layout, sf_global<unsigned ch
     sf_global<const int64_t> mark = marks + (size_t)blockIdx.x * 2;
     sf_global<uint32_t> page = sf_as<uint32_t>(base + (ptrdiff_t)(int64_t)mark[0]);
     int32_t slot = sf_as<const int32_t>(mark)[2];
-    size_t bias = bias_word(layout), slots = (size_t)layout.page_slots;
+    size_t bias = sf_bias_word(layout), slots = (size_t)layout.page_slots;
     size_t first = slot < 0 ? 0 : bias + (size_t)slot, step = slot < 0 ? 1 : slots;
     size_t end = slot >= 0 ? first + 2 * slots : layout.k_dim > 0 ? bias + 2 * slots : bias;
     for (size_t i = first + threadIdx.x * step; i < end; i += THREADS * step)
@@ -108,7 +101,80 @@ static __global__ void append_slots(struct sf_layout layout, sf_global<unsigned 
         sf_put(layout.dtype, page, element_at(layout, slot, e),
                sf_in_range(layout.dtype, e < k_dim ? (float)from_k[e] : (float)from_v[e - k_dim]));
     if (threadIdx.x < 2 && k_dim > 0) {
-        size_t at = bias_word(layout) + (size_t)slot;
+        size_t at = sf_bias_word(layout) + (size_t)slot;
+        if (threadIdx.x == 1) at += (size_t)layout.page_slots;
+        sf_as<int32_t>(page)[at] = item[threadIdx.x == 0 ? 5 : 4];
+    }
+}
+
+/* The same in int8 (layout.h), vector by vector.  Magnitudes order as their bits do, and those of a
+ * NaN are above all others. */
+static __device__ __forceinline__ int32_t most_bits(sf_global<const float> x, size_t n,
+                                                    sf_shared<int32_t> part)
+{
+    int32_t most = 0;
+    for (size_t e = threadIdx.x; e < n; e += THREADS) {
+        float value = x[e];
+        int32_t bits;
+        memcpy(&bits, &value, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    for (int lanes = SF_WARP / 2; lanes > 0; lanes /= 2) {
+        int32_t other = __shfl_xor_sync(SF_FULL_MASK, most, lanes);
+        most = other > most ? other : most;
+    }
+    if (threadIdx.x % SF_WARP == 0) part[threadIdx.x / SF_WARP] = most;
+    __syncthreads();
+    for (unsigned w = 0; w < THREADS / SF_WARP; w++) most = part[w] > most ? part[w] : most;
+    __syncthreads();
+    return most;
+}
+
+/* Adding 1.5 * 2^23 pushes the fraction out of the mantissa, rounded to nearest even, and leaves
+ * the code in the low byte. */
+static __device__ __forceinline__ int8_t code_of(float x, float inverse)
+{
+    float inside = x < -0x1p127f ? -0x1p127f : x > 0x1p127f ? 0x1p127f : x;
+    float shifted = inside * inverse + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return (int8_t)(bits & 0xff);
+}
+
+static __global__ void append_int8(struct sf_layout layout, sf_global<unsigned char> pool,
+                                   size_t page_bytes, sf_global<const float> k, size_t k_stride,
+                                   sf_global<const float> v, size_t v_stride,
+                                   sf_global<const int32_t> items)
+{
+    SF_SHARED(int32_t, part, THREADS / SF_WARP);
+    sf_global<const int32_t> item = items + (size_t)blockIdx.x * 6;
+    int32_t slot = item[1];
+    size_t row = (size_t)(int32_t)item[2], head = (size_t)(int32_t)item[3];
+    size_t k_dim = (size_t)layout.k_dim, v_dim = (size_t)layout.v_dim;
+    sf_global<unsigned char> page = pool + (size_t)(int32_t)item[0] * page_bytes;
+    for (int values = 0; values < 2; values++) {
+        size_t n = values ? v_dim : k_dim, at = sf_scale_word(layout) + (size_t)slot;
+        if (n == 0) continue;
+        sf_global<const float> from = values ? v + (row * v_stride + head * v_dim)
+                                             : k + (row * k_stride + head * k_dim);
+        int32_t bits = most_bits(from, n, part);
+        float most;
+        if (bits > 0x7f000000 && bits <= 0x7f800000) bits = 0x7f000000;
+        memcpy(&most, &bits, sizeof most);
+        bool none = !(most >= 0x1p-100f);
+        float inverse = none ? 0 : 127 / most;
+        for (size_t e = threadIdx.x; e < n; e += THREADS)
+            sf_as<int8_t>(page)[element_at(layout, slot, values ? k_dim + e : e)] =
+                none ? (int8_t)0 : code_of(from[e], inverse);
+        if (threadIdx.x > 0) continue;
+        float scale = none ? 0 : most / 127;
+        int32_t word = 0x7fc00000;      /* NaN */
+        if (bits <= 0x7f800000) memcpy(&word, &scale, sizeof word);
+        sf_as<int32_t>(page)[values && k_dim > 0 ? at + (size_t)layout.page_slots : at] = word;
+    }
+    if (threadIdx.x < 2 && k_dim > 0) {
+        size_t at = sf_bias_word(layout) + (size_t)slot;
         if (threadIdx.x == 1) at += (size_t)layout.page_slots;
         sf_as<int32_t>(page)[at] = item[threadIdx.x == 0 ? 5 : 4];
     }
@@ -120,9 +186,13 @@ static void append_launch(struct sf_device *device, const struct sf_append_job *
     struct sf_cuda *cuda = sf_cuda_of(device);
     if (items == 0) return;
     sf_cuda_send(cuda, block);
-    SF_LAUNCH(append_slots, sf_blocks(items, 1), THREADS, 0, cuda->stream, job->layout, job->pool,
-              job->page_bytes, job->k, job->k_stride, job->v, job->v_stride,
-              (const int32_t *)(const void *)block->device);
+    const int32_t *item = (const int32_t *)(const void *)block->device;
+    if (job->layout.dtype == SF_INT8)
+        SF_LAUNCH(append_int8, sf_blocks(items, 1), THREADS, 0, cuda->stream, job->layout,
+                  job->pool, job->page_bytes, job->k, job->k_stride, job->v, job->v_stride, item);
+    else
+        SF_LAUNCH(append_slots, sf_blocks(items, 1), THREADS, 0, cuda->stream, job->layout,
+                  job->pool, job->page_bytes, job->k, job->k_stride, job->v, job->v_stride, item);
 }
 
 static void kv_append(struct sf_device *device, const struct sf_append_job *job)
@@ -176,17 +246,12 @@ static int32_t piece_of(int32_t left, size_t bytes)
     return (size_t)left < most ? left : (int32_t)most;
 }
 
-/* A slot in the scratch: its elements, filled up to a word, then bias and pos. */
-static __device__ __forceinline__ size_t record_elements(const struct sf_layout &layout)
-{
-    size_t n = (size_t)(layout.k_dim + layout.v_dim);
-    return layout.dtype == SF_F32 ? n : (n + 1) / 2 * 2;
-}
-
+/* A slot in the scratch: its elements, filled up to a word, then its scales, bias and pos. */
 static size_t record_bytes(const struct sf_layout *layout)
 {
-    size_t n = (size_t)(layout->k_dim + layout->v_dim);
-    return (n * sf_dtype_bytes(layout->dtype) + 3) / 4 * 4 + 8;
+    size_t n = (size_t)(layout->k_dim + layout->v_dim), words = 2;
+    if (layout->dtype == SF_INT8) words += (size_t)(layout->k_dim > 0) + (layout->v_dim > 0);
+    return (n * sf_dtype_bytes(layout->dtype) + 3) / 4 * 4 + words * 4;
 }
 
 /* E: an integer as wide as an element.  gather: from the pages to the scratch, else back. */
@@ -201,14 +266,16 @@ template <class E> __global__ void move_slots(struct sf_layout layout,
     sf_global<unsigned char> page = pool + (size_t)(int32_t)place[0] * page_bytes;
     sf_global<unsigned char> record = records + (size_t)blockIdx.x * bytes_of_record;
     sf_global<E> in_page = sf_as<E>(page), in_record = sf_as<E>(record);
-    for (size_t e = threadIdx.x; e < (size_t)(layout.k_dim + layout.v_dim); e += THREADS) {
+    size_t n = (size_t)(layout.k_dim + layout.v_dim), slots = (size_t)layout.page_slots;
+    for (size_t e = threadIdx.x; e < n; e += THREADS) {
         size_t at = element_at(layout, slot, e);
         if (gather) in_record[e] = in_page[at];
         else in_page[at] = in_record[e];
     }
-    if (threadIdx.x < 2) {
-        size_t word = bias_word(layout) + (size_t)slot + threadIdx.x * (size_t)layout.page_slots;
-        size_t last = record_elements(layout) * sizeof(E) / 4 + threadIdx.x;
+    size_t first = sf_scale_word(layout), words = (sf_bias_word(layout) - first) / slots + 2;
+    if (threadIdx.x < words) {
+        size_t word = first + (size_t)slot + threadIdx.x * slots;
+        size_t last = (n * sizeof(E) + 3) / 4 + threadIdx.x;
         if (gather) sf_as<uint32_t>(record)[last] = sf_as<uint32_t>(page)[word];
         else sf_as<uint32_t>(page)[word] = sf_as<uint32_t>(record)[last];
     }
@@ -219,6 +286,9 @@ static void move_launch(struct sf_cuda *cuda, const struct sf_layout *layout, un
 {
     if (layout->dtype == SF_F32)
         SF_LAUNCH(move_slots<uint32_t>, (unsigned)n, THREADS, 0, cuda->stream, *layout, pool,
+                  page_bytes, places, cuda->scratch, record_bytes(layout), gather);
+    else if (layout->dtype == SF_INT8)
+        SF_LAUNCH(move_slots<uint8_t>, (unsigned)n, THREADS, 0, cuda->stream, *layout, pool,
                   page_bytes, places, cuda->scratch, record_bytes(layout), gather);
     else
         SF_LAUNCH(move_slots<uint16_t>, (unsigned)n, THREADS, 0, cuda->stream, *layout, pool,
@@ -253,11 +323,16 @@ static __global__ void read_slots(struct sf_layout layout, sf_global<const unsig
     size_t i = blockIdx.x, k_dim = (size_t)layout.k_dim, v_dim = (size_t)layout.v_dim;
     int32_t slot = places[2 * i + 1];
     sf_global<const unsigned char> page = pool + (size_t)(int32_t)places[2 * i] * page_bytes;
+    float k_scale = 1, v_scale = 1;
+    if (layout.dtype == SF_INT8 && k && k_dim > 0)
+        k_scale = sf_scale_of(layout, page, slot, false);
+    if (layout.dtype == SF_INT8 && v && v_dim > 0) v_scale = sf_scale_of(layout, page, slot, true);
     for (size_t e = threadIdx.x; k && e < k_dim; e += THREADS)
-        k[i * k_dim + e] = sf_get(layout.dtype, page, sf_key_at(layout, slot, e));
+        k[i * k_dim + e] = k_scale * sf_get(layout.dtype, page, sf_key_at(layout, slot, e));
     for (size_t e = threadIdx.x; v && e < v_dim; e += THREADS)
-        v[i * v_dim + e] = sf_get(layout.dtype, page, element_at(layout, slot, k_dim + e));
-    size_t word = bias_word(layout) + (size_t)slot;
+        v[i * v_dim + e] =
+            v_scale * sf_get(layout.dtype, page, element_at(layout, slot, k_dim + e));
+    size_t word = sf_bias_word(layout) + (size_t)slot;
     if (bias && threadIdx.x == 0) bias[i] = sf_as<const float>(page)[word];
     if (pos && threadIdx.x == 1)
         pos[i] = sf_as<const int32_t>(page)[word + (size_t)layout.page_slots];

@@ -3,8 +3,9 @@
  * A vector is one query head of one row; those of a lane are numbered row * q_heads + head.  A tile
  * is up to SF_VECTORS successive vectors of a lane: they share each key and value that is loaded.
  *
- * A logit is one chain of fused products over k_dim in order, then scale and bias, whatever the
- * tile and whoever asks: attend and columns get the same bits. */
+ * A logit is one chain of fused products over k_dim in order, in int8 of codes and then the key's
+ * scale, then scale and bias, whatever the tile and whoever asks: attend and columns get the same
+ * bits. */
 #ifndef SHEAF_KERNELS_CUDA_LANES_H
 #define SHEAF_KERNELS_CUDA_LANES_H
 #include "kernels/cuda/block.h"
@@ -88,12 +89,6 @@ static __device__ __forceinline__ struct sf_cuda_slot sf_slot_at(const struct sf
     struct sf_cuda_slot at = { view.pool + (size_t)page * view.page_bytes,
                                s % view.layout.page_slots };
     return at;
-}
-
-static __device__ __forceinline__ size_t sf_bias_word(const struct sf_layout &layout)
-{
-    size_t width = layout.dtype == SF_F32 ? 4 : 2;
-    return (size_t)layout.page_slots * (size_t)(layout.k_dim + layout.v_dim) * width / 4;
 }
 
 static __device__ __forceinline__ float sf_bias_of(const struct sf_layout &layout,
@@ -190,7 +185,12 @@ static __device__ __forceinline__ void sf_dots_any(const struct sf_layout &layou
 {
     if (layout.dtype == SF_F32) sf_dots<SF_F32>(layout.k_dim, at, q, vectors, dot);
     else if (layout.dtype == SF_F16) sf_dots<SF_F16>(layout.k_dim, at, q, vectors, dot);
-    else sf_dots<SF_BF16>(layout.k_dim, at, q, vectors, dot);
+    else if (layout.dtype == SF_BF16) sf_dots<SF_BF16>(layout.k_dim, at, q, vectors, dot);
+    else sf_dots<SF_INT8>(layout.k_dim, at, q, vectors, dot);
+    if (layout.dtype != SF_INT8) return;
+    float scale = sf_scale_of(layout, at.page, at.slot, false);
+    SF_UNROLL
+    for (int j = 0; j < SF_VECTORS; j++) dot[j] *= scale;
 }
 
 #endif

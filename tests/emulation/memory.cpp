@@ -24,7 +24,7 @@ namespace emu {
 namespace {
 
 constexpr size_t RESERVE = (size_t)32 << 30, PAGE = 4096, BEGIN = 256;
-constexpr size_t GRANULE = 2;           /* bytes of a mark: the smallest element */
+constexpr size_t GRANULE = 1;           /* bytes of a mark: the smallest element */
 
 struct allocation {
     size_t begin, bytes;

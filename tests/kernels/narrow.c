@@ -3,7 +3,8 @@
  *
  * The shape is that of SmolLM2-135M: 32 sequences of 3 lanes of 3 query heads, d 64, one row each.
  * There are as many layers as make up some 200 MB in bf16, and calls go round them, so that slots
- * come from memory as they do in a model. */
+ * come from memory as they do in a model.  Times are CPU time of the process, so that other work on
+ * the machine counts by what it does to the caches alone. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +35,7 @@ struct cache {                          /* in one type */
 static double seconds(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
@@ -113,8 +114,8 @@ static void one_length(struct sf_device *const *device, const char *const *who, 
             rate[t] = 1e-9 * (double)bytes / median[t];
         }
         printf("  figure: decode of %d lanes of %d slots, %s: bf16 %.3f ms (%.1f GB/s), int8 %.3f"
-               " (%.1f), %.2f times as fast (medians of %d in turns)\n", LANES, slots, who[d],
-               1e3 * median[0], rate[0], 1e3 * median[1], rate[1], median[0] / median[1],
+               " (%.1f), %.2f times as fast (CPU time, medians of %d in turns)\n", LANES, slots,
+               who[d], 1e3 * median[0], rate[0], 1e3 * median[1], rate[1], median[0] / median[1],
                REPETITIONS);
         SF_CHECK(median[1] > 0);
     }
@@ -129,8 +130,7 @@ static void test_cost(void)
     struct sf_device *device[VARIANTS_MAX];
     const char *who[VARIANTS_MAX];
     int32_t devices = 0;
-    for (int i = 0; i < count; i++) {   /* 1, 2 and 3 threads of each instruction set */
-        if (i % 3 == 2) continue;
+    for (int i = 0; i < count; i += 3) { /* one thread of each instruction set */
         device[devices] = variants[i].device;
         who[devices++] = variants[i].text;
     }
