@@ -54,7 +54,7 @@ static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &vi
         float dot[SF_VECTORS], bias = sf_bias_of(view.layout, at);
         int32_t pos = view.window != 0 ? sf_pos_of(view.layout, at) : 0;
         bool hole = bias == -INFINITY;
-        if (!hole) sf_dots_any(view.layout, at, q, unit.vectors, dot);
+        if (!hole) sf_dots_any<true>(view.layout, at, q, unit.vectors, dot);
         SF_UNROLL
         for (int j = 0; j < SF_VECTORS; j++) {
             if (j >= unit.vectors) continue;

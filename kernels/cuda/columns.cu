@@ -66,6 +66,7 @@ static __global__ void count_seen(struct sf_cuda_view view, int32_t rows_most,
 /* ---- masses --------------------------------------------------------------------------------- */
 
 /* The slot's weight of a row: heads in groups, each group's queries staged for the whole block. */
+template <bool INT8>
 static __device__ __forceinline__ float weight_of(const struct sf_cuda_view &view,
                                                   const struct sf_cuda_lane &lane,
                                                   const struct fold &fold, int32_t r,
@@ -79,7 +80,7 @@ static __device__ __forceinline__ float weight_of(const struct sf_cuda_view &vie
         sf_queries_stage(view, lane, r * lane.q_heads + h, heads, q);
         __syncthreads();
         if (!seen) continue;
-        sf_dots_any(view.layout, at, q, heads, dot);
+        sf_dots_any<INT8>(view.layout, at, q, heads, dot);
         SF_UNROLL
         for (int j = 0; j < SF_VECTORS; j++) {
             if (j >= heads) continue;
@@ -116,7 +117,8 @@ static __device__ __forceinline__ bool row_lives(const struct sf_cuda_lane &lane
 }
 
 /* units: [blocks][UNIT_WORDS], a lane, one of its parts or -1, and the first of its slots. */
-static __global__ void __launch_bounds__(SLOTS, 6)
+template <bool INT8>
+__global__ void __launch_bounds__(SLOTS, INT8 ? 5 : 6)
 columns_slots(struct sf_cuda_view view, sf_global<const int32_t> units, struct fold fold,
               int32_t group)
 {
@@ -140,7 +142,7 @@ columns_slots(struct sf_cuda_view view, sf_global<const int32_t> units, struct f
         if (first >= end || !row_lives(lane, fold, r)) continue;
         bool there = inside && s < end;
         bool seen = there && in_window(view, lane.row_first + r, pos);
-        float w = weight_of(view, lane, fold, r, at, bias, seen, group, q);
+        float w = weight_of<INT8>(view, lane, fold, r, at, bias, seen, group, q);
         int32_t count = fold.rows != SF_ROWS_BELOW_MEAN ? 0
                       : (int32_t)fold.seen[(size_t)lane_number * (size_t)fold.rows_most +
                                            (size_t)(r - row_first)];
@@ -211,6 +213,15 @@ static void units_fill(const struct batch *batch, int32_t *units)
     SF_ASSERT(used == UNIT_WORDS * batch->units);
 }
 
+static bool has_int8(const struct sf_attend_job *job)
+{
+    bool any = job->layout.dtype == SF_INT8;
+    for (int32_t i = 0; i < job->lanes; i++)
+        for (int32_t p = 0; p < job->lane[i].parts; p++)
+            any = any || job->lane[i].part[p].layout->dtype == SF_INT8;
+    return any;
+}
+
 static void batch_launch(struct sf_cuda *cuda, const struct sf_columns_job *job,
                          const struct batch *batch, const struct sf_cuda_packed *packed)
 {
@@ -227,9 +238,13 @@ static void batch_launch(struct sf_cuda *cuda, const struct sf_columns_job *job,
         SF_LAUNCH(count_seen, dim3(sf_blocks((size_t)batch->rows_most, WARPS),
                                    (unsigned)batch->view.lanes), SLOTS, 0, cuda->stream,
                   packed->view, batch->rows_most, seen);
-    SF_LAUNCH(columns_slots, (unsigned)batch->units, SLOTS,
-              (size_t)group * (size_t)k_dim * sizeof(float), cuda->stream, packed->view, units,
-              fold, group);
+    size_t shared_bytes = (size_t)group * (size_t)k_dim * sizeof(float);
+    if (has_int8(&batch->view))
+        SF_LAUNCH(columns_slots<true>, (unsigned)batch->units, SLOTS, shared_bytes, cuda->stream,
+                  packed->view, units, fold, group);
+    else
+        SF_LAUNCH(columns_slots<false>, (unsigned)batch->units, SLOTS, shared_bytes, cuda->stream,
+                  packed->view, units, fold, group);
 }
 
 void sf_cuda_columns(struct sf_device *device, const struct sf_columns_job *job)

@@ -140,13 +140,13 @@ static __device__ __forceinline__ void sf_key_load(const struct sf_cuda_slot &at
 }
 
 /* dot[j] = q_j . k of the slot, j < vectors.  Each key element is loaded once for all vectors, 16
- * at a time where k_dim lets queries be read in fours. */
+ * (int8: 4, for want of registers) at a time where k_dim lets queries be read in fours. */
 template <enum sf_dtype D>
 static __device__ __forceinline__ void sf_dots(int32_t k_dim, const struct sf_cuda_slot &at,
                                                sf_shared<const float> q, int32_t vectors,
                                                float *dot)
 {
-    enum { STEP = 16, LAST = D == SF_BF16 ? 2 : 1 };
+    enum { STEP = D == SF_INT8 ? 4 : 16, LAST = D == SF_BF16 ? 2 : 1 };
     size_t block = (size_t)(at.slot / SF_BLOCK_SLOTS) * SF_BLOCK_SLOTS * (size_t)k_dim;
     int32_t whole = k_dim % 4 == 0 ? k_dim / STEP * STEP : 0;
     SF_UNROLL
@@ -178,6 +178,8 @@ static __device__ __forceinline__ void sf_dots(int32_t k_dim, const struct sf_cu
     }
 }
 
+/* INT8: whether slots may be in int8, which takes registers of all others. */
+template <bool INT8>
 static __device__ __forceinline__ void sf_dots_any(const struct sf_layout &layout,
                                                    const struct sf_cuda_slot &at,
                                                    sf_shared<const float> q, int32_t vectors,
@@ -185,12 +187,14 @@ static __device__ __forceinline__ void sf_dots_any(const struct sf_layout &layou
 {
     if (layout.dtype == SF_F32) sf_dots<SF_F32>(layout.k_dim, at, q, vectors, dot);
     else if (layout.dtype == SF_F16) sf_dots<SF_F16>(layout.k_dim, at, q, vectors, dot);
-    else if (layout.dtype == SF_BF16) sf_dots<SF_BF16>(layout.k_dim, at, q, vectors, dot);
-    else sf_dots<SF_INT8>(layout.k_dim, at, q, vectors, dot);
-    if (layout.dtype != SF_INT8) return;
-    float scale = sf_scale_of(layout, at.page, at.slot, false);
-    SF_UNROLL
-    for (int j = 0; j < SF_VECTORS; j++) dot[j] *= scale;
+    else if (!INT8 || layout.dtype == SF_BF16)
+        sf_dots<SF_BF16>(layout.k_dim, at, q, vectors, dot);
+    else {
+        sf_dots<SF_INT8>(layout.k_dim, at, q, vectors, dot);
+        float scale = sf_scale_of(layout, at.page, at.slot, false);
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++) dot[j] *= scale;
+    }
 }
 
 #endif
