@@ -162,3 +162,18 @@ int sf_isa_multiplies(enum sf_isa isa, enum sf_dtype dtype)
 {
     return dtype == SF_F32 || (dtype == SF_BF16 && isa == SF_ISA_AVX512_BF16);
 }
+
+enum sf_int8_how sf_isa_int8(enum sf_isa isa)
+{
+#if defined(__x86_64__)
+    if (isa >= SF_ISA_AVX512)
+        return __builtin_cpu_supports("avx512vnni") ? SF_INT8_VNNI : SF_INT8_AVX512;
+#endif
+    return isa == SF_ISA_AVX2 ? SF_INT8_AVX2 : SF_INT8_PLAIN;
+}
+
+const char *sf_int8_name(enum sf_int8_how how)
+{
+    static const char *const names[] = { "plain loops", "avx2", "avx512", "avx512_vnni" };
+    return names[how];
+}

@@ -66,6 +66,10 @@ const char *sf_isa_name(enum sf_isa);
 /* Whether products in `dtype` run natively on `isa`; if not, it is a storage type and the work is
  * f32 in panels. */
 int sf_isa_multiplies(enum sf_isa, enum sf_dtype dtype);
+/* How products of 8-bit codes run on `isa` of this machine; all have the same bits. */
+enum sf_int8_how { SF_INT8_PLAIN, SF_INT8_AVX2, SF_INT8_AVX512, SF_INT8_VNNI };
+enum sf_int8_how sf_isa_int8(enum sf_isa);
+const char *sf_int8_name(enum sf_int8_how);     /* "avx512_vnni" */
 /* Bytes of scratch that a device of these rows and threads takes at most; pure. */
 int64_t sf_device_scratch_bytes(const struct sf_device_spec *);
 /* Bytes of the device's memory that libraries take beside what they are given, an allowance, with

@@ -28,13 +28,26 @@ enum { SF_FIXED_ROWS = 48, SF_SPLIT_SLOTS = 512 };
 /* ---- packed matrices -------------------------------------------------------------------------
  * A matrix is W^T of a linear layer, k x cols, k = slices * k_slice, cut into tiles of
  * k_slice x panel_cols; the last panel may be narrower (it is padded inside).  A slice is a leaf of
- * a row-parallel sum (one query head, one FFN chunk) or all of k. */
+ * a row-parallel sum (one query head, one FFN chunk) or all of k.
+ *
+ * int8: the k_slice elements v of a column of a slice of W, from f32, and of a row of a slice of x,
+ * in every call, become codes of 8 bits with one scale:
+ *
+ *   m = max |v_i|,  scale = m / 127,  code_i = rint(v_i * (127 / m)), ties to even
+ *   leaf = (f32(sum of code products) * scale of the column) * scale of the row
+ *
+ * each step rounded to f32 but for the sum, which is an integer.  So all backends give the same
+ * bits, fixed or not.  m below 2^-100: codes and scale are 0; an m that is not finite (or a NaN
+ * among v): the codes are 0 and the scale is NaN. */
+enum { SF_INT8_K_MAX = 1 << 17 };       /* of a slice: 127 * 127 * k fits an int32 */
+#define SF_INT8_LEAST 0x1p-100f
 struct sf_mat;
 struct sf_mat_shape {
     int32_t cols, panel_cols, k_slice, slices;
     enum sf_dtype dtype;                /* of the weights as stored, and of x */
     uint8_t fixed;                      /* 1: calls of one shape (deterministic) */
     int32_t rows_max;                   /* most rows of a call */
+    uint8_t int8;                       /* 1: codes of 8 bits; not on a GPU */
 };
 
 /* ---- attention over the lanes of one layer -------------------------------------------------- */

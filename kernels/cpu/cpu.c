@@ -119,6 +119,10 @@ static sf_status cpu_open(const struct sf_device_spec *spec, struct sf_device *d
     SF_TRY(sf_alloc(sizeof *cpu, "cpu device", (void **)&cpu));
     device->impl = cpu;
     cpu->isa = kernels_of(device->isa);
+    cpu->int8_dot = cpu->isa->int8_dot;
+#if defined(__x86_64__)
+    if (sf_isa_int8(device->isa) == SF_INT8_VNNI) cpu->int8_dot = sf_int8_dot_vnni;
+#endif
     sf_status status = sf_cpu_attention_create(spec->threads, &cpu->attention);
     if (status == SF_OK)
         status = sf_products_create(spec->threads, &cpu->products);

@@ -10,6 +10,7 @@ struct sf_attention;                    /* tile.h */
 
 struct sf_cpu {
     const struct sf_cpu_isa *isa;
+    void (*int8_dot)(const struct sf_int8_tile *);      /* isa's, or the one for VNNI */
     struct sf_products *products;
     struct sf_attention *attention;
 };

@@ -1,8 +1,9 @@
 /* kernels/cpu/isa.h: what is compiled once per instruction set (attend.inc, basis.inc, columns.inc,
- * rows.inc), as a table that is chosen when a device is opened.  Everything here is single-threaded
- * and allocates nothing. */
+ * int8.inc, rows.inc), as a table that is chosen when a device is opened.  Everything here is
+ * single-threaded and allocates nothing. */
 #ifndef SHEAF_KERNELS_CPU_ISA_H
 #define SHEAF_KERNELS_CPU_ISA_H
+#include "kernels/cpu/int8.h"
 #include "kernels/kernels.h"
 
 enum { SF_SPLIT_BLOCKS = SF_SPLIT_SLOTS / SF_BLOCK_SLOTS };
@@ -92,6 +93,11 @@ struct sf_cpu_isa {
     void (*scale)(size_t count, float factor, const float *x, float *out);
     void (*to_f32)(enum sf_dtype, const void *source, float *target, size_t count);
     void (*from_f32)(enum sf_dtype, const float *source, void *target, size_t count);
+
+    /* ---- int8 (int8.h) ---- */
+    void (*quantise)(enum sf_dtype, const void *x, size_t count, int8_t *codes,
+                     struct sf_int8_row *row_out);
+    void (*int8_dot)(const struct sf_int8_tile *);
 };
 
 extern const struct sf_cpu_isa sf_cpu_isa_generic;

@@ -11,7 +11,8 @@
  *
  * Native: weights and x go to oneDNN as they are (f32; bf16 where the processor multiplies it).
  * Otherwise 16 bits are a storage type: a tile is kept in the order of an f32 tile, expanded chunk
- * by chunk of k into the thread's scratch, x likewise, and the product is one in f32.
+ * by chunk of k into the thread's scratch, x likewise, and the product is one in f32.  Matrices of
+ * 8-bit codes are int8.c's from end to end.
  *
  * What a row's bits depend on, if the matrix is fixed: every product has SF_FIXED_ROWS rows, the
  * same columns, the same k and runs on one thread, so only the weights, the row itself and its
@@ -22,6 +23,7 @@
 #include <string.h>
 #include "base/memory.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
 enum { COLS_ALIGN = 16, WIDTH_MAX = 4096, CHUNK_MAX = 2048, ROWS_BLOCK_MAX = 256 };
@@ -44,6 +46,7 @@ struct sf_mat {
     int32_t native;
     unsigned char *tiles;
     size_t bytes;
+    struct sf_int8 *int8;               /* then nothing else but the shape */
 };
 
 /* ---- shapes ------------------------------------------------------------------------------------
@@ -67,6 +70,7 @@ static int32_t last_cols(const struct sf_mat_shape *shape)
 
 static int64_t mat_bytes(const struct sf_mat_shape *shape)
 {
+    if (shape->int8) return sf_int8_bytes(shape);
     int32_t width = panel_width(shape), panels = (shape->cols + width - 1) / width;
     int64_t cols = (int64_t)(panels - 1) * round_up(width, COLS_ALIGN) + last_cols(shape);
     return cols * shape->k_slice * shape->slices * (int64_t)sf_dtype_bytes(shape->dtype);
@@ -136,6 +140,7 @@ static sf_status mat_fill(struct sf_device *device, struct sf_mat *mat)
 {
     const struct sf_mat_shape *shape = &mat->shape;
     struct sf_products *products = sf_cpu_of(device)->products;
+    if (shape->int8) return sf_int8_create(shape, &mat->int8);
     mat->width = panel_width(shape);
     if (mat->width > WIDTH_MAX)
         return SF_FAIL(SF_UNSUPPORTED, "panels of %d columns (multiples of 64, or at most %d)",
@@ -179,7 +184,8 @@ static void mat_destroy(struct sf_device *device, struct sf_mat *mat)
 {
     (void)device;
     if (!mat) return;
-    sf_unmap(mat->tiles, mat->bytes);
+    sf_int8_destroy(mat->int8);
+    if (mat->tiles) sf_unmap(mat->tiles, mat->bytes);
     sf_free(mat);
 }
 
@@ -233,6 +239,10 @@ static sf_status mat_pack(struct sf_device *device, struct sf_mat *mat, int32_t 
     const struct sf_mat_shape *shape = &mat->shape;
     int32_t first = panel * shape->panel_cols, steps = round_up(mat->chunk, PACK_K) / PACK_K;
     SF_ASSERT(panel >= 0 && first < shape->cols && slice >= 0 && slice < shape->slices);
+    if (mat->int8) {
+        sf_int8_pack(device, mat->int8, panel, slice, tile);
+        return SF_OK;
+    }
     for (int32_t column = 0; column < shape->panel_cols && first + column < shape->cols;
          column += mat->width) {
         int32_t inner = (first + column) / mat->width;
@@ -438,21 +448,31 @@ static void call_run(struct call *call, int32_t rows)
     omp_set_num_threads(omp_threads);
 }
 
+static void multiply(struct sf_device *device, const struct sf_mat *mat,
+                     const struct sf_int8_call *asked)
+{
+    struct call call = { .device = device, .mat = mat, .x = asked->x, .x_stride = asked->x_stride,
+                         .y = asked->y, .y_stride = asked->y_stride,
+                         .leaf_stride = asked->leaf_stride, .leaves = asked->leaves };
+    if (mat->int8) sf_int8_multiply(device, mat->int8, asked);
+    else call_run(&call, asked->rows);
+}
+
 static void matmul(struct sf_device *device, const struct sf_mat *mat, int32_t rows, const void *x,
                    size_t x_stride, float *y, size_t y_stride)
 {
-    struct call call = { .device = device, .mat = mat, .x = x, .x_stride = x_stride, .y = y,
-                         .y_stride = y_stride };
-    call_run(&call, rows);
+    multiply(device, mat, &(struct sf_int8_call){ .x = x, .x_stride = x_stride, .y = y,
+                                                  .y_stride = y_stride, .rows = rows });
 }
 
 static void matmul_leaves(struct sf_device *device, const struct sf_mat *mat, int32_t rows,
                           const void *x, size_t x_stride, float *leaves, size_t leaf_stride,
                           size_t row_stride)
 {
-    struct call call = { .device = device, .mat = mat, .x = x, .x_stride = x_stride, .y = leaves,
-                         .y_stride = row_stride, .leaf_stride = leaf_stride, .leaves = 1 };
-    call_run(&call, rows);
+    multiply(device, mat, &(struct sf_int8_call){ .x = x, .x_stride = x_stride, .y = leaves,
+                                                  .y_stride = row_stride,
+                                                  .leaf_stride = leaf_stride, .rows = rows,
+                                                  .leaves = 1 });
 }
 
 void sf_cpu_mat_fill(struct sf_kernels *k)

@@ -33,6 +33,7 @@ static sf_status shape_check(const struct sf_mat_shape *shape)
 {
     size_t width = sf_dtype_bytes(shape->dtype), most = LEAF_BYTES / width / SF_FIXED_ROWS;
     SF_ASSERT(shape->cols > 0 && shape->panel_cols > 0 && shape->k_slice > 0 && shape->slices > 0);
+    if (shape->int8) return SF_FAIL(SF_UNSUPPORTED, "int8 products are the CPU's, not a GPU's");
     if (!shape->fixed) return SF_OK;
     if (shape->slices > 1 && (size_t)shape->k_slice > most)
         return SF_FAIL(SF_UNSUPPORTED, "leaves of %d inputs in a fixed product (at most %zu in %s)",

@@ -179,7 +179,7 @@ struct product { struct sf_mat *mat; int32_t rows, k, cols; };
 
 static struct product product_make(int32_t rows, int32_t k, int32_t cols, int fixed)
 {
-    struct sf_mat_shape shape = { cols, 1024, k, 1, SF_BF16, (uint8_t)fixed, rows };
+    struct sf_mat_shape shape = { cols, 1024, k, 1, SF_BF16, (uint8_t)fixed, rows, 0 };
     struct product product = { NULL, rows, k, cols };
     float *tile = host_take(1024 * (size_t)k * sizeof *tile);
     for (size_t i = 0; i < 1024 * (size_t)k; i++) tile[i] = random_float();

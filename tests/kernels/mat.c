@@ -62,7 +62,7 @@ static void problem_make(struct problem *p, int shape, enum sf_dtype dtype, int 
 {
     p->shape = (struct sf_mat_shape){ shapes[shape].cols, shapes[shape].panel_cols,
                                       shapes[shape].k_slice, shapes[shape].slices, dtype,
-                                      (uint8_t)fixed, ROWS_MAX };
+                                      (uint8_t)fixed, ROWS_MAX, 0 };
     p->k = (size_t)p->shape.k_slice * (size_t)p->shape.slices;
     p->x_stride = p->k + 6;
     p->y_stride = (size_t)p->shape.cols + 3;
@@ -253,7 +253,7 @@ static int64_t process_bytes(void)
  * looked at where the matrix is not the host's). */
 static void test_bytes(void)
 {
-    struct sf_mat_shape shape = { 3000, 128, 1024, 2, SF_F32, 0, 64 };
+    struct sf_mat_shape shape = { 3000, 128, 1024, 2, SF_F32, 0, 64, 0 };
     const struct sf_kernels *k = variants[count - 1].device->k;
     SF_CHECK_INT(k->mat_bytes(&shape), 3008LL * 2048 * 4);
     shape.fixed = 1;
@@ -278,7 +278,7 @@ static void test_bytes(void)
  * made; the widest that is taken also runs. */
 static void test_wide_leaves(void)
 {
-    struct sf_mat_shape shape = { 64, 64, 5461, 2, SF_F32, 1, 48 };
+    struct sf_mat_shape shape = { 64, 64, 5461, 2, SF_F32, 1, 48, 0 };
     size_t k = (size_t)shape.k_slice;
     float *x = calloc(48 * 2 * k, sizeof *x), *y = calloc(48 * 64, sizeof *y);
     for (int i = 0; i < count; i += 3) {
