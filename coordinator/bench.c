@@ -147,7 +147,7 @@ static void measure_roof(struct sf_bench *bench, struct bench_place *place)
     }
     if (status == SF_OK) {
         bench->rates = rates;
-        bench->dtype = sf_dtype_name(plan->dtype);
+        bench->dtype = sf_launch_plan_compute(plan);
         return;
     }
     sf_log(SF_LOG_WARN, "the roof is not measured: %s", sf_error_text());

@@ -100,13 +100,6 @@ static sf_status apply_value(const struct sf_opt *row, const char *prefix,
     sf_status status = sf_opt_set(row, cfg, text);
     if (status != SF_OK)
         return sf_tree_fail(status, &node->at, "%s%s", prefix, sf_error_text());
-    if (row->type == SF_OPT_ENUM) {
-        int32_t choice;
-        memcpy(&choice, (char *)cfg + row->offset, sizeof choice);
-        if (!sf_config_choice_built(row, choice))
-            return sf_tree_fail(SF_UNSUPPORTED, &node->at, "%s is '%s', which is not built yet",
-                                name, row->choices[choice]);
-    }
     return SF_OK;
 }
 

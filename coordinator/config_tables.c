@@ -32,7 +32,8 @@ static const struct sf_opt model[] = {
       "weights and activations; where the CPU cannot multiply it, it is a storage type and the"
       " work is f32" },
     { "compute", SF_OPT_ENUM, AT(model.compute), "auto", 0, 0, NO_AUTO, BUILT, computes, NULL, "",
-      "type of the products" },
+      "type of the products; auto: model.dtype or f32; int8 (on the CPU): weights in 8 bits with a"
+      " scale for each output channel, activations in 8 bits with one for each token" },
     { 0 }
 };
 
@@ -146,10 +147,3 @@ const char *const sf_methods_to_come[] = {
     "scissorhands", "kv_heads", "speckv", "specpc", "sigma_diffqkv",
     "sub_moe", "sentencekv", NULL
 };
-
-int sf_config_choice_built(const struct sf_opt *row, int32_t choice)
-{
-    const char *name = row->choices[choice];
-    if (row->choices == computes) return strcmp(name, "int8") != 0;
-    return 1;
-}

@@ -177,8 +177,7 @@ static void write_doc_row(FILE *out, const struct sf_opt *row)
     case SF_OPT_BYTES: fprintf(out, "size"); break;
     case SF_OPT_ENUM:
         for (int32_t i = 0; row->choices[i] != NULL; i++)
-            fprintf(out, "%s%s%s", i == 0 ? "" : ", ", row->choices[i],
-                    sf_config_choice_built(row, i) ? "" : " (not built yet)");
+            fprintf(out, "%s%s", i == 0 ? "" : ", ", row->choices[i]);
         break;
     case SF_OPT_STRING: fprintf(out, "text"); break;
     case SF_OPT_INTS: fprintf(out, "list of integers"); break;

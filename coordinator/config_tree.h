@@ -82,8 +82,6 @@ struct sf_section { const char *name; const struct sf_opt *table; const char *he
 extern const struct sf_section sf_config_sections[];   /* offsets count from struct sf_config */
 extern const struct sf_opt sf_config_top[];            /* `device`; schema_version is by hand */
 extern const struct sf_opt sf_config_entry[];          /* fields of struct sf_stack_entry */
-/* A value of an option that is known and not built: "int8" of kv_cache.dtype. */
-int sf_config_choice_built(const struct sf_opt *row, int32_t choice);
 /* Methods of interface.md that are not in this build; closed by NULL. */
 extern const char *const sf_methods_to_come[];
 

@@ -28,6 +28,7 @@ const char *sf_devices_name(int32_t device, const struct sf_cluster *cluster)
 int sf_devices_multiply(const struct sf_config *cfg)
 {
     static const enum sf_dtype types[] = { [SF_COMPUTE_F32] = SF_F32, [SF_COMPUTE_BF16] = SF_BF16 };
+    if (cfg->model.compute == SF_COMPUTE_INT8) return 0;
     return cfg->model.compute == SF_COMPUTE_AUTO ||
            types[cfg->model.compute] == (enum sf_dtype)cfg->model.dtype;
 }

@@ -71,6 +71,8 @@ static void print_numbers(void)
                  sf_dtype_name(dtypes[i]),
                  sf_isa_multiplies(isa, dtypes[i]) ? "native" : "stored, multiplied in f32");
     }
+    size_t used = strlen(text);
+    snprintf(text + used, sizeof text - used, ", int8 by %s", sf_int8_name(sf_isa_int8(isa)));
     line("instructions", sf_isa_name(isa));
     line("products", text);
 }

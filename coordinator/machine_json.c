@@ -27,6 +27,7 @@ struct sf_json *sf_machine_json(const struct sf_launch *launch)
     sf_json_put_int(&status, o, "threads_per_rank", launch->plan.threads);
     sf_json_put_int(&status, o, "threads_beside", launch->plan.threads_beside);
     sf_json_put(&status, o, "isa", sf_json_new_words(sf_isa_name(isa)));
+    sf_json_put(&status, o, "compute", sf_json_new_words(sf_launch_plan_compute(&launch->plan)));
     sf_json_put(&status, o, "device", sf_json_new_words(launch->plan.device));
     sf_json_put(&status, o, "memory_per_rank_bytes",
                 memory > 0 ? sf_json_new_int(memory) : sf_json_new(SF_JSON_NULL));

@@ -69,6 +69,7 @@ static struct sf_worker_spec worker_spec(const struct sf_launch *launch, struct 
                                    .dtype = plan->dtype,
                                    .kv_dtype = plan->kv_dtype,
                                    .fixed = plan->fixed,
+                                   .int8 = plan->int8,
                                    .page_slots = plan->page_slots,
                                    .seqs_max = plan->seqs_max,
                                    .threads = plan->threads,

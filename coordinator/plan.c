@@ -46,7 +46,7 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
 
     struct sf_sizing sizing = {
         .model = model, .cluster = cluster, .dtype = plan.dtype, .kv_dtype = plan.kv_dtype,
-        .fixed = plan.fixed, .isa_max = plan.isa_max, .rows_max = plan.rows_max,
+        .fixed = plan.fixed, .isa_max = plan.isa_max, .int8 = plan.int8, .rows_max = plan.rows_max,
         .threads = plan.threads, .tokens_max = plan.tokens_max, .seqs_max = plan.seqs_max,
         .kv_memory = cfg->kv.memory, .device = plan.device
     };
@@ -193,8 +193,16 @@ static int32_t threads_beside(const struct sf_stack *stack, const struct sf_clus
     return idle > 0 ? idle : 0;
 }
 
-/* Products are in model.dtype where the processor can; f32 is to be had everywhere, bf16 is not.  A
- * cache of bf16 beside another model.dtype is multiplied in f32 too. */
+const char *sf_launch_plan_compute(const struct sf_launch_plan *plan)
+{
+    enum sf_isa isa = plan->isa_max != SF_ISA_AUTO ? plan->isa_max : sf_isa_detect();
+    if (plan->int8) return "int8";
+    int as_stored = strcmp(plan->device, "cpu") != 0 || sf_isa_multiplies(isa, plan->dtype);
+    return sf_dtype_name(as_stored ? plan->dtype : SF_F32);
+}
+
+/* Products are in model.dtype where the processor can; f32 and int8 are to be had everywhere, bf16
+ * is not.  A cache of bf16 beside another model.dtype is multiplied in f32 too. */
 static sf_status resolve_compute(const struct sf_config *cfg, const struct sf_cluster *cluster,
                                  struct sf_launch_plan *plan)
 {
@@ -202,8 +210,12 @@ static sf_status resolve_compute(const struct sf_config *cfg, const struct sf_cl
     plan->device = sf_devices_name(cfg->device, cluster);
     if (cfg->device == SF_DEVICE_AUTO)
         snprintf(plan->device_why, sizeof plan->device_why, "%s", cluster->gpus_why);
+    plan->int8 = cfg->model.compute == SF_COMPUTE_INT8;
     if (strcmp(plan->device, "cpu") != 0) {
         if (sf_devices_multiply(cfg)) return SF_OK;
+        if (plan->int8)
+            return SF_FAIL(SF_UNSUPPORTED, "model.compute is int8, which is the CPU's, and device"
+                           " is %s; set device: cpu or model.compute: auto", plan->device);
         return SF_FAIL(SF_UNSUPPORTED, "model.compute is %s, but model.dtype is %s, and on %s"
                        " products are in model.dtype; model.compute: auto takes that",
                        cfg->model.compute == SF_COMPUTE_F32 ? "f32" : "bf16",

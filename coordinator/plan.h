@@ -40,6 +40,7 @@ struct sf_launch_plan {
     enum sf_isa isa_max;                /* for the device: keeps off products of bf16 that
                                            neither model.compute nor model.dtype asks for */
     int fixed;                          /* run.deterministic */
+    uint8_t int8;                       /* model.compute: products of 8-bit codes */
     uint8_t populate;                   /* touch the pools at start: kv_cache.memory was given */
     struct sf_setup setup;
     struct sf_placing placing;          /* of KV heads; head_cost [setup.lanes] is the plan's */
@@ -54,10 +55,13 @@ struct sf_launch_plan {
 sf_status sf_launch_plan_make(struct sf_config *, const struct sf_model *,
                               const struct sf_cluster *, struct sf_launch_plan *out);
 void      sf_launch_plan_free(struct sf_launch_plan *);
+/* The type of the products: "f32", "bf16", "f16" or "int8". */
+const char *sf_launch_plan_compute(const struct sf_launch_plan *);
 /* Bytes of a rank that weights, buffers, a full pool and the cache beside it leave; INT64_MAX where
  * it is not known what there is. */
 int64_t   sf_plan_spare_bytes(const struct sf_plan_rank *, const struct sf_cluster *);
 /* For people, and interface.md section 7; malloc'd.  Beside the keys there, in JSON:
+ *   compute                   the type of the products
  *   ranks[].library_bytes     of workspace_bytes: set aside for what the libraries of a GPU take
  *   ranks[].kv_beside_bytes   what the cache takes beside its pages (struct sf_cache_bytes): total,
  *                             tables, mirrors, masses, step, copies, sequences, beside,

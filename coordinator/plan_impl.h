@@ -57,6 +57,7 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
     enum sf_dtype dtype, kv_dtype;
     int fixed;
     enum sf_isa isa_max;
+    uint8_t int8;                       /* model.compute */
     int32_t rows_max, threads, threads_beside, tokens_max, seqs_max;
     int64_t kv_memory;                  /* SF_OPT_AUTO: the planner's choice */
     struct sf_placing placing;

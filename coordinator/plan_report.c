@@ -217,6 +217,7 @@ sf_status sf_launch_plan_json(const struct sf_launch_plan *plan, const struct sf
     put(&w, root, "fits", sf_json_new(plan->fits ? SF_JSON_TRUE : SF_JSON_FALSE));
     put(&w, root, "reason", plan->fits ? sf_json_new(SF_JSON_NULL)
                                        : sf_json_new_text(plan->reason, strlen(plan->reason)));
+    put(&w, root, "compute", sf_json_new_words(sf_launch_plan_compute(plan)));
     for (int32_t r = 0; r < plan->ranks && w.status == SF_OK; r++)
         push(&w, ranks, rank_json(&w, plan, &costs, r));
     put(&w, root, "ranks", ranks);
@@ -443,9 +444,10 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *plan, const struct sf
     fprintf(out, "device     %s%s%s%s\n", plan->device, why ? " (auto: " : "", plan->device_why,
             why ? ")" : "");
     fprintf(out, "numbers    %s %s%s%s\n", sf_dtype_name(plan->dtype),
-            !on_cpu || sf_isa_multiplies(isa, plan->dtype) ? "multiplied natively on "
-                                                : "stored, multiplied in f32 panels on ",
-            on_cpu ? sf_isa_name(isa) : plan->device,
+            plan->int8 ? "activations, multiplied in int8 on "
+            : !on_cpu || sf_isa_multiplies(isa, plan->dtype)
+                ? "multiplied natively on " : "stored, multiplied in f32 panels on ",
+            plan->int8 ? sf_int8_name(sf_isa_int8(isa)) : on_cpu ? sf_isa_name(isa) : plan->device,
             !plan->fixed ? ""
             : on_cpu && sf_stack_grouped(&cfg->kv.stack) == NULL
                 ? "; deterministic" : "; deterministic: reruns of one layout are equal");

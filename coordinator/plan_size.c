@@ -54,8 +54,9 @@ static sf_status size_share(const struct sf_sizing *sizing, int one_node,
     int staged = share->layer_first > 0 || !share->last_stage;      /* another stage to talk to */
     rank->library_bytes = sf_device_library_bytes(sizing->device, (tp_size > 1) + staged);
     rank->workspace_bytes += rank->library_bytes;
-    rank->weight_bytes = sf_share_weight_bytes(desc, share, sizing->dtype, sizing->fixed,
-                                               ws->tile_rows, sizing->mat_bytes);
+    const struct sf_mat_shape like = { .dtype = sizing->dtype, .int8 = sizing->int8,
+                                       .fixed = sizing->fixed != 0, .rows_max = ws->tile_rows };
+    rank->weight_bytes = sf_share_weight_bytes(desc, share, &like, sizing->mat_bytes);
     rank->load_bytes = load_bytes(sizing, share);
     return SF_OK;
 }

@@ -473,7 +473,7 @@ int32_t sf_share_bias_cols(const struct sf_model_desc *desc, const struct sf_sha
 }
 
 int64_t sf_share_weight_bytes(const struct sf_model_desc *desc, const struct sf_share *share,
-                              enum sf_dtype dtype, int fixed, int32_t rows_max,
+                              const struct sf_mat_shape *like,
                               int64_t (*mat_bytes)(const struct sf_mat_shape *))
 {
     static const enum sf_mat_kind kinds[] = { SF_MAT_QKV, SF_MAT_O, SF_MAT_GATE_UP, SF_MAT_DOWN };
@@ -482,14 +482,17 @@ int64_t sf_share_weight_bytes(const struct sf_model_desc *desc, const struct sf_
     int64_t bytes = 0;
     for (int32_t l = 0; l < share->layer_count; l++) {
         for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
-            sf_share_mat(desc, share, kinds[k], l, dtype, fixed, rows_max, &shape);
+            sf_share_mat(desc, share, kinds[k], l, like->dtype, like->fixed, like->rows_max,
+                         &shape);
+            shape.int8 = like->int8;
             if (shape.cols > 0 && shape.slices > 0) bytes += mat_bytes(&shape);
             bytes += (int64_t)sizeof(float) * sf_share_bias_cols(desc, share, kinds[k], l);
         }
         bytes += 2 * norm_bytes;
     }
     if (share->last_stage) {
-        sf_share_mat(desc, share, SF_MAT_HEAD, 0, dtype, fixed, rows_max, &shape);
+        sf_share_mat(desc, share, SF_MAT_HEAD, 0, like->dtype, like->fixed, like->rows_max, &shape);
+        shape.int8 = like->int8;
         if (shape.cols > 0) bytes += mat_bytes(&shape);
         bytes += norm_bytes;
     }

@@ -80,10 +80,10 @@ enum sf_mat_kind { SF_MAT_QKV, SF_MAT_O, SF_MAT_GATE_UP, SF_MAT_DOWN, SF_MAT_HEA
 void sf_share_mat(const struct sf_model_desc *, const struct sf_share *, enum sf_mat_kind,
                   int32_t layer_local, enum sf_dtype, int fixed, int32_t rows_max,
                   struct sf_mat_shape *shape_out);
-/* Bytes of all packed matrices, norms and biases of the share, as loaded; `mat_bytes` is the
- * backend's. */
-int64_t sf_share_weight_bytes(const struct sf_model_desc *, const struct sf_share *, enum sf_dtype,
-                              int fixed, int32_t rows_max,
+/* Bytes of all packed matrices, norms and biases of the share, as loaded.  The matrices are `like`
+ * in dtype, int8, fixed and rows_max; `mat_bytes` is the backend's. */
+int64_t sf_share_weight_bytes(const struct sf_model_desc *, const struct sf_share *,
+                              const struct sf_mat_shape *like,
                               int64_t (*mat_bytes)(const struct sf_mat_shape *));
 
 /* ---- filling the matrices, and the order of their leaves ---- */

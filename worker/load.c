@@ -21,6 +21,7 @@ static sf_status load_mat(struct loader *load, enum sf_mat_kind kind, int32_t la
     struct sf_mat_shape shape;
     sf_share_mat(load->desc, spec->share, kind, layer, spec->dtype, spec->fixed,
                  kind == SF_MAT_HEAD ? spec->head_rows : spec->tile_rows, &shape);
+    shape.int8 = spec->int8;
     *mat_out = NULL;
     if (shape.cols == 0 || shape.slices == 0) return SF_OK;
     const struct sf_kernels *k = spec->device->k;

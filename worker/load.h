@@ -37,6 +37,7 @@ struct sf_load_spec {
     const struct sf_placing *placing;           /* that the share was made with */
     enum sf_dtype dtype;
     int fixed;
+    uint8_t int8;                               /* of the matrices */
     /* most rows of a layer's and of the head's product */
     int32_t tile_rows, head_rows;
 };

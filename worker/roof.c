@@ -2,7 +2,8 @@
  * threads: how fast its memory is read, and how fast a large matrix is multiplied.
  *
  *   read   the greatest element of every row of a matrix that no cache holds
- *   flop   as many rows as a step may have times a square matrix of the run's own type */
+ *   flop   as many rows as a step may have times a square matrix of the run's own type; in int8
+ *          these are operations on codes, and turning x into them counts */
 #include "worker/roof.h"
 
 #include <string.h>
@@ -141,7 +142,7 @@ static sf_status measure_products(struct sf_worker *w, double *rate_out)
 {
     struct product p = {.rows = w->ws.tile_rows < ROWS_MAX ? w->ws.tile_rows : ROWS_MAX};
     struct sf_mat_shape shape = {.cols = SIDE, .panel_cols = SIDE, .k_slice = SIDE, .slices = 1,
-                                 .dtype = w->spec.dtype, .rows_max = p.rows};
+                                 .dtype = w->spec.dtype, .int8 = w->spec.int8, .rows_max = p.rows};
     if (w->spec.spare_bytes < PRODUCT_BYTES) {
         too_little(w, "products");
         return SF_OK;

@@ -153,6 +153,7 @@ static sf_status open_rest(struct sf_worker *w)
                                          .placing = &w->spec.placing,
                                          .dtype = w->spec.dtype,
                                          .fixed = w->spec.fixed,
+                                         .int8 = w->spec.int8,
                                          .tile_rows = w->ws.tile_rows,
                                          .head_rows = w->ws.head_rows};
     int64_t start = sf_now_ns();

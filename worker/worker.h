@@ -51,6 +51,7 @@ struct sf_worker_spec {
     int32_t stages, stage, group;
     enum sf_dtype dtype, kv_dtype;
     int fixed;                          /* run.deterministic */
+    uint8_t int8;                       /* products of 8-bit codes (kernels.h) */
     int32_t page_slots, seqs_max, threads;
     int32_t threads_beside;             /* idle ones, for factors of layer groups; 0: none */
     int64_t pool_bytes;

@@ -32,7 +32,7 @@ COSTS = ("tok_s_per_rank", "tok_s_per_core", "core_days_per_1e9_tokens",
          "gpu_days_per_1e9_tokens")
 TOP = {"machine", "version", "config", "roof", "runs"}
 MACHINE = {"processor", "device", "cores_per_node", "threads_per_rank", "threads_beside", "isa",
-           "memory_per_rank_bytes", "ranks", "nodes", "hosts"}
+           "compute", "memory_per_rank_bytes", "ranks", "nodes", "hosts"}
 RUN = {"methods", "stack", "config_file", "max_num_seqs", "num_prompts", "input_len", "output_len",
        "duration_s", "input_tokens", "output_tokens", "request_throughput", "output_throughput",
        "total_token_throughput", "prefill_tok_s", "decode_tok_s", "step_ms", "schedule_ms",
@@ -186,11 +186,11 @@ def check_roof(tally, what, run, ranks):
 
 
 def check_rates(tally, what, found, stdout):
-    roof = found["roof"]
+    roof, compute = found["roof"], found["machine"]["compute"]
     tally.check(f"{what}: roof", [set(roof), list(roof["gemm_gflops"])],
-                [{"memory_gb_s", "gemm_gflops", "output_tok_s"}, ["bf16"]])
+                [{"memory_gb_s", "gemm_gflops", "output_tok_s"}, [compute]])
     tally.true(f"{what}: rates", 0.1 < roof["memory_gb_s"] < 1e4 and
-               1 < roof["gemm_gflops"]["bf16"] < 1e6, str(roof))
+               1 < roof["gemm_gflops"][compute] < 1e6, str(roof))
     tally.check(f"{what}: the greatest", roof["output_tok_s"],
                 max(run["roof_output_tok_s"] for run in found["runs"]))
     tally.true(f"{what}: it is told", f"roof of {roof['memory_gb_s']:.1f} GB/s" in stdout)

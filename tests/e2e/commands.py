@@ -20,7 +20,7 @@ RANK_KEYS = {"rank", "node", "stage", "tp_rank", "dp_rank", "layers", "kv_heads"
              "kv_bytes_per_token", "kv_bytes_at_len", "kv_peak_bytes_at_len", "max_kv_tokens",
              "workspace_bytes", "library_bytes", "kv_beside_bytes"}
 PLAN_KEYS = {"fits", "reason", "ranks", "groups", "comm", "capacity", "kv_ratio", "kv_bound",
-             "imbalance"}
+             "imbalance", "compute"}
 COMM_KEYS = {"tp_bytes_per_token", "pp_bytes_per_token", "cross_node_bytes_per_token",
              "per_method", "tp_bytes_per_layer", "bytes_per"}
 COMMANDS = ["run", "bench", "eval", "calibrate", "lab", "plan", "merge", "inspect", "methods",

@@ -480,6 +480,7 @@ static void test_shapes(void)
     check_shape(&s, 576, 256, 3 * 64, 1);
     sf_share_mat(&desc, &share, SF_MAT_DOWN, 1, SF_BF16, 0, 96, &s);
     check_shape(&s, 576, 256, 6 * 128, 1);
+    const struct sf_mat_shape like = { .dtype = SF_F32, .rows_max = 96 };
     /* Even layers: 10 + 6 head columns of 64; odd: 5 + 3. */
     int64_t want = 0;
     for (int l = 0; l < LAYERS; l++) {
@@ -487,11 +488,11 @@ static void test_shapes(void)
         want += 4 * 576 * ((q + 2 * kv) * 64 + q * 64 + 3 * 6 * 128 + 2);
     }
     want += 4 * 576 * (24576 + 1);
-    SF_CHECK_INT(sf_share_weight_bytes(&desc, &share, SF_F32, 0, 96, plain_bytes), want);
+    SF_CHECK_INT(sf_share_weight_bytes(&desc, &share, &like, plain_bytes), want);
     desc.bias_q = desc.bias_o = desc.bias_ffn = 1;      /* layer 0: 640 + 576 + 1536 + 576 */
     for (int l = 0; l < LAYERS; l++)
         want += 4 * (l % 2 == 0 ? 640 + 576 + 1536 + 576 : 320 + 576 + 1536 + 576);
-    SF_CHECK_INT(sf_share_weight_bytes(&desc, &share, SF_F32, 0, 96, plain_bytes), want);
+    SF_CHECK_INT(sf_share_weight_bytes(&desc, &share, &like, plain_bytes), want);
     sf_share_free(&share);
 }
 
@@ -509,7 +510,8 @@ static void test_empty(void)
         SF_CHECK_INT(s.slices, 0);
         sf_share_mat(&desc, &share, SF_MAT_HEAD, 0, SF_F32, fixed, 1, &s);
         SF_CHECK_INT(s.cols, 0);
-        SF_CHECK(sf_share_weight_bytes(&desc, &share, SF_F32, fixed, 1, plain_bytes) > 0);
+        s.dtype = SF_F32;
+        SF_CHECK(sf_share_weight_bytes(&desc, &share, &s, plain_bytes) > 0);
     }
     sf_share_free(&share);
 }

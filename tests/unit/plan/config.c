@@ -143,10 +143,6 @@ static void refuses_bad_values(void)
         { V "parallel: {tensor_parallel_size: [2]}\n", "job.yaml:2:34: error:"
           " parallel.tensor_parallel_size takes one value, not a list" },
         /* Known, not built: accepted at the default only. */
-        { V "model: {compute: int8}\n", "job.yaml:2:18: error: model.compute is 'int8', which is"
-          " not built yet" },
-        { V "model: {compute: int8}\n",
-          "job.yaml:2:18: error: model.compute is 'int8', which is not built yet" },
         { V "parallel: {expert_parallel_size: 2}\n", "job.yaml:2:34: error:"
           " parallel.expert_parallel_size is '2', which is not built yet; allowed: '1'" },
         { V "kv_cache: {host_memory: 1GiB}\n", "job.yaml:2:25: error: kv_cache.host_memory is"

@@ -352,6 +352,29 @@ static void chooses_the_arithmetic(void)
     drop(&m);
 }
 
+/* int8: a byte a weight and 4 a column of a matrix, norms in f32; never by auto, not on GPUs. */
+static void plans_int8(void)
+{
+    const int64_t d = 576, qkv = 960, gate_up = 3072, half = 1536, vocab = 49152;
+    struct made m;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16, compute: int8}\n"));
+    SF_CHECK_INT(m.plan.rank[0].weight_bytes,
+                 30 * (qkv * (d + 4) + d * (d + 4) + gate_up * (d + 4) + d * (half + 4) + 2 * 4 * d)
+                     + vocab * (d + 4) + 4 * d);
+    SF_CHECK_STR(sf_launch_plan_compute(&m.plan), "int8");
+    drop(&m);
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: f16, compute: auto}\n"));
+    SF_CHECK_INT(m.plan.int8, 0);
+    SF_CHECK_STR(sf_launch_plan_compute(&m.plan), "f32");
+    drop(&m);
+    SF_CHECK_INT(make(&m, 1, 1, 1, 1, 4096 * MIB,
+                      "device: cuda\nmodel: {dtype: bf16, compute: int8}\n"), SF_UNSUPPORTED);
+    SF_CHECK_STR(sf_error_text(), "model.compute is int8, which is the CPU's, and device is cuda;"
+                  " set device: cpu or model.compute: auto");
+    drop(&m);
+}
+
 /* ---- fitting --------------------------------------------------------------------------------- */
 static int64_t number_after(const char *text, const char *mark)
 {
@@ -746,6 +769,7 @@ static const struct sf_test tests[] = {
     { "keeps_listed_groups_whole", keeps_listed_groups_whole },
     { "crosses_nodes_when_allowed", crosses_nodes_when_allowed },
     { "chooses_the_arithmetic", chooses_the_arithmetic },
+    { "plans_int8", plans_int8 },
     { "says_what_would_fit", says_what_would_fit },
     { "sizes_the_pool", sizes_the_pool },
     { "json_form", json_form },
