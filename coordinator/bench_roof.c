@@ -8,7 +8,9 @@
  *   a round    max over ranks of  max(batch f / F, (micro-batches W + K) / B)
  *
  * A round is one token for each sequence that runs.  What ranks tell each other, edits, and all
- * that is neither a product nor attention cost nothing here: that is why it is a roof. */
+ * that is neither a product nor attention cost nothing here: that is why it is a roof.  Attention
+ * counts at the rate of the products; with model.compute int8 it cannot reach that, so the roof is
+ * rather too high. */
 #include <math.h>
 #include <stdlib.h>
 

@@ -318,8 +318,8 @@ enum { TURNS = 15, SETS = 4 };
 
 /* Microseconds of the thread, the median of TURNS, of x times each of SETS matrices in both types
  * in turns: together the matrices are more than the caches of a core hold. */
-static void cost_of(struct sf_device *device, struct sf_mat *const *mat, int32_t rows, const void *x,
-                    size_t k, float *y, size_t cols, double *us_out)
+static void cost_of(struct sf_device *device, struct sf_mat *const *mat, int32_t rows,
+                    const void *x, size_t k, float *y, size_t cols, double *us_out)
 {
     double us[2][TURNS];
     for (int turn = -1; turn < TURNS; turn++)
