@@ -1,6 +1,5 @@
 /* coordinator/config_tables.c: every key of a configuration, with its default, range and meaning.
  * Parsing, messages, the resolved text and docs/config.md all come from these rows. */
-#include <string.h>
 #include "coordinator/config_tree.h"
 
 /* Names in the order of the enums that they fill. */
