@@ -32,10 +32,22 @@ Builds sheaf and runs its tests; the last line is 'N passed, N failed, N skipped
 END
 }
 
+# Cores of this machine, or as much of them as the container may use.
+cores_here()
+{
+    local cores quota period
+    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
+    if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [[ $quota != max ]]; then
+        quota=$(((quota + period - 1) / period))
+        if ((quota < cores)); then cores=$quota; fi
+    fi
+    echo "$cores"
+}
+
 main()
 {
     local level=normal install=1 cores
-    cores=$(nproc)
+    cores=$(cores_here)
     while (($# > 0)); do
         case $1 in
             --quick) level=quick ;;

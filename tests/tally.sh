@@ -20,13 +20,15 @@
 tally_start()
 {
     tally_logs=$1 tally_cores=$2 tally_free=$2
-    tally_passed=0 tally_failed=0 tally_skipped=0
+    tally_passed=0 tally_failed=0 tally_skipped=0 tally_launching=0
     # What runs, by process; `began` in microseconds.
     declare -gA tally_names=() tally_began=() tally_limits=() tally_taken=()
     mkdir -p "$tally_logs"
     exec {tally_clock}<> <(:)           # a pipe that nobody writes to: reading it is to wait
     trap 'tally_stop 130' INT
     trap 'tally_stop 143' TERM
+    trap 'tally_stop 129' HUP
+    trap 'tally_stop $?' EXIT           # what ends before tally_end
 }
 
 tally_run()
@@ -63,6 +65,7 @@ tally_step()
 tally_end()
 {
     tally_make_room "$tally_cores"
+    trap - EXIT
     # A run in which nothing passed has tested nothing.
     ((tally_passed > 0 || tally_failed > 0)) || tally_failed=1
     printf '%d passed, %d failed, %d skipped\n' "$tally_passed" "$tally_failed" "$tally_skipped"
@@ -76,10 +79,11 @@ tally_launch()
     local cores=$1 name=$2 seconds=$3
     shift 3
     tally_make_room "$cores"
+    tally_launching=1
     timeout -k 5 "$seconds" "$@" >"$tally_logs/${name//\//-}.log" 2>&1 </dev/null &
     tally_names[$!]=$name tally_limits[$!]=$seconds tally_taken[$!]=$cores
     tally_began[$!]=${EPOCHREALTIME/[.,]/}
-    tally_free=$((tally_free - cores))
+    tally_free=$((tally_free - cores)) tally_launching=0
 }
 
 tally_make_room()
@@ -155,9 +159,12 @@ tally_show_failure()
 # timeout passes the signal on to the program and what that started, and kills what stays.
 tally_stop()
 {
-    trap '' INT TERM
+    trap '' INT TERM HUP EXIT
+    # One that has just begun has no name yet.  No subshell here: bash 5.2 aborts in one where the
+    # signal came while it waited.
+    if ((tally_launching)); then set +u; kill -TERM $! 2>/dev/null || true; fi
     ((${#tally_names[@]} == 0)) || kill -TERM "${!tally_names[@]}" 2>/dev/null || true
     wait
-    echo "stopped by a signal" >&2
+    echo "ended early" >&2
     exit "$1"
 }

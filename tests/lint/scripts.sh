@@ -165,7 +165,7 @@ interrupted()
 }
 expect "ended" 0 '^nothing is left, exit code 143$' interrupted TERM
 expect "interrupted" 0 '^nothing is left, exit code 130$' interrupted INT
-expect "says so" 0 '^stopped by a signal$' interrupted INT
+expect "says so" 0 '^ended early$' interrupted INT
 
 expect "run.sh on no cores" 2 "error: --cores is '0', not 1 to 9999" "$root/tests/run.sh" --cores 0
 expect "run.sh on how many cores" 2 "error: --cores is ''" "$root/tests/run.sh" --cores
