@@ -19,7 +19,7 @@
 #include "base/memory.h"
 
 /* Bytes of a piece that is merged without a heap, places that a pair may be away from its own. */
-enum { SHORT_BYTES = 96, AWAY_MAX = 128, RANK_MAX = (1 << 24) - 1 };
+enum { SHORT_BYTES = 96, AWAY_MAX = 32, RANK_MAX = (1 << 24) - 1 };
 static const uint32_t EMPTY = UINT32_MAX;
 
 struct merge { int32_t left, right, rank; };
@@ -109,13 +109,14 @@ static inline uint64_t hash_of(int32_t left, int32_t right)
     return pair ^ pair >> 40;
 }
 
-/* The rank of the pair, or -1; *at_out: its place, or the empty one where it would lie. */
+/* The rank of the pair, or -1; *at_out: its place, or where the search ended: an empty one, or the
+ * last that it may lie in.  What is not there is not looked for any further either. */
 static inline int32_t find_place(const struct sf_bpe *bpe, int32_t left, int32_t right,
                                  size_t *at_out)
 {
     uint64_t hash = hash_of(left, right);
     size_t mask = ((size_t)1 << bpe->places_log) - 1, at = hash >> (64 - bpe->places_log);
-    for (;; at = (at + 1) & mask) {
+    for (int away = 0; away < AWAY_MAX; away++, at = (at + 1) & mask) {
         uint32_t place = bpe->place[at], rank = place >> 8;
         *at_out = at;
         if (place == EMPTY) return -1;
@@ -123,6 +124,7 @@ static inline int32_t find_place(const struct sf_bpe *bpe, int32_t left, int32_t
             bpe->made[rank].right == right)
             return (int32_t)rank;
     }
+    return -1;
 }
 
 /* At most half full.  Of a pair that comes twice the first, whose rank is lower, has the place. */
@@ -130,20 +132,19 @@ static sf_status make_places(struct sf_bpe *bpe, int32_t pairs)
 {
     bpe->places_log = 4;
     while (((int64_t)1 << bpe->places_log) < 2 * (int64_t)pairs) bpe->places_log++;
-    size_t places = (size_t)1 << bpe->places_log, mask = places - 1, at;
+    size_t places = (size_t)1 << bpe->places_log, at;
     bpe->place = malloc(places * sizeof *bpe->place);
     if (bpe->place == NULL) return SF_FAIL(SF_NO_MEMORY, "no memory for %d merges", pairs);
     memset(bpe->place, 0xff, places * sizeof *bpe->place);
     for (int32_t i = 0; i < pairs; i++) {
         int32_t left = bpe->made[i].left, right = bpe->made[i].right;
         if (find_place(bpe, left, right, &at) >= 0) continue;
-        uint64_t hash = hash_of(left, right);
-        if (((at - (hash >> (64 - bpe->places_log))) & mask) >= AWAY_MAX || i >= RANK_MAX) {
+        if (bpe->place[at] != EMPTY || i >= RANK_MAX) {
             free(bpe->place);
             bpe->place = NULL;
             break;
         }
-        bpe->place[at] = (uint32_t)i << 8 | (uint8_t)hash;
+        bpe->place[at] = (uint32_t)i << 8 | (uint8_t)hash_of(left, right);
     }
     return SF_OK;
 }
