@@ -48,6 +48,7 @@ static sf_status make_setup(struct sf_lab_launch *lab)
     for (int32_t l = 0; l < desc->layers; l++)
         lab->heads[l] = lab->share.kv_ptr[l + 1] - lab->share.kv_ptr[l];
     SF_TRY(sf_setup_make(desc, lab->share.tp_size, lab->page_slots, lab->trace.rows, &lab->setup));
+    lab->setup.kv_dtype = lab->kv_dtype;
     SF_TRY(sf_stack_check(&lab->config.kv.stack, &lab->setup));
     lab->rank = (struct sf_rank){.layer_count = desc->layers, .tp_rank = lab->share.tp_rank,
                                  .heads = lab->heads};

@@ -407,6 +407,7 @@ static sf_status open_trace(struct sf_comm *world, const struct sf_lab_launch *l
                                .kv_dtype = launch->kv_dtype,
                                .page_slots = launch->page_slots,
                                .threads = launch->threads,
+                               .isa_max = sf_plan_isa_max(&launch->config),
                                .pool_bytes = launch->pool_bytes,
                                .device = launch->device,
                                .local_rank = launch->local_rank};

@@ -27,8 +27,9 @@ static sf_status choose_placing(const struct sf_config *, struct sf_launch_plan 
 static sf_status make_ranks(const struct sf_sizing *, const int32_t *count,
                             struct sf_launch_plan *);
 static sf_status open_kernels(struct sf_sizing *);
-static int32_t threads_beside(const struct sf_stack *, const struct sf_cluster *,
-                              const struct sf_sizing *);
+static int32_t threads_beside(const struct sf_stack *, const struct sf_setup *,
+                              const struct sf_cluster *, const struct sf_sizing *);
+static sf_status size_ranks(struct sf_sizing *, struct sf_config *, struct sf_launch_plan *);
 static sf_status check_device(const struct sf_stack *, const struct sf_setup *,
                               const struct sf_sizing *);
 
@@ -57,23 +58,34 @@ sf_status sf_launch_plan_make(struct sf_config *cfg, const struct sf_model *mode
                        ? SF_OK : SF_FAIL(SF_NO_MEMORY, "no memory for %d ranks", plan.ranks);
     if (status == SF_OK)
         status = sf_setup_make(desc, plan.tensor, plan.page_slots, plan.tokens_max, &plan.setup);
+    plan.setup.kv_dtype = plan.kv_dtype;
     if (status == SF_OK) status = sf_stack_check(&cfg->kv.stack, &plan.setup);
     if (status == SF_OK) status = check_device(&cfg->kv.stack, &plan.setup, &sizing);
     if (status == SF_OK)
-        plan.threads_beside = sizing.threads_beside = threads_beside(&cfg->kv.stack, cluster,
-                                                                     &sizing);
+        plan.threads_beside = threads_beside(&cfg->kv.stack, &plan.setup, cluster, &sizing);
     if (status == SF_OK) status = cut_layers(cfg, desc, &plan, count);
     if (status == SF_OK) status = set_stages(cfg, count, &plan);
     if (status == SF_OK) status = choose_placing(cfg, &plan);
     sizing.placing = plan.placing;
     if (status == SF_OK) status = make_ranks(&sizing, count, &plan);
-    for (int32_t r = 0; r < plan.ranks && status == SF_OK; r++)
-        status = sf_size_pool(&sizing, &plan.setup, &cfg->kv.stack, &plan.rank[r]);
-    if (status == SF_OK) status = sf_plan_judge(&sizing, cfg, &plan);
+    if (status == SF_OK) status = size_ranks(&sizing, cfg, &plan);
     free(count);
     if (status == SF_OK) *out = plan;
     else sf_launch_plan_free(&plan);
     return status;
+}
+
+/* Pools, and whether all fits; what factors beside the layers take is given up for that. */
+static sf_status size_ranks(struct sf_sizing *sizing, struct sf_config *cfg,
+                            struct sf_launch_plan *plan)
+{
+    for (;; plan->threads_beside = 0) {
+        sizing->threads_beside = plan->threads_beside;
+        for (int32_t r = 0; r < plan->ranks; r++)
+            SF_TRY(sf_size_pool(sizing, &plan->setup, &cfg->kv.stack, &plan->rank[r]));
+        SF_TRY(sf_plan_judge(sizing, cfg, plan));
+        if (plan->fits || plan->threads_beside == 0) return SF_OK;
+    }
 }
 
 void sf_launch_plan_free(struct sf_launch_plan *plan)
@@ -130,9 +142,10 @@ int32_t sf_plan_page_slots(struct sf_config *cfg, const struct sf_model_desc *de
     if (cfg->kv.block_size != SF_OPT_AUTO) return cfg->kv.block_size;
     for (int32_t slots = SF_BLOCK_SLOTS; slots <= AUTO_BLOCK_MAX; slots *= 2) {
         struct sf_setup setup = { 0 };
-        int fits = sf_setup_make(desc, tensor, slots, tokens_max, &setup) != SF_OK ||
-                   sf_stack_check(&cfg->kv.stack, &setup) != SF_OK ||
-                   sf_stack_tiers_fit(&cfg->kv.stack, &setup, sf_plan_kv_dtype(cfg));
+        int made = sf_setup_make(desc, tensor, slots, tokens_max, &setup) == SF_OK;
+        setup.kv_dtype = sf_plan_kv_dtype(cfg);
+        int fits = !made || sf_stack_check(&cfg->kv.stack, &setup) != SF_OK ||
+                   sf_stack_tiers_fit(&cfg->kv.stack, &setup, setup.kv_dtype);
         sf_setup_free(&setup);
         if (fits) return slots;
     }
@@ -182,15 +195,18 @@ int32_t sf_plan_threads(const struct sf_config *cfg, const struct sf_cluster *cl
 }
 
 /* Factors of layer groups are made beside the layers by what is idle of a rank's cores, within
- * OMP_NUM_THREADS as well; where the host can make them. */
-static int32_t threads_beside(const struct sf_stack *stack, const struct sf_cluster *cluster,
-                              const struct sf_sizing *sizing)
+ * OMP_NUM_THREADS as well; where the host can make them, and not by so few that the layers' own
+ * threads, which wait for them at last, would be through with them long before. */
+enum { BESIDE_PAYS = 4 };
+static int32_t threads_beside(const struct sf_stack *stack, const struct sf_setup *setup,
+                              const struct sf_cluster *cluster, const struct sf_sizing *sizing)
 {
     int32_t idle = 0;
     for (int32_t m = 0; m < stack->entries && sizing->host_memory; m++)
-        if (stack->entry[m].plan.edits & SF_EDITS_GROUP)
+        if (stack->entry[m].plan.edits & SF_EDITS_GROUP &&
+            !sf_account_replicated(setup, &stack->entry[m]))
             idle = cores_of_rank(cluster) - sizing->threads;
-    return idle > 0 ? idle : 0;
+    return idle > 0 && BESIDE_PAYS * idle >= sizing->threads ? idle : 0;
 }
 
 const char *sf_launch_plan_compute(const struct sf_launch_plan *plan)
@@ -199,6 +215,12 @@ const char *sf_launch_plan_compute(const struct sf_launch_plan *plan)
     if (plan->int8) return "int8";
     int as_stored = strcmp(plan->device, "cpu") != 0 || sf_isa_multiplies(isa, plan->dtype);
     return sf_dtype_name(as_stored ? plan->dtype : SF_F32);
+}
+
+enum sf_isa sf_plan_isa_max(const struct sf_config *cfg)
+{
+    int bf16 = cfg->model.compute != SF_COMPUTE_F32 && (enum sf_dtype)cfg->model.dtype == SF_BF16;
+    return !bf16 && sf_isa_multiplies(sf_isa_detect(), SF_BF16) ? SF_ISA_AVX512 : SF_ISA_AUTO;
 }
 
 /* Products are in model.dtype where the processor can; f32 and int8 are to be had everywhere, bf16
@@ -228,9 +250,7 @@ static sf_status resolve_compute(const struct sf_config *cfg, const struct sf_cl
                        sf_dtype_name(plan->dtype), sf_isa_name(sf_isa_detect()),
                        sf_isa_multiplies(sf_isa_detect(), SF_BF16) ? "multiplies"
                                                                    : "does not multiply");
-    if ((cfg->model.compute == SF_COMPUTE_F32 || plan->dtype != SF_BF16)
-        && sf_isa_multiplies(sf_isa_detect(), SF_BF16))
-        plan->isa_max = SF_ISA_AVX512;
+    plan->isa_max = sf_plan_isa_max(cfg);
     return SF_OK;
 }
 

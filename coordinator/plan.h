@@ -75,7 +75,9 @@ sf_status sf_launch_plan_text(const struct sf_launch_plan *, const struct sf_con
 sf_status sf_launch_plan_json(const struct sf_launch_plan *, const struct sf_config *,
                               const struct sf_model *, char **text_out);
 /* What "auto" comes to, for whoever works without a plan: the raw tier's type, slots of a page,
- * threads of each rank (at least 1). */
+ * threads of each rank (at least 1), and on the CPU the instructions that may be used: no products
+ * of bf16 but where they are asked for. */
+enum sf_isa sf_plan_isa_max(const struct sf_config *);
 enum sf_dtype sf_plan_kv_dtype(const struct sf_config *);
 /* kv_cache.block_size; auto: the least whose pages hold slots of every tier of the methods (16
  * where they are not legal: sf_stack_check will say why). */

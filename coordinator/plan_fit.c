@@ -132,6 +132,7 @@ static sf_status layout_fits(const struct sf_sizing *asked, struct sf_config *cf
     if (status == SF_OK)
         status = sf_setup_make(desc, tensor, plan->page_slots, plan->tokens_max, &setup);
     if (status == SF_OK) {
+        setup.kv_dtype = here.kv_dtype;
         status = sf_stack_check(&cfg->kv.stack, &setup);
         if (status == SF_UNSUPPORTED || status == SF_INVALID) {     /* not in this layout */
             status = SF_OK;

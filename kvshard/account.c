@@ -340,7 +340,11 @@ double sf_account_silent_seconds(const struct sf_setup *setup, const struct sf_s
     switch ((enum sf_factor_how)cfg.how) {      /* Golub and Van Loan's counts */
     case SF_FACTOR_EXACT: return narrow * narrow * (6 * wide + 20 * narrow) / lapack_rate;
     case SF_FACTOR_GRAM: return 9 * cols * cols * cols / lapack_rate;
-    case SF_FACTOR_RANDOM: break;
+    case SF_FACTOR_RANDOM:              /* what is cut off at its end is an exact one */
+        if (cfg.oversample == 0) break;
+        narrow = fmin(narrow, (double)(cfg.rank_k > cfg.rank_v ? cfg.rank_k : cfg.rank_v) +
+                                  cfg.oversample);
+        return narrow * narrow * (6 * cols + 20 * narrow) / lapack_rate;
     }
     return 0;
 }

@@ -57,12 +57,22 @@ static void wait_all(struct sf_beside *beside)
     beside->jobs = beside->done = 0;
 }
 
-void sf_beside_wait(struct sf_beside *beside)
+int sf_beside_wait(struct sf_beside *beside, int32_t ms)
 {
-    if (beside->threads == 0) return;
+    struct timespec until;
+    if (beside->threads == 0) return 1;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += ms * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
     pthread_mutex_lock(&beside->lock);
-    wait_all(beside);
+    while (beside->done < beside->jobs &&
+           pthread_cond_timedwait(&beside->changed, &beside->lock, &until) == 0)
+        continue;
+    int all = beside->done == beside->jobs;
+    if (all) beside->jobs = beside->done = 0;
     pthread_mutex_unlock(&beside->lock);
+    return all;
 }
 
 void sf_beside_drop(struct sf_beside *beside)

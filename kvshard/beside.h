@@ -39,8 +39,8 @@ sf_status sf_beside_create(const struct sf_device *, int32_t threads, size_t roo
 void      sf_beside_destroy(struct sf_beside *);
 /* At most SF_BESIDE_JOBS between two waits. */
 void      sf_beside_begin(struct sf_beside *, struct sf_beside_job *);
-/* Until all are done. */
-void      sf_beside_wait(struct sf_beside *);
+/* Until all are done, or for so many milliseconds (under 1,000): whether they are. */
+int       sf_beside_wait(struct sf_beside *, int32_t ms);
 /* Until none is under way; those that have not begun never will. */
 void      sf_beside_drop(struct sf_beside *);
 

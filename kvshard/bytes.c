@@ -334,7 +334,7 @@ static sf_status size_beside(const struct sizing *s, struct sf_cache_bytes *out)
     for (int32_t m = 0; m < entries_of(s); m++)
         for (int32_t i = 0; i < s->share->layer_count; i++) {
             if (!group_at(s, m, i, &group) || !goes_beside(s, &group)) continue;
-            struct sf_lowrank_ask ask = group_ask(s, &group, s->setup->tokens_max);
+            struct sf_lowrank_ask ask = group_ask(s, &group, s->room->tokens_max);
             SF_TRY(sf_encode_bytes(&ask, 1, s->room->factor_bytes, &bytes));
             if (bytes > most) most = bytes;
         }

@@ -91,8 +91,10 @@ struct sf_lowrank_size {
     int32_t basis_pages, factor_pages;  /* likewise */
     int64_t value_bytes; int32_t value_pages; /* of each lane; 0 unless rank_v is 0 */
 };
-/* The ranks alone, for which only the dims of `raw` matter. */
-void      sf_lowrank_ranks(const struct sf_lowrank_ask *, int32_t *rank_k_out, int32_t *rank_v_out);
+/* The ranks alone, for which only the dims of `raw` matter; returns the type of basis and factors
+ * beside its own. */
+enum sf_dtype sf_lowrank_ranks(const struct sf_lowrank_ask *, int32_t *rank_k_out,
+                               int32_t *rank_v_out);
 /* SF_INVALID with the reason where rows do not fit into a page, or ranks are above the maximum. */
 sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *, struct sf_lowrank_size *out);
 /* Lanes of the layer's group in the whole model. */

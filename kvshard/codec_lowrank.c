@@ -91,12 +91,15 @@ int sf_lowrank_over_ranks(const struct sf_setup *setup, const struct sf_tier *ti
     return cfg.replicated && setup->tp_size > 1;
 }
 
-/* All layouts, with page_slots yet to be set. */
-static void widths(const struct sf_lowrank *cfg, const struct sf_layout *raw,
-                   struct sf_lowrank_size *size)
+static enum sf_dtype dtype_of(const struct sf_lowrank *cfg, enum sf_dtype raw)
 {
-    enum sf_dtype dtype = raw->dtype == SF_INT8 ? SF_BF16 : raw->dtype;
-    if (cfg->dtype > 0) dtype = (enum sf_dtype)(cfg->dtype - 1);
+    if (cfg->dtype > 0) return (enum sf_dtype)(cfg->dtype - 1);
+    return raw == SF_INT8 ? SF_BF16 : raw;
+}
+
+/* All layouts, with page_slots yet to be set. */
+static void widths(enum sf_dtype dtype, const struct sf_layout *raw, struct sf_lowrank_size *size)
+{
     size->basis = (struct sf_layout){ dtype, 0, (size->rank_k + 1) / 2 * 2, size->rank_v };
     size->factors = (struct sf_layout){ dtype, 0, raw->k_dim, size->rank_v > 0 ? raw->v_dim : 0 };
     size->values = (struct sf_layout){ raw->dtype, 0, 0, raw->v_dim };
@@ -116,7 +119,8 @@ static sf_status fit(struct sf_layout *layout, const struct sf_layout *raw, int3
                    room);
 }
 
-void sf_lowrank_ranks(const struct sf_lowrank_ask *ask, int32_t *rank_k_out, int32_t *rank_v_out)
+enum sf_dtype sf_lowrank_ranks(const struct sf_lowrank_ask *ask, int32_t *rank_k_out,
+                               int32_t *rank_v_out)
 {
     struct sf_lowrank cfg;
     memcpy(&cfg, ask->tier->codec_cfg, sizeof cfg);
@@ -129,19 +133,18 @@ void sf_lowrank_ranks(const struct sf_lowrank_ask *ask, int32_t *rank_k_out, int
     int32_t rank_v = up(up(cfg.rank_v * lanes, full), ranks);
     *rank_k_out = least(least(rank_k, ask->tokens), here * ask->raw.k_dim);
     *rank_v_out = least(least(rank_v, ask->tokens), here * ask->raw.v_dim);
+    return dtype_of(&cfg, ask->raw.dtype);
 }
 
 sf_status sf_lowrank_sizes(const struct sf_lowrank_ask *ask, struct sf_lowrank_size *out)
 {
-    struct sf_lowrank cfg;
     struct sf_lowrank_size size;
-    memcpy(&cfg, ask->tier->codec_cfg, sizeof cfg);
-    sf_lowrank_ranks(ask, &size.rank_k, &size.rank_v);
+    enum sf_dtype dtype = sf_lowrank_ranks(ask, &size.rank_k, &size.rank_v);
     if (size.rank_k > SF_LOWRANK_RANK_MAX || size.rank_v > SF_LOWRANK_RANK_MAX)
         return SF_FAIL(SF_INVALID, "a basis of %d columns for keys and %d for values on a rank:"
                        " attention takes at most %d; lower rank_k and rank_v, or put fewer layers"
                        " into a group", size.rank_k, size.rank_v, SF_LOWRANK_RANK_MAX);
-    widths(&cfg, &ask->raw, &size);
+    widths(dtype, &ask->raw, &size);
     SF_TRY(fit(&size.basis, &ask->raw, ask->raw.page_slots, "rows of a basis"));
     SF_TRY(fit(&size.factors, &ask->raw, ask->raw.page_slots, "rows of factors"));
     SF_TRY(fit(&size.values, &ask->raw, VALUES_MAX, "values"));
@@ -173,7 +176,7 @@ static sf_status lowrank_layout(const struct sf_tier *tier, const struct sf_layo
     int32_t layers = cfg.layers_most > cfg.layers ? cfg.layers_most : cfg.layers;
     size.rank_k = up((int64_t)cfg.rank_k * layers, cfg.layers);
     size.rank_v = up((int64_t)cfg.rank_v * layers, cfg.layers);
-    widths(&cfg, raw, &size);
+    widths(dtype_of(&cfg, raw->dtype), raw, &size);
     SF_TRY(fit(&size.factors, raw, raw->page_slots, "rows of factors"));
     SF_TRY(fit(&size.basis, raw, raw->page_slots, "rows of a basis"));
     *layout_out = size.basis;

@@ -24,6 +24,8 @@
 #include "kvshard/factor_ranks.h"
 #include "kvshard/store_impl.h"
 
+enum { BEAT_MS = 20 };                  /* the rank shows life while it waits for factors */
+
 _Static_assert((int)SF_BESIDE_JOBS >= (int)SF_HOOK_SPANS, "a hook's spans all fit beside");
 
 static int32_t dim_of(const struct sf_encoding *w, int values)
@@ -510,7 +512,9 @@ sf_status sf_encodings_finish(struct sf_store *store)
     int64_t start = sf_now_ns();
     sf_status status = SF_OK;
     if (store->encodings == 0) return SF_OK;
-    sf_beside_wait(&store->beside);
+    while (!sf_beside_wait(&store->beside, BEAT_MS))
+        if (store->tensor)
+            SF_TRY(sf_comm_beat(store->tensor, "factors of groups", store->encodings));
     store->seconds.factor_wait += sf_seconds_since(start);
     for (int32_t i = 0; i < store->encodings && status == SF_OK; i++) {
         status = finish_job(store->encoding[i]);

@@ -14,6 +14,7 @@
 #define SHEAF_KVSHARD_POLICY_H
 #include <stddef.h>
 #include <stdint.h>
+#include "base/dtype.h"
 #include "base/status.h"                  /* SF_C_BEGIN and SF_C_END: extern "C" in C++ */
 SF_C_BEGIN
 struct sf_opt; struct sf_comm; struct sf_device; struct sf_kernels; struct sf_store;
@@ -39,6 +40,7 @@ struct sf_setup {                         /* all that plan-time functions may lo
     const struct sf_layer *layer;         /* [layers] */
     int32_t layers, lanes, tokens_max;    /* lanes of one sequence in the whole model */
     int32_t tp_size, page_slots;          /* slots of a raw page (block_size) */
+    enum sf_dtype kv_dtype;               /* of the raw tier */
     const void *cfg;                      /* the method's options, parsed */
     const char *const *place;             /* [rows of its options] where each was given, such as */
                                           /* "job.yaml:7:3"; NULL, as any of them: not known */

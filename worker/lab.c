@@ -120,7 +120,7 @@ static sf_status open_all(struct sf_lab *lab)
 {
     const struct sf_trace *trace = lab->spec.trace;
     struct sf_device_spec device = { .name = lab->spec.device, .local_rank = lab->spec.local_rank,
-                                     .threads = lab->spec.threads,
+                                     .threads = lab->spec.threads, .isa_max = lab->spec.isa_max,
                                      .rows_max = 1 };       /* there are no products */
     SF_TRY(sf_device_open(&device, &lab->device));
     SF_TRY(take_buffers(lab));

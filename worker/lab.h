@@ -26,6 +26,7 @@ struct sf_lab_spec {                    /* all pointers outlive the lab */
     struct sf_placing placing;
     enum sf_dtype dtype, kv_dtype;      /* of the outputs as attention writes them; of the cache */
     int32_t page_slots, threads;
+    enum sf_isa isa_max;                /* of the CPU, as in a run */
     int64_t pool_bytes;
     const char *device;                 /* "cpu", "ref", "cuda", "cuda-emulated" */
     int32_t local_rank;                 /* this rank's number on its node */

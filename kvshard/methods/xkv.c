@@ -21,7 +21,7 @@
  *            the answer
  * When       at the end of the prompt, group by group, as soon as the group's last layer has run;
  *            the prompt itself is attended exactly.  Prompts shorter than min_prompt_tokens stay
- *            exact; `auto` is where the factors have as many elements as what they replace:
+ *            exact; `auto` is where the factors take as many bytes as what they replace:
  *                n (M_K + M_V - r_K - r_V) >= M_K r_K + M_V r_V,  M columns of X
  *            With rank_v 0 values stay exact: A_V and B_V go, M_V with them, and each lane keeps
  *            its n values in pages of their own.  A prompt of c chunks of s tokens that is read by
@@ -109,7 +109,7 @@ static const struct sf_opt xkv_opts[] = {
       .help = "of the randomized way" },
     { .key = "min_prompt_tokens", .type = SF_OPT_INT32, AT(min_prompt_tokens), .fallback = "auto",
       .allow_auto = 1, .min = 1, .max = 1 << 24, .unit = "tokens",
-      .help = "shorter prompts stay exact; auto: those that would have more elements, raw chunks"
+      .help = "shorter prompts stay exact; auto: those that would take more bytes, raw chunks"
       " and landmarks counted" },
     { .key = "num_sink_tokens", .type = SF_OPT_INT32, AT(num_sink_tokens), .fallback = "0",
       .min = 0, .max = 1024, .aliases = "sink_tokens exact_first_tokens", .unit = "tokens",
@@ -299,9 +299,9 @@ static struct sf_tier tier_of(const struct sf_setup *setup)
     return sf_tier_lowrank(&lowrank);
 }
 
-/* Elements of the layer's group, of it on one rank whatever the tensor ranks, or with all copies of
+/* Bytes of the layer's group, of it on one rank whatever the tensor ranks, or with all copies of
  * the basis: m of a token raw, and of these what factors replace; width of its rows of the basis;
- * factors. */
+ * factors.  What each slot has besides, in raw pages and in the basis, counts for nothing. */
 struct price { int64_t m_k, m_v, replaced, width, factors; };
 
 static struct price price_of(const struct sf_setup *setup, int32_t layer)
@@ -310,16 +310,19 @@ static struct price price_of(const struct sf_setup *setup, int32_t layer)
     const struct sf_layer *of = &setup->layer[layer];
     struct sf_tier tier = tier_of(setup);
     struct sf_lowrank_ask ask = { .setup = setup, .shape = setup->shape, .tier = &tier,
-                                  .raw = { .k_dim = of->k_dim, .v_dim = of->v_dim },
+                                  .raw = { .dtype = setup->kv_dtype, .k_dim = of->k_dim,
+                                           .v_dim = of->v_dim },
                                   .layer = layer, .ranks = 1, .tokens = INT32_MAX,
                                   .lanes = sf_group_lanes(setup, setup->shape, layer) };
     int32_t rank_k, rank_v;
-    sf_lowrank_ranks(&ask, &rank_k, &rank_v);
-    struct price price = { .m_k = (int64_t)ask.lanes * of->k_dim,
-                           .m_v = (int64_t)ask.lanes * of->v_dim,
-                           .width = (int64_t)rank_k + rank_v };
+    int64_t factor = (int64_t)sf_dtype_bytes(sf_lowrank_ranks(&ask, &rank_k, &rank_v));
+    int64_t lanes = ask.lanes, raw = (int64_t)sf_dtype_bytes(setup->kv_dtype);
+    int64_t scale = setup->kv_dtype == SF_INT8 ? (int64_t)sizeof(float) : 0;
+    struct price price = { .m_k = lanes * (of->k_dim * raw + scale),
+                           .m_v = lanes * (of->v_dim * raw + scale),
+                           .width = ((int64_t)rank_k + rank_v) * factor };
     price.replaced = price.m_k + (rank_v > 0 ? price.m_v : 0);
-    price.factors = price.m_k * rank_k + price.m_v * rank_v;
+    price.factors = lanes * (of->k_dim * (int64_t)rank_k + of->v_dim * (int64_t)rank_v) * factor;
     if (cfg->tp_mode == REPLICATED_BASIS)
         price.width *= of->groups < setup->tp_size ? of->groups : setup->tp_size;
     return price;
@@ -332,7 +335,7 @@ static int32_t times(int64_t price, int64_t saved)
                                                   : INT32_MAX;
 }
 
-/* The fewest tokens that have no more elements with a basis than without. */
+/* The fewest tokens that have no more bytes with a basis than without. */
 static int32_t least_tokens(const struct sf_setup *setup, int32_t layer)
 {
     struct price price = price_of(setup, layer);

@@ -100,7 +100,9 @@ sf_status rig_open(const struct rig_spec *spec, struct rig *rig)
 {
     *rig = (struct rig){ .spec = *spec };
     if (rig->spec.scale == 0.0f) rig->spec.scale = (float)(1.0 / sqrt(spec->k_dim));
-    struct sf_device_spec device = { .name = spec->device, .threads = 1, .rows_max = 64 };
+    /* Without products of bf16, which round queries and weights: outputs are held to f32 sums. */
+    struct sf_device_spec device = { .name = spec->device, .threads = 1, .rows_max = 64,
+                                     .isa_max = SF_ISA_AVX512 };
     size_t q_heads = (size_t)(spec->lanes * spec->group);
     rig->q = calloc(RIG_ROWS * q_heads * (size_t)spec->k_dim, sizeof(float));
     rig->k = calloc(RIG_ROWS * (size_t)(spec->lanes * spec->k_dim), sizeof(float));

@@ -136,8 +136,8 @@ static void test_listed(void)
     sf_stack_free(&stack);
 }
 
-static int64_t stored_of(const struct sf_setup *setup, const struct sf_stack *stack,
-                         int32_t prompt, int32_t tokens)
+static struct sf_cost cost_of(const struct sf_setup *setup, const struct sf_stack *stack,
+                              enum sf_dtype dtype, int32_t prompt, int32_t tokens)
 {
     int32_t lane_ptr[LAYERS_MAX + 1], heads = setup->layer[0].groups;
     int32_t *head = malloc((size_t)setup->lanes * sizeof *head);
@@ -146,11 +146,17 @@ static int64_t stored_of(const struct sf_setup *setup, const struct sf_stack *st
     struct sf_cost cost = { 0 };
     for (int32_t i = 0; i <= setup->layers; i++) lane_ptr[i] = i * heads;
     for (int32_t i = 0; i < setup->lanes; i++) head[i] = i % heads;
-    SF_CHECK_OK(sf_account_sequence(setup, stack, &lanes, SF_F16, prompt, tokens, &cost));
+    SF_CHECK_OK(sf_account_sequence(setup, stack, &lanes, dtype, prompt, tokens, &cost));
     SF_CHECK_INT(cost.bytes_lo, cost.bytes_hi);
     free(head);
     free(replica);
-    return cost.bytes_hi;
+    return cost;
+}
+
+static int64_t stored_of(const struct sf_setup *setup, const struct sf_stack *stack,
+                         int32_t prompt, int32_t tokens)
+{
+    return cost_of(setup, stack, SF_F16, prompt, tokens).bytes_hi;
 }
 
 static int64_t stored(const struct sf_setup *setup, const struct sf_stack *stack, int32_t tokens)
@@ -371,6 +377,29 @@ static void test_pays(void)
     check_pays(keys, 8, 5, 20);
 }
 
+/* Slots of one byte an element are cheaper to leave raw: basis and factors have two. */
+static void test_int8(void)
+{
+    static const char *const ways[] = { "dense", "selective" };
+    for (int w = 0; w < 2; w++) {
+        struct sf_setup setup = setup_of(32, 8, 128, 1);
+        struct sf_stack stack;
+        int32_t raw = 0, encoded = 0;
+        setup.kv_dtype = SF_INT8;
+        SF_MUST(check(&stack, &setup, "reconstruction", ways[w]));
+        for (int32_t n = 100; n <= 65536; n += n / 9) {
+            struct sf_cost cost = cost_of(&setup, &stack, SF_INT8, n, n);
+            SF_CHECK(cost.bytes_hi <= cost.bytes_exact);
+            raw += cost.bytes_hi == cost.bytes_exact;
+            encoded += cost.bytes_hi < cost.bytes_exact;
+        }
+        SF_CHECK(raw > 10 && encoded > 10);
+        sf_stack_free(&stack);
+        CHECK_REFUSED(check(&stack, &setup, "refactor_every", "600"), SF_INVALID, "so few tokens");
+        sf_stack_free(&stack);
+    }
+}
+
 /* Segments of what was generated have factors each, and ranks of no more than their rows. */
 static void test_segments(void)
 {
@@ -482,7 +511,7 @@ static void test_refusals(void)
 static const struct sf_test tests[] = {
     { "groups", test_groups }, { "bytes, selective", test_selective },
     { "a prompt that is encoded pays", test_pays },
-    { "many lanes", test_many_lanes },
+    { "slots in int8", test_int8 }, { "many lanes", test_many_lanes },
     { "listed groups", test_listed },
     { "bytes are those of the formula", test_formula }, { "exact values", test_exact_values },
     { "rates", test_rates }, { "two entries", test_two },

@@ -282,6 +282,7 @@ static void idle_cores_factor(void)
 {
     static const struct { int32_t threads, omp, beside; const char *method; } cases[] = {
         {3, 0, 5, "xkv"}, {8, 0, 0, "xkv"}, {20, 0, 0, "xkv"}, {3, 4, 1, "xkv"}, {3, 2, 0, "xkv"},
+        {6, 0, 2, "xkv"}, {7, 0, 0, "xkv"}, /* one would take longer than seven */
         {3, 0, 0, "ems"}};
     int64_t room = 0;
     if (sf_test_model() == NULL) SF_SKIP("the model is not there");
@@ -305,6 +306,28 @@ static void idle_cores_factor(void)
         sf_launch_plan_free(&plan);
         drop(&m);
     }
+}
+
+/* Where their room is what does not fit, factors are made at once. */
+static void room_beside_gives_way(void)
+{
+    struct made m;
+    struct sf_launch_plan plan;
+    int32_t with = 0, without = 0;
+    if (sf_test_model() == NULL) SF_SKIP("the model is not there");
+    SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "kv_cache: {methods: [{name: xkv}]}\n"));
+    m.cfg.parallel.threads = 3;
+    for (int64_t mib = 100; mib <= 4096; mib += mib / 16) {
+        m.cluster.memory_per_rank = mib * MIB;
+        SF_MUST(sf_launch_plan_make(&m.cfg, m.model, &m.cluster, &plan));
+        SF_CHECK(plan.fits || plan.threads_beside == 0);
+        SF_CHECK((plan.rank[0].cache.beside > 0) == (plan.threads_beside > 0));
+        without += plan.fits && plan.threads_beside == 0;
+        with += plan.fits && plan.threads_beside > 0;
+        sf_launch_plan_free(&plan);
+    }
+    SF_CHECK(without > 0 && with > 0);
+    drop(&m);
 }
 
 static void crosses_nodes_when_allowed(void)
@@ -764,6 +787,7 @@ static const struct sf_test tests[] = {
     { "cuts_count_the_cache", cuts_count_the_cache },
     { "layouts", layouts },
     { "idle_cores_factor", idle_cores_factor },
+    { "room_beside_gives_way", room_beside_gives_way },
     { "halves_are_level", halves_are_level },
     { "impossible_layouts", impossible_layouts },
     { "keeps_listed_groups_whole", keeps_listed_groups_whole },
