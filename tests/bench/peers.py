@@ -7,8 +7,9 @@ in turns (A B C A B C), medians and ratios; a table for docs/performance.md.
 
 A case is INPUT:OUTPUT:SEQUENCES.  peers.sh installs the peers first; one that is not there is a row
 that says so.  Every run is a process of its own that loads the model; loading counts for nothing.
-sheaf runs as `sheaf bench` does, in bf16 with a cache in bf16; llama.cpp has the file's own Q4_1
-weights and a cache in f16 or q8_0; vLLM has the same weights in bf16, compiled.
+sheaf runs as `sheaf bench` does, in bf16 with a cache in bf16, and as sheaf-int8 with
+`model.compute` and `kv_cache.dtype` int8; llama.cpp has the file's own Q4_1 weights and a cache in
+f16 or q8_0; vLLM has the same weights in bf16, compiled.  Sheaf's two come in every run.
 """
 import argparse
 import datetime
@@ -30,10 +31,8 @@ LIMIT_S = 3600
 
 
 class Sheaf:
-    name = "sheaf"
-
-    def __init__(self, args):
-        self.args = args
+    def __init__(self, args, name="sheaf", model="", cache=""):
+        self.args, self.name, self.model, self.cache = args, name, model, cache
 
     def missing(self):
         return None if os.path.exists(SHEAF) else f"{SHEAF} is not built"
@@ -43,8 +42,9 @@ class Sheaf:
         with tempfile.TemporaryDirectory() as folder:
             config, found = os.path.join(folder, "c.yaml"), os.path.join(folder, "bench.json")
             with open(config, "w", encoding="utf-8") as file:
-                file.write(f"schema_version: 1\nmodel: {{path: {MODEL}, dtype: bf16}}\n"
-                           f"kv_cache: {{memory: {memory}MiB}}\n"
+                file.write(f"schema_version: 1\n"
+                           f"model: {{path: {MODEL}, dtype: bf16{self.model}}}\n"
+                           f"kv_cache: {{memory: {memory}MiB{self.cache}}}\n"
                            f"parallel: {{threads_per_rank: {self.args.threads}}}\n"
                            f"scheduler: {{max_num_seqs: {seqs}, "
                            f"max_model_len: {tokens + answer}}}\n")
@@ -89,11 +89,12 @@ def process(line):
 
 def engines(args):
     folder = os.path.join(args.peers, "smollm2-bf16")
-    found = [Sheaf(args), Peer("llama-f16", args, "llama", "peer_llama.py", MODEL, "--kv", "f16"),
+    found = [Sheaf(args), Sheaf(args, "sheaf-int8", ", compute: int8", ", dtype: int8"),
+             Peer("llama-f16", args, "llama", "peer_llama.py", MODEL, "--kv", "f16"),
              Peer("llama-q8_0", args, "llama", "peer_llama.py", MODEL, "--kv", "q8_0"),
              Peer("vllm", args, "vllm", "peer_vllm.py", folder)]
     if args.only:
-        found = [e for e in found if e.name == "sheaf" or e.name in args.only.split(",")]
+        found = [e for e in found if e.name in ("sheaf", "sheaf-int8", *args.only.split(","))]
     return found
 
 
@@ -119,24 +120,31 @@ def median(runs, key):
     return statistics.median(values) if values else None
 
 
+def ratio(runs, others):
+    """Of whole runs, turn by turn."""
+    if isinstance(runs, str):
+        return ""
+    pairs = [a["output_tok_s"] / b["output_tok_s"] for a, b in zip(runs, others)]
+    return f"{statistics.median(pairs):.2f}"
+
+
 def rows(case, found):
     tokens, answer, seqs = case
     print(f"\nPrompts of {tokens}, answers of {answer}, {seqs} sequences:\n")
-    print("| | output tok/s | prefill tok/s | decode tok/s | peak MiB | sheaf / it |")
-    print("|---|--:|--:|--:|--:|--:|")
+    print("| | output tok/s | prefill tok/s | decode tok/s | peak MiB | sheaf / it |"
+          " sheaf-int8 / it |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
     mine = found["sheaf"]
     for name, runs in found.items():
         if isinstance(runs, str):
-            print(f"| {name} | {runs} | | | | |")
+            print(f"| {name} | {runs} | | | | | |")
             continue
         rate = [median(runs, key) for key in RATES]
-        ratio = ""
-        if not isinstance(mine, str) and name != "sheaf":
-            pairs = [a["output_tok_s"] / b["output_tok_s"] for a, b in zip(mine, runs)]
-            ratio = f"{statistics.median(pairs):.2f}"
+        ratios = [ratio(found[one], runs) if one != name else "" for one in
+                  ("sheaf", "sheaf-int8")]
         cells = [f"{r:.0f}" if r is not None else "" for r in rate]
         print(f"| {name} | {' | '.join(cells)} | {median(runs, 'peak_rss_bytes') / 2**20:.0f} |"
-              f" {ratio} |")
+              f" {' | '.join(ratios)} |")
     if not isinstance(mine, str):
         print(f"\nsheaf reaches {median(mine, 'share_of_roof'):.2f} of the roof over the whole run,"
               f" {median(mine, 'decode_share_of_roof') or 0:.2f} in decode.")
