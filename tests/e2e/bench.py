@@ -272,8 +272,8 @@ def output(tally):
     tally.true("other seeds", lengths[0] != lengths[2], str(lengths))
     missing = {key for key, value in found[0][0].items() if value is None}
     tally.check("nothing decodes: null", missing, {"decode_share_of_roof", "roof_decode_tok_s",
-                "gpu_days_per_1e9_tokens", "decode_tok_s", "step_ms", "prefill_factor_hidden",
-                *PHASES,
+                "gpu_days_per_1e9_tokens", "decode_tok_s", "step_ms", "prefill_factor_share",
+                "prefill_factor_hidden", *PHASES,
                 *(f"{s}_ms_{p}" for s in ("tpot", "itl") for p in PARTS)})
     folder.remove()
 
