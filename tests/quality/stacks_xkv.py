@@ -13,6 +13,7 @@ COLUMNS = stacks.KV_HEADS * 64          # of one layer
 GROUPS = [4, 2, 1]
 BETWEEN = [("2/3", 2 / 3), ("1/3", 1 / 3), ("1/6", 1 / 6)]
 RANKS = (96, 144)                       # of four layers
+NARROW = (2 * 64 + 2 * 4 + 8) / (2 * 2 * 64 + 8)    # bytes of a slot: codes, scales; 16 bits
 MORE_RANKS = (192, 288)                 # likewise; for errors alone
 WAYS = [("exact", {"method": "exact"}), ("gram", {"method": "gram"}),
         ("power_iterations=0", {"method": "randomized", "power_iterations": 0}),
@@ -123,15 +124,18 @@ def way_stacks(planner):
             for name, svd in WAYS}
 
 
-def half_width_stacks(planner):
-    """planner: of a cache in 16 bits; its fractions are those of the exact cache in 16 bits."""
-    found = {}
-    for label, fraction in stacks.FRACTIONS[:2]:
+def half_width_stacks(planner, narrow):
+    """Planners of caches in 16 bits and in int8; all fractions are of the exact cache in 16 bits,
+    of which that in int8 keeps NARROW, and it is what all are held against."""
+    found = {"exact": planner.write("half-exact")}
+    for label, fraction in stacks.FRACTIONS:
+        at = label.replace("/", ".")
         for name, method in (("window", stacks.window(planner, fraction)),
                              ("xkv(W=4)", fitted(planner, GROUPS[0], fraction))):
-            found[f"16-bit {name} {label}"] = planner.write(
-                f"half-{name}-{label.replace('/', '.')}", method)
-    return found
+            found[f"16-bit {name} {label}"] = planner.write(f"half-{name}-{at}", method)
+        found[f"8-bit window {label}"] = narrow.write(
+            f"half-window-{at}", stacks.window(narrow, fraction / NARROW))
+    return {**found, "8-bit exact": narrow.write("half-exact")}
 
 
 def loss_stacks(planner):
