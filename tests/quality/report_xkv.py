@@ -329,7 +329,9 @@ FINDINGS = """
 
 - *A joint basis loses less*: at equal bytes in all W=4 leaves 0.148 of the keys' norm and 0.361 of
   the values' at 2,000 tokens, bases of single layers 0.206 and 0.503, W=2 in between; so it is in
-  29 of 30 layers. At twice the ranks the lead is larger: 0.090 and 0.199 for 0.133 and 0.299.
+  29 of 30 layers, and with 4,000 tokens likewise (0.153 and 0.379 against 0.220 and 0.537; the
+  share of the bytes is smaller there). At twice the ranks the lead is larger: 0.090 and 0.199 for
+  0.133 and 0.299.
 - *Perplexity follows W*, 1 < 2 < 4, at 2,000, 4,000 and 8,000 tokens: at equal bytes of the basis
   each step is worth 0.009 to 0.013 nat, on every text at 4,000 (three) and 8,000 (two), and on
   eight at 2,000 with intervals that leave out zero. At 1/4 of the bytes in all the means stand in
@@ -357,8 +359,8 @@ FINDINGS = """
   16 bits and loses 0.0006 nat, which no method gets near at that place; xkv in 16 bits has a loss
   as small at 1/2. A window of int8 slots holds twice the slots and loses about half as much as one
   of 16 bits, and more than xkv in 16 bits at 1/2, 1/4 and 1/8: no crossing there either.
-- *Not measured yet*: more than one to four texts where the tables say so; `loss` at more than one
-  length. `tests/quality/measure.py` goes on where it was.
+- *Not measured yet*: more than one to four texts where the tables say so.
+  `tests/quality/measure.py` goes on where it was.
 """
 
 ENDING_TEXT = """
