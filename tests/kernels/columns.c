@@ -5,7 +5,6 @@
  * the number of threads.  Then what it costs beside attention. */
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 #include "tests/check.h"
 #include "tests/kernels/lanes.h"
 #include "tests/kernels/variants.h"
@@ -424,19 +423,6 @@ enum { SANITIZED = 0 };
 #endif
 enum { REPETITIONS = 15 };
 
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Attention and each of two folds in turns. */
 static void cost_print(const struct variant *variant, struct sums *s,
                        const struct sf_lane_job *lane, int32_t lanes)
@@ -447,17 +433,15 @@ static void cost_print(const struct variant *variant, struct sums *s,
     memset(s->found, 0, s->masses * sizeof *s->found);
     for (int i = -1; i < REPETITIONS; i++)
         for (int what = 0; what < 3; what++) {
-            double begin = seconds();
+            double begin = clock_seconds(CLOCK_MONOTONIC);
             if (what == 0) attend(variant->device, s, lane, lanes, out);
             else columns(variant->device, s, &folds[shown[what - 1]], lane, lanes, s->found);
-            if (i >= 0) taken[what][i] = seconds() - begin;
+            if (i >= 0) taken[what][i] = clock_seconds(CLOCK_MONOTONIC) - begin;
         }
     free(out);
-    for (int what = 0; what < 3; what++)
-        qsort(taken[what], REPETITIONS, sizeof(double), by_size);
-    double whole = taken[0][REPETITIONS / 2];
+    double whole = median_of(taken[0], REPETITIONS);
     for (int what = 1; what < 3; what++) {
-        double part = taken[what][REPETITIONS / 2];
+        double part = median_of(taken[what], REPETITIONS);
         printf("  figure: columns (%s) of %s, %s: %.2f of attend (%.2f of %.2f ms, medians of %d "
                "in turns)\n", folds[shown[what - 1]].text, s->p.shape->text, variant->text,
                part / whole, 1e3 * part, 1e3 * whole, REPETITIONS);

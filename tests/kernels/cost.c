@@ -3,7 +3,6 @@
  * pages of 16 slots that lie anywhere, beside what a thread reads at most.  The shape is that of
  * SmolLM2-135M: 3 lanes a sequence, 3 query heads each, d 64.  One thread. */
 #include <stdlib.h>
-#include <time.h>
 #include "base/rng.h"
 #include "tests/check.h"
 #include "tests/kernels/variants.h"
@@ -22,26 +21,6 @@ static struct {
     unsigned char *pool;
     float *q, *out;
 } world = { .layout = { SF_BF16, PAGE, DIM, DIM } };
-
-/* Of the processor, so that other work on the machine shows less. */
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *taken)
-{
-    qsort(taken, REPETITIONS, sizeof *taken, by_size);
-    return taken[REPETITIONS / 2];
-}
 
 /* Pages of random slots: one filled by the backend, the others copies of it. */
 static void world_make(void)
@@ -79,9 +58,9 @@ static double attend(struct sf_device *device, const struct sf_lane_job *lane, i
         .layout = world.layout, .pool = world.pool, .page_bytes = world.page_bytes, .q = world.q,
         .q_stride = width, .out = world.out, .out_stride = width, .out_head_stride = DIM,
         .out_dtype = SF_F32, .scale = 0.125f, .lane = lane, .lanes = lanes };
-    double begin = seconds();
+    double begin = clock_seconds(CLOCK_PROCESS_CPUTIME_ID);
     device->k->attend(device, &job);
-    return seconds() - begin;
+    return clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - begin;
 }
 
 /* One thread with each of the two best instruction sets; they work in turns. */
@@ -111,7 +90,7 @@ static void prefill_print(int32_t slots)
         }
     double seen = (double)ROWS * (slots - ROWS) + ROWS * (ROWS + 1) / 2.0;
     for (int d = 0; d < n; d++) {
-        double t = median(taken[d]);
+        double t = median_of(taken[d], REPETITIONS);
         printf("  figure: prefill of %d rows, %d slots, %s: %.2f ms, %.1f GFLOP/s\n", ROWS, slots,
                of[d]->text, 1e3 * t, 4 * DIM * seen * LANES * HEADS / t * 1e-9);
         SF_CHECK(t > 0);
@@ -141,7 +120,7 @@ static void decode_print(int32_t lanes, int32_t slots)
         }
     double bytes = (double)layers * lanes * each * (double)world.page_bytes;
     for (int d = 0; d < n; d++) {
-        double t = median(taken[d]);
+        double t = median_of(taken[d], REPETITIONS);
         printf("  figure: decode of %d x %d slots, %s: %.3f ms a layer, %.1f GB/s\n", lanes, slots,
                of[d]->text, 1e3 * t / layers, bytes / t * 1e-9);
         SF_CHECK(t > 0);
@@ -154,17 +133,18 @@ static void read_print(void)
     double taken[REPETITIONS];
     uint64_t total = 0;
     for (int r = 0; r < REPETITIONS; r++) {
-        double begin = seconds();
+        double begin = clock_seconds(CLOCK_PROCESS_CPUTIME_ID);
         for (size_t i = 0; i < world.bytes / 64; i++) {
             uint64_t word[8], sum = 0;
             memcpy(word, world.pool + i * 64, sizeof word);
             for (int j = 0; j < 8; j++) sum += word[j];
             total += sum;
         }
-        taken[r] = seconds() - begin;
+        taken[r] = clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - begin;
     }
     SF_CHECK(total != 0);
-    printf("  figure: a thread reads %.1f GB/s\n", (double)world.bytes / median(taken) * 1e-9);
+    printf("  figure: a thread reads %.1f GB/s\n",
+           (double)world.bytes / median_of(taken, REPETITIONS) * 1e-9);
 }
 
 static void test_cost(void)

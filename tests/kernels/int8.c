@@ -7,7 +7,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "base/dtype.h"
 #include "kernels/cpu/isa.h"
 #include "tests/check.h"
@@ -301,19 +300,6 @@ static void test_bytes(void)
 }
 
 /* ---- cost ------------------------------------------------------------------------------------ */
-static double cpu_us(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 enum { TURNS = 15, SETS = 4 };
 
 /* Microseconds of the thread, the median of TURNS, of x times each of SETS matrices in both types
@@ -324,15 +310,13 @@ static void cost_of(struct sf_device *device, struct sf_mat *const *mat, int32_t
     double us[2][TURNS];
     for (int turn = -1; turn < TURNS; turn++)
         for (int int8 = 0; int8 < 2; int8++) {
-            double begun = cpu_us();
+            double begun = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
             for (int i = 0; i < SETS; i++)
                 device->k->matmul(device, mat[2 * i + int8], rows, x, k, y, cols);
-            if (turn >= 0) us[int8][turn] = (cpu_us() - begun) / SETS;
+            double took = clock_seconds(CLOCK_THREAD_CPUTIME_ID) - begun;
+            if (turn >= 0) us[int8][turn] = 1e6 * took / SETS;
         }
-    for (int int8 = 0; int8 < 2; int8++) {
-        qsort(us[int8], TURNS, sizeof us[int8][0], by_size);
-        us_out[int8] = us[int8][TURNS / 2];
-    }
+    for (int int8 = 0; int8 < 2; int8++) us_out[int8] = median_of(us[int8], TURNS);
 }
 
 /* The matrices of SmolLM2-135M, one thread, the best instruction set. */

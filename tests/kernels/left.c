@@ -5,7 +5,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "tests/check.h"
 #include "tests/kernels/lanes.h"
 #include "tests/kernels/variants.h"
@@ -197,19 +196,6 @@ enum { SANITIZED = 0 };
 #endif
 enum { LANES = 64, SLOTS = 1152, PAGE = 64, REPETITIONS = 31 };
 
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* attend and columns of LANES lanes in turns; in what = 2 and 3 with logits. */
 static void cost_print(struct sf_device *device, const char *who, struct sf_attend_job attend_job,
                        struct sf_columns_job columns_job, float *logit)
@@ -223,16 +209,13 @@ static void cost_print(struct sf_device *device, const char *who, struct sf_atte
     }
     for (int i = -1; i < REPETITIONS; i++)
         for (int what = 0; what < 4; what++) {
-            double begin = seconds();
+            double begin = clock_seconds(CLOCK_MONOTONIC);
             attend_job.lane = columns_job.lane = lane[what / 2];
             if (what % 2 == 0) device->k->attend(device, &attend_job);
             else device->k->columns(device, &columns_job);
-            if (i >= 0) taken[what][i] = seconds() - begin;
+            if (i >= 0) taken[what][i] = clock_seconds(CLOCK_MONOTONIC) - begin;
         }
-    for (int what = 0; what < 4; what++) {
-        qsort(taken[what], REPETITIONS, sizeof(double), by_size);
-        median[what] = 1e3 * taken[what][REPETITIONS / 2];
-    }
+    for (int what = 0; what < 4; what++) median[what] = 1e3 * median_of(taken[what], REPETITIONS);
     printf("  figure: decode of %d x %d slots, d 64, 3 heads, bf16, %s: attend %.2f ms, columns "
            "%.2f; attend that leaves logits %.2f, columns that reads them %.2f (medians of %d in "
            "turns)\n", LANES, SLOTS, who, median[0], median[1], median[2], median[3], REPETITIONS);

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "tests/check.h"
 #include "tests/kernels/variants.h"
 
@@ -31,19 +30,6 @@ struct cache {                          /* in one type */
     unsigned char *pool;
     int32_t *pages;                     /* [layer][lane][slots / PAGE], scattered */
 };
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 /* Every lane has the same slots, elsewhere. */
 static void cache_make(struct cache *c, struct sf_device *device, enum sf_dtype dtype,
@@ -86,9 +72,9 @@ static double attend(struct sf_device *device, const struct cache *c, int32_t sl
         .layout = c->layout, .pool = c->pool, .page_bytes = c->page_bytes, .q = q,
         .q_stride = HEADS * DIM, .out = out, .out_stride = HEADS * DIM, .out_head_stride = DIM,
         .out_dtype = SF_F32, .scale = 0.125f, .lane = lane, .lanes = LANES };
-    double begin = seconds();
+    double begin = clock_seconds(CLOCK_PROCESS_CPUTIME_ID);
     device->k->attend(device, &job);
-    return seconds() - begin;
+    return clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - begin;
 }
 
 static void one_length(struct sf_device *const *device, const char *const *who, int32_t devices,
@@ -109,8 +95,7 @@ static void one_length(struct sf_device *const *device, const char *const *who, 
             }
         for (int t = 0; t < TYPES; t++) {
             size_t bytes = (size_t)LANES * (size_t)slots * sf_layout_slot_bytes(&cache[t].layout);
-            qsort(taken[t], REPETITIONS, sizeof(double), by_size);
-            median[t] = taken[t][REPETITIONS / 2];
+            median[t] = median_of(taken[t], REPETITIONS);
             rate[t] = 1e-9 * (double)bytes / median[t];
         }
         printf("  figure: decode of %d lanes of %d slots, %s: bf16 %.3f ms (%.1f GB/s), int8 %.3f"

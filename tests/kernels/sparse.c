@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "tests/check.h"
 #include "tests/kernels/variants.h"
 
@@ -33,19 +32,6 @@ static struct {
     float *k, *turns, *q, *out;
     int32_t *pos, *pick;
 } world;
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 /* Pages with rows of small random numbers, position i in slot i. */
 static struct pages fill(int32_t k_dim, int32_t v_dim, int32_t page_slots, int32_t slots)
@@ -83,13 +69,12 @@ static double attend(struct sf_device *device, const struct lanes *lanes,
         .scale = 0.125f, .lane = lanes->job, .lanes = ALL };
     double taken[REPETITIONS];
     for (int i = -1; i < REPETITIONS; i++) {
-        double begin = seconds();
+        double begin = clock_seconds(CLOCK_PROCESS_CPUTIME_ID);
         if (pick) device->k->pick(device, pick);
         device->k->attend(device, &job);
-        if (i >= 0) taken[i] = seconds() - begin;
+        if (i >= 0) taken[i] = clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - begin;
     }
-    qsort(taken, REPETITIONS, sizeof *taken, by_size);
-    return 1e3 * taken[REPETITIONS / 2];
+    return 1e3 * median_of(taken, REPETITIONS);
 }
 
 static void one_rank(struct sf_device *device, int32_t rank_k, double exact,

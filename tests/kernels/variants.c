@@ -116,6 +116,25 @@ int32_t random_below(int32_t below, uint64_t stream, uint64_t index)
     return (int32_t)(sf_rng_uniform(23, stream, index) * below);
 }
 
+double clock_seconds(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double median_of(double *taken, int count)
+{
+    qsort(taken, (size_t)count, sizeof *taken, by_size);
+    return taken[count / 2];
+}
+
 void compare(const char *variant, const char *what, const float *actual, const float *expected,
              size_t rows, size_t cols, double bound)
 {

@@ -3,6 +3,7 @@
 #define SHEAF_TESTS_KERNELS_VARIANTS_H
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 #include "kernels/device.h"
 
 enum { VARIANTS_MAX = 16, VARIANT_ROWS_MAX = 2048 };
@@ -45,6 +46,11 @@ int32_t random_below(int32_t below, uint64_t stream, uint64_t index);
 void   queries_fill(float *out, size_t count, float amplitude, uint64_t stream);
 float  scale_exact(int32_t k_dim);
 double weights_rounding(const struct sf_device *);
+
+/* For figures: a clock in seconds, such as CLOCK_PROCESS_CPUTIME_ID, in which other work on the
+ * machine hardly shows; the middle one of `count` times, which are put in order. */
+double clock_seconds(clockid_t);
+double median_of(double *taken, int count);
 
 /* Greatest |a - b| less the bound, over rows of `cols`; both may hold equal infinities.  Fails the
  * running test once, with the place and both values, if any difference is above `bound`. */
