@@ -192,7 +192,7 @@ static void drained(void)
     struct outcome out = made_run_try(&run, &attempt, &shared);
     SF_CHECK_INT(out.status, SF_OK);
     SF_CHECK_INT(out.exit_code, 75);
-    SF_CHECK(out.sum.answered > 0 && out.sum.answered < LINES / 2);
+    SF_CHECK(out.sum.answered > 0 && out.sum.answered < LINES);     /* how many: threads decide */
     check_manifest(&run, 0, 0);
     struct kept kept = made_run_kept(&run);
     SF_CHECK_INT(kept.lines, out.sum.answered);
