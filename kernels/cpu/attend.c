@@ -15,9 +15,8 @@
 #include <omp.h>
 #include <string.h>
 #include "kernels/backend.h"
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/basis.h"
-
-enum { SEND_VECTORS = 6, SEND_SLOTS = 64 }; /* of a tile that memory binds; keys sent for ahead */
 
 /* ---- one tile ----------------------------------------------------------------------------------
  * */
@@ -120,11 +119,14 @@ static void split_leave(const struct sf_tile *tile, int32_t part, int32_t split,
             s->left[(size_t)j * s->left_stride + i] = -INFINITY;
 }
 
+/* Split number `split` of the tile of the queue's first unit. */
 static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
-                      const struct sf_tile *tile, struct work *work, int32_t split,
-                      struct sf_partial into)
+                      const struct sf_attention *attention, const struct sf_queue *queue,
+                      struct work *work, int32_t split, struct sf_partial into)
 {
     struct sf_split s;
+    struct sf_ahead ahead;
+    const struct sf_tile *tile = &attention->tile[queue->unit[0]->tile];
     s.logits = work->logits;
     s.partial = into;
     int32_t part = tile->lane->parts > 0 ? part_of_split(tile, &split) : -1;
@@ -138,28 +140,8 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
                    (split + 1) * SF_SPLIT_SLOTS, &s);
     s.left = NULL;
     if (tile->lane->logit) split_leave(tile, part, split, &s);
+    if (part < 0) sf_ahead_point(job, attention, queue, split, &ahead, &s);
     isa->split(&s);
-}
-
-/* Sends for what split number `split` of a tile reads first, if the tile is of few vectors: then
- * its slots come from memory, and from pages that lie anywhere.  That is the marks by which blocks
- * are listed, and the first keys; the arithmetic sends for others.  Slots of parts are left out,
- * and what a window hides is sent for in vain. */
-static void split_send(const struct sf_attend_job *job, const struct sf_tile *tile, int32_t split)
-{
-    const struct sf_layout *layout = &job->layout;
-    int32_t own = sf_lane_part_seen(tile->lane, -1, sf_tile_row(tile, tile->vectors - 1));
-    int32_t first = split * SF_SPLIT_SLOTS, end = first + SF_SPLIT_SLOTS;
-    size_t key = (size_t)layout->k_dim * sf_dtype_bytes(layout->dtype);
-    if (tile->vectors > SEND_VECTORS) return;
-    for (int32_t at = first; at < end && at < own; at += SF_BLOCK_SLOTS) {
-        size_t inside = (size_t)(at % layout->page_slots);
-        const unsigned char *page =
-            job->pool + (size_t)tile->lane->pages[at / layout->page_slots] * job->page_bytes;
-        __builtin_prefetch(page + sf_layout_bias_offset(layout) + inside * sizeof(float), 0, 2);
-        for (size_t i = 0; at < first + SEND_SLOTS && i < SF_BLOCK_SLOTS * key; i += 64)
-            __builtin_prefetch(page + inside * key + i, 0, 2);
-    }
 }
 
 static void tile_finish(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
@@ -178,25 +160,26 @@ static void tile_finish(const struct sf_cpu_isa *isa, const struct sf_attend_job
     }
 }
 
+/* The queue's first unit. */
 static void unit_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
-                     const struct sf_tile *tile, const struct sf_unit *unit, float *floats)
+                     const struct sf_attention *attention, const struct sf_queue *queue,
+                     float *floats)
 {
     struct work work;
     const struct sf_layout *layout = &job->layout;
+    const struct sf_unit *unit = queue->unit[0];
+    const struct sf_tile *tile = &attention->tile[unit->tile];
+    size_t size = state_size(layout, tile->vectors);
     work_begin(isa, job, tile, floats, &work);
     if (tile->kept) {
-        size_t size = state_size(layout, tile->vectors);
-        for (int32_t s = unit->first; s < unit->end; s++) {
-            if (s + 1 < unit->end) split_send(job, tile, s + 1);
-            split_run(isa, job, tile, &work, s,
+        for (int32_t s = unit->first; s < unit->end; s++)
+            split_run(isa, job, attention, queue, &work, s,
                       state_at(layout, tile->kept + (size_t)s * size, tile->vectors));
-        }
         return;
     }
     state_clear(layout, work.total, tile->vectors);
     for (int32_t s = unit->first; s < unit->end; s++) {
-        if (s + 1 < unit->end) split_send(job, tile, s + 1);
-        split_run(isa, job, tile, &work, s, work.split);
+        split_run(isa, job, attention, queue, &work, s, work.split);
         isa->merge(tile->vectors, out_width(layout), work.total, work.split);
     }
     tile_finish(isa, job, tile, work.total);
@@ -293,6 +276,7 @@ static void units_run(struct sf_device *device, const struct sf_attend_job *job)
     const struct sf_cpu_isa *isa = sf_cpu_of(device)->isa;
     struct sf_attention *attention = sf_cpu_of(device)->attention;
     int64_t cost = 0;
+    int32_t taken = 0;
     for (int32_t i = 0; i < attention->units; i++) cost += attention->unit[i].cost;
     int pays = attention->units > 1 &&
                sf_cpu_threads_pay(device, cost * (job->layout.k_dim + job->layout.v_dim) * 32);
@@ -300,16 +284,14 @@ static void units_run(struct sf_device *device, const struct sf_attend_job *job)
     {
         float *floats =
             attention->thread_floats + (size_t)omp_get_thread_num() * SF_THREAD_FLOATS;
-#pragma omp for schedule(dynamic, 1)
-        for (int32_t i = 0; i < attention->units; i++) {
-            const struct sf_unit *unit = &attention->unit[attention->order[i]];
-            if (i + omp_get_num_threads() < attention->units) { /* likely to be this thread's */
-                const struct sf_unit *next =
-                    &attention->unit[attention->order[i + omp_get_num_threads()]];
-                split_send(job, &attention->tile[next->tile], next->first);
-            }
-            unit_run(isa, job, &attention->tile[unit->tile], unit, floats);
+        struct sf_queue queue = { .count = 0 };
+        sf_queue_fill(attention, &taken, &queue);
+        sf_queue_begin(job, attention, &queue);
+        for (; queue.count > 0; sf_queue_drop(&queue)) {
+            sf_queue_fill(attention, &taken, &queue);
+            unit_run(isa, job, attention, &queue, floats);
         }
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
         for (int32_t i = 0; i < attention->tiles; i++)
             if (attention->tile[i].kept) tile_merge(isa, job, &attention->tile[i], floats);

@@ -134,6 +134,8 @@ static void gather(const struct sf_attend_job *job, const struct sf_tile *tile,
     split->v_dim = of->v_dim;
     split->vectors = tile->vectors;
     split->q = gathered->q;
+    split->key_next = split->keys;
+    split->value_next = split->values;
     split->end = gathered->end;
     split->pos_min = job->window != 0 ? gathered->pos_min : NULL;
     split->blocks = (picked->n + SF_BLOCK_SLOTS - 1) / SF_BLOCK_SLOTS;

@@ -27,6 +27,9 @@ struct sf_split {
     /* Of blocks in int8: what a slot's codes are to be multiplied with. */
     const float *k_scale[SF_SPLIT_BLOCKS], *v_scale[SF_SPLIT_BLOCKS];
     const int32_t *pos[SF_SPLIT_BLOCKS];
+    /* What is read after this split, to be sent for while block i is worked on: keys with its
+     * keys, values with its values, byte by byte as those lie; `keys` and `values`: nothing. */
+    const unsigned char *const *key_next, *const *value_next;  /* [SF_SPLIT_BLOCKS] */
     int32_t first[SF_SPLIT_BLOCKS];     /* the block's first slot, counted within the split */
     const int32_t *end;                 /* [vectors] a slot is seen iff first + i < end ... */
     const int32_t *pos_min;             /* [vectors] ... and its pos >= pos_min; NULL: any pos */
