@@ -105,6 +105,7 @@ static void cpu_close(struct sf_device *device)
     struct sf_cpu *cpu = sf_cpu_of(device);
     sf_cpu_attention_destroy(cpu->attention);
     sf_products_destroy(cpu->products);
+    sf_cpu_weights_close(device);
     sf_free(cpu);
 }
 

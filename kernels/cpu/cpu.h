@@ -7,12 +7,14 @@
 
 struct sf_products;                     /* product.h */
 struct sf_attention;                    /* tile.h */
+struct sf_weights_chunk;                /* weights.c */
 
 struct sf_cpu {
     const struct sf_cpu_isa *isa;
     void (*int8_dot)(const struct sf_int8_tile *);      /* isa's, or the one for VNNI */
     struct sf_products *products;
     struct sf_attention *attention;
+    struct sf_weights_chunk *chunks;
 };
 static inline struct sf_cpu *sf_cpu_of(const struct sf_device *device) { return device->impl; }
 
@@ -38,6 +40,11 @@ void sf_cpu_product(struct sf_device *, int turned, int32_t rows, int32_t cols, 
                     const float *x, size_t x_stride, const float *y, size_t y_stride, float *out,
                     size_t out_stride);
 int sf_cpu_cholesky(struct sf_device *, int32_t n, float shift, float *gram);
+
+/* Memory of a packed matrix: zeros, on huge pages with others.  Not from two threads at once. */
+sf_status sf_cpu_weights_take(struct sf_device *, size_t bytes, void **out);
+void      sf_cpu_weights_give(struct sf_device *, void *weights, size_t bytes);
+void      sf_cpu_weights_close(struct sf_device *);
 
 sf_status sf_cpu_attention_create(int32_t threads, struct sf_attention **out);
 void      sf_cpu_attention_destroy(struct sf_attention *);

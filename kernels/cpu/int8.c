@@ -44,7 +44,8 @@ static size_t row_bytes(const struct sf_mat_shape *shape)
            ((size_t)round_up(shape->k_slice, 4) + sizeof(struct sf_int8_row));
 }
 
-sf_status sf_int8_create(const struct sf_mat_shape *shape, struct sf_int8 **out)
+sf_status sf_int8_create(struct sf_device *device, const struct sf_mat_shape *shape,
+                         struct sf_int8 **out)
 {
     struct sf_int8 *mat;
     void *block;
@@ -57,7 +58,7 @@ sf_status sf_int8_create(const struct sf_mat_shape *shape, struct sf_int8 **out)
     mat->k = round_up(shape->k_slice, 4);
     mat->cols = round_up(shape->cols, COLS_ALIGN);
     mat->bytes = (size_t)sf_int8_bytes(shape);
-    sf_status status = sf_map(mat->bytes, 0, "weights", &block);
+    sf_status status = sf_cpu_weights_take(device, mat->bytes, &block);
     if (status != SF_OK) {
         sf_free(mat);
         return status;
@@ -68,10 +69,10 @@ sf_status sf_int8_create(const struct sf_mat_shape *shape, struct sf_int8 **out)
     return SF_OK;
 }
 
-void sf_int8_destroy(struct sf_int8 *mat)
+void sf_int8_destroy(struct sf_device *device, struct sf_int8 *mat)
 {
     if (!mat) return;
-    sf_unmap(mat->codes, mat->bytes);
+    sf_cpu_weights_give(device, mat->codes, mat->bytes);
     sf_free(mat);
 }
 

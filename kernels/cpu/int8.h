@@ -36,8 +36,8 @@ void sf_int8_dot_vnni(const struct sf_int8_tile *);
 #endif
 
 int64_t   sf_int8_bytes(const struct sf_mat_shape *);
-sf_status sf_int8_create(const struct sf_mat_shape *, struct sf_int8 **out);
-void      sf_int8_destroy(struct sf_int8 *);
+sf_status sf_int8_create(struct sf_device *, const struct sf_mat_shape *, struct sf_int8 **out);
+void      sf_int8_destroy(struct sf_device *, struct sf_int8 *);
 /* As mat_pack. */
 void      sf_int8_pack(struct sf_device *, struct sf_int8 *, int32_t panel, int32_t slice,
                        const float *tile);

@@ -140,7 +140,7 @@ static sf_status mat_fill(struct sf_device *device, struct sf_mat *mat)
 {
     const struct sf_mat_shape *shape = &mat->shape;
     struct sf_products *products = sf_cpu_of(device)->products;
-    if (shape->int8) return sf_int8_create(shape, &mat->int8);
+    if (shape->int8) return sf_int8_create(device, shape, &mat->int8);
     mat->width = panel_width(shape);
     if (mat->width > WIDTH_MAX)
         return SF_FAIL(SF_UNSUPPORTED, "panels of %d columns (multiples of 64, or at most %d)",
@@ -161,7 +161,7 @@ static sf_status mat_fill(struct sf_device *device, struct sf_mat *mat)
     SF_TRY(status);
     SF_TRY(gather_fits(mat));
     mat->bytes = (size_t)mat_bytes(shape);
-    return sf_map(mat->bytes, 0, "weights", (void **)&mat->tiles);
+    return sf_cpu_weights_take(device, mat->bytes, (void **)&mat->tiles);
 }
 
 static sf_status mat_create(struct sf_device *device, const struct sf_mat_shape *shape,
@@ -182,10 +182,9 @@ static sf_status mat_create(struct sf_device *device, const struct sf_mat_shape 
 
 static void mat_destroy(struct sf_device *device, struct sf_mat *mat)
 {
-    (void)device;
     if (!mat) return;
-    sf_int8_destroy(mat->int8);
-    if (mat->tiles) sf_unmap(mat->tiles, mat->bytes);
+    sf_int8_destroy(device, mat->int8);
+    sf_cpu_weights_give(device, mat->tiles, mat->bytes);
     sf_free(mat);
 }
 

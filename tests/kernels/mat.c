@@ -1,7 +1,8 @@
 /* tests/kernels/mat.c: products equal ref within rounding for shapes with cut panels, several
  * slices, odd k and every dtype; with `fixed`, a row's bits depend on the row and the weights alone
  * (not on the number of rows, its place, its neighbours or the threads), and the sum over slices is
- * the leaves added in order, bit for bit; a matrix takes the bytes that mat_bytes says. */
+ * the leaves added in order, bit for bit; a matrix takes the bytes that mat_bytes says, and
+ * matrices that share memory come and go in any order. */
 #include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -274,6 +275,50 @@ static void test_bytes(void)
     }
 }
 
+static int64_t resident_bytes(void)
+{
+    long size = 0, resident = -1;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (!file || fscanf(file, "%ld %ld", &size, &resident) != 2) resident = -1;
+    if (file) fclose(file);
+    return resident < 0 ? -1 : resident * (int64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* 150 MiB of matrices of 3 MiB share memory: the process grows by their bytes and a huge page a
+ * chunk.  Every second one goes and comes back, and still all give their own products; when all
+ * are gone so is the memory. */
+static void test_shared_memory(void)
+{
+    enum { MATS = 50, COLS = 1024, K = 1536 };
+    if (VARIANTS_STAGED) SF_SKIP("not the host's memory");
+    struct sf_device *device = variants[count - 1].device;
+    struct problem p = { .shape = { COLS, COLS, K, 1, SF_BF16, 0, 1, 0 }, .k = K };
+    struct sf_mat *mat[MATS] = { NULL };
+    static uint16_t x[K];
+    static float y[COLS];
+    for (int i = 0; i < K; i++) x[i] = sf_f32_to_bf16(1);
+    p.w = malloc((size_t)COLS * K * sizeof *p.w);
+    int64_t before = resident_bytes();
+    for (int turn = 0; turn < 2; turn++) {
+        for (int i = turn; i < MATS; i += 1 + turn) {
+            for (size_t e = 0; e < (size_t)COLS * K; e++) p.w[e] = (float)(i + 100 * turn);
+            if (mat[i]) device->k->mat_destroy(device, mat[i]);
+            mat_make(device, &p, &mat[i]);
+        }
+        if (turn == 0)
+            SF_CHECK_NEAR(resident_bytes() - before,
+                          MATS * device->k->mat_bytes(&p.shape) + (int64_t)COLS * K * 8, 12 << 20);
+    }
+    for (int i = 0; i < MATS; i++) {
+        device->k->matmul(device, mat[i], 1, x, K, y, COLS);
+        SF_CHECK_NEAR(y[0], K * (i + 100 * (i % 2)), 0);
+        SF_CHECK_NEAR(y[COLS - 1], K * (i + 100 * (i % 2)), 0);
+    }
+    for (int i = 0; i < MATS; i++) device->k->mat_destroy(device, mat[(i * 7 + 3) % MATS]);
+    SF_CHECK_NEAR(resident_bytes() - before, (int64_t)COLS * K * 8, 16 << 20);
+    free(p.w);
+}
+
 /* A leaf is gathered for a fixed product, so one that is too wide for that is refused when it is
  * made; the widest that is taken also runs. */
 static void test_wide_leaves(void)
@@ -297,7 +342,8 @@ static void test_wide_leaves(void)
 
 static const struct sf_test tests[] = {
     { "shapes", test_shapes }, { "fixed", test_fixed },
-    { "leaves", test_leaves }, { "bytes", test_bytes }, { "wide_leaves", test_wide_leaves },
+    { "leaves", test_leaves }, { "bytes", test_bytes }, { "shared_memory", test_shared_memory },
+    { "wide_leaves", test_wide_leaves },
     { NULL, NULL }
 };
 
