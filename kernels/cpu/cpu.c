@@ -86,7 +86,7 @@ static void tables_fill(void)
         k->download = copy;
         k->sync = sync_nothing;
         sf_cpu_rows_fill(k);
-        sf_cpu_mat_fill(k);
+        sf_cpu_mat_fill(k, (enum sf_isa)isa);
         sf_cpu_cache_fill(k);
         k->attend = sf_cpu_attend;
         k->columns = sf_cpu_columns;

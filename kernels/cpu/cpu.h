@@ -18,6 +18,14 @@ struct sf_cpu {
 };
 static inline struct sf_cpu *sf_cpu_of(const struct sf_device *device) { return device->impl; }
 
+/* matmul, or matmul_leaves where `leaves`, as mat.c hands it on to int8.c and pairs.c. */
+struct sf_mat_call {
+    const void *x; size_t x_stride;
+    float *y; size_t y_stride, leaf_stride;
+    int32_t rows;
+    int leaves;
+};
+
 /* Whether work of about `operations` elementary steps is worth waking the threads for. */
 static inline int sf_cpu_threads_pay(const struct sf_device *device, int64_t operations)
 {
@@ -25,7 +33,7 @@ static inline int sf_cpu_threads_pay(const struct sf_device *device, int64_t ope
 }
 
 void sf_cpu_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
-void sf_cpu_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
+void sf_cpu_mat_fill(struct sf_kernels *, enum sf_isa);  /* mat_bytes .. matmul_leaves */
 void sf_cpu_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
 void sf_cpu_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_cpu_columns(struct sf_device *, const struct sf_columns_job *);

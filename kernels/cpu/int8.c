@@ -124,7 +124,7 @@ void sf_int8_pack(struct sf_device *device, struct sf_int8 *mat, int32_t panel, 
 /* Some rows of a call, as codes. */
 struct block {
     const struct sf_int8 *mat;
-    const struct sf_int8_call *call;
+    const struct sf_mat_call *call;
     int32_t first, rows;                /* of the call's */
     int8_t *codes;                      /* [rows][slices * k] */
     struct sf_int8_row *row;            /* [slices][rows] */
@@ -160,7 +160,7 @@ static void strip_run(const struct sf_cpu *cpu, const struct block *b, int32_t s
                       int32_t end)
 {
     const struct sf_int8 *mat = b->mat;
-    const struct sf_int8_call *call = b->call;
+    const struct sf_mat_call *call = b->call;
     float *scratch = sf_products_scratch(cpu->products, omp_get_thread_num()).y;
     int32_t left = mat->shape.cols - strip * STRIP, valid = left < STRIP ? left : STRIP;
     size_t row_codes = (size_t)mat->shape.slices * (size_t)mat->k;
@@ -209,7 +209,7 @@ static void block_run(struct sf_device *device, const struct block *b)
 }
 
 void sf_int8_multiply(struct sf_device *device, const struct sf_int8 *mat,
-                      const struct sf_int8_call *call)
+                      const struct sf_mat_call *call)
 {
     const struct sf_cpu *cpu = sf_cpu_of(device);
     void *shared = sf_products_scratch(cpu->products, 0).wide;

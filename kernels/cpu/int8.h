@@ -21,6 +21,7 @@
 
 struct sf_cpu;
 struct sf_int8;
+struct sf_mat_call;                     /* cpu.h */
 
 struct sf_int8_row { float scale; int32_t sum; };       /* of one slice of a row; sum: its codes */
 struct sf_int8_tile {
@@ -41,13 +42,6 @@ void      sf_int8_destroy(struct sf_device *, struct sf_int8 *);
 /* As mat_pack. */
 void      sf_int8_pack(struct sf_device *, struct sf_int8 *, int32_t panel, int32_t slice,
                        const float *tile);
-/* As matmul, or matmul_leaves where `leaves`. */
-struct sf_int8_call {
-    const void *x; size_t x_stride;
-    float *y; size_t y_stride, leaf_stride;
-    int32_t rows;
-    int leaves;
-};
-void      sf_int8_multiply(struct sf_device *, const struct sf_int8 *, const struct sf_int8_call *);
+void      sf_int8_multiply(struct sf_device *, const struct sf_int8 *, const struct sf_mat_call *);
 
 #endif

@@ -12,7 +12,7 @@
  * Native: weights and x go to oneDNN as they are (f32; bf16 where the processor multiplies it).
  * Otherwise 16 bits are a storage type: a tile is kept in the order of an f32 tile, expanded chunk
  * by chunk of k into the thread's scratch, x likewise, and the product is one in f32.  Matrices of
- * 8-bit codes are int8.c's from end to end.
+ * 8-bit codes are int8.c's from end to end, those of bf16 pairs.c's where that pays.
  *
  * What a row's bits depend on, if the matrix is fixed: every product has SF_FIXED_ROWS rows, the
  * same columns, the same k and runs on one thread, so only the weights, the row itself and its
@@ -24,6 +24,7 @@
 #include "base/memory.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/int8.h"
+#include "kernels/cpu/pairs.h"
 #include "kernels/cpu/product.h"
 
 enum { COLS_ALIGN = 16, WIDTH_MAX = 4096, CHUNK_MAX = 2048, ROWS_BLOCK_MAX = 256 };
@@ -46,7 +47,8 @@ struct sf_mat {
     int32_t native;
     unsigned char *tiles;
     size_t bytes;
-    struct sf_int8 *int8;               /* then nothing else but the shape */
+    struct sf_int8 *int8;               /* one of these: then nothing else but the shape */
+    struct sf_pairs *pairs;
 };
 
 /* ---- shapes ------------------------------------------------------------------------------------
@@ -68,12 +70,23 @@ static int32_t last_cols(const struct sf_mat_shape *shape)
     return round_up(rest == 0 || shape->fixed ? width : rest, COLS_ALIGN);
 }
 
+static int in_pairs(enum sf_isa isa, const struct sf_mat_shape *shape)
+{
+    return shape->dtype == SF_BF16 && !shape->int8 && sf_pairs_pay(isa);
+}
+
 static int64_t mat_bytes(const struct sf_mat_shape *shape)
 {
     if (shape->int8) return sf_int8_bytes(shape);
     int32_t width = panel_width(shape), panels = (shape->cols + width - 1) / width;
     int64_t cols = (int64_t)(panels - 1) * round_up(width, COLS_ALIGN) + last_cols(shape);
     return cols * shape->k_slice * shape->slices * (int64_t)sf_dtype_bytes(shape->dtype);
+}
+
+/* Where pairs pay. */
+static int64_t mat_bytes_pairs(const struct sf_mat_shape *shape)
+{
+    return shape->dtype == SF_BF16 && !shape->int8 ? sf_pairs_bytes(shape) : mat_bytes(shape);
 }
 
 static const struct kind *kind_of(const struct sf_mat *mat, int32_t panel)
@@ -141,6 +154,7 @@ static sf_status mat_fill(struct sf_device *device, struct sf_mat *mat)
     const struct sf_mat_shape *shape = &mat->shape;
     struct sf_products *products = sf_cpu_of(device)->products;
     if (shape->int8) return sf_int8_create(device, shape, &mat->int8);
+    if (in_pairs(device->isa, shape)) return sf_pairs_create(device, shape, &mat->pairs);
     mat->width = panel_width(shape);
     if (mat->width > WIDTH_MAX)
         return SF_FAIL(SF_UNSUPPORTED, "panels of %d columns (multiples of 64, or at most %d)",
@@ -184,6 +198,7 @@ static void mat_destroy(struct sf_device *device, struct sf_mat *mat)
 {
     if (!mat) return;
     sf_int8_destroy(device, mat->int8);
+    sf_pairs_destroy(device, mat->pairs);
     sf_cpu_weights_give(device, mat->tiles, mat->bytes);
     sf_free(mat);
 }
@@ -240,6 +255,10 @@ static sf_status mat_pack(struct sf_device *device, struct sf_mat *mat, int32_t 
     SF_ASSERT(panel >= 0 && first < shape->cols && slice >= 0 && slice < shape->slices);
     if (mat->int8) {
         sf_int8_pack(device, mat->int8, panel, slice, tile);
+        return SF_OK;
+    }
+    if (mat->pairs) {
+        sf_pairs_pack(device, mat->pairs, panel, slice, tile);
         return SF_OK;
     }
     for (int32_t column = 0; column < shape->panel_cols && first + column < shape->cols;
@@ -448,35 +467,36 @@ static void call_run(struct call *call, int32_t rows)
 }
 
 static void multiply(struct sf_device *device, const struct sf_mat *mat,
-                     const struct sf_int8_call *asked)
+                     const struct sf_mat_call *asked)
 {
     struct call call = { .device = device, .mat = mat, .x = asked->x, .x_stride = asked->x_stride,
                          .y = asked->y, .y_stride = asked->y_stride,
                          .leaf_stride = asked->leaf_stride, .leaves = asked->leaves };
     if (mat->int8) sf_int8_multiply(device, mat->int8, asked);
+    else if (mat->pairs) sf_pairs_multiply(device, mat->pairs, asked);
     else call_run(&call, asked->rows);
 }
 
 static void matmul(struct sf_device *device, const struct sf_mat *mat, int32_t rows, const void *x,
                    size_t x_stride, float *y, size_t y_stride)
 {
-    multiply(device, mat, &(struct sf_int8_call){ .x = x, .x_stride = x_stride, .y = y,
-                                                  .y_stride = y_stride, .rows = rows });
+    multiply(device, mat, &(struct sf_mat_call){ .x = x, .x_stride = x_stride, .y = y,
+                                                 .y_stride = y_stride, .rows = rows });
 }
 
 static void matmul_leaves(struct sf_device *device, const struct sf_mat *mat, int32_t rows,
                           const void *x, size_t x_stride, float *leaves, size_t leaf_stride,
                           size_t row_stride)
 {
-    multiply(device, mat, &(struct sf_int8_call){ .x = x, .x_stride = x_stride, .y = leaves,
-                                                  .y_stride = row_stride,
-                                                  .leaf_stride = leaf_stride, .rows = rows,
-                                                  .leaves = 1 });
+    multiply(device, mat, &(struct sf_mat_call){ .x = x, .x_stride = x_stride, .y = leaves,
+                                                 .y_stride = row_stride,
+                                                 .leaf_stride = leaf_stride, .rows = rows,
+                                                 .leaves = 1 });
 }
 
-void sf_cpu_mat_fill(struct sf_kernels *k)
+void sf_cpu_mat_fill(struct sf_kernels *k, enum sf_isa isa)
 {
-    k->mat_bytes = mat_bytes;
+    k->mat_bytes = sf_pairs_pay(isa) ? mat_bytes_pairs : mat_bytes;
     k->mat_create = mat_create;
     k->mat_destroy = mat_destroy;
     k->mat_pack = mat_pack;

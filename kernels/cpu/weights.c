@@ -2,7 +2,7 @@
  *
  * A product reads its weights once, from main memory, and a matrix of a small model is smaller than
  * a huge page: mapped by itself it lies in pages of 4 KiB, and a core that asks for the address of
- * each of them reaches two thirds of the memory's rate.  So matrices share
+ * each of them reaches two thirds of the memory's rate (docs/decisions/0014).  So matrices share
  * chunks, which lie on huge pages where there are any; large ones have mappings of their own.
  *
  *   chunk   | matrix | matrix  | matrix | not touched yet, so not there |
