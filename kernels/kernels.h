@@ -230,6 +230,63 @@ struct sf_pick_job {
     int32_t lanes;
 };
 
+/* ---- choices ---------------------------------------------------------------------------------
+ * From a row of logits l to a token.  In this order, each changed logit rounded to f32:
+ *
+ *   l_i += bias_i
+ *   l_i  = l_i > 0 ? l_i / r : l_i r       tokens of prompt or answer  (repetition r)
+ *   l_i -= f count_i + q [count_i > 0]     the same tokens; count_i in the answer   (f, q)
+ *   temperature 0: the greatest l_i, ties to the lower token; else, with h the greatest,
+ *   x_i  = (l_i - h) / temperature,  w_i = round(2^40 e^x_i)             (kernels/choice.h)
+ *   keep x_i >= max(ln min_p, -27), then the top_k greatest l_i, then the fewest greatest that hold
+ *   top_p of the weight of what top_k left; ties to the lower token
+ *   the first kept token, in the order of the vocabulary, whose cumulative w exceeds u of the kept
+ *
+ * No token where a logit of the row, before or after these changes, is NaN or +inf, or all are
+ * -inf.
+ *
+ * A score is taken from the row as it comes.  With m = max_i l_i, at temperature 1:
+ *
+ *   sum    = sum_i w_i over x_i >= -27
+ *   rank_t = 1 + tokens before t; i before j if l_i > l_j, or l_i = l_j and i < j; the tops are the
+ *            first in this order, without those of -inf
+ *
+ * Every number of a choice and of a score is the same on all backends, for the same bits of l. */
+enum { SF_CHOICE_TOPS_MAX = 32,
+       SF_CHOICE_VOCAB_MAX = 1 << 18, SF_CHOICE_BIASES_MAX = 1 << 14 };
+enum { SF_SCORE_NONE = -1, SF_SCORE_CHOSEN = -2 };
+struct sf_choice_bias { int32_t token; float value; };
+struct sf_choice_seen { int32_t token, count; }; /* count: in the answer */
+struct sf_choose_row {                  /* host */
+    int32_t row;                        /* of logits */
+    int32_t sample;                     /* 0: no token is chosen, and what follows is not read but
+                                           score and tops */
+    double temperature, top_p, min_p;   /* as in proto/wire.h, like those that follow */
+    double presence, frequency, repetition;
+    double u;                           /* [0, 1) */
+    int32_t top_k;
+    int32_t biases, seen;               /* no token twice in either list */
+    const struct sf_choice_bias *bias;  /* host, [biases] */
+    const struct sf_choice_seen *token; /* host, [seen] tokens of prompt or answer */
+    int32_t score;                      /* the token that is scored, or one of SF_SCORE_ */
+    int32_t tops;                       /* likeliest tokens told with the score */
+};
+struct sf_choice {                      /* zeros where there is no score */
+    int32_t token;                      /* -1: none */
+    int32_t scored, rank, tops;
+    float logit, highest;               /* of the token that is scored; m; never -0 */
+    uint64_t sum;                       /* 0: the row has a NaN or +inf, or all are -inf */
+};
+struct sf_choice_top { int32_t token; float logit; };
+struct sf_choose_job {
+    int32_t rows, vocab;
+    float *logits;                      /* as they were, on return */
+    size_t stride;
+    const struct sf_choose_row *row;    /* host, [rows]; no row of logits twice */
+    struct sf_choice *choice;           /* device, [rows] */
+    struct sf_choice_top *top;          /* device, [rows][SF_CHOICE_TOPS_MAX] */
+};
+
 /* ---- low rank --------------------------------------------------------------------------------
  * x [rows][cols] ~ a [rows][rank] b [rank][cols], with a b near the best product of that rank
  * (Eckart and Young).  EXACT is the best.  RANDOM is within some percent of it where the spectrum
@@ -358,6 +415,10 @@ struct sf_kernels {
 
     /* ---- picks; NULL in a backend that has none, whose attend takes no part with picks ---- */
     void (*pick)(struct sf_device *, const struct sf_pick_job *);
+
+    /* ---- choices; may be NULL in a backend whose memory the host can touch, and is in `cpu`:
+     * there worker/sample.c and score.c do it ---- */
+    void (*choose)(struct sf_device *, const struct sf_choose_job *);
 };
 
 SF_C_END

@@ -147,6 +147,7 @@ static void table_fill(void)
     sf_cuda_factor_fill(&table);
     table.attend = sf_cuda_attend;
     table.columns = sf_cuda_columns;
+    table.choose = sf_cuda_choose;
 }
 
 static void cuda_close(struct sf_device *device)

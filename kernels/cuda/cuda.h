@@ -77,6 +77,7 @@ void sf_cuda_basis_fill(struct sf_kernels *);       /* kv_rebuild, copy_columns 
 void sf_cuda_factor_fill(struct sf_kernels *);      /* factor_bytes, factor */
 void sf_cuda_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_cuda_columns(struct sf_device *, const struct sf_columns_job *);
+void sf_cuda_choose(struct sf_device *, const struct sf_choose_job *);
 
 SF_C_END
 #endif

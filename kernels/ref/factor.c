@@ -19,7 +19,7 @@ struct turn {
 
 static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
-size_t sf_ref_factor_bytes(const struct sf_factor_job *job)
+static size_t ref_factor_bytes(const struct sf_factor_job *job)
 {
     size_t narrow = (size_t)least(job->rows, job->cols);
     size_t length = (size_t)(job->rows + job->cols) - narrow;
@@ -96,7 +96,7 @@ static void direction_put(const struct sf_factor_job *job, const struct turn *t,
         job->b[(size_t)r * job->b_stride + (size_t)c] = (float)(sign * right_scale * right[c]);
 }
 
-sf_status sf_ref_factor(struct sf_device *device, const struct sf_factor_job *job)
+static sf_status ref_factor(struct sf_device *device, const struct sf_factor_job *job)
 {
     (void)device;
     struct turn t = { .narrow = least(job->rows, job->cols) };
@@ -131,9 +131,9 @@ sf_status sf_ref_factor(struct sf_device *device, const struct sf_factor_job *jo
 }
 
 /* ---- steps ---------------------------------------------------------------------------------- */
-void sf_ref_product(struct sf_device *device, int turned, int32_t rows, int32_t cols,
-                    int32_t inner, const float *x, size_t x_stride, const float *y,
-                    size_t y_stride, float *out, size_t out_stride)
+static void ref_product(struct sf_device *device, int turned, int32_t rows, int32_t cols,
+                        int32_t inner, const float *x, size_t x_stride, const float *y,
+                        size_t y_stride, float *out, size_t out_stride)
 {
     (void)device;
     for (size_t r = 0; r < (size_t)rows; r++)
@@ -148,7 +148,7 @@ void sf_ref_product(struct sf_device *device, int turned, int32_t rows, int32_t 
 
 /* r row by row: r_ij = (w_ij - sum over k < i of r_ki r_kj) / r_ii.  Then its inverse s column by
  * column, in place: s_jj = 1 / r_jj, s_ij = -s_jj sum over i <= k < j of s_ik r_kj. */
-int sf_ref_cholesky(struct sf_device *device, int32_t count, float shift, float *gram)
+static int ref_cholesky(struct sf_device *device, int32_t count, float shift, float *gram)
 {
     size_t n = (size_t)count;
     (void)device;
@@ -169,4 +169,12 @@ int sf_ref_cholesky(struct sf_device *device, int32_t count, float shift, float 
         }
     }
     return 1;
+}
+
+void sf_ref_factor_fill(struct sf_kernels *k)
+{
+    k->factor_bytes = ref_factor_bytes;
+    k->factor = ref_factor;
+    k->product = ref_product;
+    k->cholesky = ref_cholesky;
 }

@@ -43,12 +43,10 @@ static void table_fill(void)
     table.attend = sf_ref_attend;
     table.columns = sf_ref_columns;
     table.pick = sf_ref_pick;
+    table.choose = sf_ref_choose;
     table.kv_rebuild = sf_ref_kv_rebuild;
     table.copy_columns = sf_ref_copy_columns;
-    table.factor_bytes = sf_ref_factor_bytes;
-    table.factor = sf_ref_factor;
-    table.product = sf_ref_product;
-    table.cholesky = sf_ref_cholesky;
+    sf_ref_factor_fill(&table);
 }
 
 static sf_status ref_open(const struct sf_device_spec *spec, struct sf_device *device)

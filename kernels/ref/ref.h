@@ -7,15 +7,11 @@
 void sf_ref_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
 void sf_ref_mat_fill(struct sf_kernels *);      /* mat_bytes .. matmul_leaves */
 void sf_ref_cache_fill(struct sf_kernels *);    /* kv_clear .. kv_read */
+void sf_ref_factor_fill(struct sf_kernels *);   /* factor_bytes .. cholesky */
 void sf_ref_attend(struct sf_device *, const struct sf_attend_job *);
+void sf_ref_choose(struct sf_device *, const struct sf_choose_job *);
 void sf_ref_pick(struct sf_device *, const struct sf_pick_job *);
 void sf_ref_columns(struct sf_device *, const struct sf_columns_job *);
-size_t sf_ref_factor_bytes(const struct sf_factor_job *);
-sf_status sf_ref_factor(struct sf_device *, const struct sf_factor_job *);
-void sf_ref_product(struct sf_device *, int turned, int32_t rows, int32_t cols, int32_t inner,
-                    const float *x, size_t x_stride, const float *y, size_t y_stride, float *out,
-                    size_t out_stride);
-int sf_ref_cholesky(struct sf_device *, int32_t n, float shift, float *gram);
 void sf_ref_kv_rebuild(struct sf_device *, const struct sf_lane_part *, const unsigned char *pool,
                        size_t page_bytes, const struct sf_slot_list *, float *k, float *v);
 void sf_ref_copy_columns(struct sf_device *, int32_t rows, int32_t x_cols, int32_t cols,

@@ -174,6 +174,24 @@ static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const f
     drop(&a, 0);
 }
 
+static void choose(struct sf_device *device, const struct sf_choose_job *job)
+{
+    struct sf_choose_job inner = *job;
+    size_t rows = (size_t)job->rows, last = 0, tops = rows * SF_CHOICE_TOPS_MAX;
+    for (size_t r = 0; r < rows; r++)
+        if ((size_t)job->row[r].row + 1 > last) last = (size_t)job->row[r].row + 1;
+    struct twin l = carry(device, job->logits, extent(last, job->stride, (size_t)job->vocab, 4));
+    struct twin c = carry(device, job->choice, rows * sizeof *job->choice);
+    struct twin t = carry(device, job->top, tops * sizeof *job->top);
+    inner.logits = l.device;
+    inner.choice = c.device;
+    inner.top = t.device;
+    inner_of(device)->k->choose(inner_of(device), &inner);
+    drop(&t, 1);
+    drop(&c, 1);
+    drop(&l, 1);
+}
+
 /* ---- products ------------------------------------------------------------------------------- */
 
 /* Of the table's matrices only this wrapper knows the shape that gives the size of x. */
@@ -564,7 +582,7 @@ static void table_fill(const struct sf_kernels *inner)
         .kv_clear = kv_clear, .kv_append = kv_append, .kv_move = kv_move, .kv_drop = kv_drop,
         .kv_read = kv_read, .attend = attend, .columns = columns,
         .kv_rebuild = kv_rebuild, .copy_columns = copy_columns,
-        .factor_bytes = inner->factor_bytes, .factor = factor
+        .factor_bytes = inner->factor_bytes, .factor = factor, .choose = choose
     };
 }
 

@@ -36,5 +36,7 @@ struct dim3 {
 #define __ballot_sync(mask, truth) emu::ballot(EMU_SITE, mask, (truth) != 0)
 #define __any_sync(mask, truth) (emu::ballot(EMU_SITE, mask, (truth) != 0) != 0)
 #define __all_sync(mask, truth) (emu::ballot(EMU_SITE, mask, !(truth)) == 0)
+#define __ffs(bits) __builtin_ffs(bits)
+#define __popc(bits) __builtin_popcount(bits)
 
 #endif
