@@ -49,7 +49,7 @@ static sf_status size_share(const struct sf_sizing *sizing, int one_node,
     };
     rank->workspace_bytes = ws->total
                             + (sizing->host_memory ? sf_reduce_bytes(&reduce, tp_size, one_node)
-                                                   : sf_reduce_bytes(&reduce, 1, 1))
+                                                   : sf_reduce_bytes(&reduce, 1, 1) + ws->choices)
                             + sf_device_scratch_bytes(&device);
     int staged = share->layer_first > 0 || !share->last_stage;      /* another stage to talk to */
     rank->library_bytes = sf_device_library_bytes(sizing->device, (tp_size > 1) + staged);

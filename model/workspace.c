@@ -8,7 +8,7 @@
 enum {
     TILE_ROWS = 256, TILE_ROWS_FIXED = 4 * SF_FIXED_ROWS,
     HEAD_ROWS = 64, HEAD_ROWS_FIXED = SF_FIXED_ROWS,
-    CHOICE_BYTES = 21,                  /* of a token: a weight, its number, a count and a mark */
+    CHOICE_BYTES = 16,                  /* of a token: a weight, a key and its number */
     SLICE_FIXED_MIN = 128               /* a fixed product has no narrower slice (share.h) */
 };
 
@@ -77,6 +77,9 @@ void sf_workspace_make(const struct sf_model_desc *desc, const struct sf_share *
         if (share->tp_rank == 0) ws.choice = buffer(1, desc->vocab, CHOICE_BYTES);
         if (share->tp_rank == 0 && share->tp_size > 1)
             ws.logits_all = buffer(ws.head_rows, desc->vocab, f32);
+        if (share->tp_size == 1)
+            ws.choices = buffer(ws.rows_pad, 1, sizeof(struct sf_choice)) +
+                         buffer(ws.rows_pad, SF_CHOICE_TOPS_MAX, sizeof(struct sf_choice_top));
     }
     ws.total = ws.residual + ws.normed + ws.qkv + ws.attention + ws.gate_up + ws.activation
                + ws.rope + ws.transfer + ws.head_rows_in + ws.logits + ws.logits_all + ws.choice;

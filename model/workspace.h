@@ -40,6 +40,9 @@ struct sf_workspace {
     int64_t logits_all;                 /* tensor rank 0 of the last stage, if tp_size > 1:
                                                       f32   [head_rows][vocab] */
     int64_t total;
+    /* Beside the total, where a device whose memory the host cannot touch chooses: the last stage,
+     * if tp_size is 1:                           choices and tops of [rows_pad] rows */
+    int64_t choices;
 };
 
 void sf_workspace_make(const struct sf_model_desc *, const struct sf_share *, enum sf_dtype,

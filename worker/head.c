@@ -1,15 +1,16 @@
 /* worker/head.c: from the residual of the last stage to tokens.
  *
- * Each tensor rank of the last stage has a slice of the output head's rows.  Plain greedy rows need
- * only the best of each slice (8 bytes a row and rank); rows whose choice looks at more (sample.h),
- * that are scored (score.h) or tapped, need all logits on tensor rank 0.  Random numbers are
- * counter based: (seed, record, token index), so a record's text does not depend on its
+ * A device whose memory the host cannot touch chooses and scores by itself where it has all logits
+ * of a row (device_chooses), and a step's answers come back in one copy.  Elsewhere each tensor
+ * rank of the last stage has a slice of the output head's rows: plain greedy rows need only the
+ * best of each slice (8 bytes a row and rank); rows whose choice looks at more (sample.h), that are
+ * scored (score.h), compared or tapped, need all logits on tensor rank 0's host.  Random numbers
+ * are counter based: (seed, record, token index), so a record's text does not depend on its
  * neighbours. */
 #include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
-#include "base/rng.h"
 #include "worker/score.h"
 #include "worker/state.h"
 
@@ -126,19 +127,27 @@ static sf_status not_finite(const struct sf_worker_seq *seq, int32_t pos)
                    (unsigned long long)seq->id, pos);
 }
 
-/* Adds the score of `token` under the row at `pos`, behind which it stands. */
-static sf_status add_score(struct sf_worker *w, const struct sf_worker_seq *seq, int32_t pos,
-                           int32_t token, const float *logits, struct sf_wire_result *result)
+/* The place of the next score, of the token behind the row at `pos`. */
+static struct sf_wire_score *next_score(struct sf_worker *w, const struct sf_worker_seq *seq,
+                                        int32_t pos, struct sf_wire_result *result)
 {
     SF_ASSERT((size_t)result->scores < w->score_room);
     struct sf_wire_score *score = &w->score[result->scores];
     const struct sf_wire_score *before = result->scores > 0 ? score - 1 : NULL;
     *score = (struct sf_wire_score){.seq = seq->id, .pos = pos + 1, .top = w->top};
     if (before != NULL && before->top != NULL) score->top = before->top + before->tops;
-    if (!sf_score(logits, w->desc->vocab, token, seq->sampling.tops, score))
-        return not_finite(seq, pos);
     result->score = w->score;
     result->scores++;
+    return score;
+}
+
+/* Adds the score of `token` under the row at `pos`, behind which it stands. */
+static sf_status add_score(struct sf_worker *w, const struct sf_worker_seq *seq, int32_t pos,
+                           int32_t token, const float *logits, struct sf_wire_result *result)
+{
+    if (!sf_score(logits, w->desc->vocab, token, seq->sampling.tops,
+                  next_score(w, seq, pos, result)))
+        return not_finite(seq, pos);
     return SF_OK;
 }
 
@@ -156,53 +165,142 @@ static sf_status compare(struct sf_worker *w, const struct sf_worker_seq *seq, i
     return SF_OK;
 }
 
+/* A token was chosen that stands at `pos`. */
+static void remember(struct sf_worker_seq *seq, int32_t pos, int32_t token)
+{
+    if (token >= 0 && pos < seq->tokens_max) sf_choice_saw(&seq->choice, pos, token);
+}
+
 /* The token of the item's last row.  Biases and penalties change the row, which a score still has
  * to be taken from: then a copy is chosen from, else the row itself. */
 static int32_t choose(struct sf_worker *w, const struct sf_wire_item *item,
                       struct sf_worker_seq *seq, float *logits)
 {
     int32_t tokens = item->pos + item->rows;            /* so many are known, this one is next */
-    struct sf_history history = {seq->history, seq->history_tokens, seq->prompt};
-    SF_ASSERT(seq->history == NULL || seq->history_tokens == tokens);
-    const struct sf_wire_sampling *p = &seq->sampling;
-    double u = p->temperature > 0.0 ? sf_rng_uniform(p->rng_key, p->rng_stream,
-                                                     (uint64_t)(tokens - seq->prompt)) : 0.0;
-    if (p->scores && (p->biases > 0 || seq->history != NULL)) {
+    struct sf_choose_row row = sf_choice_row(&seq->choice, &seq->sampling, tokens);
+    if (seq->sampling.scores && row.biases + row.seen > 0) {
         memcpy(w->changed_row, logits, (size_t)w->desc->vocab * sizeof *logits);
         logits = w->changed_row;
     }
-    int32_t token = sf_sample(w->sampler, p, &history, logits, u);
-    if (seq->history != NULL && token >= 0 && tokens < seq->tokens_max)
-        seq->history[seq->history_tokens++] = token;
+    int32_t token = sf_sample(w->sampler, &row, logits);
+    remember(seq, tokens, token);
     return token;
+}
+
+/* One of the rows that want logits. */
+struct wanted {
+    const struct sf_wire_item *item;
+    struct sf_worker_seq *seq;
+    int32_t pos, next;                  /* next: the token behind the row that is scored; -1 */
+    int sample;                         /* a token is chosen here */
+};
+
+static struct wanted wanted_row(const struct sf_worker *w, const struct sf_wire_step *step,
+                                int32_t wanted)
+{
+    int32_t at = w->head_row[wanted];
+    struct wanted row = {.item = &step->item[w->head_item[wanted]], .next = -1};
+    row.pos = w->row_pos[at];
+    row.seq = sf_seq_table_find(&w->seqs, row.item->seq);
+    int last = row.pos == row.item->pos + row.item->rows - 1;
+    if (row.item->logits & SF_LOGITS_ROWS) row.next = last ? row.item->next : w->row_token[at + 1];
+    else if (row.item->logits & SF_LOGITS_LAST && last) row.next = row.item->next;
+    row.sample = last && row.item->logits & SF_LOGITS_SAMPLE;
+    return row;
+}
+
+static void add_sample(const struct wanted *row, int32_t token, struct sf_wire_result *result)
+{
+    result->sample[result->samples++] = (struct sf_wire_sample){.seq = row->item->seq,
+                                                                .token = token};
 }
 
 static sf_status finish_row(struct sf_worker *w, const struct sf_wire_step *step, int32_t wanted,
                             int32_t row, float *all, struct sf_wire_result *result)
 {
-    const struct sf_wire_item *item = &step->item[w->head_item[wanted]];
-    struct sf_worker_seq *seq = sf_seq_table_find(&w->seqs, item->seq);
+    struct wanted want = wanted_row(w, step, wanted);
+    struct sf_worker_seq *seq = want.seq;
     float *logits = all == NULL ? NULL : all + (size_t)row * (size_t)w->desc->vocab;
-    int32_t at = w->head_row[wanted], pos = w->row_pos[at], next = -1;
-    int last = pos == item->pos + item->rows - 1;
     if (w->spec.tap.row != NULL && logits != NULL)
-        w->spec.tap.row(w->spec.tap.arg, item->seq, pos, logits, w->desc->vocab);
-    if (item->logits & SF_LOGITS_ROWS) next = last ? item->next : w->row_token[at + 1];
-    else if (item->logits & SF_LOGITS_LAST && last) next = item->next;
-    if (next >= 0 && sf_worker_samples(w)) {
-        SF_TRY(add_score(w, seq, pos, next, logits, result));
-        SF_TRY(compare(w, seq, pos, logits, &w->score[result->scores - 1]));
+        w->spec.tap.row(w->spec.tap.arg, seq->id, want.pos, logits, w->desc->vocab);
+    if (want.next >= 0 && sf_worker_samples(w)) {
+        SF_TRY(add_score(w, seq, want.pos, want.next, logits, result));
+        SF_TRY(compare(w, seq, want.pos, logits, &w->score[result->scores - 1]));
     }
-    if (!(item->logits & SF_LOGITS_SAMPLE) || !last) return SF_OK;
+    if (!want.sample) return SF_OK;
     int32_t token = isfinite(w->best[row].value) ? w->best[row].index : -1;
     if (token >= 0 && seq->needs_row) {
         if (!sf_worker_samples(w)) return SF_OK;
-        token = choose(w, item, seq, logits);
+        token = choose(w, want.item, seq, logits);
     }
-    if (token < 0) return not_finite(seq, pos);
+    if (token < 0) return not_finite(seq, want.pos);
     if (seq->sampling.scores && sf_worker_samples(w))
-        SF_TRY(add_score(w, seq, pos, token, logits, result));
-    result->sample[result->samples++] = (struct sf_wire_sample){.seq = item->seq, .token = token};
+        SF_TRY(add_score(w, seq, want.pos, token, logits, result));
+    add_sample(&want, token, result);
+    return SF_OK;
+}
+
+/* ---- choices on the device ---- */
+
+/* Whether it has whole rows and nobody on the host looks at them. */
+static int device_chooses(const struct sf_worker *w)
+{
+    return w->choice != NULL && w->device->k->choose != NULL && w->spec.tap.row == NULL &&
+           w->spec.besides == 0 && w->desc->vocab <= SF_CHOICE_VOCAB_MAX;
+}
+
+/* Queues the choices and scores of a tile's rows; those of the step so far are `done`. */
+static int32_t choose_rows(struct sf_worker *w, const struct sf_wire_step *step, int32_t first,
+                           int32_t rows, int32_t done)
+{
+    struct sf_choose_job job = {.vocab = w->desc->vocab,
+                                .logits = w->logits,
+                                .stride = (size_t)w->spec.share->vocab_count,
+                                .row = w->choose_row,
+                                .choice = w->choice + done,
+                                .top = w->choice_top + (size_t)done * SF_CHOICE_TOPS_MAX};
+    for (int32_t r = 0; r < rows; r++) {
+        struct wanted want = wanted_row(w, step, first + r);
+        struct sf_choose_row row = {.score = want.next};
+        if (want.sample)
+            row = sf_choice_row(&want.seq->choice, &want.seq->sampling, want.pos + 1);
+        if (want.sample && want.seq->sampling.scores) row.score = SF_SCORE_CHOSEN;
+        if (!want.sample && want.next < 0) continue;
+        row.row = r;
+        row.tops = want.seq->sampling.tops;
+        w->choose_row[job.rows++] = row;
+    }
+    if (job.rows > 0) w->device->k->choose(w->device, &job);
+    return job.rows;
+}
+
+/* Brings the answers of `done` rows to the host and adds them to the result, in the step's
+ * order. */
+static sf_status take_choices(struct sf_worker *w, const struct sf_wire_step *step,
+                              const struct wants *wants, int32_t done,
+                              struct sf_wire_result *result)
+{
+    const struct sf_kernels *k = w->device->k;
+    size_t rows = (size_t)done, tops = rows * SF_CHOICE_TOPS_MAX;
+    int32_t at = 0;
+    k->download(w->device, w->choice_host, w->choice, rows * sizeof *w->choice);
+    if (wants->tops > 0)
+        k->download(w->device, w->choice_top_host, w->choice_top, tops * sizeof *w->choice_top);
+    for (int32_t i = 0; i < wants->rows; i++) {
+        struct wanted want = wanted_row(w, step, i);
+        if (!want.sample && want.next < 0) continue;
+        const struct sf_choice *choice = &w->choice_host[at];
+        const struct sf_choice_top *top = w->choice_top_host + (size_t)at * SF_CHOICE_TOPS_MAX;
+        at++;
+        if (want.sample && choice->token < 0) return not_finite(want.seq, want.pos);
+        if ((want.next >= 0 || want.seq->sampling.scores) &&
+            !sf_score_of(choice, top, next_score(w, want.seq, want.pos, result)))
+            return not_finite(want.seq, want.pos);
+        if (!want.sample) continue;
+        remember(want.seq, want.pos + 1, choice->token);
+        add_sample(&want, choice->token, result);
+    }
+    SF_ASSERT(at == done);
     return SF_OK;
 }
 
@@ -213,7 +311,8 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
     const struct sf_kernels *k = device->k;
     size_t d_model = (size_t)w->desc->d_model;
     struct wants wants = collect(w, step);
-    int32_t wanted = wants.rows;
+    int32_t wanted = wants.rows, done = 0;
+    int here = device_chooses(w);
     w->stats.logit_rows += wanted;
     sf_kept_rows_restart(&w->kept);
     SF_TRY(make_room(w, &wants));
@@ -229,6 +328,10 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
                       (size_t)w->spec.share->vocab_count);
         SF_TRY(sf_sums_settle(w));
         sf_phase(w, SF_PHASE_SAMPLE);
+        if (here) {
+            done += choose_rows(w, step, first, rows, done);
+            continue;
+        }
         SF_TRY(best_of(w, rows));
         float *all = NULL;
         if (wants.whole || w->spec.tap.row != NULL) SF_TRY(gather(w, rows, &all));
@@ -236,5 +339,6 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
             SF_TRY(finish_row(w, step, first + row, row, all, result));
         SF_TRY(sf_comm_beat(w->spec.world, "head", first));
     }
+    if (done > 0) SF_TRY(take_choices(w, step, &wants, done, result));
     return SF_OK;
 }

@@ -8,40 +8,29 @@
 #include <math.h>
 
 #include "base/memory.h"
+#include "kernels/choice.h"
 
-/* weight: e^((l - highest) / temperature) */
-struct candidate { double weight; int32_t token; };
+struct candidate { uint64_t weight; uint32_t key; int32_t token; };     /* kernels/choice.h */
 struct sf_sampler {
     int32_t vocab;
     struct candidate *candidate;        /* [vocab] */
-    int32_t *count;                     /* [vocab] in the answer; zero between calls */
-    uint8_t *seen;                      /* [vocab] in prompt or answer; zero between calls */
 };
 
 static const double near_log = -16.0;   /* of what is gathered first */
 
 sf_status sf_sampler_create(int32_t vocab, struct sf_sampler **out)
 {
-    size_t n = (size_t)vocab;
     void *block;
     SF_TRY(sf_alloc(sizeof(struct sf_sampler), "sampler", &block));
     struct sf_sampler *s = block;
     s->vocab = vocab;
-    sf_status status = sf_alloc(n * sizeof *s->candidate, "sampling candidates", &block);
-    if (status == SF_OK) {
-        s->candidate = block;
-        status = sf_alloc(n * sizeof *s->count, "token counts", &block);
-    }
-    if (status == SF_OK) {
-        s->count = block;
-        status = sf_alloc(n, "seen tokens", &block);
-    }
-    if (status == SF_OK) {
-        s->seen = block;
-    } else {
+    sf_status status = sf_alloc((size_t)vocab * sizeof *s->candidate, "sampling candidates",
+                                &block);
+    if (status != SF_OK) {
         sf_sampler_destroy(s);
         return status;
     }
+    s->candidate = block;
     *out = s;
     return SF_OK;
 }
@@ -50,39 +39,25 @@ void sf_sampler_destroy(struct sf_sampler *s)
 {
     if (s == NULL) return;
     sf_free(s->candidate);
-    sf_free(s->count);
-    sf_free(s->seen);
     sf_free(s);
 }
 
 int64_t sf_sampler_bytes(int32_t vocab)
 {
-    return vocab * (int64_t)(sizeof(struct candidate) + sizeof(int32_t) + 1);
-}
-
-int sf_sampling_needs_row(const struct sf_wire_sampling *p)
-{
-    return p->temperature > 0.0 || p->biases > 0 || sf_wire_looks_back(p);
+    return vocab * (int64_t)sizeof(struct candidate);
 }
 
 /* ---- before the softmax ---- */
 
-static void penalise(struct sf_sampler *s, const struct sf_wire_sampling *p,
-                     const struct sf_history *history, float *logits)
+static void change(const struct sf_sampler *s, const struct sf_choose_row *p, float *logits)
 {
-    for (int32_t i = 0; i < history->tokens; i++) {
-        s->seen[history->token[i]] = 1;
-        if (i >= history->prompt) s->count[history->token[i]]++;
+    for (int32_t i = 0; i < p->biases; i++) {
+        SF_ASSERT(p->bias[i].token >= 0 && p->bias[i].token < s->vocab);
+        logits[p->bias[i].token] += p->bias[i].value;
     }
-    for (int32_t i = 0; i < history->tokens; i++) {
-        int32_t token = history->token[i];
-        if (!s->seen[token]) continue;          /* done, at its first place */
-        double l = (double)logits[token];
-        l = l > 0.0 ? l / p->repetition : l * p->repetition;
-        l -= p->frequency * s->count[token] + p->presence * (s->count[token] > 0);
-        logits[token] = (float)l;
-        s->seen[token] = 0;
-        s->count[token] = 0;
+    for (int32_t i = 0; i < p->seen; i++) {
+        float *l = &logits[p->token[i].token];
+        *l = sf_choice_penalised(*l, p->token[i].count, p->repetition, p->frequency, p->presence);
     }
 }
 
@@ -100,9 +75,9 @@ static int32_t greatest(const float *logits, int32_t vocab)
 /* ---- filters and draw ---- */
 
 /* Does `a` come before `b`?  Both orders are total. */
-static int heavier(const struct candidate *a, const struct candidate *b)
+static int likelier(const struct candidate *a, const struct candidate *b)
 {
-    return a->weight != b->weight ? a->weight > b->weight : a->token < b->token;
+    return a->key != b->key ? a->key > b->key : a->token < b->token;
 }
 
 static int lower(const struct candidate *a, const struct candidate *b)
@@ -136,31 +111,30 @@ static void sort(struct candidate *candidate, int32_t n, before *comes_before)
     }
 }
 
-/* Tokens of at least e^floor of the greatest weight, in the order of the vocabulary. */
-static int32_t gather(struct sf_sampler *s, const float *logits, double highest,
+/* Tokens of x at least `floor`, in the order of the vocabulary. */
+static int32_t gather(struct sf_sampler *s, const float *logits, float highest,
                       double temperature, double floor)
 {
     int32_t n = 0;
     for (int32_t i = 0; i < s->vocab; i++) {
-        double exponent = ((double)logits[i] - highest) / temperature;
-        if (!(exponent >= floor)) continue;
-        double weight = exp(exponent);
-        if (weight > 0.0) s->candidate[n++] = (struct candidate){weight, i};
+        double x = sf_choice_exponent(logits[i], highest, temperature);
+        if (!(x >= floor)) continue;
+        s->candidate[n++] = (struct candidate){sf_choice_weight(x), sf_choice_key(logits[i]), i};
     }
     return n;
 }
 
-static double total_of(const struct candidate *candidate, int32_t n)
+static uint64_t total_of(const struct candidate *candidate, int32_t n)
 {
-    double total = 0.0;
+    uint64_t total = 0;
     for (int32_t i = 0; i < n; i++) total += candidate[i].weight;
     return total;
 }
 
 /* How many of the `n` sorted candidates the filters keep, if these are `all` that there are or
  * enough to tell; otherwise 0.  total: of everything, before top_k. */
-static int32_t kept_of(const struct sf_sampler *s, const struct sf_wire_sampling *p, int32_t n,
-                       int all, double total)
+static int32_t kept_of(const struct sf_sampler *s, const struct sf_choose_row *p, int32_t n,
+                       int all, uint64_t total)
 {
     int32_t most = n;
     if (p->top_k > 0 && p->top_k <= n) {
@@ -168,28 +142,28 @@ static int32_t kept_of(const struct sf_sampler *s, const struct sf_wire_sampling
         all = 1;
         total = total_of(s->candidate, most);
     }
-    double sum = 0.0;
-    for (int32_t i = 0; i < most && p->top_p < 1.0; i++) {
+    uint64_t sum = 0, need = p->top_p < 1.0 ? sf_choice_share(p->top_p, total) : 0;
+    for (int32_t i = 0; i < most && need > 0; i++) {
         sum += s->candidate[i].weight;
-        if (sum >= p->top_p * total && (all || p->top_k <= 0)) return i + 1;
+        if (sum >= need && (all || p->top_k <= 0)) return i + 1;
     }
     return all ? most : 0;
 }
 
 /* The kept candidates, in the order of the vocabulary; returns how many. */
-static int32_t filter(struct sf_sampler *s, const struct sf_wire_sampling *p, const float *logits,
-                      double highest)
+static int32_t filter(struct sf_sampler *s, const struct sf_choose_row *p, const float *logits,
+                      float highest)
 {
-    double floor = p->min_p > 0.0 ? log(p->min_p) : -INFINITY;
+    double floor = sf_choice_floor(p->min_p);
     int32_t n = gather(s, logits, highest, p->temperature, floor);
     if (p->top_k <= 0 && p->top_p >= 1.0) return n;
-    double total = total_of(s->candidate, n);
+    uint64_t total = total_of(s->candidate, n);
     int32_t near = gather(s, logits, highest, p->temperature, fmax(floor, near_log));
-    sort(s->candidate, near, heavier);
+    sort(s->candidate, near, likelier);
     int32_t kept = kept_of(s, p, near, near == n, total);
     if (kept == 0) {
         n = gather(s, logits, highest, p->temperature, floor);
-        sort(s->candidate, n, heavier);
+        sort(s->candidate, n, likelier);
         kept = kept_of(s, p, n, 1, total);
     }
     sort(s->candidate, kept, lower);
@@ -198,24 +172,19 @@ static int32_t filter(struct sf_sampler *s, const struct sf_wire_sampling *p, co
 
 static int32_t draw(const struct candidate *candidate, int32_t n, double u)
 {
-    double total = total_of(candidate, n), sum = 0.0;
-    for (int32_t i = 0; i < n; i++) {
+    uint64_t target = sf_choice_target(u, total_of(candidate, n)), sum = 0;
+    for (int32_t i = 0; i < n - 1; i++) {
         sum += candidate[i].weight;
-        if (sum > u * total) return candidate[i].token;
+        if (sum > target) return candidate[i].token;
     }
-    return candidate[n - 1].token;      /* u * total rounded up to the whole sum */
+    return candidate[n - 1].token;
 }
 
-int32_t sf_sample(struct sf_sampler *s, const struct sf_wire_sampling *p,
-                  const struct sf_history *history, float *logits, double u)
+int32_t sf_sample(struct sf_sampler *s, const struct sf_choose_row *p, float *logits)
 {
-    for (int32_t i = 0; i < p->biases; i++) {
-        SF_ASSERT(p->bias[i].token >= 0 && p->bias[i].token < s->vocab);
-        logits[p->bias[i].token] += p->bias[i].value;
-    }
-    if (sf_wire_looks_back(p)) penalise(s, p, history, logits);
+    change(s, p, logits);
     int32_t best = greatest(logits, s->vocab);
-    if (best < 0 || p->temperature <= 0.0) return best;
-    if (logits[best] == INFINITY) return -1;
-    return draw(s->candidate, filter(s, p, logits, (double)logits[best]), u);
+    if (best < 0 || logits[best] == INFINITY) return -1;
+    if (p->temperature <= 0.0) return best;
+    return draw(s->candidate, filter(s, p, logits, logits[best]), p->u);
 }

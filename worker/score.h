@@ -7,10 +7,12 @@
  *   rank_t  = 1 + tokens before t;  the tops are the first in this order
  *
  * The row is the model's: before biases, penalties and temperature.  What comes out depends on the
- * row alone. */
+ * row alone, and is the same bits whether the host or a device has summed it: the sum is one of
+ * whole numbers (kernels/choice.h). */
 #ifndef SHEAF_WORKER_SCORE_H
 #define SHEAF_WORKER_SCORE_H
 #include <stdint.h>
+#include "kernels/kernels.h"
 #include "proto/wire.h"
 
 /* What a token that the model rules out (logit -inf) is given instead of -inf, as other engines
@@ -21,4 +23,7 @@
  * it points at.  0, and nothing of use, if a logit is NaN or +inf or all are -inf. */
 int sf_score(const float *logits, int32_t vocab, int32_t token, int32_t tops,
              struct sf_wire_score *score);
+/* The same of what a device has found, and top[choice->tops]. */
+int sf_score_of(const struct sf_choice *, const struct sf_choice_top *top,
+                struct sf_wire_score *score);
 #endif

@@ -21,16 +21,10 @@ sf_status sf_seq_table_create(struct sf_seq_table *table, int32_t seqs_max)
     return SF_OK;
 }
 
-static void free_choice(struct sf_worker_seq *seq)
-{
-    free(seq->sampling.bias);
-    free(seq->history);
-}
-
 void sf_seq_table_destroy(struct sf_seq_table *table)
 {
     for (int32_t i = 0; i < table->places; i++)
-        if (table->place[i].cache != NULL) free_choice(&table->place[i]);
+        if (table->place[i].cache != NULL) sf_choice_close(&table->place[i].choice);
     free(table->place);
     memset(table, 0, sizeof *table);
 }
@@ -64,7 +58,7 @@ void sf_seq_table_remove(struct sf_seq_table *table, struct sf_worker_seq *seq)
 {
     int32_t mask = table->places - 1, gap = (int32_t)(seq - table->place);
     SF_ASSERT(gap >= 0 && gap < table->places && table->used > 0);
-    free_choice(seq);
+    sf_choice_close(&seq->choice);
     for (int32_t i = (gap + 1) & mask; table->place[i].cache != NULL; i = (i + 1) & mask) {
         int32_t home = home_of(table, table->place[i].id);
         if (((i - home) & mask) < ((i - gap) & mask)) continue;

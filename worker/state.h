@@ -1,14 +1,15 @@
 /* worker/state.h: what the files of this folder share: one worker and the sequences it knows.
  *
  * Reading order: worker.c (life), step.c (one step from message to result), forward.c (layers),
- * sums.c (over ranks), head.c (logits), sample.c (the choice of a token), score.c (log
- * probabilities), compare.c (rows of two caches), pipe.c (between stages), report.c and hub.c (to
- * the coordinator), roof.c (what the device can do), load.c. */
+ * sums.c (over ranks), head.c (logits), choice.c (what a choice goes by), sample.c (the choice of
+ * a token), score.c (log probabilities), compare.c (rows of two caches), pipe.c (between stages),
+ * report.c and hub.c (to the coordinator), roof.c (what the device can do), load.c. */
 #ifndef SHEAF_WORKER_STATE_H
 #define SHEAF_WORKER_STATE_H
 #include <stdint.h>
 #include "comm/link.h"
 #include "kvshard/store.h"
+#include "worker/choice.h"
 #include "worker/compare.h"
 #include "worker/load.h"
 #include "worker/sample.h"
@@ -26,9 +27,8 @@ struct sf_worker_seq {                  /* one open sequence */
     uint64_t against;                   /* a sequence that its scored rows are compared with; 0 */
     int32_t next_token;                 /* its last sample, to be fed; -1: not known yet */
     uint8_t needs_row;                  /* its choice looks at all logits; equal on all ranks */
-    struct sf_wire_sampling sampling;   /* its biases are owned, and only where it samples */
-    /* prompt and answer so far, where it samples and its choice looks at them; NULL otherwise */
-    int32_t *history, history_tokens;
+    struct sf_wire_sampling sampling;   /* its biases are in: */
+    struct sf_worker_choice choice;     /* where it samples */
 };
 struct sf_seq_table {                   /* open addressing, at most half full */
     struct sf_worker_seq *place;
@@ -86,6 +86,11 @@ struct sf_worker {
     float *best_value;                  /* [head_rows] */
     int32_t *best_index;                /* [head_rows] */
     struct sf_best *best, *best_all;    /* [head_rows], [tensor ranks * head_rows] */
+    /* where the device chooses (ws.choices), else NULL: what is asked of a tile, host; the answers
+     * of a step, on the device and their twins on the host */
+    struct sf_choose_row *choose_row;   /* [head_rows] */
+    struct sf_choice *choice, *choice_host;             /* [rows_pad] */
+    struct sf_choice_top *choice_top, *choice_top_host; /* [rows_pad][SF_CHOICE_TOPS_MAX] */
     struct sf_wire_sample *sample;      /* [seqs_max] of the step under way */
     struct sf_buffer taken;             /* the step or the tokens being unpacked */
     /* where tokens are scored, and as large as the largest step so far has needed: scores, their

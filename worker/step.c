@@ -60,30 +60,13 @@ static sf_status close_sequences(struct sf_worker *w, const struct sf_wire_step 
 static sf_status keep_choice(const struct sf_worker *w, const struct sf_wire_sampling *sampling,
                              struct sf_worker_seq *seq)
 {
-    size_t bytes = (size_t)sampling->biases * sizeof *sampling->bias;
-    seq->needs_row = (uint8_t)sf_sampling_needs_row(sampling);
+    seq->needs_row = (uint8_t)sf_choice_needs_row(sampling);
     seq->sampling = *sampling;
     seq->sampling.bias = NULL;
     seq->sampling.biases = 0;
     if (!sf_worker_samples(w)) return SF_OK;
-    for (int32_t i = 0; i < sampling->biases; i++)
-        if (sampling->bias[i].token >= w->desc->vocab)
-            return SF_FAIL(SF_INTERNAL, "sequence %llu has a bias of token %d of a vocabulary of "
-                           "%d", (unsigned long long)seq->id, sampling->bias[i].token,
-                           w->desc->vocab);
-    if (bytes > 0) {
-        seq->sampling.bias = malloc(bytes);
-        if (seq->sampling.bias == NULL)
-            return SF_FAIL(SF_NO_MEMORY, "no memory for %d biases", sampling->biases);
-        memcpy(seq->sampling.bias, sampling->bias, bytes);
-        seq->sampling.biases = sampling->biases;
-    }
-    if (!sf_wire_looks_back(sampling)) return SF_OK;
-    seq->history = malloc((size_t)seq->tokens_max * sizeof *seq->history);
-    if (seq->history == NULL)
-        return SF_FAIL(SF_NO_MEMORY, "no memory for the %d tokens of a sequence",
-                       seq->tokens_max);
-    return SF_OK;
+    return sf_choice_open(sampling, seq->id, seq->prompt, seq->tokens_max, w->desc->vocab,
+                          &seq->choice);
 }
 
 /* Blocks of the prefix cache take the place of its first rows; the ids of their tokens come along
@@ -95,7 +78,7 @@ static sf_status share_blocks(struct sf_worker *w, const struct sf_wire_step *st
                                  .reused = open->reused};
     SF_TRY(sf_seq_share(w->stores[seq->stack], seq->cache, &share));
     int32_t tokens = open->reused * w->spec.page_slots;         /* less than the prompt */
-    if (seq->history == NULL || tokens == 0) return SF_OK;
+    if (seq->choice.seen == NULL || tokens == 0) return SF_OK;
     if (open->reused_first < 0 || open->reused_first > step->tokens - tokens)
         return SF_FAIL(SF_INTERNAL, "sequence %llu reuses %d tokens, and their ids are not there",
                        (unsigned long long)open->seq, tokens);
@@ -104,9 +87,8 @@ static sf_status share_blocks(struct sf_worker *w, const struct sf_wire_step *st
         if (token >= w->desc->vocab)
             return SF_FAIL(SF_INTERNAL, "sequence %llu reuses token %d of a vocabulary of %d",
                            (unsigned long long)open->seq, token, w->desc->vocab);
-        seq->history[i] = token;
+        sf_choice_saw(&seq->choice, i, token);
     }
-    seq->history_tokens = tokens;
     return SF_OK;
 }
 
@@ -156,6 +138,9 @@ static sf_status check_item(const struct sf_worker *w, const struct sf_wire_step
     if (item->rows < 1 || item->pos < 0 || item->pos > seq->tokens_max - item->rows)
         return SF_FAIL(SF_INTERNAL, "sequence %llu of at most %d tokens gets %d rows at %d", id,
                        seq->tokens_max, item->rows, item->pos);
+    if (item->next >= 0 && item->logits & SF_LOGITS_SAMPLE)
+        return SF_FAIL(SF_INTERNAL, "sequence %llu samples the token behind its last row, which is "
+                       "known", id);
     if (item->next >= w->desc->vocab)
         return SF_FAIL(SF_INTERNAL, "sequence %llu is followed by token %d of a vocabulary of %d",
                        id, item->next, w->desc->vocab);
@@ -230,8 +215,7 @@ static sf_status lay_out_rows(struct sf_worker *w, const struct sf_wire_step *st
             return SF_FAIL(SF_INTERNAL, "step %llu has more than %d rows",
                            (unsigned long long)step->id, w->ws.rows_max);
         for (int32_t r = 0; r < item->rows && item->token_first >= 0; r++)
-            if (seq->history != NULL && seq->history_tokens == item->pos + r)
-                seq->history[seq->history_tokens++] = step->token[item->token_first + r];
+            sf_choice_saw(&seq->choice, item->pos + r, step->token[item->token_first + r]);
         for (int32_t r = 0; r < item->rows; r++) {
             w->row_pos[rows + r] = item->pos + r;
             w->row_token[rows + r] = item->token_first < 0 ? -1 :

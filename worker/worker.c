@@ -27,6 +27,19 @@ static sf_status take_host(size_t count, size_t item_bytes, const char *what, vo
     return SF_OK;
 }
 
+/* Where the device chooses tokens: see sf_head. */
+static sf_status take_choices(struct sf_worker *w)
+{
+    size_t rows = (size_t)w->ws.rows_pad, tops = rows * SF_CHOICE_TOPS_MAX;
+    if (w->device->host_memory || w->ws.choices == 0) return SF_OK;
+    SF_TRY(take(w, (int64_t)(rows * sizeof *w->choice), "choices of tokens", &w->choice));
+    SF_TRY(take(w, (int64_t)(tops * sizeof *w->choice_top), "likeliest tokens", &w->choice_top));
+    SF_TRY(take_host((size_t)w->ws.head_rows, sizeof *w->choose_row, "rows that choose",
+                     &w->choose_row));
+    SF_TRY(take_host(rows, sizeof *w->choice_host, "choices of tokens", &w->choice_host));
+    return take_host(tops, sizeof *w->choice_top_host, "likeliest tokens", &w->choice_top_host);
+}
+
 static sf_status take_buffers(struct sf_worker *w)
 {
     const struct sf_workspace *ws = &w->ws;
@@ -63,16 +76,18 @@ static sf_status take_buffers(struct sf_worker *w)
     SF_TRY(take_host(ranks + 1, sizeof *w->vocab_first, "vocabulary slices", &w->vocab_first));
     SF_TRY(take_host(ranks, sizeof *w->block_leaf, "column blocks", &w->block_leaf));
     for (int32_t r = 0; r < (int32_t)ranks; r++) w->block_leaf[r] = (struct sf_leaf){r, 0};
-    return SF_OK;
+    return take_choices(w);
 }
 
 static void free_buffers(struct sf_worker *w)
 {
     void *on_device[] = {w->residual, w->normed, w->qkv, w->attention, w->gate_up, w->activation,
-                         w->rope, w->transfer, w->head_rows_in, w->logits};
+                         w->rope, w->transfer, w->head_rows_in, w->logits, w->choice,
+                         w->choice_top};
     void *on_host[] = {w->row_pos, w->row_token, w->head_row, w->head_item, w->kv_item,
                        w->kv_first, w->item_row, w->sample, w->best_value, w->best_index, w->best,
-                       w->best_all, w->vocab_first, w->block_leaf};
+                       w->best_all, w->vocab_first, w->block_leaf, w->choose_row,
+                       w->choice_host, w->choice_top_host};
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         w->device->k->free(w->device, on_device[i]);
     for (size_t i = 0; i < sizeof on_host / sizeof on_host[0]; i++) sf_free(on_host[i]);

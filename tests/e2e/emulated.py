@@ -6,10 +6,11 @@ anything is out of bounds or left behind.
 The tiny Llama with random weights, in f32.  Shown: on one rank, on two and four (tensor, pipeline,
 both) the greedy tokens are the CPU's, with free and with fixed products, exact and with every
 method that the device's kernels serve; where a method drops slots, up to the first step whose two
-likeliest tokens are within TIE.  Scores and sampled tokens come from rows that are fetched; a
-rerun of one layout gives the same bytes; a job that is killed is finished by --resume; `sheaf lab`
-gives attention in plain Python; a rank takes the GPU of its number on the node, of those that it
-sees; nobody sees one: one line, exit 2.
+likeliest tokens are within TIE.  With every filter, penalty and bias, drawn or greedy, the tokens
+are the CPU's too, chosen on the device or, where tensor ranks share a row, on the host; a rerun
+of one layout gives the same bytes; a job that is killed is finished by --resume; `sheaf lab` gives
+attention in plain Python; a rank takes the GPU of its number on the node, of those that it sees;
+nobody sees one: one line, exit 2.
 
 tests/gpu/accept.py asks the same of a real GPU.
 """
@@ -129,6 +130,57 @@ def check_exact(tally, rig, device):
     return reference
 
 
+def choices(ids):
+    """Records with filters, penalties, biases and scores, alone and together."""
+    ways = {"plain": {}, "top_k": {"top_k": 12}, "top_p": {"top_p": 0.7}, "min_p": {"min_p": 0.08},
+            "all": {"top_k": 40, "top_p": 0.9, "min_p": 0.02},
+            "penalties": {"presence_penalty": 0.7, "frequency_penalty": 0.4,
+                          "repetition_penalty": 1.3},
+            "biases": {"logit_bias": {"7": 6, "40": -3, "183": -100}},
+            "everything": {"top_k": 30, "top_p": 0.95, "frequency_penalty": 0.8,
+                           "repetition_penalty": 1.1, "logit_bias": {"12": 5}}}
+    found = []
+    for number, (name, way) in enumerate(ways.items()):
+        body = dict(way, prompt=ids[:11 + number], max_tokens=14, ignore_eos=True,
+                    return_token_ids=True, seed=number)
+        if number % 2:
+            body["logprobs"] = number
+        if number % 3 == 0:
+            body["prompt_logprobs"] = 2
+        for temperature in (0, 0.9):
+            found.append((f"{name}, {temperature}", dict(body, temperature=temperature)))
+    return job.records(found)
+
+
+def numbers_in(value):
+    """Every number of a JSON value, in order; names of its tokens are not among them."""
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in numbers_in(value[key])]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers_in(item)]
+    return [value] if isinstance(value, float) else []
+
+
+def check_choices(tally, rig, device):
+    """Tokens of all ways to choose, and their scores."""
+    given = choices(rig.golden["input_ids"])
+    reference = rig.run("cpu", given=given)
+    tally.check("choices on the cpu: exit code", reference.code, 0)
+    for layout in layouts_of([(1, 1), (1, 2), (2, 1)]):
+        what = f"choices, {device}, tensor {layout[0]} x pipeline {layout[1]}"
+        done = rig.run(device, layout, given=given)
+        if not tally.check(f"{what}: exit code", done.code, 0):
+            print(done.stderr[-3000:])
+            continue
+        tally.check(f"{what}: tokens", done.tokens(), reference.tokens())
+        for name, answer in reference.answers.items():
+            theirs, mine = (numbers_in(found["response"]["body"]["choices"])
+                            for found in (answer, done.answers[name]))
+            tally.check(f"{what}, {name}: scores", len(mine), len(theirs))
+            worst = max((abs(a - b) for a, b in zip(mine, theirs)), default=0)
+            tally.true(f"{what}, {name}: scores", worst < 1e-3, f"{worst} apart")
+
+
 def check_fixed(tally, rig, device):
     """Deterministic: the CPU's tokens, and the same bytes each time."""
     reference = rig.run("cpu", fixed=True, given=rig.plain)
@@ -218,6 +270,7 @@ def main():
         tally.end()
     rig = Rig()
     check_exact(tally, rig, device)
+    check_choices(tally, rig, device)
     check_methods(tally, rig, device)
     rig.folder.remove()
     rig = Rig(answer=6)

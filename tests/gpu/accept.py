@@ -73,6 +73,7 @@ def main():
         rig = emulated.Rig(name)
         phase(tally, report, f"{name}: layouts", emulated.check_exact, rig, device)
         if name == "llama":             # the others differ in what a layer is, not in these
+            phase(tally, report, "choices", emulated.check_choices, rig, device)
             phase(tally, report, "methods", emulated.check_methods, rig, device)
             phase(tally, report, "deterministic", emulated.check_fixed, rig, device)
         rig.folder.remove()

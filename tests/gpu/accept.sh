@@ -12,7 +12,7 @@
 #   kernels   the kernel table of tests/kernels on the GPU, NCCL, and what each kernel reaches of
 #             the GPU's bandwidth and of its rate of products (kernel_bench.c)
 #   runs      tokens of the tiny models on the GPU against the CPU and the reference
-#             implementation, over layouts and methods (accept.py)
+#             implementation, over layouts, ways to choose a token, and methods (accept.py)
 #   bench     `sheaf bench` of a made-up model on the GPU
 #
 # Ends with one line of counts, as the other tests; exit code 1 if something failed.

@@ -61,7 +61,9 @@ static void check_rank(int32_t tp_size, int32_t tp_rank, int32_t first, int32_t 
     SF_CHECK_INT(ws.total, ws.residual + ws.normed + ws.qkv + ws.attention + ws.gate_up
                            + ws.activation + ws.rope + ws.transfer + ws.head_rows_in + ws.logits
                            + ws.logits_all + ws.choice);
-    SF_CHECK_INT(ws.choice, share.last_stage && tp_rank == 0 ? lines(5000 * 21) : 0);
+    SF_CHECK_INT(ws.choice, share.last_stage && tp_rank == 0 ? lines(5000 * 16) : 0);
+    SF_CHECK_INT(ws.choices, share.last_stage && tp_size == 1 ? lines(pad * 32) +
+                             lines((int64_t)pad * 32 * 8) : 0);
     sf_share_free(&share);
 }
 

@@ -1,7 +1,7 @@
 /* tests/unit/worker/score.c: the log probability of a token, its rank and the likeliest tokens.
  *
  * definition: against a direct reading of score.h (all tokens sorted, sums in f64) on random rows
- *   from flat to sharp, some full of ties and of -inf, of odd sizes, with 0 to 64 tops.
+ *   from flat to sharp, some full of ties and of -inf, of odd sizes, with 0 to 32 tops.
  * by hand: ties, tokens ruled out, small vocabularies, large logits. broken rows are refused. */
 #include <math.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #include "tests/check.h"
 #include "worker/score.h"
 
-enum { VOCAB = 1003, TOPS = 64 };
+enum { VOCAB = 1003, TOPS = 32 };
 
 static double uniform(uint64_t stream, uint64_t index) { return sf_rng_uniform(6, stream, index); }
 
