@@ -339,7 +339,6 @@ static sf_status open_kernels(struct sf_sizing *sizing)
     struct sf_outline outline;
     SF_TRY(sf_device_outline(sizing->device, &outline));
     sizing->low_rank = outline.low_rank;
-    sizing->picks = outline.picks;
     sizing->v_dim_max = outline.v_dim_max;
     sizing->group_k_dim_max = outline.group_k_dim_max;
     sizing->mat_bytes = outline.mat_bytes;
@@ -372,10 +371,6 @@ static sf_status check_device(const struct sf_stack *stack, const struct sf_setu
                               const struct sf_sizing *sizing)
 {
     const struct sf_method *grouped = sf_stack_grouped(stack);
-    for (int32_t m = 0; m < stack->entries && !sizing->picks; m++)
-        if (stack->entry[m].plan.needs & SF_NEED_SELECT_DECODE)
-            return SF_FAIL(SF_UNSUPPORTED, "method %s: picks in decode are not built for the device"
-                           " %s; use device: cpu", stack->entry[m].method->name, sizing->device);
     for (int32_t m = 0; m < stack->entries && !sizing->host_memory && sizing->low_rank; m++)
         if (sf_account_replicated(setup, &stack->entry[m]))
             return SF_FAIL(SF_UNSUPPORTED, "method %s: tp_mode: replicated_basis is not built for"

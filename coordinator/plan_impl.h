@@ -49,7 +49,7 @@ struct sf_sizing {                      /* what the bytes of a rank depend on, i
     const struct sf_model *model;
     const struct sf_cluster *cluster;
     const char *device;
-    int low_rank, picks;                /* its attention takes layer groups; reads picked slots */
+    int low_rank;                       /* its attention takes layer groups */
     int32_t v_dim_max, group_k_dim_max; /* as in struct sf_outline */
     int host_memory;                    /* of the device: sums go through comm/reduce */
     int64_t (*mat_bytes)(const struct sf_mat_shape *);

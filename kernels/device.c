@@ -81,14 +81,13 @@ sf_status sf_device_outline(const char *name, struct sf_outline *out)
 {
     struct sf_device_spec spec = { .name = name, .threads = 1, .rows_max = 1 };
     struct sf_device *device;
-    *out = (struct sf_outline){ sf_cuda_mat_bytes, sf_cuda_factor_bytes, 0, 1, 0,
+    *out = (struct sf_outline){ sf_cuda_mat_bytes, sf_cuda_factor_bytes, 0, 1,
                                 SF_CUDA_V_DIM_MAX, SF_CUDA_BASIS_K_DIM_MAX };
     if (is_plugin(name)) return SF_OK;
     SF_TRY(sf_device_open(&spec, &device));
     *out = (struct sf_outline){ device->k->mat_bytes, device->k->factor_bytes,
                                 device->host_memory,
-                                device->k->kv_rebuild && device->k->copy_columns,
-                                device->k->pick != NULL, 0, 0 };
+                                device->k->kv_rebuild && device->k->copy_columns, 0, 0 };
     sf_device_close(device);
     return SF_OK;
 }

@@ -54,7 +54,7 @@ struct sf_outline {
     int64_t (*mat_bytes)(const struct sf_mat_shape *);
     size_t (*factor_bytes)(const struct sf_factor_job *);
     int host_memory;
-    int low_rank, picks;                /* attention takes parts with factors; with picks */
+    int low_rank;                       /* attention takes parts with factors */
     /* Most elements of a value, and of a key of a part with factors; 0: any */
     int32_t v_dim_max, group_k_dim_max;
 };

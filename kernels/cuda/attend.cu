@@ -42,18 +42,28 @@ static __device__ __forceinline__ int32_t end_of(const struct sf_cuda_lane &lane
 
 /* ---- one split ------------------------------------------------------------------------------ */
 
-/* logits[j][s] of the split's slots for every vector of the unit, -inf where it does not see. */
+/* logits[j][s] of the split's slots for every vector of the unit, -inf where it does not see; the
+ * slots are those that `picks` names, if PICKED. */
+template <bool PICKED>
 static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &view,
                                                    const struct sf_cuda_lane &lane,
                                                    const struct sf_unit &unit, int32_t count,
+                                                   sf_global<const int32_t> picks,
                                                    sf_shared<const float> q,
                                                    sf_shared<float> logits)
 {
     for (int32_t s = (int32_t)threadIdx.x; s < count; s += THREADS) {
-        struct sf_cuda_slot at = sf_slot_at(view, lane, unit.from + s);
-        float dot[SF_VECTORS], bias = sf_bias_of(view.layout, at);
-        int32_t pos = view.window != 0 ? sf_pos_of(view.layout, at) : 0;
-        bool hole = bias == -INFINITY;
+        int32_t number = unit.from + s, pos = 0;
+        if (PICKED) number = picks[s];
+        bool hole = number < 0;
+        struct sf_cuda_slot at = { view.pool, 0 };
+        float dot[SF_VECTORS], bias = 0;
+        if (!hole) {
+            at = sf_slot_at(view, lane, number);
+            bias = sf_bias_of(view.layout, at);
+            pos = view.window != 0 ? sf_pos_of(view.layout, at) : 0;
+            hole = bias == -INFINITY;
+        }
         if (!hole) sf_dots_any<true>(view.layout, at, q, unit.vectors, dot);
         SF_UNROLL
         for (int j = 0; j < SF_VECTORS; j++) {
@@ -68,11 +78,50 @@ static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &vi
     }
 }
 
+/* An element of the values of `there` slots from `from` on; `element`: that of the page's first. */
+static __device__ __forceinline__ void whole_load(const struct sf_cuda_view &view,
+                                                  const struct sf_cuda_lane &lane, int32_t from,
+                                                  int32_t there, size_t element,
+                                                  float (&value)[SF_BLOCK_SLOTS])
+{
+    struct sf_cuda_slot at = sf_slot_at(view, lane, from);
+    size_t v_dim = (size_t)view.layout.v_dim, row = element + (size_t)at.slot * v_dim;
+    SF_UNROLL
+    for (int s = 0; s < SF_BLOCK_SLOTS; s++)
+        value[s] = s < there ? sf_get(view.layout.dtype, at.page, row + (size_t)s * v_dim) : 0;
+    SF_UNROLL
+    for (int s = 0; s < SF_BLOCK_SLOTS; s++)
+        if (view.layout.dtype == SF_INT8 && s < there)
+            value[s] *= sf_scale_of(view.layout, at.page, at.slot + s, true);
+}
+
+/* Element e of the values of the picks from `block` on, of which `there` are. */
+static __device__ __forceinline__ void picked_load(const struct sf_cuda_view &view,
+                                                   const struct sf_cuda_lane &lane,
+                                                   sf_global<const int32_t> picks, int32_t block,
+                                                   int32_t there, int32_t e,
+                                                   float (&value)[SF_BLOCK_SLOTS])
+{
+    size_t first = (size_t)view.layout.page_slots * (size_t)view.layout.k_dim + (size_t)e;
+    SF_UNROLL
+    for (int s = 0; s < SF_BLOCK_SLOTS; s++) {
+        int32_t number = -1;
+        if (s < there) number = picks[block + s];
+        value[s] = 0;
+        if (number < 0) continue;
+        struct sf_cuda_slot at = sf_slot_at(view, lane, number);
+        value[s] = sf_get(view.layout.dtype, at.page,
+                          first + (size_t)at.slot * (size_t)view.layout.v_dim);
+    }
+}
+
 /* out_e of every vector: a thread takes elements, goes over the slots, and loads each value once
  * for all vectors. */
+template <bool PICKED>
 static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &view,
                                                   const struct sf_cuda_lane &lane,
                                                   const struct sf_unit &unit, int32_t count,
+                                                  sf_global<const int32_t> picks,
                                                   sf_shared<const float> weights,
                                                   sf_global<float> state, size_t state_floats)
 {
@@ -81,18 +130,10 @@ static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &vie
     for (int32_t e = (int32_t)threadIdx.x; e < v_dim; e += THREADS) {
         float sum[SF_VECTORS] = {};
         for (int32_t block = 0; block < count; block += SF_BLOCK_SLOTS) {
-            struct sf_cuda_slot at = sf_slot_at(view, lane, unit.from + block);
-            size_t row = values + (size_t)at.slot * (size_t)v_dim + (size_t)e;
             int32_t slots = count - block < SF_BLOCK_SLOTS ? count - block : SF_BLOCK_SLOTS;
             float value[SF_BLOCK_SLOTS];
-            SF_UNROLL
-            for (int s = 0; s < SF_BLOCK_SLOTS; s++)
-                value[s] = s < slots ? sf_get(view.layout.dtype, at.page,
-                                              row + (size_t)s * (size_t)v_dim) : 0;
-            SF_UNROLL
-            for (int s = 0; s < SF_BLOCK_SLOTS; s++)
-                if (view.layout.dtype == SF_INT8 && s < slots)
-                    value[s] *= sf_scale_of(view.layout, at.page, at.slot + s, true);
+            if (PICKED) picked_load(view, lane, picks, block, slots, e, value);
+            else whole_load(view, lane, unit.from + block, slots, values + (size_t)e, value);
             SF_UNROLL
             for (int j = 0; j < SF_VECTORS; j++) {
                 if (j >= unit.vectors) continue;
@@ -111,12 +152,15 @@ static __device__ __forceinline__ void values_sum(const struct sf_cuda_view &vie
     }
 }
 
+template <bool PICKED>
 static __global__ void __launch_bounds__(THREADS, 5)
 attend_split(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global<float> states)
 {
     SF_SHARED_DYNAMIC(float, room);     /* [vectors][k_dim], then [vectors][SF_SPLIT_SLOTS] */
     struct sf_unit unit = sf_unit_at(units, blockIdx.x);
     struct sf_cuda_lane lane = sf_lane_at(view, unit.lane);
+    sf_global<const int32_t> picks;
+    if (PICKED) picks = sf_picks_of(view, lane, unit.part) + unit.from;
     sf_lane_turn(view, lane, unit.part);
     sf_shared<float> logits = room + (size_t)unit.vectors * (size_t)view.layout.k_dim;
     int32_t count = end_of(lane, unit.first + unit.vectors - 1) - unit.from;
@@ -125,11 +169,11 @@ attend_split(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
     sf_global<float> state = states + (size_t)unit.state * state_floats;
     sf_queries_stage(view, lane, unit.first, unit.vectors, room);
     __syncthreads();
-    logits_make(view, lane, unit, count, room, logits);
+    logits_make<PICKED>(view, lane, unit, count, picks, room, logits);
     __syncthreads();
     sf_weights_make(unit, (int32_t)view.layout.v_dim, count, logits, state, state_floats);
     __syncthreads();
-    values_sum(view, lane, unit, count, logits, state, state_floats);
+    values_sum<PICKED>(view, lane, unit, count, picks, logits, state, state_floats);
 }
 
 /* ---- merge ---------------------------------------------------------------------------------- */
@@ -200,8 +244,8 @@ attend_merge(struct sf_cuda_view view, sf_global<const int32_t> tiles,
 /* ---- the cut -------------------------------------------------------------------------------- */
 
 /* Who computes a split: the tensor cores, by type of slot, the kernel above, or basis.cu, by type
- * of slot again. */
-enum kind { BF16, F16, PLAIN, BASIS, KINDS = BASIS + 3 };
+ * of slot again; the last two of picked slots too. */
+enum kind { BF16, F16, PLAIN, PICKED, BASIS, BASIS_PICKED = BASIS + 3, KINDS = BASIS_PICKED + 3 };
 
 /* Of one launch: lanes lane_first .. lane_end - 1 of the job, from one vector of the first on. */
 struct piece {
@@ -224,10 +268,13 @@ static enum kind kind_of(const struct sf_attend_job *job, const struct sf_lane_j
                          int32_t part)
 {
     const struct sf_layout *layout = part < 0 ? &job->layout : lane->part[part].layout;
+    bool picked = part >= 0 && lane->part[part].pick;
+    SF_ASSERT(!picked || layout->dtype != SF_INT8);
     if (part >= 0 && lane->part[part].factors) {
         SF_ASSERT(layout->dtype != SF_INT8);
-        return (enum kind)(BASIS + (int)layout->dtype);
+        return (enum kind)((picked ? BASIS_PICKED : BASIS) + (int)layout->dtype);
     }
+    if (picked) return PICKED;
     if (!sf_tensor_takes(layout, job->pool, job->page_bytes)) return PLAIN;
     return layout->dtype == SF_BF16 ? BF16 : F16;
 }
@@ -244,8 +291,8 @@ static int32_t plain_vectors(const struct sf_layout *layout)
 static int32_t unit_vectors(const struct sf_attend_job *job, const struct sf_lane_job *lane,
                             int32_t part, enum kind kind)
 {
-    if (kind >= BASIS) return sf_basis_cut_of(&job->layout, lane->part[part].factors).vectors;
-    return kind == PLAIN ? plain_vectors(&job->layout) : SF_TILE_VECTORS;
+    if (kind >= BASIS) return sf_basis_cut_of(&job->layout, &lane->part[part]).vectors;
+    return kind >= PLAIN ? plain_vectors(&job->layout) : SF_TILE_VECTORS;
 }
 
 /* Splits of a tile in one part of its lane: as many as its last row sees. */
@@ -288,7 +335,7 @@ static void tile_count(const struct sf_attend_job *job, const struct tile *tile,
         int32_t each = (tile->vectors + step - 1) / step;
         piece->units[kind] += (size_t)(tile_splits(lane, tile, p) * each);
         if (kind < BASIS) continue;
-        size_t bytes = sf_basis_cut_of(&job->layout, lane->part[p].factors).shared_bytes;
+        size_t bytes = sf_basis_cut_of(&job->layout, &lane->part[p]).shared_bytes;
         if (bytes > piece->basis_bytes) piece->basis_bytes = bytes;
     }
     piece->tiles++;
@@ -388,20 +435,25 @@ static void piece_launch(struct sf_cuda *cuda, const struct sf_attend_job *job,
     const int32_t *units = (const int32_t *)(const void *)(block + units_at);
     const int32_t *f16 = units + piece->units[BF16] * SF_UNIT_WORDS;
     const int32_t *plain = f16 + piece->units[F16] * SF_UNIT_WORDS;
-    const int32_t *basis = plain + piece->units[PLAIN] * SF_UNIT_WORDS;
+    const int32_t *picked = plain + piece->units[PLAIN] * SF_UNIT_WORDS;
+    const int32_t *basis = picked + piece->units[PICKED] * SF_UNIT_WORDS;
     float *states = (float *)(void *)cuda->scratch;
     size_t each = (size_t)(job->layout.k_dim + SF_SPLIT_SLOTS) * sizeof(float);
+    size_t room = (size_t)plain_vectors(&job->layout) * each;
     struct output to = { (unsigned char *)job->out, job->out_stride, job->out_head_stride,
                          job->out_dtype, job->lse, job->lse_stride };
     sf_tensor_launch(cuda, &packed->view, SF_BF16, units, piece->units[BF16], states);
     sf_tensor_launch(cuda, &packed->view, SF_F16, f16, piece->units[F16], states);
     if (piece->units[PLAIN] > 0)
-        SF_LAUNCH(attend_split, (unsigned)piece->units[PLAIN], THREADS,
-                  (size_t)plain_vectors(&job->layout) * each, cuda->stream, packed->view, plain,
-                  states);
+        SF_LAUNCH(attend_split<false>, (unsigned)piece->units[PLAIN], THREADS, room, cuda->stream,
+                  packed->view, plain, states);
+    if (piece->units[PICKED] > 0)
+        SF_LAUNCH(attend_split<true>, (unsigned)piece->units[PICKED], THREADS, room, cuda->stream,
+                  packed->view, picked, states);
     for (int kind = BASIS; kind < KINDS; kind++) {
-        sf_basis_launch(cuda, &packed->view, (enum sf_dtype)(kind - BASIS), basis,
-                        piece->units[kind], piece->basis_bytes, states);
+        struct sf_basis_units some = { (enum sf_dtype)((kind - BASIS) % 3), kind >= BASIS_PICKED,
+                                       basis, piece->units[kind] };
+        sf_basis_launch(cuda, &packed->view, &some, piece->basis_bytes, states);
         basis += piece->units[kind] * SF_UNIT_WORDS;
     }
     SF_LAUNCH(attend_merge, dim3((unsigned)piece->tiles, (unsigned)piece->vectors_most), THREADS, 0,

@@ -8,7 +8,8 @@
  *
  * The states of a vector lie side by side, split by split: first the lane's own, then its parts'.
  * attend_tensor.cu takes units of 16-bit slots, basis.cu those of parts with factors, attend.cu all
- * others; it also merges the states. */
+ * others, those of picked slots of ordinary pages too; it also merges the states.  Where a part has
+ * picks, splits are cut from their list. */
 #ifndef SHEAF_KERNELS_CUDA_ATTEND_H
 #define SHEAF_KERNELS_CUDA_ATTEND_H
 #include "kernels/cuda/lanes.h"
@@ -67,8 +68,10 @@ void sf_tensor_launch(struct sf_cuda *, const struct sf_cuda_view *, enum sf_dty
 
 /* Vectors of a unit of a part with factors, and the shared memory that its block takes. */
 struct sf_basis_cut { int32_t vectors; size_t shared_bytes; };
-struct sf_basis_cut sf_basis_cut_of(const struct sf_layout *, const struct sf_lane_factors *);
-void sf_basis_launch(struct sf_cuda *, const struct sf_cuda_view *, enum sf_dtype,
-                     const int32_t *units, size_t count, size_t shared_bytes, float *states);
+struct sf_basis_cut sf_basis_cut_of(const struct sf_layout *, const struct sf_lane_part *);
+/* `count` units of slots of one dtype, all of parts with picks or all of parts without. */
+struct sf_basis_units { enum sf_dtype dtype; bool picked; const int32_t *units; size_t count; };
+void sf_basis_launch(struct sf_cuda *, const struct sf_cuda_view *, const struct sf_basis_units *,
+                     size_t shared_bytes, float *states);
 
 #endif

@@ -11,7 +11,10 @@
  *
  *     shared   | logits [vectors][SF_SPLIT_SLOTS] | q [vectors][k_dim] | keys [k_dim][PIECE + 1] |
  *              | a_k [STEP][PIECE] | bias [PIECE] | pos [PIECE] |
- *              behind the logits later          | latent [vectors][rank_v] |
+ *              behind the logits later          | latent [vectors][rank_v] | places of picks |
+ *
+ * Where the part has picks, the slots of a unit are those that their list names; where in the pool
+ * the values of them lie is worked out once a split.  A pick of no slot is a hole.
  *
  * Sums go over the rank, and over the slots, in their order, each element in one thread; so the
  * bits of a vector are its own, whatever the unit.  The portable path: bound by 2 rank_k k_dim
@@ -60,21 +63,34 @@ static __device__ __forceinline__ struct basis basis_at(const struct sf_cuda_vie
 
 /* ---- keys ----------------------------------------------------------------------------------- */
 
+/* Slots from .. from + slots - 1 of the part, or those that `picks` names. */
+struct piece { int32_t from, slots; sf_global<const int32_t> picks; };
+
+/* The number of one of them; -1: there is none. */
+template <bool PICKED>
+static __device__ __forceinline__ int32_t piece_slot(const struct piece &piece, int32_t s)
+{
+    if (s >= piece.slots) return -1;
+    if (PICKED) return piece.picks[s];
+    return piece.from + s;
+}
+
 /* a_k of the piece's slots, rows first .. first + STEP - 1 of the rank: a[i][slot], 0 where there
  * is none. */
-template <enum sf_dtype D>
+template <enum sf_dtype D, bool PICKED>
 static __device__ __forceinline__ void basis_stage(const struct sf_cuda_view &view,
                                                    const struct sf_cuda_lane &lane,
-                                                   const struct basis &basis, int32_t from,
-                                                   int32_t slots, int32_t first,
+                                                   const struct basis &basis,
+                                                   const struct piece &piece, int32_t first,
                                                    sf_shared<float> a)
 {
     enum { ONCE = D == SF_BF16 ? 2 : 1 };
     for (int32_t n = (int32_t)threadIdx.x; n < STEP / ONCE * PIECE; n += THREADS) {
         int32_t s = n % PIECE, i = n / PIECE * ONCE;
         float value[ONCE] = {};
-        if (s < slots && first + i < basis.rank_k) {
-            struct sf_cuda_slot at = sf_slot_at(view, lane, from + s);
+        int32_t number = piece_slot<PICKED>(piece, s);
+        if (number >= 0 && first + i < basis.rank_k) {
+            struct sf_cuda_slot at = sf_slot_at(view, lane, number);
             size_t element = sf_key_at(basis.layout, at.slot, (size_t)(first + i));
             if (D == SF_BF16) {
                 uint32_t pair = sf_as<const uint32_t>(at.page)[element / 2];
@@ -119,11 +135,11 @@ static __device__ __forceinline__ void factors_load(const struct sf_cuda_view &v
 }
 
 /* keys[e][slot] of the piece, not yet turned; THREADS * SLOTS / PIECE elements at a time. */
-template <enum sf_dtype D, int SLOTS>
+template <enum sf_dtype D, int SLOTS, bool PICKED>
 static __device__ __forceinline__ void keys_make(const struct sf_cuda_view &view,
                                                  const struct sf_cuda_lane &lane,
-                                                 const struct basis &basis, int32_t from,
-                                                 int32_t slots, sf_shared<float> a,
+                                                 const struct basis &basis,
+                                                 const struct piece &piece, sf_shared<float> a,
                                                  sf_shared<float> keys)
 {
     enum { WIDTH = THREADS * SLOTS / PIECE };
@@ -133,7 +149,7 @@ static __device__ __forceinline__ void keys_make(const struct sf_cuda_view &view
         float sum[SLOTS] = {}, b[STEP];
         for (int32_t first = 0; first < basis.rank_k; first += STEP) {
             __syncthreads();
-            basis_stage<D>(view, lane, basis, from, slots, first, a);
+            basis_stage<D, PICKED>(view, lane, basis, piece, first, a);
             __syncthreads();
             if (e >= k_dim) continue;
             factors_load<D>(view, basis, first, e, b);
@@ -238,9 +254,62 @@ static __device__ __forceinline__ void rows_weigh(const struct sf_cuda_view &vie
     }
 }
 
+/* Where in the pool the values of picks begin, in bytes; all ones: a pick of no slot. */
+static __device__ __forceinline__ void places_find(const struct sf_cuda_view &view,
+                                                   const struct rows &rows,
+                                                   sf_global<const int32_t> picks,
+                                                   sf_shared<uint64_t> places)
+{
+    size_t keys = (size_t)rows.layout.page_slots * (size_t)rows.layout.k_dim;
+    size_t width = rows.layout.dtype == SF_F32 ? 4 : 2;
+    for (int32_t s = (int32_t)threadIdx.x; s < rows.count; s += THREADS) {
+        int32_t number = picks[s];
+        uint64_t place = ~(uint64_t)0;
+        if (number >= 0) {
+            size_t page = (size_t)(int32_t)rows.pages[number / rows.layout.page_slots];
+            size_t slot = (size_t)(number % rows.layout.page_slots);
+            place = page * view.page_bytes + (keys + slot * (size_t)rows.layout.v_dim) * width;
+        }
+        places[s] = place;
+    }
+}
+
+/* rows_weigh of picks: sum[j] = sum over them of weight[j][s] * element e of the value there. */
+static __device__ __forceinline__ void picks_weigh(const struct sf_cuda_view &view,
+                                                   const struct rows &rows, int32_t e,
+                                                   int32_t vectors, sf_shared<const float> weights,
+                                                   sf_shared<const uint64_t> places,
+                                                   float (&sum)[SF_VECTORS])
+{
+    SF_UNROLL
+    for (int j = 0; j < SF_VECTORS; j++) sum[j] = 0;
+    for (int32_t block = 0; block < rows.count; block += SF_BLOCK_SLOTS) {
+        int32_t there = rows.count - block < SF_BLOCK_SLOTS ? rows.count - block : SF_BLOCK_SLOTS;
+        float value[SF_BLOCK_SLOTS];
+        SF_UNROLL
+        for (int s = 0; s < SF_BLOCK_SLOTS; s++) {
+            uint64_t place = ~(uint64_t)0;
+            if (s < there) place = places[block + s];
+            value[s] = 0;
+            if (place != ~(uint64_t)0)
+                value[s] = sf_get(rows.layout.dtype, view.pool + place, (size_t)e);
+        }
+        SF_UNROLL
+        for (int j = 0; j < SF_VECTORS; j++) {
+            if (j >= vectors) continue;
+            SF_UNROLL
+            for (int s = 0; s < SF_BLOCK_SLOTS; s++) {
+                if (s >= there) continue;
+                float weight = weights[j * SF_SPLIT_SLOTS + block + s];
+                if (weight != 0) sum[j] = fmaf(weight, value[s], sum[j]);
+            }
+        }
+    }
+}
+
 /* ---- a unit --------------------------------------------------------------------------------- */
 
-template <enum sf_dtype D, int SLOTS>
+template <enum sf_dtype D, int SLOTS, bool PICKED>
 static __global__ void __launch_bounds__(THREADS, 3)
 attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global<float> states)
 {
@@ -249,6 +318,8 @@ attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
     struct sf_cuda_lane lane = sf_lane_at(view, unit.lane);
     struct basis basis = basis_at(view, lane, unit.part);
     int32_t k_dim = view.layout.k_dim, v_dim = view.layout.v_dim, thread = (int32_t)threadIdx.x;
+    sf_global<const int32_t> picks;
+    if (PICKED) picks = sf_picks_of(view, lane, unit.part) + unit.from;
     sf_lane_turn(view, lane, unit.part);
     sf_shared<float> q = logits + unit.vectors * SF_SPLIT_SLOTS, latent = q;
     sf_shared<float> a = q + (unit.vectors * k_dim + 3) / 4 * 4, bias = a + STEP * PIECE;
@@ -259,13 +330,20 @@ attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
     sf_queries_stage(view, lane, unit.first, unit.vectors, q);
     for (int32_t s = 0; s < count; s += PIECE) {
         int32_t slots = count - s < PIECE ? count - s : PIECE;
+        struct piece piece = { unit.from + s, slots, picks };
+        if (PICKED) piece.picks = picks + s;
         __syncthreads();
         if (thread < slots) {
-            struct sf_cuda_slot at = sf_slot_at(view, lane, unit.from + s + thread);
-            bias[thread] = sf_bias_of(basis.layout, at);
-            pos[thread] = sf_pos_of(basis.layout, at);
+            int32_t number = piece_slot<PICKED>(piece, thread);
+            bias[thread] = -INFINITY;
+            pos[thread] = -1;
+            if (number >= 0) {
+                struct sf_cuda_slot at = sf_slot_at(view, lane, number);
+                bias[thread] = sf_bias_of(basis.layout, at);
+                pos[thread] = sf_pos_of(basis.layout, at);
+            }
         }
-        keys_make<D, SLOTS>(view, lane, basis, unit.from + s, slots, a, keys);
+        keys_make<D, SLOTS, PICKED>(view, lane, basis, piece, a, keys);
         __syncthreads();
         keys_turn(basis, slots, pos, keys);
         __syncthreads();
@@ -277,20 +355,29 @@ attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
     sf_weights_make(unit, v_dim, count, logits, state, state_floats);
     __syncthreads();
     struct rows rows = { view.pages + lane.pages_first, basis.layout, unit.from, count };
+    bool plain = basis.rank_v == 0;     /* values lie as they are */
+    if (plain) rows = { view.pages + basis.value_first, basis.values, unit.from, count };
     float sum[SF_VECTORS];
+    int32_t latents = (unit.vectors * basis.rank_v + 1) / 2 * 2;
+    sf_shared<uint64_t> places = sf_as<uint64_t>(latent + latents);
+    if (PICKED) {
+        places_find(view, rows, picks, places);
+        __syncthreads();
+    }
     for (int32_t e = thread; e < basis.rank_v; e += THREADS) {
-        rows_weigh(view, rows, e, unit.vectors, logits, SF_SPLIT_SLOTS, sum);
+        if (PICKED) picks_weigh(view, rows, e, unit.vectors, logits, places, sum);
+        else rows_weigh(view, rows, e, unit.vectors, logits, SF_SPLIT_SLOTS, sum);
         SF_UNROLL
         for (int j = 0; j < SF_VECTORS; j++)
             if (j < unit.vectors) latent[j * basis.rank_v + e] = sum[j];
     }
     __syncthreads();
-    bool plain = basis.rank_v == 0;     /* values lie as they are */
-    if (plain) rows = { view.pages + basis.value_first, basis.values, unit.from, count };
-    else rows = { view.pages + basis.factor_first, basis.factors, 0, basis.rank_v };
+    if (!plain) rows = { view.pages + basis.factor_first, basis.factors, 0, basis.rank_v };
     for (int32_t e = thread; e < v_dim; e += THREADS) {
-        rows_weigh(view, rows, e, unit.vectors, plain ? logits : latent,
-                   plain ? SF_SPLIT_SLOTS : basis.rank_v, sum);
+        if (PICKED && plain) picks_weigh(view, rows, e, unit.vectors, logits, places, sum);
+        else
+            rows_weigh(view, rows, e, unit.vectors, plain ? logits : latent,
+                       plain ? SF_SPLIT_SLOTS : basis.rank_v, sum);
         SF_UNROLL
         for (int j = 0; j < SF_VECTORS; j++)
             if (j < unit.vectors)
@@ -308,12 +395,13 @@ static_assert(SF_SPLIT_SLOTS + early_floats(1, SF_CUDA_BASIS_K_DIM_MAX) <= SF_SH
               "what a plan refuses");
 
 struct sf_basis_cut sf_basis_cut_of(const struct sf_layout *layout,
-                                    const struct sf_lane_factors *factors)
+                                    const struct sf_lane_part *part)
 {
-    size_t k_dim = (size_t)layout->k_dim, rank_v = (size_t)factors->rank_v;
+    size_t k_dim = (size_t)layout->k_dim, rank_v = (size_t)part->factors->rank_v;
+    size_t places = part->pick ? 1 + 2 * SF_SPLIT_SLOTS : 0;
     struct sf_basis_cut cut = { SF_VECTORS, 0 };
     for (; cut.vectors > 0; cut.vectors--) {
-        size_t n = (size_t)cut.vectors, early = early_floats(n, k_dim), late = n * rank_v;
+        size_t n = (size_t)cut.vectors, early = early_floats(n, k_dim), late = n * rank_v + places;
         size_t floats = n * SF_SPLIT_SLOTS + (early > late ? early : late);
         cut.shared_bytes = floats * sizeof(float);
         if (floats <= SF_SHARED_FLOATS) break;
@@ -322,26 +410,34 @@ struct sf_basis_cut sf_basis_cut_of(const struct sf_layout *layout,
     return cut;
 }
 
-template <enum sf_dtype D>
-static void launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, const int32_t *units,
-                   size_t count, size_t shared_bytes, float *states)
+template <enum sf_dtype D, bool PICKED>
+static void launch(struct sf_cuda *cuda, const struct sf_cuda_view *view,
+                   const struct sf_basis_units *some, size_t shared_bytes, float *states)
 {
     if (view->layout.k_dim <= THREADS / 2)
-        SF_LAUNCH((attend_basis<D, PIECE / 2>), (unsigned)count, THREADS, shared_bytes,
-                  cuda->stream, *view, units, states);
+        SF_LAUNCH((attend_basis<D, PIECE / 2, PICKED>), (unsigned)some->count, THREADS,
+                  shared_bytes, cuda->stream, *view, some->units, states);
     else
-        SF_LAUNCH((attend_basis<D, PIECE>), (unsigned)count, THREADS, shared_bytes, cuda->stream,
-                  *view, units, states);
+        SF_LAUNCH((attend_basis<D, PIECE, PICKED>), (unsigned)some->count, THREADS, shared_bytes,
+                  cuda->stream, *view, some->units, states);
 }
 
-void sf_basis_launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, enum sf_dtype dtype,
-                     const int32_t *units, size_t count, size_t shared_bytes, float *states)
+template <enum sf_dtype D>
+static void launch(struct sf_cuda *cuda, const struct sf_cuda_view *view,
+                   const struct sf_basis_units *some, size_t shared_bytes, float *states)
 {
-    if (count == 0) return;
+    if (some->picked) launch<D, true>(cuda, view, some, shared_bytes, states);
+    else launch<D, false>(cuda, view, some, shared_bytes, states);
+}
+
+void sf_basis_launch(struct sf_cuda *cuda, const struct sf_cuda_view *view,
+                     const struct sf_basis_units *some, size_t shared_bytes, float *states)
+{
+    if (some->count == 0) return;
     SF_ASSERT(view->page_bytes % 16 == 0);
-    if (dtype == SF_F32) launch<SF_F32>(cuda, view, units, count, shared_bytes, states);
-    else if (dtype == SF_F16) launch<SF_F16>(cuda, view, units, count, shared_bytes, states);
-    else launch<SF_BF16>(cuda, view, units, count, shared_bytes, states);
+    if (some->dtype == SF_F32) launch<SF_F32>(cuda, view, some, shared_bytes, states);
+    else if (some->dtype == SF_F16) launch<SF_F16>(cuda, view, some, shared_bytes, states);
+    else launch<SF_BF16>(cuda, view, some, shared_bytes, states);
 }
 
 /* ---- kv_rebuild ----------------------------------------------------------------------------- */

@@ -148,6 +148,7 @@ static void table_fill(void)
     table.attend = sf_cuda_attend;
     table.columns = sf_cuda_columns;
     table.choose = sf_cuda_choose;
+    table.pick = sf_cuda_pick;
 }
 
 static void cuda_close(struct sf_device *device)

@@ -78,6 +78,7 @@ void sf_cuda_factor_fill(struct sf_kernels *);      /* factor_bytes, factor */
 void sf_cuda_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_cuda_columns(struct sf_device *, const struct sf_columns_job *);
 void sf_cuda_choose(struct sf_device *, const struct sf_choose_job *);
+void sf_cuda_pick(struct sf_device *, const struct sf_pick_job *);
 
 SF_C_END
 #endif

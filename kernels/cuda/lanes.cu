@@ -77,9 +77,10 @@ static void part_fill(const struct sf_attend_job *job, const struct sf_lane_job 
     SF_ASSERT((factors ? sf_lane_factors_v_dim(factors) : dims->v_dim) == job->layout.v_dim);
     memset(words, 0, SF_PART_WORDS * sizeof *words);
     words[0] = pages_fill(part->pages, lane->rows > 0 ? pages_of(part) : 0, pages, used);
-    words[1] = part->slots;
+    words[1] = part->pick ? part->picks : part->slots;
     words[2] = (int32_t)part->layout->dtype;
     words[3] = part->layout->page_slots;
+    memcpy(words + 16, &part->pick, sizeof part->pick);
     if (!factors) return;
     SF_ASSERT(dims->dtype == part->layout->dtype);
     words[4] = part->layout->k_dim;

@@ -24,8 +24,8 @@ struct sf_cuda_lane {
 /* A part: page of the first, slots, dtype, slots of a page; of one with factors also k_dim and
  * v_dim of its pages, page of the first row of factors, rows of a page there, rank_k, rank_v,
  * rope_dim, page of the first value where rank_v is 0, the address of the turns, and of those
- * values dtype and slots of a page. */
-enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 16 };
+ * values dtype and slots of a page.  Of one with picks: their address, and as slots how many. */
+enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 18 };
 /* What kernels know of a job, by value. */
 struct sf_cuda_view {
     struct sf_layout layout;
@@ -70,6 +70,16 @@ static __device__ __forceinline__ void sf_lane_turn(struct sf_cuda_view &view,
     lane.whole = true;
     view.layout.dtype = (enum sf_dtype)(int32_t)word[2];
     view.layout.page_slots = word[3];
+}
+
+/* The picks of a part that has some. */
+static __device__ __forceinline__ sf_global<const int32_t> sf_picks_of(
+    const struct sf_cuda_view &view, const struct sf_cuda_lane &lane, int32_t part)
+{
+    sf_global<const int32_t> word = view.parts + (size_t)(lane.part_first + part) * SF_PART_WORDS;
+    uint64_t address = (uint64_t)(uint32_t)(int32_t)word[16] |
+                       (uint64_t)(uint32_t)(int32_t)word[17] << 32;
+    return reinterpret_cast<const int32_t *>((uintptr_t)address);
 }
 
 /* Physical slots that a row sees at most, counted from slot 0. */

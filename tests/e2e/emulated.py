@@ -43,6 +43,10 @@ METHODS["xkv"] = XKV + ", num_sink_tokens: 2}"
 METHODS["xkv, exact values"] = XKV.replace("rank_v: 18", "rank_v: 0") + ", refactor_every: 6}"
 METHODS["razor_attention + xkv"] = (METHODS["razor_attention"].replace("}", ", on: other}") +
                                     ", " + XKV + ", on: retrieval}")
+PICKED = (", reconstruction: selective, chunk_size: 4, budget_tokens: 8, local_chunks: 1, "
+          "outlier_chunks: 1")
+METHODS["xkv, selective"] = XKV + PICKED + ", refactor_every: 6}"
+ON_TWO = [name for name in METHODS if "selective" in name]
 SLOT_BYTES = 4 * 2 * (2 * 16 * 4 + 8)   # of a token, exact: layers, heads, key and value, pos, bias
 PROMPTS = (40, 17, 3)
 EXACT = [(1, 1), (2, 1), (1, 2), (2, 2)]
@@ -198,7 +202,7 @@ def check_methods(tally, rig, device, names=None):
         body = reference.answers["p40"]["response"]["body"]
         fed = body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"] - 1
         tally.true(f"{name}: stores less", body["sheaf"]["kv_bytes_stored"] < SLOT_BYTES * fed)
-        for layout in layouts_of([(1, 1), (2, 2)]):
+        for layout in layouts_of([(1, 1), (2, 1) if name in ON_TWO else (2, 2)]):
             what = f"{device}, {name}, tensor {layout[0]} x pipeline {layout[1]}"
             if "xkv" in name and layout[0] > 1:     # tensor ranks have bases of their own
                 reference = rig.run("cpu", layout, method=name)

@@ -5,7 +5,7 @@
 set -uo pipefail
 build=$(cd "${1:?usage: kernels.sh BUILD}" && pwd) || exit 2
 passed=0 failed=0 skipped=0
-for part in rows cache mat attend columns left parts basis factor choose; do
+for part in rows cache mat attend columns left parts basis factor picks choose; do
     program=$build/tests/test_kernels_${part}_gpu code=0 begin=$SECONDS
     output=$(timeout 300 "$program" 2>&1) || code=$?
     last=$(tail -n 1 <<<"$output")

@@ -1,6 +1,7 @@
 /* tests/kernels/picks.c: chunks are chosen as ref chooses them, wherever two shares differ by more
- * than rounding, and ties go to the lower one; the choice of a lane does not depend on the lanes
- * beside it; and a part in ordinary pages of which some slots are picked is attended like one in
+ * than rounding, and ties go to the lower one; a query that is not a number has no say, and where a
+ * landmark is none, all chunks are alike; the choice of a lane does not depend on the lanes beside
+ * it; and a part in ordinary pages of which some slots are picked is attended like one in
  * which the others are holes. */
 #include <math.h>
 #include <stdlib.h>
@@ -15,19 +16,22 @@ static const struct choice {
     int32_t k_dim, landmarks, chunks, chunk_slots, rows, alike; /* alike: each so many are equal */
     float size;                         /* of the queries */
     int32_t heads;                      /* query heads of a lane */
+    int32_t strange;                    /* not a number: 1: the second query head, 2: a landmark */
 } choices[] = {
-    { "f32, one page", SF_F32, 64, 20, 5, 8, 1, 1, 1, Q_HEADS },
-    { "f16, over split edges", SF_F16, 32, 1300, 100, 8, 1, 1, 2, Q_HEADS },
-    { "bf16, several rows", SF_BF16, 40, 600, 33, 4, 4, 1, 1, Q_HEADS },
-    { "int8, over split edges", SF_INT8, 64, 600, 40, 8, 2, 1, 2, Q_HEADS },
-    { "ties of three", SF_F32, 16, 300, 50, 16, 1, 3, 1, Q_HEADS },
-    { "all alike", SF_F16, 16, 70, 30, 1, 2, 70, 1, Q_HEADS },
-    { "all of them", SF_F32, 16, 45, 45, 2, 1, 1, 1, Q_HEADS },
-    { "one of one", SF_BF16, 16, 1, 1, 3, 1, 1, 1, Q_HEADS },
-    { "none", SF_F32, 16, 10, 0, 8, 1, 1, 1, Q_HEADS },
-    { "shares of which most are 0", SF_F32, 64, 500, 60, 8, 1, 1, 300, Q_HEADS },
-    { "70 query heads", SF_F32, 16, 60, 20, 4, 1, 1, 1, HEADS_MAX },
-    { "70 query heads, rows", SF_F16, 32, 70, 9, 8, 4, 1, 2, HEADS_MAX },
+    { "f32, one page", SF_F32, 64, 20, 5, 8, 1, 1, 1, Q_HEADS, 0 },
+    { "f16, over split edges", SF_F16, 32, 1300, 100, 8, 1, 1, 2, Q_HEADS, 0 },
+    { "bf16, several rows", SF_BF16, 40, 600, 33, 4, 4, 1, 1, Q_HEADS, 0 },
+    { "int8, over split edges", SF_INT8, 64, 600, 40, 8, 2, 1, 2, Q_HEADS, 0 },
+    { "ties of three", SF_F32, 16, 300, 50, 16, 1, 3, 1, Q_HEADS, 0 },
+    { "all alike", SF_F16, 16, 70, 30, 1, 2, 70, 1, Q_HEADS, 0 },
+    { "all of them", SF_F32, 16, 45, 45, 2, 1, 1, 1, Q_HEADS, 0 },
+    { "one of one", SF_BF16, 16, 1, 1, 3, 1, 1, 1, Q_HEADS, 0 },
+    { "none", SF_F32, 16, 10, 0, 8, 1, 1, 1, Q_HEADS, 0 },
+    { "shares of which most are 0", SF_F32, 64, 500, 60, 8, 1, 1, 300, Q_HEADS, 0 },
+    { "70 query heads", SF_F32, 16, 60, 20, 4, 1, 1, 1, HEADS_MAX, 0 },
+    { "70 query heads, rows", SF_F16, 32, 70, 9, 8, 4, 1, 2, HEADS_MAX, 0 },
+    { "a query that is no number", SF_F32, 32, 200, 20, 8, 1, 1, 1, Q_HEADS, 1 },
+    { "a landmark that is no number", SF_BF16, 16, 90, 12, 4, 1, 1, 1, Q_HEADS, 2 },
 };
 enum { CHOICES = sizeof choices / sizeof *choices };
 
@@ -58,6 +62,7 @@ static void fill(struct problem *p, int32_t l)
         random_fill(k + i * dim, dim, 1, 1000 * (uint64_t)(l + 1) + i / (size_t)c->alike);
         pos[i] = 2 * (int32_t)i + l;
     }
+    if (c->strange == 2) k[(n / 2) * dim] = NAN;
     struct sf_append_lane at = { p->page + l * p->pages, 0, 0, c->landmarks, 0 };
     struct sf_append_job job = { p->layout, p->pool, p->page_bytes, k, k, dim, dim, pos, NULL, &at,
                                  1 };
@@ -77,6 +82,8 @@ static void problem_make(struct problem *p, const struct choice *c)
     size_t each = (size_t)(c->chunks * c->chunk_slots);
     p->out = malloc((LANES * each + 1) * 4);
     random_fill(p->q, sizeof p->q / sizeof *p->q, c->size, 6);
+    for (int32_t l = 0; l < LANES && c->strange == 1; l++)
+        p->q[(l * c->heads + 1) * c->k_dim] = NAN;
     for (int32_t i = 0; i < LANES * p->pages; i++) {
         p->page[i] = LANES * p->pages - 1 - i;
         ref->k->kv_clear(ref, &p->layout, p->pool + (size_t)p->page[i] * p->page_bytes);
@@ -259,6 +266,7 @@ static void one_raw(const struct raw *r)
         pos[i] = i;
         if (i % r->step < (r->step > 3 ? 2 : 1)) pick[n++] = i;
         else hole[holes++] = i;
+        if (i % 11 == 10 && n > 0) pick[n++] = -1;
     }
     struct sf_append_lane at[] = { { page, 0, 0, r->slots, 0 }, { page + pages, 0, 0, r->slots, 0 },
                                    { page + 2 * pages, 0, 0, OWN, 0 } };

@@ -423,18 +423,31 @@ static struct reach lanes_reach(const struct sf_layout *layout, size_t page_byte
     return reach;
 }
 
-/* The lanes of a job, parts with factors with the turns of the twin: here all such lanes have one
- * and the same part. */
+/* The lanes of a job, parts with factors or picks with the turns and picks of the twin: here all
+ * such lanes have one and the same part. */
 struct carried {
     struct sf_lane_job *lane;
     struct sf_lane_part part;
     struct sf_lane_factors factors;
-    struct twin turns;
+    struct twin turns, pick;
 };
 
-static int has_factors(const struct sf_lane_job *lane)
+static int has_arrays(const struct sf_lane_job *lane)
 {
-    return lane->parts > 0 && lane->part[0].factors;
+    return lane->parts > 0 && (lane->part[0].factors || lane->part[0].pick);
+}
+
+static void part_carry(struct sf_device *device, const struct sf_attend_job *job,
+                       const struct sf_lane_part *part, struct carried *out)
+{
+    out->part = *part;
+    out->pick = carry(device, part->pick, (size_t)part->picks * 4);
+    out->part.pick = out->pick.device;
+    if (!part->factors) return;
+    out->factors = *part->factors;
+    out->turns = carry_turns(device, part, job->pool, job->page_bytes);
+    out->factors.turns = out->turns.device;
+    out->part.factors = &out->factors;
 }
 
 static void lanes_carry(struct sf_device *device, const struct sf_attend_job *job,
@@ -444,16 +457,10 @@ static void lanes_carry(struct sf_device *device, const struct sf_attend_job *jo
     out->lane = malloc(bytes + 1);
     if (!out->lane) abort();
     if (bytes > 0) memcpy(out->lane, job->lane, bytes);
-    out->turns = (struct twin){ 0 };
-    for (int32_t i = 0; i < job->lanes; i++) {
-        if (!has_factors(&out->lane[i])) continue;
-        if (!out->turns.inner) {
-            out->part = out->lane[i].part[0];
-            out->factors = *out->part.factors;
-            out->turns = carry_turns(device, &out->part, job->pool, job->page_bytes);
-            out->part.factors = &out->factors;
-            out->factors.turns = out->turns.device;
-        }
+    out->turns = out->pick = (struct twin){ 0 };
+    for (int32_t i = 0, found = 0; i < job->lanes; i++) {
+        if (!has_arrays(&out->lane[i])) continue;
+        if (!found++) part_carry(device, job, &out->lane[i].part[0], out);
         if (out->lane[i].parts != 1 || out->lane[i].part[0].pages != out->part.pages) abort();
         out->lane[i].part = &out->part;
     }
@@ -482,6 +489,7 @@ static void attend(struct sf_device *device, const struct sf_attend_job *job)
     inner_of(device)->k->attend(inner_of(device), &inner);
     free(lanes.lane);
     drop(&lanes.turns, 0);
+    drop(&lanes.pick, 0);
     drop(&out, 1);
     drop(&lse, 1);
     drop(&q, 0);
@@ -568,6 +576,41 @@ static sf_status factor(struct sf_device *device, const struct sf_factor_job *jo
     return status;
 }
 
+/* ---- picks ---------------------------------------------------------------------------------- */
+
+static void pick(struct sf_device *device, const struct sf_pick_job *job)
+{
+    size_t lanes = (size_t)job->lanes, rows = 0, heads = 0;
+    struct sf_pick_job inner = *job;
+    struct sf_pick_lane *lane = malloc(lanes * sizeof *lane + 1);
+    struct twin *out = malloc(lanes * sizeof *out + 1);
+    int32_t reach = 0;
+    if (!lane || !out) abort();
+    for (size_t i = 0; i < lanes; i++) {
+        const struct sf_pick_lane *from = &job->lane[i];
+        size_t end = (size_t)(from->row_first + from->rows);
+        size_t last = (size_t)(from->q_first + from->q_heads);
+        reach = slots_reach(&job->layout, from->pages, from->landmarks, reach);
+        rows = end > rows ? end : rows;
+        heads = last > heads ? last : heads;
+        out[i] = carry(device, from->slot_out, (size_t)(from->chunks * job->chunk_slots) * 4);
+        lane[i] = *from;
+        lane[i].slot_out = out[i].device;
+    }
+    struct twin q = carry(device, job->q,
+                          extent(rows, job->q_stride, heads * (size_t)job->layout.k_dim, 4));
+    struct twin pool = carry_pool(device, &job->layout, job->pool, job->page_bytes, reach);
+    inner.lane = lane;
+    inner.q = q.device;
+    inner.pool = pool.device;
+    inner_of(device)->k->pick(inner_of(device), &inner);
+    for (size_t i = 0; i < lanes; i++) drop(&out[i], 1);
+    drop(&q, 0);
+    drop(&pool, 0);
+    free(lane);
+    free(out);
+}
+
 /* ---- opening -------------------------------------------------------------------------------- */
 
 static void table_fill(const struct sf_kernels *inner)
@@ -582,7 +625,7 @@ static void table_fill(const struct sf_kernels *inner)
         .kv_clear = kv_clear, .kv_append = kv_append, .kv_move = kv_move, .kv_drop = kv_drop,
         .kv_read = kv_read, .attend = attend, .columns = columns,
         .kv_rebuild = kv_rebuild, .copy_columns = copy_columns,
-        .factor_bytes = inner->factor_bytes, .factor = factor, .choose = choose
+        .factor_bytes = inner->factor_bytes, .factor = factor, .choose = choose, .pick = pick
     };
 }
 
