@@ -371,11 +371,6 @@ static sf_status check_device(const struct sf_stack *stack, const struct sf_setu
                               const struct sf_sizing *sizing)
 {
     const struct sf_method *grouped = sf_stack_grouped(stack);
-    for (int32_t m = 0; m < stack->entries && !sizing->host_memory && sizing->low_rank; m++)
-        if (sf_account_replicated(setup, &stack->entry[m]))
-            return SF_FAIL(SF_UNSUPPORTED, "method %s: tp_mode: replicated_basis is not built for"
-                           " the device %s; use tp_mode: local_heads",
-                           stack->entry[m].method->name, sizing->device);
     SF_TRY(check_dims(stack, setup, sizing));
     if (grouped == NULL || sizing->low_rank) return SF_OK;
     return SF_FAIL(SF_UNSUPPORTED, "method %s: low-rank caches are not built for the device %s;"

@@ -131,6 +131,7 @@ static sf_status cache_beside(const struct sf_sizing *sizing, const struct sf_se
     struct sf_cache_room room = { .dtype = sizing->kv_dtype, .pages = pool / page_bytes,
                                   .seqs_max = sizing->seqs_max, .rows_max = sizing->rows_max,
                                   .tokens_max = tokens, .threads_beside = sizing->threads_beside,
+                                  .hosted = !sizing->host_memory,
                                   .factor_bytes = sizing->factor_bytes };
     if (room.pages > INT32_MAX) room.pages = INT32_MAX; /* page numbers are int32 */
     return sf_account_cache(setup, stack, &rank->share, &room, out);

@@ -44,6 +44,11 @@ void      sf_device_close(struct sf_device *);
  * or is no shared object. */
 const void *sf_device_symbol(const struct sf_device *, const char *name);
 
+/* On which the host factors what is this device's: itself where the host can touch its memory, else
+ * its threads with the CPU's sync, copy_columns, factor_bytes, factor, product and cholesky, and no
+ * other entry.  Nothing to close. */
+struct sf_device sf_device_hosting(const struct sf_device *);
+
 /* Without opening anything: "cuda" or "cuda-emulated".  SF_UNSUPPORTED with the reason where there
  * is no plugin, no driver or no GPU. */
 sf_status sf_device_probe(const char *name, int32_t local_rank, struct sf_device_facts *out);

@@ -1,10 +1,25 @@
 /* kernels/hosted.c: low-rank factors of a backend whose memory is not the host's, where it leaves
  * them to the host: x is downloaded, the CPU backend's factors are taken on the device's host
  * threads, a and b are uploaded.  The scratch is host memory, taken for the call; of the device's
- * own it needs none. */
+ * own it needs none.  Who makes factors in steps of its own (kvshard/factor_ranks.c) brings x, a
+ * and b over itself and takes the steps on sf_device_hosting. */
 #include "base/memory.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu.h"
+
+static void sync_nothing(struct sf_device *device) { (void)device; }
+
+static const struct sf_kernels host_table = {
+    .name = "host", .sync = sync_nothing, .copy_columns = sf_cpu_copy_columns,
+    .factor_bytes = sf_cpu_factor_bytes, .factor = sf_cpu_factor, .product = sf_cpu_product,
+    .cholesky = sf_cpu_cholesky
+};
+
+struct sf_device sf_device_hosting(const struct sf_device *device)
+{
+    if (device->host_memory) return *device;
+    return (struct sf_device){ .k = &host_table, .threads = device->threads, .host_memory = 1 };
+}
 
 /* x, a, b and the scratch one after the other, each aligned to 64 bytes. */
 struct room { size_t a_at, b_at, scratch_at, bytes; };

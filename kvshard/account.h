@@ -69,6 +69,7 @@ struct sf_cache_room {
     int32_t seqs_max, rows_max, tokens_max;
     int32_t threads_beside;             /* as in struct sf_store_spec; 0 where the host cannot
                                            touch the device's memory */
+    uint8_t hosted;                     /* 1: it cannot */
     size_t (*factor_bytes)(const struct sf_factor_job *); /* of the backend's table */
 };
 struct sf_cache_bytes {

@@ -221,7 +221,8 @@ static sf_status group_scratch(const struct sizing *s, const struct grouped *gro
                      2 * n * (layer_of(s, group->layer)->rope_dim + 1) +
                      sf_marks_most(&s->stack->entry[group->m].plan, ask.tokens) * k_dim;
     if (!goes_beside(s, group))
-        SF_TRY(sf_encode_bytes(&ask, 0, s->room->factor_bytes, &factors));
+        SF_TRY(sf_encode_bytes(&ask, s->room->hosted ? SF_ENCODE_HOSTED : 0,
+                               s->room->factor_bytes, &factors));
     *bytes_out = (int64_t)factors + (floats + 4 * n + rows) * (int64_t)sizeof(float) +
                  (LANE_ARRAYS + lanes) * SF_ALIGN + s->spans * block(1, sizeof(struct sf_encoding));
     return SF_OK;
@@ -335,7 +336,7 @@ static sf_status size_beside(const struct sizing *s, struct sf_cache_bytes *out)
         for (int32_t i = 0; i < s->share->layer_count; i++) {
             if (!group_at(s, m, i, &group) || !goes_beside(s, &group)) continue;
             struct sf_lowrank_ask ask = group_ask(s, &group, s->room->tokens_max);
-            SF_TRY(sf_encode_bytes(&ask, 1, s->room->factor_bytes, &bytes));
+            SF_TRY(sf_encode_bytes(&ask, SF_ENCODE_APART, s->room->factor_bytes, &bytes));
             if (bytes > most) most = bytes;
         }
     if (most > 0) out->beside = block((int64_t)most, 1);

@@ -198,7 +198,7 @@ static sf_status create_beside(struct sf_store *store, int32_t threads)
     for (int32_t g = 0; g < store->groups.groups; g++) {
         struct sf_lowrank_ask ask = sf_group_ask(store, g, store->setup.tokens_max);
         if (sf_lowrank_over_ranks(ask.setup, ask.tier)) continue;
-        SF_TRY(sf_encode_bytes(&ask, 1, store->device->k->factor_bytes, &bytes));
+        SF_TRY(sf_encode_bytes(&ask, SF_ENCODE_APART, store->device->k->factor_bytes, &bytes));
         if (bytes > most) most = bytes;
     }
     return most > 0 ? sf_beside_create(store->device, threads, most, &store->beside) : SF_OK;

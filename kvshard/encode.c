@@ -13,7 +13,7 @@
  *   the next group's last layer: finish g | hook, gather g + 1 | layers ... | end: finish g + 1
  *
  * Else all three come at once: keys, then values, through the same X.  Where a basis is of all
- * tensor ranks, they make it together (factor_ranks.h), at once.
+ * tensor ranks, they make it together (factor_ranks.h), at once, in host memory.
  * Everything is in f32 until it comes into pages.  Values that stay exact (rank_v 0) have no X:
  * they go as they are into pages of values. */
 #include <math.h>
@@ -64,7 +64,7 @@ static struct sf_factor_job job_of(const struct sf_encoding *w, int values)
     job.a = w->room.a[values];
     job.a_stride = (size_t)(values ? w->size.basis.v_dim : w->size.basis.k_dim);
     job.b = w->room.b[values];
-    job.scratch = w->room.scratch;
+    job.scratch = w->host ? w->host : w->room.scratch;
     return job;
 }
 
@@ -120,16 +120,20 @@ void sf_encode_place(struct sf_heap *heap, const struct sf_encode_shape *shape,
     room_out->scratch = sf_heap_take(heap, shape->scratch_bytes);
 }
 
-/* What the factorisation takes itself, of keys or values. */
+/* What the factorisation takes itself, of keys or values.  device: for sf_factor_ranks; NULL where
+ * it is one whose memory the host can touch. */
 static size_t scratch_bytes(const struct sf_lowrank_ask *ask, const struct sf_lowrank_size *size,
+                            struct sf_device *device,
                             size_t (*factor_bytes)(const struct sf_factor_job *))
 {
     size_t most = 0;
     for (int values = 0; values < (size->rank_v > 0 ? 2 : 1); values++) {
         struct sf_factor_ranks over = {
-            .lanes = ask->lanes, .lanes_all = sf_group_lanes(ask->setup, ask->shape, ask->layer),
+            .device = device, .lanes = ask->lanes,
+            .lanes_all = sf_group_lanes(ask->setup, ask->shape, ask->layer),
             .dim = values ? size->factors.v_dim : size->factors.k_dim,
             .job = shape_of(size, ask->tier, ask->tokens, ask->lanes, values) };
+        over.job.a_stride = (size_t)(values ? size->basis.v_dim : size->basis.k_dim);
         size_t bytes = sf_lowrank_over_ranks(ask->setup, ask->tier)
                            ? sf_factor_ranks_bytes(&over, ask->setup->tp_size, factor_bytes)
                            : factor_bytes(&over.job);
@@ -138,7 +142,7 @@ static size_t scratch_bytes(const struct sf_lowrank_ask *ask, const struct sf_lo
     return most;
 }
 
-sf_status sf_encode_bytes(const struct sf_lowrank_ask *ask, int apart,
+sf_status sf_encode_bytes(const struct sf_lowrank_ask *ask, int flags,
                           size_t (*factor_bytes)(const struct sf_factor_job *),
                           size_t *bytes_out)
 {
@@ -146,8 +150,9 @@ sf_status sf_encode_bytes(const struct sf_lowrank_ask *ask, int apart,
     struct sf_encode_room room;
     struct sf_heap heap = { 0 };
     SF_TRY(sf_lowrank_sizes(ask, &size));
-    struct sf_encode_shape shape = { &size, ask->tokens, ask->lanes,
-                                     scratch_bytes(ask, &size, factor_bytes), apart };
+    struct sf_encode_shape shape = { &size, ask->tokens, ask->lanes, 0, flags & SF_ENCODE_APART };
+    if (!(flags & SF_ENCODE_HOSTED) || !sf_lowrank_over_ranks(ask->setup, ask->tier))
+        shape.scratch_bytes = scratch_bytes(ask, &size, NULL, factor_bytes);
     sf_encode_place(&heap, &shape, &room);
     *bytes_out = heap.used;
     return SF_OK;
@@ -155,8 +160,9 @@ sf_status sf_encode_bytes(const struct sf_lowrank_ask *ask, int apart,
 
 static struct sf_encode_shape room_of(const struct sf_encoding *w, int apart)
 {
+    struct sf_device *device = w->store->device;
     struct sf_lowrank_ask ask = sf_group_ask(w->store, w->number, w->edit->n);
-    size_t bytes = scratch_bytes(&ask, &w->size, w->store->device->k->factor_bytes);
+    size_t bytes = scratch_bytes(&ask, &w->size, device, device->k->factor_bytes);
     return (struct sf_encode_shape){ &w->size, w->edit->n, w->span->lanes, bytes, apart };
 }
 
@@ -165,6 +171,10 @@ static sf_status take_room(struct sf_encoding *w)
     struct sf_encode_shape shape = room_of(w, 0);
     struct sf_heap heap = { 0 };
     void *base;
+    if (over_ranks(w) && !w->store->device->host_memory) {
+        SF_TRY(sf_alloc(shape.scratch_bytes, "a basis of several ranks", &w->host));
+        shape.scratch_bytes = 0;
+    }
     sf_encode_place(&heap, &shape, &w->room);           /* counts */
     SF_TRY(sf_scratch_take(&w->store->dev, heap.used, &base));
     heap = (struct sf_heap){ base, 0 };
@@ -459,8 +469,9 @@ static sf_status encode_now(struct sf_encoding *w)
     if (over_ranks(w))
         status = sf_comm_agree(w->store->tensor, status,
                                "the basis of a layer group: tensor rank");
-    SF_TRY(status);
-    return finish(w, gather_and_factor(w));
+    if (status == SF_OK) status = finish(w, gather_and_factor(w));
+    sf_free(w->host);
+    return status;
 }
 
 /* ---- beside the layers ---------------------------------------------------------------------- */

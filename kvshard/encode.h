@@ -26,8 +26,10 @@ struct sf_encode_room {
 /* Places it; a heap without base counts. */
 void sf_encode_place(struct sf_heap *, const struct sf_encode_shape *,
                      struct sf_encode_room *room_out);
-/* All that, of any group; pure. */
-sf_status sf_encode_bytes(const struct sf_lowrank_ask *, int apart,
+/* All that, of any group; pure.  hosted: the host cannot touch the device's memory, and what makes
+ * a basis of several ranks is host memory, taken for that (encode.c) and not counted here. */
+enum { SF_ENCODE_APART = 1, SF_ENCODE_HOSTED = 2 };
+sf_status sf_encode_bytes(const struct sf_lowrank_ask *, int flags,
                           size_t (*factor_bytes)(const struct sf_factor_job *),
                           size_t *bytes_out);
 
@@ -42,6 +44,7 @@ struct sf_encoding {                    /* of one span; lies in the memory of it
     struct sf_lowrank_size size;
     int32_t rows, kinds;                /* of the factors; 1: keys alone, 2: and values */
     struct sf_encode_room room;         /* device */
+    void *host;                         /* scratch of sf_factor_ranks; NULL: the room's */
     struct sf_factor_lane *among;       /* [lanes] of all ranks'; NULL: our own basis */
     struct sf_beside_job job;
 };

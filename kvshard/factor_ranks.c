@@ -18,7 +18,10 @@
  * t is r^-1 with w + shift = r^T r (shifted Cholesky QR, kernels/cpu/factor.c), or, where there is
  * no such r, v s^-1/2 of w = v s v^T without its smallest s: columns that add nothing become zero.
  * So whatever could differ from machine to machine is worked out by one rank, and a is made of the
- * same bits everywhere.  Sums go by rank: a rerun of one layout gives the same bits. */
+ * same bits everywhere.  Sums go by rank: a rerun of one layout gives the same bits.
+ *
+ * All of it is the host's work, on the host's memory.  Where that is not the device's, x comes down
+ * first, and a and b go up at last. */
 #include "kvshard/factor_ranks.h"
 
 #include <math.h>
@@ -130,11 +133,30 @@ static void room_take(struct heap *heap, const struct sf_factor_ranks *f, int32_
     room->scratch = take(heap, bytes);
 }
 
+/* Of a, whose rows the device may have wider than its rank. */
+static size_t a_floats(const struct sf_factor_job *job)
+{
+    return area(job->rows - 1, 1) * job->a_stride + (size_t)job->rank;
+}
+
+/* x, a and b in host memory. */
+static void copies_take(struct heap *heap, struct sf_factor_job *job)
+{
+    job->x = floats(heap, area(job->rows, job->cols));
+    job->a = floats(heap, a_floats(job));
+    job->b = floats(heap, area(job->rank, job->cols));
+}
+
 size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *f, int32_t ranks,
                              size_t (*factor_bytes)(const struct sf_factor_job *))
 {
     struct heap heap = { 0 };
     struct room room;
+    if (f->device && !f->device->host_memory) {
+        struct sf_factor_job copies = f->job;
+        copies_take(&heap, &copies);
+        factor_bytes = sf_device_hosting(f->device).k->factor_bytes;
+    }
     room_take(&heap, f, ranks, factor_bytes, &room);
     return heap.used;
 }
@@ -498,12 +520,9 @@ static sf_status agree(const struct room *room, sf_status mine)
     return worst;
 }
 
-sf_status sf_factor_ranks(const struct sf_factor_ranks *f, sf_status mine)
+static sf_status by_host(const struct sf_factor_ranks *f, struct heap heap, sf_status mine)
 {
-    struct heap heap = { f->job.scratch, 0 };
     struct room room;
-    SF_ASSERT(f->device->host_memory && f->job.cols == f->lanes * f->dim);
-    SF_ASSERT(f->job.x_stride == (size_t)f->job.cols && f->job.b_stride == (size_t)f->job.cols);
     f->device->k->sync(f->device);
     room_take(&heap, f, sf_comm_size(f->ranks), f->device->k->factor_bytes, &room);
     room.me = sf_comm_rank(f->ranks);
@@ -512,5 +531,25 @@ sf_status sf_factor_ranks(const struct sf_factor_ranks *f, sf_status mine)
     SF_TRY(by_one(&room, f->job.rows, f->job.x));
     f->device->k->copy_columns(f->device, f->job.rows, f->job.rank, f->job.rank, room.all_a,
                                (size_t)f->job.rank, f->job.a, f->job.a_stride);
+    return SF_OK;
+}
+
+sf_status sf_factor_ranks(const struct sf_factor_ranks *f, sf_status mine)
+{
+    const struct sf_factor_job *job = &f->job;
+    struct sf_device *device = f->device, hosting = sf_device_hosting(device);
+    struct heap heap = { job->scratch, 0 };
+    SF_ASSERT(job->cols == f->lanes * f->dim);
+    SF_ASSERT(job->x_stride == (size_t)job->cols && job->b_stride == (size_t)job->cols);
+    if (device->host_memory) return by_host(f, heap, mine);
+    struct sf_factor_ranks copies = *f;
+    copies.device = &hosting;
+    copies_take(&heap, &copies.job);
+    if (mine == SF_OK)
+        device->k->download(device, (float *)(uintptr_t)copies.job.x, job->x,
+                            area(job->rows, job->cols) * sizeof(float));
+    SF_TRY(by_host(&copies, heap, mine));
+    device->k->upload(device, job->a, copies.job.a, a_floats(job) * sizeof(float));
+    device->k->upload(device, job->b, copies.job.b, area(job->rank, job->cols) * sizeof(float));
     return SF_OK;
 }

@@ -8,15 +8,16 @@ SF_C_BEGIN
 
 struct sf_factor_lane { int32_t number, copy; }; /* among all; copy: its columns count elsewhere */
 struct sf_factor_ranks {
-    struct sf_device *device;           /* whose memory the host can touch */
+    struct sf_device *device;
     struct sf_comm *ranks;
     int32_t lanes, lanes_all, dim;      /* own ones, copies too; of all ranks, each once; columns */
     const struct sf_factor_lane *lane;  /* host, [lanes] */
-    /* x and b: own columns, lane by lane, rows without gaps; rank: of all; a: in full.  Scratch of
-     * sf_factor_ranks_bytes. */
+    /* x and b: own columns, lane by lane, rows without gaps; rank: of all; a: in full.  x, a and b
+     * are memory of the device, the scratch of sf_factor_ranks_bytes is the host's. */
     struct sf_factor_job job;
 };
-/* Pure.  factor_bytes: of the backend's table. */
+/* Pure.  factor_bytes: of the backend's table.  Where the host cannot touch the device's memory
+ * there is room for x, a and b as well; no device: it can. */
 size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *, int32_t ranks,
                              size_t (*factor_bytes)(const struct sf_factor_job *));
 /* Collective.  mine: how this rank has fared so far; if one of them fails, all do, and SF_INVALID

@@ -46,7 +46,10 @@ METHODS["razor_attention + xkv"] = (METHODS["razor_attention"].replace("}", ", o
 PICKED = (", reconstruction: selective, chunk_size: 4, budget_tokens: 8, local_chunks: 1, "
           "outlier_chunks: 1")
 METHODS["xkv, selective"] = XKV + PICKED + ", refactor_every: 6}"
-ON_TWO = [name for name in METHODS if "selective" in name]
+METHODS["xkv, replicated"] = XKV + ", tp_mode: replicated_basis}"
+METHODS["xkv, replicated, selective"] = (XKV + PICKED + ", svd: {oversample: 3}, "
+                                         "tp_mode: replicated_basis}")
+ON_TWO = [name for name in METHODS if "selective" in name or "replicated" in name]
 SLOT_BYTES = 4 * 2 * (2 * 16 * 4 + 8)   # of a token, exact: layers, heads, key and value, pos, bias
 PROMPTS = (40, 17, 3)
 EXACT = [(1, 1), (2, 1), (1, 2), (2, 2)]

@@ -1,4 +1,5 @@
-/* tests/unit/kvshard/factor_ranks.c: factors over ranks are those of one rank with all columns.
+/* tests/unit/kvshard/factor_ranks.c: factors over ranks are those of one rank with all columns, and
+ * where the host cannot touch the device's memory they have the bits that the CPU gives them.
  * Ranks are threads.  Shown for every way, with 2 and 3 ranks, even and uneven lanes, copies of
  * lanes, oversampling, fewer rows than ranks, and matrices of few directions: the product a b is
  * that of one rank to 1e-4 of x, a is the same on all ranks bit for bit, a rerun gives the same
@@ -58,6 +59,26 @@ static void x_fill(const struct shape *shape)
     }
 }
 
+/* The job's arrays in memory of the device, a with rows that are one wider; x there already. */
+static sf_status run_on(struct rank *rank, struct sf_factor_ranks *f)
+{
+    struct sf_device *device = f->device;
+    struct sf_factor_job *job = &f->job;
+    size_t rows = (size_t)job->rows, cols = (size_t)job->cols, n = (size_t)job->rank, wide = n + 1;
+    void *at, *a, *b;
+    SF_TRY(device->k->alloc(device, rows * cols * sizeof(float), "x", &at));
+    SF_TRY(device->k->alloc(device, rows * wide * sizeof(float), "a", &a));
+    SF_TRY(device->k->alloc(device, n * cols * sizeof(float), "b", &b));
+    device->k->upload(device, at, job->x, rows * cols * sizeof(float));
+    job->x = at, job->a = a, job->b = b, job->a_stride = wide;
+    sf_status status = sf_factor_ranks(f, rank->mine);
+    for (size_t r = 0; r < rows; r++)
+        device->k->download(device, rank->a + r * n, job->a + r * wide, n * sizeof(float));
+    device->k->download(device, rank->b, b, n * cols * sizeof(float));
+    device->k->free(device, at), device->k->free(device, a), device->k->free(device, b);
+    return status;
+}
+
 static void run(struct rank *rank, int32_t me, struct sf_device *device)
 {
     const struct shape *shape = rank->shape;
@@ -78,11 +99,12 @@ static void run(struct rank *rank, int32_t me, struct sf_device *device)
                  .power_iterations = 2, .oversample = shape->oversample, .seed = 77, .x = own,
                  .x_stride = (size_t)cols, .a = rank->a, .b = rank->b,
                  .a_stride = (size_t)shape->rank, .b_stride = (size_t)cols } };
+    if (!device->host_memory) f.job.a_stride++;         /* run_on */
     size_t bytes = sf_factor_ranks_bytes(&f, shape->ranks, device->k->factor_bytes);
     unsigned char *block = aligned_alloc(64, bytes + 64);
     memset(block + bytes, 0x5a, 64);
     f.job.scratch = block;
-    rank->status = sf_factor_ranks(&f, rank->mine);
+    rank->status = device->host_memory ? sf_factor_ranks(&f, rank->mine) : run_on(rank, &f);
     for (int i = 0; i < 64; i++)
         if (block[bytes + (size_t)i] != 0x5a) rank->status = SF_INTERNAL;
     free(block);
@@ -226,6 +248,33 @@ static void test_refusals(void)
             }
 }
 
+static void test_device(void)
+{
+    static struct rank rank[RANKS_MAX], host[RANKS_MAX];
+    struct sf_device_spec spec = { .name = "cuda-emulated", .threads = 1, .rows_max = 1 };
+    struct sf_device *device;
+    if (sf_device_open(&spec, &device) != SF_OK) SF_SKIP("this build has no emulation");
+    sf_device_close(device);
+    for (int s = 0; s < SHAPES; s++) {
+        const struct shape *shape = &shapes[s];
+        enum sf_factor_how how = (enum sf_factor_how)(s % 3);
+        x_fill(shape);
+        run_ranks(host, shape, how, "cpu", -1, -1);
+        run_ranks(rank, shape, how, "cuda-emulated", -1, -1);
+        for (int32_t r = 0; r < shape->ranks; r++) {
+            int32_t cols = shape->lanes[r] * DIM;
+            SF_CHECK_OK(rank[r].status);
+            SF_CHECK(memcmp(rank[r].a, host[r].a,
+                            (size_t)(shape->rows * shape->rank) * sizeof(float)) == 0);
+            SF_CHECK(memcmp(rank[r].b, host[r].b,
+                            (size_t)(shape->rank * cols) * sizeof(float)) == 0);
+        }
+    }
+    run_ranks(rank, &shapes[2], SF_FACTOR_RANDOM, "cuda-emulated", 2, 0);
+    for (int32_t r = 0; r < 3; r++)
+        SF_CHECK_INT(rank[r].status, r == 0 ? SF_NO_MEMORY : SF_STOPPED);
+}
+
 static int is_finite(const float *numbers, int32_t count)
 {
     for (int32_t i = 0; i < count; i++)
@@ -264,6 +313,7 @@ static void test_huge(void)
 static const struct sf_test tests[] = {
     { "products are those of one rank", test_products },
     { "on the reference backend", test_reference },
+    { "of memory that is not the host's", test_device },
     { "one rank's trouble is everyone's", test_refusals },
     { "what is huge ends no job", test_huge }, { NULL, NULL }
 };
