@@ -1,11 +1,13 @@
-/* kernels/cuda/basis.cu: slots that are rows of a basis: one split of attention over them, and
- * reading them.
+/* kernels/cuda/basis.cu: slots that are rows of a basis: one split of attention over them.
  *
  *   unit    one block: up to SF_VECTORS vectors and one split of a part with factors
  *   keys    PIECE slots at a time: a_k [STEP][PIECE] is staged in shared memory, f32; a thread has
  *           element e of all SLOTS slots in registers and loads row by row of b_k, 16 at once, each
  *           element once a piece: 16 SLOTS fused products for 16 elements of b_k and 4 SLOTS loads
- *           of four.  The keys are then turned to their positions in shared memory
+ *           of four.  16-bit slots go to the tensor cores instead (SLOTS 0), if k_dim is a multiple
+ *           of 16: a warp takes 16 elements of all slots, and what it multiplies comes from the
+ *           pages to registers as it lies, for a word of them is what a thread gives to a product
+ *           (tensor.h).  The keys are then turned to their positions in shared memory
  *   values  as in attend.cu, but what is weighed is a_v; the product with b_v comes once a split.
  *           With rank_v 0 values lie as they are
  *
@@ -17,12 +19,15 @@
  * the values of them lie is worked out once a split.  A pick of no slot is a hole.
  *
  * Sums go over the rank, and over the slots, in their order, each element in one thread; so the
- * bits of a vector are its own, whatever the unit.  The portable path: bound by 2 rank_k k_dim
- * operations a slot in f32, where tensor cores would be bound by memory.  Bytes read per slot and
- * unit: a row of the basis, and of b_k a PIECE-th part.  Nothing here was measured on a GPU. */
+ * bits of a vector are its own, whatever the unit.  Products of 16-bit numbers are exact in f32, so
+ * both ways differ in how sums are rounded alone.  Where keys are made in f32, a unit is bound by
+ * their 2 rank_k k_dim operations a slot; else by the 2 rank_v operations a slot and vector of the
+ * values, in f32.  Bytes read per slot and unit: a row of the basis, and of b_k a PIECE-th part.
+ * Nothing here was measured on a GPU. */
 #include <string.h>
 #include "kernels/backend.h"
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/tensor.h"
 
 enum { THREADS = 128, WARPS = THREADS / SF_WARP, PIECE = 32, STEP = SF_BLOCK_SLOTS };
 
@@ -170,6 +175,106 @@ static __device__ __forceinline__ void keys_make(const struct sf_cuda_view &view
         for (int s = 0; s < SLOTS; s++) keys[e * (PIECE + 1) + mine + s] = sum[s];
     }
 }
+
+/* ---- keys by the tensor cores --------------------------------------------------------------- */
+
+/* A thread's words of a product, with r and q as in tensor.h: rows 2q and 2q + 1 of the rank from
+ * `first` on, and 8 further.  What lies behind the rank is 0. */
+static __device__ __forceinline__ uint32_t within(uint32_t pair, int32_t i, int32_t rank)
+{
+    return i + 1 < rank ? pair : i < rank ? pair & 0xffffu : 0;
+}
+
+/* a_k of one slot; `slot`: its first element, NULL for none. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void slot_words(sf_global<const uint16_t> slot, int32_t first,
+                                                  int32_t rank, uint32_t (&b)[2])
+{
+    SF_UNROLL
+    for (int h = 0; h < 2; h++) {
+        int32_t i = first + 2 * (int32_t)(threadIdx.x % 4) + 8 * h;
+        b[h] = 0;
+        if (!slot || i >= rank) continue;
+        if (D == SF_BF16) {
+            b[h] = within(sf_as<const uint32_t>(slot)[i / 2 * SF_BLOCK_SLOTS], i, rank);
+        } else {
+            b[h] = slot[i * SF_BLOCK_SLOTS];
+            if (i + 1 < rank)
+                b[h] |= (uint32_t)(uint16_t)slot[(i + 1) * SF_BLOCK_SLOTS] << 16;
+        }
+    }
+}
+
+/* b_k: row r of the product is element 2r of the 16 from e on, row r + 8 is element 2r + 1. */
+template <enum sf_dtype D>
+static __device__ __forceinline__ void factor_words(const struct sf_cuda_view &view,
+                                                    const struct basis &basis, int32_t first,
+                                                    int32_t e, sf_quad &a)
+{
+    int32_t number = view.pages[basis.factor_first + first / basis.factors.page_slots];
+    size_t row = (size_t)(first % basis.factors.page_slots), k_dim = (size_t)basis.factors.k_dim;
+    sf_global<const unsigned char> block =
+        view.pool + ((size_t)number * view.page_bytes + row * k_dim * 2);
+    int32_t q = (int32_t)(threadIdx.x % 4), r = (int32_t)(threadIdx.x % SF_WARP / 4);
+    int32_t at = (e / 2 + r) * SF_BLOCK_SLOTS + 2 * q; /* bf16: word of two elements of row 2q */
+    SF_UNROLL
+    for (int h = 0; h < 2; h++) {
+        int32_t i = first + 2 * q + 8 * h;
+        uint32_t even, odd;
+        if (D == SF_BF16) {
+            sf_two two = sf_as<const sf_two>(block)[at / 2 + 4 * h];
+            even = sf_lows(two.word[0], two.word[1]);
+            odd = sf_highs(two.word[0], two.word[1]);
+        } else {
+            even = sf_as<const uint32_t>(block)[(e + 2 * r) * (SF_BLOCK_SLOTS / 2) + q + 4 * h];
+            odd = sf_as<const uint32_t>(block)[(e + 2 * r + 1) * (SF_BLOCK_SLOTS / 2) + q + 4 * h];
+        }
+        a.word[2 * h] = within(even, i, basis.rank_k);
+        a.word[2 * h + 1] = within(odd, i, basis.rank_k);
+    }
+}
+
+/* keys[e][slot] of the piece, not yet turned.  Column r of product n is slot 8n + r. */
+template <enum sf_dtype D, bool PICKED>
+static __device__ __forceinline__ void keys_multiply(const struct sf_cuda_view &view,
+                                                     const struct sf_cuda_lane &lane,
+                                                     const struct basis &basis,
+                                                     const struct piece &piece,
+                                                     sf_shared<float> keys)
+{
+    enum { PRODUCTS = PIECE / 8 };
+    int32_t r = (int32_t)(threadIdx.x % SF_WARP / 4), q = (int32_t)(threadIdx.x % 4);
+    sf_global<const uint16_t> slot[PRODUCTS] = {};
+    SF_UNROLL
+    for (int n = 0; n < PRODUCTS; n++) {
+        int32_t number = piece_slot<PICKED>(piece, 8 * n + r);
+        if (number < 0) continue;
+        struct sf_cuda_slot at = sf_slot_at(view, lane, number);
+        slot[n] = sf_as<const uint16_t>(at.page) + sf_key_at(basis.layout, at.slot, 0);
+    }
+    int32_t k_dim = view.layout.k_dim, warp = (int32_t)(threadIdx.x / SF_WARP);
+    for (int32_t e = warp * 16; e < k_dim; e += WARPS * 16) {
+        float sum[PRODUCTS][4];
+        SF_UNROLL
+        for (int i = 0; i < PRODUCTS * 4; i++) sum[i / 4][i % 4] = 0;
+        for (int32_t first = 0; first < basis.rank_k; first += 16) {
+            sf_quad a;
+            uint32_t b[PRODUCTS][2];
+            factor_words<D>(view, basis, first, e, a);
+            SF_UNROLL
+            for (int n = 0; n < PRODUCTS; n++) slot_words<D>(slot[n], first, basis.rank_k, b[n]);
+            SF_UNROLL
+            for (int n = 0; n < PRODUCTS; n++) sf_mma<D>(sum[n], a, b[n][0], b[n][1]);
+        }
+        SF_UNROLL
+        for (int n = 0; n < PRODUCTS; n++)
+            SF_UNROLL
+            for (int i = 0; i < 4; i++)
+                keys[(e + 2 * r + i / 2) * (PIECE + 1) + 8 * n + 2 * q + i % 2] = sum[n][i];
+    }
+}
+
+/* ---- logits --------------------------------------------------------------------------------- */
 
 /* Pairs (i, i + half) of an element; a hole has no position and is turned as if it were at 0. */
 static __device__ __forceinline__ void keys_turn(const struct basis &basis, int32_t slots,
@@ -343,7 +448,8 @@ attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
                 pos[thread] = sf_pos_of(basis.layout, at);
             }
         }
-        keys_make<D, SLOTS, PICKED>(view, lane, basis, piece, a, keys);
+        if constexpr (SLOTS == 0) keys_multiply<D, PICKED>(view, lane, basis, piece, keys);
+        else keys_make<D, SLOTS, PICKED>(view, lane, basis, piece, a, keys);
         __syncthreads();
         keys_turn(basis, slots, pos, keys);
         __syncthreads();
@@ -414,6 +520,12 @@ template <enum sf_dtype D, bool PICKED>
 static void launch(struct sf_cuda *cuda, const struct sf_cuda_view *view,
                    const struct sf_basis_units *some, size_t shared_bytes, float *states)
 {
+    if constexpr (D != SF_F32)
+        if (view->layout.k_dim % 16 == 0) {
+            SF_LAUNCH((attend_basis<D, 0, PICKED>), (unsigned)some->count, THREADS, shared_bytes,
+                      cuda->stream, *view, some->units, states);
+            return;
+        }
     if (view->layout.k_dim <= THREADS / 2)
         SF_LAUNCH((attend_basis<D, PIECE / 2, PICKED>), (unsigned)some->count, THREADS,
                   shared_bytes, cuda->stream, *view, some->units, states);
@@ -438,127 +550,4 @@ void sf_basis_launch(struct sf_cuda *cuda, const struct sf_cuda_view *view,
     if (some->dtype == SF_F32) launch<SF_F32>(cuda, view, some, shared_bytes, states);
     else if (some->dtype == SF_F16) launch<SF_F16>(cuda, view, some, shared_bytes, states);
     else launch<SF_BF16>(cuda, view, some, shared_bytes, states);
-}
-
-/* ---- kv_rebuild ----------------------------------------------------------------------------- */
-
-struct rebuilt {
-    struct sf_layout layout, factors, values;
-    sf_global<const unsigned char> pool;
-    size_t page_bytes;
-    /* places: [slots][4] page, slot there, the same of values for rank_v 0 */
-    sf_global<const int32_t> places, factor_pages;
-    int32_t rank_k, rank_v, rope_dim;
-    sf_global<const float> turns;
-};
-
-/* One block a slot; a thread has elements. */
-static __global__ void rebuild_slots(struct rebuilt r, sf_global<float> k, sf_global<float> v)
-{
-    SF_SHARED_DYNAMIC(float, key);      /* [k_dim] */
-    size_t i = blockIdx.x, k_dim = (size_t)r.factors.k_dim, v_dim = (size_t)r.values.v_dim;
-    int32_t slot = r.places[4 * i + 1], half = r.rope_dim / 2;
-    sf_global<const unsigned char> page = r.pool + (size_t)(int32_t)r.places[4 * i] * r.page_bytes;
-    sf_global<const unsigned char> plain =
-        r.pool + (size_t)(int32_t)r.places[4 * i + 2] * r.page_bytes;
-    size_t a_v = (size_t)r.layout.page_slots * (size_t)r.layout.k_dim +
-                 (size_t)slot * (size_t)r.layout.v_dim;
-    size_t b_v = (size_t)r.factors.page_slots * k_dim;
-    for (size_t e = threadIdx.x; e < (k ? k_dim : 0) + (v ? v_dim : 0); e += THREADS) {
-        bool values = !k || e >= k_dim;
-        size_t own = values && k ? e - k_dim : e;
-        float sum = 0;
-        for (int32_t n = 0; n < (values ? r.rank_v : r.rank_k); n++) {
-            int32_t number = r.factor_pages[n / r.factors.page_slots];
-            int32_t row = n % r.factors.page_slots;
-            sf_global<const unsigned char> b = r.pool + (size_t)number * r.page_bytes;
-            size_t a_at = values ? a_v + (size_t)n : sf_key_at(r.layout, slot, (size_t)n);
-            size_t b_at = values ? b_v + (size_t)row * v_dim + own : sf_key_at(r.factors, row, own);
-            sum = fmaf(sf_get(r.layout.dtype, page, a_at), sf_get(r.factors.dtype, b, b_at), sum);
-        }
-        if (values && r.rank_v == 0)
-            sum = sf_get(r.values.dtype, plain,
-                         (size_t)(int32_t)r.places[4 * i + 3] * v_dim + own);
-        if (values) v[i * v_dim + own] = sum;
-        else key[own] = sum;
-    }
-    if (!k) return;
-    __syncthreads();
-    size_t word = (size_t)r.layout.page_slots + sf_bias_word(r.layout) + (size_t)slot;
-    int32_t pos = r.rope_dim > 0 ? sf_as<const int32_t>(page)[word] : 0;
-    sf_global<const float> turn = r.turns + (size_t)pos * (size_t)r.rope_dim;
-    for (int32_t e = (int32_t)threadIdx.x; e < r.factors.k_dim; e += THREADS) {
-        float value = key[e];
-        if (e < r.rope_dim) {
-            float cos = turn[e % half], sin = turn[half + e % half];
-            value = e < half ? value * cos - key[e + half] * sin
-                             : value * cos + key[e - half] * sin;
-        }
-        k[i * k_dim + (size_t)e] = value;
-    }
-}
-
-static void kv_rebuild(struct sf_device *device, const struct sf_lane_part *part,
-                       const unsigned char *pool, size_t page_bytes,
-                       const struct sf_slot_list *list, float *k, float *v)
-{
-    struct sf_cuda *cuda = sf_cuda_of(device);
-    const struct sf_lane_factors *factors = part->factors;
-    int32_t most = factors->rank_k > factors->rank_v ? factors->rank_k : factors->rank_v;
-    size_t pages = (size_t)((most + factors->layout->page_slots - 1) / factors->layout->page_slots);
-    size_t word = sizeof(int32_t), fits = SF_CUDA_HALF_BYTES / word / 8;
-    struct sf_layout values = factors->rank_v > 0 ? *factors->layout : *factors->value_layout;
-    SF_ASSERT(pages <= fits);
-    if (!k && !v) return;
-    for (int32_t first = 0, n; first < list->n; first += n) {
-        n = (size_t)(list->n - first) < fits ? list->n - first : (int32_t)fits;
-        struct sf_cuda_block block = sf_cuda_stage(cuda, (4 * (size_t)n + pages) * word);
-        int32_t *places = (int32_t *)(void *)block.host;
-        for (int32_t i = 0; i < n; i++) {
-            int32_t slot = list->slot[first + i];
-            places[4 * i] = list->pages[slot / part->layout->page_slots];
-            places[4 * i + 1] = slot % part->layout->page_slots;
-            places[4 * i + 2] = places[4 * i];
-            if (factors->rank_v == 0)
-                places[4 * i + 2] = factors->value_pages[slot / values.page_slots];
-            places[4 * i + 3] = slot % values.page_slots;
-        }
-        memcpy(places + 4 * (size_t)n, factors->pages, pages * word);
-        sf_cuda_send(cuda, &block);
-        const int32_t *sent = (const int32_t *)(const void *)block.device;
-        struct rebuilt r = { *part->layout, *factors->layout, values, pool, page_bytes, sent,
-                             sent + 4 * (size_t)n, factors->rank_k, factors->rank_v,
-                             factors->rope_dim, factors->turns };
-        SF_LAUNCH(rebuild_slots, (unsigned)n, THREADS,
-                  (size_t)factors->layout->k_dim * sizeof(float), cuda->stream, r,
-                  k ? k + (size_t)first * (size_t)factors->layout->k_dim : NULL,
-                  v ? v + (size_t)first * (size_t)values.v_dim : NULL);
-    }
-}
-
-/* ---- copy_columns --------------------------------------------------------------------------- */
-
-static __global__ void columns_copy(int32_t rows, int32_t x_cols, int32_t cols,
-                                    sf_global<const float> x, size_t x_stride, sf_global<float> y,
-                                    size_t y_stride)
-{
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, width = (size_t)cols;
-    if (i >= (size_t)rows * width) return;
-    size_t row = i / width, c = i % width;
-    y[row * y_stride + c] = c < (size_t)x_cols ? (float)x[row * x_stride + c] : 0.0f;
-}
-
-static void copy_columns(struct sf_device *device, int32_t rows, int32_t x_cols, int32_t cols,
-                         const float *x, size_t x_stride, float *y, size_t y_stride)
-{
-    size_t count = (size_t)rows * (size_t)cols;
-    if (count == 0) return;
-    SF_LAUNCH(columns_copy, sf_blocks(count, THREADS), THREADS, 0, sf_cuda_of(device)->stream,
-              rows, x_cols, cols, x, x_stride, y, y_stride);
-}
-
-void sf_cuda_basis_fill(struct sf_kernels *k)
-{
-    k->kv_rebuild = kv_rebuild;
-    k->copy_columns = copy_columns;
 }

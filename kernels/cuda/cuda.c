@@ -143,7 +143,7 @@ static void table_fill(void)
     sf_cuda_rows_fill(&table);
     sf_cuda_mat_fill(&table);
     sf_cuda_cache_fill(&table);
-    sf_cuda_basis_fill(&table);
+    sf_cuda_rebuild_fill(&table);
     sf_cuda_factor_fill(&table);
     table.attend = sf_cuda_attend;
     table.columns = sf_cuda_columns;

@@ -73,7 +73,7 @@ void sf_cuda_download(struct sf_device *, void *host_dst, const void *device_src
 void sf_cuda_rows_fill(struct sf_kernels *);        /* rmsnorm .. argmax */
 void sf_cuda_mat_fill(struct sf_kernels *);         /* mat_bytes .. matmul_leaves */
 void sf_cuda_cache_fill(struct sf_kernels *);       /* kv_clear .. kv_read */
-void sf_cuda_basis_fill(struct sf_kernels *);       /* kv_rebuild, copy_columns */
+void sf_cuda_rebuild_fill(struct sf_kernels *);     /* kv_rebuild, copy_columns */
 void sf_cuda_factor_fill(struct sf_kernels *);      /* factor_bytes, factor */
 void sf_cuda_attend(struct sf_device *, const struct sf_attend_job *);
 void sf_cuda_columns(struct sf_device *, const struct sf_columns_job *);

@@ -21,7 +21,7 @@ newest()
 {
     local folder source code=0
     folder=$(mktemp -d)
-    for source in cache attend attend_tensor basis pick factor columns mat choose rows; do
+    for source in cache attend attend_tensor basis rebuild pick factor columns mat choose rows; do
         local report=-v,-warn-spills,-warn-lmem-usage,-Werror
         [[ $source == rows ]] && report=-v,-warn-spills,-Werror
         "$root/kernels/cuda/compile.sh" "$folder/$source.o" "$nvcc" -std=c++17 -O3 -fmad=false \

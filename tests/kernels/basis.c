@@ -8,7 +8,7 @@
 #include "tests/check.h"
 #include "tests/kernels/variants.h"
 
-enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 12, DIM_MAX = 136 };
+enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 12, DIM_MAX = 144 };
 static const struct mixture {
     const char *text;
     enum sf_dtype own, part;            /* of the raw slots; of basis and factors */
@@ -34,6 +34,11 @@ static const struct mixture {
       60 },
     { "wide values, picks of 8", SF_F16, SF_F32, 32, 32, 32, 33, 600, 5, 500, 3, 0, 0, 8,
       40 },
+    { "f16, an odd rank, wide keys", SF_F16, SF_F16, 144, 32, 64, 37, 20, 4, 130, 3, 5, 0, 0, 0 },
+    { "bf16, wide keys, picks of 8", SF_BF16, SF_BF16, 112, 32, 112, 50, 20, 4, 200, 3, 0, 0, 8,
+      9 },
+    { "f16 without tensor cores", SF_F16, SF_F16, 72, 24, 72, 20, 21, 6, 100, 2, 3, 0, 0, 0 },
+    { "bf16 picks without them", SF_BF16, SF_BF16, 36, 24, 36, 20, 21, 6, 100, 2, 3, 0, 7, 5 },
     { "one pick", SF_F32, SF_F32, 16, 16, 16, 4, 4, 1, 50, 1, 0, 0, 1, 1 },
     { "values as they are", SF_F32, SF_F32, 64, 64, 64, 24, 0, 5, 300, 1, 0, 0, 0, 0 },
     { "values in f16, over split edges", SF_F16, SF_BF16, 32, 24, 32, 9, 0, 20, 1100, 4, 10, 0,
