@@ -62,13 +62,15 @@ struct list {
 };
 
 /* The tile's blocks from split `split` on: those that a window hides are sent for in vain.  Marks,
- * by which blocks are listed, are sent for at once, up to the end of that split. */
+ * by which blocks are listed, are sent for at once, up to the end of that split, and so are scales,
+ * which nothing else sends for. */
 static void list_add(struct list *list, const struct sf_tile *tile, int32_t split, int32_t end)
 {
     const struct sf_layout *layout = &list->job->layout;
     size_t element = sf_dtype_bytes(layout->dtype), v_offset = sf_layout_v_offset(layout);
     size_t key = (size_t)layout->k_dim * element, value = (size_t)layout->v_dim * element;
-    size_t marks = sf_layout_bias_offset(layout);
+    size_t marks = sf_layout_bias_offset(layout), scales = sf_layout_k_scale_offset(layout);
+    size_t mark = (size_t)layout->page_slots * sizeof(float);       /* all slots' bias, or scale */
     int32_t first = split * SF_SPLIT_SLOTS, slots = own_slots(tile);
     if (tile->vectors > FEW) return;
     if (slots > end * SF_SPLIT_SLOTS) slots = end * SF_SPLIT_SLOTS;
@@ -77,7 +79,8 @@ static void list_add(struct list *list, const struct sf_tile *tile, int32_t spli
         const unsigned char *page = list->job->pool +
             (size_t)tile->lane->pages[at / layout->page_slots] * list->job->page_bytes;
         if (!marked && list->blocks == SF_AHEAD) return;
-        if (marked) send(page + marks + (size_t)inside * sizeof(float), sizeof(float));
+        for (size_t m = scales; marked && m <= marks; m += mark)
+            send(page + m + (size_t)inside * sizeof(float), sizeof(float));
         if (list->blocks == SF_AHEAD) continue;
         list->keys[list->blocks] = page + (size_t)inside * key;
         list->values[list->blocks++] = page + v_offset + (size_t)inside * value;
