@@ -220,7 +220,7 @@ const char *sf_launch_plan_compute(const struct sf_launch_plan *plan)
 enum sf_isa sf_plan_isa_max(const struct sf_config *cfg)
 {
     int bf16 = cfg->model.compute != SF_COMPUTE_F32 && (enum sf_dtype)cfg->model.dtype == SF_BF16;
-    return !bf16 && sf_isa_multiplies(sf_isa_detect(), SF_BF16) ? SF_ISA_AVX512 : SF_ISA_AUTO;
+    return !bf16 && sf_isa_multiplies(sf_isa_detect(), SF_BF16) ? SF_ISA_AVX512_VNNI : SF_ISA_AUTO;
 }
 
 /* Products are in model.dtype where the processor can; f32 and int8 are to be had everywhere, bf16

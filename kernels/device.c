@@ -139,7 +139,8 @@ enum sf_isa sf_isa_detect(void)
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return SF_ISA_AVX2;
-    return __builtin_cpu_supports("avx512bf16") ? SF_ISA_AVX512_BF16 : SF_ISA_AVX512;
+    if (!__builtin_cpu_supports("avx512vnni")) return SF_ISA_AVX512;
+    return __builtin_cpu_supports("avx512bf16") ? SF_ISA_AVX512_BF16 : SF_ISA_AVX512_VNNI;
 #else
     return SF_ISA_GENERIC;
 #endif
@@ -152,6 +153,7 @@ const char *sf_isa_name(enum sf_isa isa)
     case SF_ISA_GENERIC: return "generic";
     case SF_ISA_AVX2: return "avx2";
     case SF_ISA_AVX512: return "avx512";
+    case SF_ISA_AVX512_VNNI: return "avx512_vnni";
     case SF_ISA_AVX512_BF16: return "avx512_bf16";
     }
     return "unknown";
@@ -164,11 +166,8 @@ int sf_isa_multiplies(enum sf_isa isa, enum sf_dtype dtype)
 
 enum sf_int8_how sf_isa_int8(enum sf_isa isa)
 {
-#if defined(__x86_64__)
-    if (isa >= SF_ISA_AVX512)
-        return __builtin_cpu_supports("avx512vnni") ? SF_INT8_VNNI : SF_INT8_AVX512;
-#endif
-    return isa == SF_ISA_AVX2 ? SF_INT8_AVX2 : SF_INT8_PLAIN;
+    return isa >= SF_ISA_AVX512_VNNI ? SF_INT8_VNNI : isa == SF_ISA_AVX512 ? SF_INT8_AVX512
+           : isa == SF_ISA_AVX2 ? SF_INT8_AVX2 : SF_INT8_PLAIN;
 }
 
 const char *sf_int8_name(enum sf_int8_how how)

@@ -8,7 +8,10 @@
 #include "kernels/kernels.h"
 SF_C_BEGIN
 
-enum sf_isa { SF_ISA_AUTO, SF_ISA_GENERIC, SF_ISA_AVX2, SF_ISA_AVX512, SF_ISA_AVX512_BF16 };
+/* Each has what those before it have. */
+enum sf_isa {
+    SF_ISA_AUTO, SF_ISA_GENERIC, SF_ISA_AVX2, SF_ISA_AVX512, SF_ISA_AVX512_VNNI, SF_ISA_AVX512_BF16
+};
 
 struct sf_device_spec {
     const char *name;                   /* "cpu", "ref", "cuda", "cuda-emulated" */
@@ -71,7 +74,7 @@ const char *sf_isa_name(enum sf_isa);
 /* Whether products in `dtype` run natively on `isa`; if not, it is a storage type and the work is
  * f32 in panels. */
 int sf_isa_multiplies(enum sf_isa, enum sf_dtype dtype);
-/* How products of 8-bit codes run on `isa` of this machine; all have the same bits. */
+/* How products of 8-bit codes run on `isa`; all have the same bits. */
 enum sf_int8_how { SF_INT8_PLAIN, SF_INT8_AVX2, SF_INT8_AVX512, SF_INT8_VNNI };
 enum sf_int8_how sf_isa_int8(enum sf_isa);
 const char *sf_int8_name(enum sf_int8_how);     /* "avx512_vnni" */

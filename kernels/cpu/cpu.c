@@ -11,7 +11,7 @@
 /* One table per instruction set, alike but for the name; filled once per process. */
 enum { TABLES = SF_ISA_AVX512_BF16 + 1 };
 static struct sf_kernels tables[TABLES];
-static struct sf_cpu_isa avx512_bf16;   /* filled with them */
+static struct sf_cpu_isa avx512_vnni, avx512_bf16;      /* filled with them */
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 /* Blocks from LARGE bytes on are mapped by themselves, on huge pages where there are any.  A header
@@ -56,6 +56,7 @@ static const struct sf_cpu_isa *kernels_of(enum sf_isa isa)
 {
 #if defined(__x86_64__)
     if (isa == SF_ISA_AVX512_BF16) return &avx512_bf16;
+    if (isa == SF_ISA_AVX512_VNNI) return &avx512_vnni;
     if (isa == SF_ISA_AVX512) return &sf_cpu_isa_avx512;
     if (isa == SF_ISA_AVX2) return &sf_cpu_isa_avx2;
 #endif
@@ -63,20 +64,25 @@ static const struct sf_cpu_isa *kernels_of(enum sf_isa isa)
     return &sf_cpu_isa_generic;
 }
 
-static void avx512_bf16_fill(void)
-{
 #if defined(__x86_64__)
-    avx512_bf16 = sf_cpu_isa_avx512;
-    avx512_bf16.name = sf_cpu_isa_avx512_bf16.name;
-    avx512_bf16.split = sf_cpu_isa_avx512_bf16.split;
-    avx512_bf16.logits = sf_cpu_isa_avx512_bf16.logits;
-    avx512_bf16.columns = sf_cpu_isa_avx512_bf16.columns;
-#endif
+/* The table for AVX-512 with what `more` has of its own. */
+static struct sf_cpu_isa avx512_with(const struct sf_cpu_isa *more)
+{
+    struct sf_cpu_isa isa = sf_cpu_isa_avx512;
+    isa.name = more->name;
+    isa.split = more->split;
+    isa.logits = more->logits;
+    isa.columns = more->columns;
+    return isa;
 }
+#endif
 
 static void tables_fill(void)
 {
-    avx512_bf16_fill();
+#if defined(__x86_64__)
+    avx512_vnni = avx512_with(&sf_cpu_isa_avx512_vnni);
+    avx512_bf16 = avx512_with(&sf_cpu_isa_avx512_bf16);
+#endif
     for (int isa = SF_ISA_GENERIC; isa < TABLES; isa++) {
         struct sf_kernels *k = &tables[isa];
         k->name = kernels_of(isa)->name;

@@ -107,7 +107,7 @@ extern const struct sf_cpu_isa sf_cpu_isa_generic;
 #if defined(__x86_64__)
 extern const struct sf_cpu_isa sf_cpu_isa_avx2, sf_cpu_isa_avx512;
 /* Name, split, logits and columns alone; the other entries are those for AVX-512. */
-extern const struct sf_cpu_isa sf_cpu_isa_avx512_bf16;
+extern const struct sf_cpu_isa sf_cpu_isa_avx512_vnni, sf_cpu_isa_avx512_bf16;
 #endif
 
 #endif

@@ -1,8 +1,9 @@
 /* tests/kernels/attend.c: attention over paged lanes equals ref within a bound on rounding, for
  * ragged lanes around page, block and split edges, holes, biases, windows, large logits, denormals,
- * odd dims and all cache types; and the bits of one (row, head) depend on nothing but itself and
- * the slots that it sees: prefill of many rows = decode row by row, one head at a time, in any
- * order of lanes, by any number of threads, whatever lies behind its causal end. */
+ * odd dims, all cache types and what is not finite; and the bits of one (row, head) depend on
+ * nothing but itself and the slots that it sees: prefill of many rows = decode row by row, one head
+ * at a time, in any order of lanes, by any number of threads, whatever lies behind its causal end.
+ */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -220,10 +221,55 @@ static void test_nothing_seen(void)
         }
 }
 
+static float *scale_of(const struct problem *p, int lane, int32_t slot, size_t offset)
+{
+    unsigned char *page = p->pool + (size_t)p->lane[lane].pages[slot / p->layout.page_slots] *
+                                        p->page_bytes;
+    return (float *)(void *)(page + offset) + slot % p->layout.page_slots;
+}
+
+/* A query, the scale of a key and that of a value that are not finite make NaNs of all that meets
+ * them, and of nothing else: all instruction sets as the first one.  (What ref makes of them is 0
+ * for a head that finds no greatest logit, and of a GPU nothing is promised.) */
+static void test_not_finite(void)
+{
+    if (VARIANTS_STAGED) SF_SKIP("the CPU's alone");
+    int c = 0;
+    struct problem p;
+    while (c < shapes_count && strcmp(shapes[c].text, "decode, int8") != 0) c++;
+    SF_ASSERT(c < shapes_count && shapes[c].lanes == 6);
+    problem_make(&p, &shapes[c], ref);
+    size_t head = (size_t)shapes[c].k_dim;
+    p.q[4 * p.q_stride + 5] = NAN;      /* of lane 4's first head, of lane 1's second */
+    p.q[p.q_stride + ((size_t)p.lane[1].q_first + 1) * head + 7] = INFINITY;
+    *scale_of(&p, 2, 3, sf_layout_k_scale_offset(&p.layout)) = NAN;
+    *scale_of(&p, 3, 4, sf_layout_v_scale_offset(&p.layout)) = NAN;
+    struct result expected = result_make(&p), result = result_make(&p);
+    attend(variants[0].device, &p, p.pool, p.lane, shapes[c].lanes, &expected);
+    const float *out = (const float *)(const void *)expected.out;
+    size_t row = p.elements / p.rows, width = (size_t)shapes[c].v_dim + 2;
+    size_t heads = 2 * (size_t)shapes[c].q_heads, nans = 0;
+    for (size_t i = 0; i < p.rows * heads; i++)
+        nans += isnan(out[i / heads * row + i % heads * width]) != 0;
+    SF_CHECK_INT((int)nans, 1 + 1 + 3 + 3);
+    for (int i = 0; i < count; i++) {
+        attend(variants[i].device, &p, p.pool, p.lane, shapes[c].lanes, &result);
+        struct rounding rounding = rounding_of(&p, variants[i].device);
+        compare(variants[i].text, "not finite", (float *)(void *)result.out, out, p.rows, row,
+                2 * p.bound + rounding.out);
+        compare(variants[i].text, "not finite", result.lse, expected.lse, p.rows, heads,
+                2 * p.lse_bound + rounding.logit);
+    }
+    result_free(&result);
+    result_free(&expected);
+    problem_free(&p);
+}
+
 static const struct sf_test tests[] = {
     { "against ref", test_against_ref }, { "queries in bf16", test_queries_in_bf16 },
     { "row alone", test_row_alone },
     { "causal end", test_causal_end }, { "nothing seen", test_nothing_seen },
+    { "not finite", test_not_finite },
     { NULL, NULL }
 };
 

@@ -144,11 +144,21 @@ static void bounds_set(struct problem *p)
 /* bf16 has 8 digits, so a query's elements change by at most 2^-8 of their size.  Those changes
  * act as a random walk of k_dim steps of at most 2^-8 |q| |k| scale: 2^-8 |q| |k| is 8 times its
  * deviation, for uniform elements.  Weights change by 2^-8 of their size, and denormal numbers are
- * taken for 0. */
+ * taken for 0.
+ *
+ * int8 with VNNI: a query's elements are whole numbers of c = |q| / 32639, a weight of 1 / 65535 of
+ * the greatest.  Errors are even in half a step to either side, of deviation step / sqrt(12), and
+ * meet keys (values) of deviation |k| / sqrt(3): k_dim such steps times the scale 1 / sqrt(k_dim)
+ * make |k| c / 6, and 512 slots sqrt(512) |v| / 65535 / 6, over weights whose sum is 1 at least.
+ * Bounds are 8 times these. */
 struct rounding rounding_of(const struct problem *p, const struct sf_device *device)
 {
     const struct shape *s = p->shape;
     double v = (double)s->k_amplitude, logit = (double)s->amplitude * v / 256;
+    if (device->isa >= SF_ISA_AVX512_VNNI && s->dtype == SF_INT8) {
+        logit = 8 * (double)s->amplitude * v / 32639 / 6;
+        return (struct rounding){ logit, v * (2 * logit + 8 * sqrt(512) / 65535 / 6) };
+    }
     if (device->isa != SF_ISA_AVX512_BF16 || s->dtype != SF_BF16) return (struct rounding){ 0, 0 };
     return (struct rounding){ logit, v * (2 * logit + 1.0 / 256) + (double)FLT_MIN };
 }

@@ -37,8 +37,8 @@ struct problem {
     double logit_bound, lse_bound, bound; /* of rounding: a logit, attend's lse and out */
 };
 
-/* What products in bf16 may change beside: a logit (and so lse), an output; 0 where a device makes
- * none of them for the problem. */
+/* What products in bf16, or of bytes in int8, may change beside: a logit (and so lse), an output; 0
+ * where a device makes none of them for the problem. */
 struct rounding { double logit, out; };
 struct rounding rounding_of(const struct problem *, const struct sf_device *);
 

@@ -359,13 +359,13 @@ static void chooses_the_arithmetic(void)
     if (sf_test_model() == NULL) SF_SKIP("the model is not there");
     int native = sf_isa_multiplies(sf_isa_detect(), SF_BF16);
     SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16, compute: f32}\n"));
-    SF_CHECK_INT(m.plan.isa_max, native ? SF_ISA_AVX512 : SF_ISA_AUTO);
+    SF_CHECK_INT(m.plan.isa_max, native ? SF_ISA_AVX512_VNNI : SF_ISA_AUTO);
     drop(&m);
     SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16}\n"));
     SF_CHECK_INT(m.plan.isa_max, SF_ISA_AUTO);
     drop(&m);
     SF_MUST(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: f32}\nkv_cache: {dtype: bf16}\n"));
-    SF_CHECK_INT(m.plan.isa_max, native ? SF_ISA_AVX512 : SF_ISA_AUTO);
+    SF_CHECK_INT(m.plan.isa_max, native ? SF_ISA_AVX512_VNNI : SF_ISA_AUTO);
     drop(&m);
     SF_CHECK_INT(make(&m, 1, 1, 1, 1, 4096 * MIB, "model: {dtype: bf16, compute: bf16}\n"),
                  native ? SF_OK : SF_UNSUPPORTED);
