@@ -3,7 +3,8 @@
  *
  * The shape is that of SmolLM2-135M: 32 sequences of 3 lanes of 3 query heads, d 64, one row each.
  * There are as many layers as make up some 200 MB in bf16, and calls go round them, so that slots
- * come from memory as they do in a model.  Times are CPU time of the process, so that other work on
+ * come from memory as they do in a model; a pool is the device's memory, as in a run (cpu.c: on
+ * huge pages where there are any).  Times are CPU time of the process, so that other work on
  * the machine counts by what it does to the caches alone. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,9 +42,11 @@ static void cache_make(struct cache *c, struct sf_device *device, enum sf_dtype 
     int32_t *pos = malloc((size_t)slots * sizeof *pos);
     c->layout = (struct sf_layout){ dtype, PAGE, DIM, DIM };
     c->page_bytes = sf_layout_page_bytes(&c->layout);
-    c->pool = aligned_alloc(64, (size_t)n * c->page_bytes);
     c->pages = malloc((size_t)n * sizeof *c->pages);
-    SF_ASSERT(x && pos && c->pool && c->pages);
+    SF_ASSERT(x && pos && c->pages);
+    sf_status status = device->k->alloc(device, (size_t)n * c->page_bytes, "pool",
+                                        (void **)&c->pool);
+    SF_ASSERT(status == SF_OK);
     for (int32_t i = 0; i < n; i++)     /* 7,919 is prime and divides no n here */
         c->pages[i] = (int32_t)((int64_t)i * 7919 % n);
     for (int32_t i = 0; i < slots; i++) pos[i] = i;
@@ -104,7 +107,10 @@ static void one_length(struct sf_device *const *device, const char *const *who, 
                REPETITIONS);
         SF_CHECK(median[1] > 0);
     }
-    for (int t = 0; t < TYPES; t++) free(cache[t].pool), free(cache[t].pages);
+    for (int t = 0; t < TYPES; t++) {
+        device[0]->k->free(device[0], cache[t].pool);
+        free(cache[t].pages);
+    }
 }
 
 static void test_cost(void)
