@@ -12,17 +12,27 @@ static void send(const unsigned char *from, size_t bytes)
 /* ---- the queue ---------------------------------------------------------------------------------
  * */
 
-/* Slots of the lane itself that a tile reads; those of its parts are left out. */
-static int32_t own_slots(const struct sf_tile *tile)
-{
-    return sf_lane_part_seen(tile->lane, -1, sf_tile_row(tile, tile->vectors - 1));
-}
+/* Whether a tile reads from memory what nobody has sent for. */
+static int is_sent_for(const struct sf_tile *tile) { return tile->vectors <= FEW; }
 
+/* Blocks that a unit reads, or SF_AHEAD where its lane has parts, which may be of any kind. */
 static int32_t blocks_of(const struct sf_attention *attention, const struct sf_unit *unit)
 {
-    int32_t slots = own_slots(&attention->tile[unit->tile]), first = unit->first * SF_SPLIT_SLOTS;
-    if (slots > unit->end * SF_SPLIT_SLOTS) slots = unit->end * SF_SPLIT_SLOTS;
+    const struct sf_tile *tile = &attention->tile[unit->tile];
+    int32_t slots = sf_lane_part_seen(tile->lane, -1, sf_tile_row(tile, tile->vectors - 1));
+    int32_t first = unit->first * SF_SPLIT_SLOTS, end = unit->end * SF_SPLIT_SLOTS;
+    if (tile->lane->parts > 0) return SF_AHEAD;
+    if (slots > end) slots = end;
     return slots <= first ? 0 : (slots - first + SF_BLOCK_SLOTS - 1) / SF_BLOCK_SLOTS;
+}
+
+/* Whether there is a unit for each thread still. */
+static int are_enough(const struct sf_attention *attention, const int32_t *taken)
+{
+    int32_t now;
+#pragma omp atomic read
+    now = *taken;
+    return attention->units - now >= attention->threads;
 }
 
 static const struct sf_unit *take(const struct sf_attention *attention, int32_t *taken)
@@ -37,8 +47,11 @@ void sf_queue_fill(const struct sf_attention *attention, int32_t *taken, struct 
 {
     int32_t waiting = 0;
     for (int32_t i = 1; i < queue->count; i++) waiting += blocks_of(attention, queue->unit[i]);
-    while (queue->count <= SF_UNITS_AHEAD && (queue->count == 0 || waiting < SF_AHEAD)) {
-        const struct sf_unit *unit = take(attention, taken);
+    while (queue->count <= SF_UNITS_AHEAD) {
+        int more = waiting < SF_AHEAD && queue->count > 0 &&
+                   is_sent_for(&attention->tile[queue->unit[queue->count - 1]->tile]) &&
+                   are_enough(attention, taken);
+        const struct sf_unit *unit = queue->count == 0 || more ? take(attention, taken) : NULL;
         if (!unit) return;
         if (queue->count > 0) waiting += blocks_of(attention, unit);
         queue->unit[queue->count++] = unit;
@@ -61,30 +74,36 @@ struct list {
     const unsigned char *keys[SF_AHEAD], *values[SF_AHEAD];
 };
 
-/* The tile's blocks from split `split` on: those that a window hides are sent for in vain.  Marks,
- * by which blocks are listed, are sent for at once, up to the end of that split, and so are scales,
- * which nothing else sends for. */
-static void list_add(struct list *list, const struct sf_tile *tile, int32_t split, int32_t end)
+/* The blocks of a split: those that a window hides are sent for in vain.  Marks, by which blocks
+ * are listed, are sent for at once, and so are scales, which nothing else sends for. */
+static void list_split(struct list *list, const struct sf_tile *tile, int32_t split)
 {
-    const struct sf_layout *layout = &list->job->layout;
+    int32_t part = sf_tile_part(tile, &split), first = split * SF_SPLIT_SLOTS;
+    struct sf_lane_part from = sf_lane_part_of(&list->job->layout, tile->lane, part);
+    const struct sf_layout *layout = from.layout;
     size_t element = sf_dtype_bytes(layout->dtype), v_offset = sf_layout_v_offset(layout);
     size_t key = (size_t)layout->k_dim * element, value = (size_t)layout->v_dim * element;
     size_t marks = sf_layout_bias_offset(layout), scales = sf_layout_k_scale_offset(layout);
     size_t mark = (size_t)layout->page_slots * sizeof(float);       /* all slots' bias, or scale */
-    int32_t first = split * SF_SPLIT_SLOTS, slots = own_slots(tile);
-    if (tile->vectors > FEW) return;
-    if (slots > end * SF_SPLIT_SLOTS) slots = end * SF_SPLIT_SLOTS;
+    int32_t slots = sf_lane_part_seen(tile->lane, part, sf_tile_row(tile, tile->vectors - 1));
+    if (from.factors || from.pick) return;
+    if (slots > first + SF_SPLIT_SLOTS) slots = first + SF_SPLIT_SLOTS;
     for (int32_t at = first; at < slots; at += SF_BLOCK_SLOTS) {
-        int32_t inside = at % layout->page_slots, marked = at < first + SF_SPLIT_SLOTS;
-        const unsigned char *page = list->job->pool +
-            (size_t)tile->lane->pages[at / layout->page_slots] * list->job->page_bytes;
-        if (!marked && list->blocks == SF_AHEAD) return;
-        for (size_t m = scales; marked && m <= marks; m += mark)
+        int32_t inside = at % layout->page_slots;
+        const unsigned char *page =
+            list->job->pool + (size_t)from.pages[at / layout->page_slots] * list->job->page_bytes;
+        for (size_t m = scales; m <= marks; m += mark)
             send(page + m + (size_t)inside * sizeof(float), sizeof(float));
         if (list->blocks == SF_AHEAD) continue;
         list->keys[list->blocks] = page + (size_t)inside * key;
         list->values[list->blocks++] = page + v_offset + (size_t)inside * value;
     }
+}
+
+static void list_add(struct list *list, const struct sf_tile *tile, int32_t split, int32_t end)
+{
+    for (; is_sent_for(tile) && split < end && list->blocks < SF_AHEAD; split++)
+        list_split(list, tile, split);
 }
 
 void sf_queue_begin(const struct sf_attend_job *job, const struct sf_attention *attention,
@@ -98,25 +117,37 @@ void sf_queue_begin(const struct sf_attend_job *job, const struct sf_attention *
     for (int32_t b = 0; b < list.blocks; b++) send(list.keys[b], keys);
 }
 
+void sf_ahead_within(struct sf_ahead *ahead, struct sf_split *s)
+{
+    if (s->blocks == 0) return;
+    for (int32_t b = 0; b < s->blocks; b++) {
+        int32_t next = b + SF_AHEAD < s->blocks ? b + SF_AHEAD : s->blocks - 1;
+        ahead->keys[b] = s->keys[next];
+        ahead->values[b] = s->values[next];
+    }
+    for (int32_t b = s->blocks; b < SF_SPLIT_BLOCKS; b++) ahead->keys[b] = ahead->keys[0];
+    s->key_next = ahead->keys;
+    s->value_next = ahead->values;
+}
+
 void sf_ahead_point(const struct sf_attend_job *job, const struct sf_attention *attention,
                     const struct sf_queue *queue, int32_t split, struct sf_ahead *ahead,
                     struct sf_split *s)
 {
     struct list list = { .job = job };
     const struct sf_unit *unit = queue->unit[0];
-    if (attention->tile[unit->tile].vectors > FEW || s->blocks == 0) return;
-    if (split + 1 < unit->end)
-        list_add(&list, &attention->tile[unit->tile], split + 1, unit->end);
-    for (int32_t i = 1; i < queue->count && list.blocks < SF_AHEAD; i++)
+    const struct sf_tile *tile = &attention->tile[unit->tile];
+    if (!is_sent_for(tile) || s->blocks == 0) return;
+    sf_ahead_within(ahead, s);
+    list_add(&list, tile, split + 1, unit->end);
+    for (int32_t i = 1; i < queue->count; i++)
         list_add(&list, &attention->tile[queue->unit[i]->tile], queue->unit[i]->first,
                  queue->unit[i]->end);
-    for (int32_t b = 0; b < SF_SPLIT_BLOCKS; b++) {
-        int32_t own = b + SF_AHEAD < s->blocks ? b + SF_AHEAD : s->blocks - 1;
+    int32_t first = s->blocks < SF_AHEAD ? 0 : s->blocks - SF_AHEAD;
+    for (int32_t b = first; b < s->blocks; b++) {
         int32_t behind = b + SF_AHEAD - s->blocks;
-        int in_list = behind >= 0 && behind < list.blocks;
-        ahead->keys[b] = in_list ? list.keys[behind] : s->keys[own];
-        ahead->values[b] = in_list ? list.values[behind] : s->values[own];
+        if (behind >= list.blocks) break;
+        ahead->keys[b] = list.keys[behind];
+        ahead->values[b] = list.values[behind];
     }
-    s->key_next = ahead->keys;
-    s->value_next = ahead->values;
 }

@@ -1,9 +1,10 @@
-/* kernels/cpu/ahead.h: what a thread reads next.  For attend.c.
+/* kernels/cpu/ahead.h: what a thread reads next.  For attend.c, basis.c and pick.c.
  *
  * A tile of few vectors reads its slots from memory, and from pages that lie anywhere, so that the
- * processor's own prefetch stops every few KiB.  A thread therefore takes units before it works on
- * them, and sends for the block that comes SF_AHEAD blocks after the one it works on, whether that
- * is of this split, of the next or of another unit (isa.h: key_next). */
+ * processor's own prefetch stops every few KiB.  So it sends for the block that comes SF_AHEAD
+ * blocks after the one that it works on, whether that is of this split, of the next or of another
+ * unit (isa.h: key_next).  A thread therefore takes units before it works on them, as long as there
+ * is one left for every thread: what is taken and not begun, no other thread can have. */
 #ifndef SHEAF_KERNELS_CPU_AHEAD_H
 #define SHEAF_KERNELS_CPU_AHEAD_H
 #include "kernels/cpu/tile.h"
@@ -19,8 +20,8 @@ struct sf_queue {
     int32_t count;
 };
 
-/* Takes units in their order as long as less than SF_AHEAD blocks wait behind the first.  *taken is
- * of all threads: how many they have. */
+/* Takes units in their order: the first if there is none, and more while less than SF_AHEAD blocks
+ * wait behind it and there are enough.  *taken is of all threads: how many they have. */
 void sf_queue_fill(const struct sf_attention *, int32_t *taken, struct sf_queue *);
 void sf_queue_drop(struct sf_queue *); /* the first */
 /* Sends for the first blocks of the first unit: nobody did before. */
@@ -30,8 +31,10 @@ void sf_queue_begin(const struct sf_attend_job *, const struct sf_attention *,
 /* The blocks behind a split: [0, SF_SPLIT_BLOCKS) are for its key_next and value_next. */
 struct sf_ahead { const unsigned char *keys[SF_SPLIT_BLOCKS], *values[SF_SPLIT_BLOCKS]; };
 
-/* Points the split, number `split` of the first unit's tile, to what comes after it, if its tile is
- * of few vectors.  *ahead has to live as long as the split. */
+/* Points the split to what comes after its blocks in itself.  *ahead has to live as long as it. */
+void sf_ahead_within(struct sf_ahead *ahead, struct sf_split *);
+/* The same, and to what comes after it, if the tile is of few vectors: the split is number `split`
+ * of the first unit's tile. */
 void sf_ahead_point(const struct sf_attend_job *, const struct sf_attention *,
                     const struct sf_queue *, int32_t split, struct sf_ahead *ahead,
                     struct sf_split *);

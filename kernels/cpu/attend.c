@@ -83,26 +83,6 @@ static void work_begin(const struct sf_cpu_isa *isa, const struct sf_attend_job 
     sf_tile_gather(isa, job, tile, &work->gathered);
 }
 
-static int32_t splits_of(int32_t slots)
-{
-    return slots <= 0 ? 0 : (slots + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
-}
-
-/* The part of the lane that split number *split of the tile is in, and its number there. */
-static int32_t part_of_split(const struct sf_tile *tile, int32_t *split)
-{
-    const struct sf_lane_job *lane = tile->lane;
-    int32_t row = sf_tile_row(tile, tile->vectors - 1);
-    int32_t part = -1, own = splits_of(sf_lane_part_seen(lane, -1, row));
-    while (*split >= own) {
-        *split -= own;
-        part++;
-        SF_ASSERT(part < lane->parts);
-        own = splits_of(sf_lane_part_seen(lane, part, 0));
-    }
-    return part;
-}
-
 /* Where the split's logits are to be left; those of blocks that are not listed are -inf at once. */
 static void split_leave(const struct sf_tile *tile, int32_t part, int32_t split, struct sf_split *s)
 {
@@ -119,17 +99,18 @@ static void split_leave(const struct sf_tile *tile, int32_t part, int32_t split,
             s->left[(size_t)j * s->left_stride + i] = -INFINITY;
 }
 
-/* Split number `split` of the tile of the queue's first unit. */
+/* A split of the tile of the queue's first unit. */
 static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
                       const struct sf_attention *attention, const struct sf_queue *queue,
-                      struct work *work, int32_t split, struct sf_partial into)
+                      struct work *work, int32_t number, struct sf_partial into)
 {
     struct sf_split s;
     struct sf_ahead ahead;
     const struct sf_tile *tile = &attention->tile[queue->unit[0]->tile];
+    int32_t split = number;
     s.logits = work->logits;
     s.partial = into;
-    int32_t part = tile->lane->parts > 0 ? part_of_split(tile, &split) : -1;
+    int32_t part = tile->lane->parts > 0 ? sf_tile_part(tile, &split) : -1;
     if (part >= 0 && (tile->lane->part[part].factors || tile->lane->part[part].pick)) {
         SF_ASSERT(!tile->lane->logit);  /* columns takes no such part */
         sf_basis_split(isa, job, tile, part, &work->gathered, split * SF_SPLIT_SLOTS,
@@ -140,7 +121,7 @@ static void split_run(const struct sf_cpu_isa *isa, const struct sf_attend_job *
                    (split + 1) * SF_SPLIT_SLOTS, &s);
     s.left = NULL;
     if (tile->lane->logit) split_leave(tile, part, split, &s);
-    if (part < 0) sf_ahead_point(job, attention, queue, split, &ahead, &s);
+    sf_ahead_point(job, attention, queue, number, &ahead, &s);
     isa->split(&s);
 }
 
@@ -219,9 +200,10 @@ static void tiles_take(struct sf_attention *attention, const struct sf_attend_jo
         }
         struct sf_tile *tile = &attention->tile[attention->tiles++];
         *tile = (struct sf_tile){ at, *vector, left < most ? left : most, 0, -1, NULL };
-        tile->splits = splits_of(sf_lane_part_seen(at, -1, sf_tile_row(tile, tile->vectors - 1)));
+        int32_t last = sf_tile_row(tile, tile->vectors - 1);
+        tile->splits = sf_splits_of(sf_lane_part_seen(at, -1, last));
         for (int32_t p = 0; p < at->parts; p++)
-            tile->splits += splits_of(sf_lane_part_seen(at, p, 0));
+            tile->splits += sf_splits_of(sf_lane_part_seen(at, p, 0));
         *vector += tile->vectors;
     }
 }
@@ -287,9 +269,10 @@ static void units_run(struct sf_device *device, const struct sf_attend_job *job)
         struct sf_queue queue = { .count = 0 };
         sf_queue_fill(attention, &taken, &queue);
         sf_queue_begin(job, attention, &queue);
-        for (; queue.count > 0; sf_queue_drop(&queue)) {
-            sf_queue_fill(attention, &taken, &queue);
+        while (queue.count > 0) {
             unit_run(isa, job, attention, &queue, floats);
+            sf_queue_drop(&queue);
+            sf_queue_fill(attention, &taken, &queue);
         }
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)

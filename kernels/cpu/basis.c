@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/ahead.h"
 
 enum { PIECE = 128, RANK_ROWS = 64,     /* slots; rows of b_k unpacked at once */
        VALUE_BYTES = 128 << 10 };       /* of picked values side by side, if they are not wider */
@@ -244,6 +245,7 @@ void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
     struct sf_partial whole = whole_of(part, n, width, into, floats);
     float *one = is_direct(part) ? floats : floats + n * width;
     struct sf_split split;
+    struct sf_ahead ahead;
     split.logits = logits;
     split.left = NULL;                  /* no logits are asked for where a lane has such a part */
     split.partial = (struct sf_partial){ one, one + n * width, one + n * width + n };
@@ -258,6 +260,7 @@ void sf_basis_split(const struct sf_cpu_isa *isa, const struct sf_attend_job *jo
         if (!part->pick && is_direct(part)) take_values(job, part->factors, first, &split);
         if (part->factors)
             rebuild(isa, job, part, part->pick ? &picked : NULL, &piece, &split);
+        sf_ahead_within(&ahead, &split);
         isa->split(&split);
         isa->merge(tile->vectors, (int32_t)width, whole, split.partial);
     }

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "kernels/backend.h"
-#include "kernels/cpu/tile.h"
+#include "kernels/cpu/ahead.h"
 
 struct room { float *s, *logits, *split, *q; int32_t vectors; };
 
@@ -43,6 +43,7 @@ static void logits(const struct sf_cpu_isa *isa, const struct sf_pick_job *job,
     const struct sf_tile tile = { .lane = &as, .vector = first, .vectors = vectors, .part = -1 };
     struct sf_gathered gathered = { .q = room->q };
     struct sf_split split;
+    struct sf_ahead ahead;
     sf_tile_gather(isa, &attend, &tile, &gathered);
     for (int32_t j = 0; j < vectors; j++) gathered.seen[j] = lane->landmarks;
     gathered.seen_most = lane->landmarks;
@@ -52,6 +53,7 @@ static void logits(const struct sf_cpu_isa *isa, const struct sf_pick_job *job,
         SF_ASSERT(split.blocks == (n + SF_BLOCK_SLOTS - 1) / SF_BLOCK_SLOTS); /* no holes */
         split.logits = room->split;
         split.left = NULL;
+        sf_ahead_within(&ahead, &split);
         isa->logits(&split);
         for (int32_t j = 0; j < vectors; j++)
             memcpy(room->logits + (size_t)j * (size_t)lane->landmarks + at,

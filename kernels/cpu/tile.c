@@ -7,6 +7,20 @@
 
 enum { BUCKETS = 64 };                  /* of cost, for the order */
 
+int32_t sf_tile_part(const struct sf_tile *tile, int32_t *split)
+{
+    const struct sf_lane_job *lane = tile->lane;
+    int32_t row = sf_tile_row(tile, tile->vectors - 1);
+    int32_t part = -1, own = sf_splits_of(sf_lane_part_seen(lane, -1, row));
+    while (*split >= own) {
+        *split -= own;
+        part++;
+        SF_ASSERT(part < lane->parts);
+        own = sf_splits_of(sf_lane_part_seen(lane, part, 0));
+    }
+    return part;
+}
+
 void sf_tile_gather(const struct sf_cpu_isa *isa, const struct sf_attend_job *job,
                     const struct sf_tile *tile, struct sf_gathered *gathered)
 {

@@ -61,6 +61,14 @@ static inline int32_t sf_tile_head(const struct sf_tile *tile, int32_t j)
     return tile->lane->q_first + (tile->vector + j) % tile->lane->q_heads;
 }
 
+/* Splits of so many slots. */
+static inline int32_t sf_splits_of(int32_t slots)
+{
+    return slots <= 0 ? 0 : (slots + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
+}
+
+/* The part of the lane that split number *split of the tile is in, and its number there. */
+int32_t sf_tile_part(const struct sf_tile *, int32_t *split);
 /* Scales the tile's queries into gathered->q, which the caller has set. */
 void sf_tile_gather(const struct sf_cpu_isa *, const struct sf_attend_job *, const struct sf_tile *,
                     struct sf_gathered *);
