@@ -207,7 +207,8 @@ static void block_run(struct sf_device *device, struct block *b)
 void sf_pairs_multiply(struct sf_device *device, const struct sf_pairs *mat,
                        const struct sf_mat_call *call)
 {
-    int32_t most = X_BYTES / (int32_t)sizeof(uint16_t) / mat->k;
+    int64_t row_bytes = (int64_t)mat->k * mat->shape.slices * (int64_t)sizeof(uint16_t);
+    int32_t most = (int32_t)(X_BYTES / row_bytes);
     if (most < ROWS_BLOCK_MIN) most = ROWS_BLOCK_MIN;
     for (int32_t first = 0; first < call->rows; first += most) {
         struct block b = { .mat = mat, .call = call, .first = first, .rows = call->rows - first };
