@@ -8,6 +8,7 @@
  * vocabulary of 2^18 they hold less than 5 in 10^7 together. */
 #ifndef SHEAF_KERNELS_CHOICE_H
 #define SHEAF_KERNELS_CHOICE_H
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -80,14 +81,15 @@ SF_HOST_DEVICE uint64_t sf_choice_target(double u, uint64_t total)
     return target < total ? target : total - 1;
 }
 
-/* A logit after the penalties of a token that is among `seen`. */
+/* A logit after the penalties of a token that is among `seen`: as finite as it was before. */
 SF_HOST_DEVICE float sf_choice_penalised(float logit, int32_t count, double repetition,
                                          double frequency, double presence)
 {
     double l = (double)logit;
     l = l > 0.0 ? l / repetition : l * repetition;
     l -= frequency * count + presence * (count > 0);
-    return (float)l;
+    if (!(fabs((double)logit) <= FLT_MAX)) return (float)l;
+    return l > FLT_MAX ? FLT_MAX : l < -FLT_MAX ? -FLT_MAX : (float)l;
 }
 
 /* The least x that min_p keeps. */

@@ -242,8 +242,8 @@ struct sf_pick_job {
  *   top_p of the weight of what top_k left; ties to the lower token
  *   the first kept token, in the order of the vocabulary, whose cumulative w exceeds u of the kept
  *
- * No token where a logit of the row, before or after these changes, is NaN or +inf, or all are
- * -inf.
+ * No token where a logit of the row is NaN or +inf, or all are -inf.  (A host that only takes the
+ * greatest of a row, argmax, passes over NaN.)
  *
  * A score is taken from the row as it comes.  With m = max_i l_i, at temperature 1:
  *

@@ -17,7 +17,7 @@ static int32_t find_tops(const float *logits, int32_t vocab, int32_t tops,
         if (!(logits[i] > least)) continue;
         int32_t at = n < tops ? n++ : tops - 1;
         for (; at > 0 && top[at - 1].logit < logits[i]; at--) top[at] = top[at - 1];
-        top[at] = (struct sf_choice_top){i, logits[i]};
+        top[at] = (struct sf_choice_top){i, logits[i] + 0.0f};
         if (n == tops) least = top[tops - 1].logit;
     }
     return n;
@@ -73,7 +73,7 @@ int sf_score(const float *logits, int32_t vocab, int32_t token, int32_t tops,
         if (x >= SF_CHOICE_LEAST) found.sum += sf_choice_weight(x);
     }
     found.scored = token;
-    found.logit = logits[token];
+    found.logit = logits[token] + 0.0f;         /* never -0 */
     found.rank = rank_of(logits, vocab, token);
     found.tops = tops > 0 ? find_tops(logits, vocab, tops, top) : 0;
     return sf_score_of(&found, top, score);
