@@ -142,18 +142,21 @@ static void left_alone(rank *r)
 /* With `idle` off, both have queued a sum and a copy of its result, and nothing has happened. */
 static void not_before(rank *r)
 {
-    float found = -1;
+    float *found;                       /* pinned, or the copy would wait */
+    r->wrong += cudaHostAlloc((void **)&found, sizeof *found, cudaHostAllocDefault) != cudaSuccess;
+    *found = -1;
     r->wrong += polled(r, ncclAllReduce(r->x, r->x, 1, ncclFloat32, ncclSum, r->comm, r->stream));
-    cudaMemcpyAsync(&found, r->x, sizeof found, cudaMemcpyDeviceToHost, r->stream);
+    cudaMemcpyAsync(found, r->x, sizeof *found, cudaMemcpyDeviceToHost, r->stream);
     ++*r->stage;
     while (*r->stage < 2) usleep(500);
     usleep(60000);
-    volatile float *seen = &found;
+    volatile float *seen = found;
     r->wrong += *seen != -1;
     ++*r->stage;
     while (*r->stage < 4) usleep(500);
     cudaStreamSynchronize(r->stream);
     r->wrong += *seen != number(0, 0) + number(1, 0);
+    cudaFreeHost(found);
 }
 
 static void test_groups(void) { run_all(RANKS, ring); }

@@ -414,14 +414,18 @@ static __global__ void increment(sf_global<int32_t> value)
 }
 
 /* Nothing has happened before someone waits, then all up to there has, in order; an event waits for
- * what is in front of it and no more; a stream that waits for an event pulls the other. */
+ * what is in front of it and no more; a stream that waits for an event pulls the other; a copy to
+ * memory that is not pinned is itself waited for.  A wait counts where work is left to be done. */
 static void test_streams(void)
 {
     cudaStream_t a = stream_make(), b = stream_make();
     cudaEvent_t event;
     cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-    int32_t *value = device_make<int32_t>(1), source = 5, found = -1, later = -1;
-    int64_t before = emu_launches();
+    int32_t *value = device_make<int32_t>(1), source = 5, *pinned, plain = -1;
+    int64_t before = emu_launches(), waits = emu_waits();
+    SF_CHECK_INT(cudaHostAlloc((void **)&pinned, 8, cudaHostAllocDefault), cudaSuccess);
+    int32_t &found = pinned[0], &later = pinned[1];
+    found = later = -1;
     cudaMemcpyAsync(value, &source, 4, cudaMemcpyHostToDevice, a);
     SF_LAUNCH(increment, 1, 32, 0, a, value);
     cudaMemcpyAsync(&found, value, 4, cudaMemcpyDeviceToHost, a);
@@ -437,8 +441,17 @@ static void test_streams(void)
     cudaStreamWaitEvent(b, event, 0);
     cudaMemcpyAsync(&later, value, 4, cudaMemcpyDeviceToHost, b);
     SF_CHECK_INT(later, -1);
+    SF_CHECK_INT(emu_waits() - waits, 1);
     cudaStreamSynchronize(b);
     SF_CHECK_INT(later, 9);
+    cudaStreamSynchronize(b);
+    cudaEventSynchronize(event);
+    SF_CHECK_INT(cudaEventQuery(event), cudaSuccess);
+    SF_CHECK_INT(emu_waits() - waits, 2);
+    cudaMemcpyAsync(&plain, value, 4, cudaMemcpyDeviceToHost, a);
+    SF_CHECK_INT(plain, 9);
+    SF_CHECK_INT(emu_waits() - waits, 3);
+    cudaFreeHost(pinned);
     cudaEventDestroy(event);
     cudaFree(value);
     cudaStreamDestroy(a);

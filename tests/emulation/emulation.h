@@ -40,6 +40,10 @@ EMU_PUBLIC void emu_set_checks(int on);
 EMU_PUBLIC void emu_set_reversed(int on);
 /* Kernels that have run since the start. */
 EMU_PUBLIC int64_t emu_launches(void);
+/* Waits of hosts for a device since the start: calls that return when work is done which was still
+ * to do, be it by a synchronisation, a free, an event that is asked until it has passed, or a copy
+ * from the device into memory that is not pinned. */
+EMU_PUBLIC int64_t emu_waits(void);
 
 /* The number of the GPU that the calling thread has on this machine; -1 (as at the start): the one
  * of cudaSetDevice among those of CUDA_VISIBLE_DEVICES. */

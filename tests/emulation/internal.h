@@ -50,6 +50,7 @@ void mma_run(float (*widen)(uint16_t), const mma_lane *lanes);
 /* Where `bytes` bytes of device memory really are; must lie in one allocation. */
 unsigned char *device_range(const void *address, size_t bytes, const char *what);
 bool is_device(const void *address);
+bool is_pinned(const void *address);    /* inside of a block of cudaHostAlloc */
 void *device_alloc(size_t bytes);
 void device_free(void *block);
 

@@ -227,6 +227,14 @@ void *global_atomic(void *address, size_t bytes)
 
 }
 
+bool emu::is_pinned(const void *address)
+{
+    auto after = pinned.upper_bound((void *)(uintptr_t)address);
+    if (after == pinned.begin()) return false;
+    --after;
+    return (size_t)((const char *)address - (const char *)after->first) < after->second;
+}
+
 cudaError_t cudaHostAlloc(void **block, size_t bytes, unsigned flags)
 {
     std::lock_guard<std::recursive_mutex> hold(emu::lock);

@@ -1,6 +1,7 @@
 /* tests/emulation/stream.cpp: streams are queues that run only when they must, events are places in
  * them.  What a copy reads from the host it reads when its turn comes: a caller that changes or
- * frees the source too early sees it.
+ * frees the source too early sees it.  A copy to host memory that is not pinned returns when it is
+ * done, as CUDA's does: the host waits.
  *
  * Work for several ranks (nccl.cpp) may find that another rank has not come yet.  Whoever runs the
  * stream then lets go of the lock, so that the other rank, if it is a thread, can come.  A GPU
@@ -41,6 +42,7 @@ static int idle_ms = 20, patience_ms = 60000;
 static thread_local int gpu = -1, device_now;
 static thread_local cudaError_t last_error = cudaSuccess;
 static bool ending;
+static int64_t host_waits;
 char whom[128];
 int communicators;
 
@@ -82,6 +84,13 @@ static void run_until(emu_stream *stream, uint64_t place)
     }
 }
 
+/* The same for a host that asks for it: where work is left to be done, a wait of the host's. */
+static void wait_until(emu_stream *stream, uint64_t place)
+{
+    host_waits += stream->done < place;
+    run_until(stream, place);
+}
+
 /* The same as far as it goes without waiting, for some milliseconds at most. */
 static bool run_some(emu_stream *stream, uint64_t place)
 {
@@ -96,7 +105,7 @@ static void run_all()
 {
     for (emu_stream *stream : streams)
         if (stream->owner == std::thread::id() || stream->owner == std::this_thread::get_id())
-            run_until(stream, stream->pushed);
+            wait_until(stream, stream->pushed);
 }
 
 static void run_idle()
@@ -288,6 +297,9 @@ cudaError_t cudaMemcpy2DAsync(void *target, size_t target_pitch, const void *sou
         for (size_t r = 0; r < rows; r++)
             memcpy(to + r * target_pitch, from + r * source_pitch, row_bytes);
     });
+    if (kind != cudaMemcpyDeviceToHost || row_bytes == 0 || rows == 0) return cudaSuccess;
+    hold_lock hold(lock);
+    if (!emu::is_pinned(target)) emu::wait_until(stream, stream->pushed);
     return cudaSuccess;
 }
 
@@ -322,7 +334,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     hold_lock hold(lock);
     emu::stream_check(stream);
-    emu::run_until(stream, stream->pushed);
+    emu::wait_until(stream, stream->pushed);
     return cudaSuccess;
 }
 
@@ -365,7 +377,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     hold_lock hold(lock);
     if (event->stream && emu::streams.count(event->stream))
-        emu::run_until(event->stream, event->place);
+        emu::wait_until(event->stream, event->place);
     return cudaSuccess;
 }
 
@@ -373,11 +385,21 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     hold_lock hold(lock);
     if (!event->stream || !emu::streams.count(event->stream)) return cudaSuccess;
-    if (emu::run_some(event->stream, event->place)) return cudaSuccess;
+    bool waits = event->stream->done < event->place;
+    if (emu::run_some(event->stream, event->place)) {
+        emu::host_waits += waits;       /* of a host that asks until it is told yes */
+        return cudaSuccess;
+    }
     return emu::last_error = cudaErrorNotReady;
 }
 
 extern "C" void emu_set_gpu(int number) { emu::gpu = number; }
+
+extern "C" int64_t emu_waits(void)
+{
+    hold_lock hold(lock);
+    return emu::host_waits;
+}
 
 extern "C" void emu_set_idle_ms(int ms)
 {
