@@ -320,6 +320,17 @@ struct sf_kernels {
     void (*download)(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);
     void (*sync)(struct sf_device *);   /* waits until all queued work is done */
 
+    /* ---- memory, of a device whose own the host cannot touch; NULL in the other backends ---- */
+    /* Host memory, zeroed, that fetch and argmax fill without holding up the host. */
+    sf_status (*host_alloc)(struct sf_device *, size_t bytes, const char *what, void **out);
+    void (*host_free)(struct sf_device *, void *block);
+    /* A download that is only queued: host_dst, of host_alloc, holds it after the next sync. */
+    void (*fetch)(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);
+    /* y[at[r]] = x[at[r]], r < rows, `cols` elements of each; at, x: host, the caller's again on
+     * return.  No row is named twice. */
+    void (*put_rows)(struct sf_device *, int32_t rows, int32_t cols, const int32_t *at,
+                     const float *x, size_t x_stride, float *y, size_t y_stride);
+
     /* ---- rows, required ---- */
     /* out = x / sqrt(mean(x^2) + eps) * weight; out in out_dtype. */
     void (*rmsnorm)(struct sf_device *, int32_t rows, int32_t dim, const float *x, size_t x_stride,
@@ -347,7 +358,8 @@ struct sf_kernels {
     /* out[r] = x[from[r]], `cols` elements of each; from: host, [rows], NULL: row r. */
     void (*copy_rows)(struct sf_device *, int32_t rows, int32_t cols, const int32_t *from,
                       const float *x, size_t x_stride, float *out, size_t out_stride);
-    /* Greatest value of each row and its index, ties to the lower index. Outputs: host. */
+    /* Greatest value of each row and its index, ties to the lower index.  Outputs: host, there
+     * after the next sync. */
     void (*argmax)(struct sf_device *, int32_t rows, int32_t cols, const float *x, size_t x_stride,
                    float *value_out, int32_t *index_out);
 

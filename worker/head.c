@@ -60,15 +60,33 @@ static sf_status make_room(struct sf_worker *w, const struct wants *wants)
                    sizeof *w->changed_row);
 }
 
+/* What the host is to see of the logits of `rows` rows: it does after the next sync. */
+static void ask_for(struct sf_worker *w, int32_t rows, int whole)
+{
+    size_t mine = (size_t)w->spec.share->vocab_count;
+    if (mine == 0) return;
+    w->device->k->argmax(w->device, rows, w->spec.share->vocab_count, w->logits, mine,
+                         w->best_value, w->best_index);
+    if (whole && w->logits_host != w->logits)
+        w->device->k->fetch(w->device, w->logits_host, w->logits,
+                            (size_t)rows * mine * sizeof(float));
+}
+
+/* Waits for what was asked of the device. */
+static sf_status wait_for_rows(struct sf_worker *w)
+{
+    SF_TRY(sf_sums_settle(w));
+    w->device->k->sync(w->device);      /* where a link has not waited for all of it */
+    sf_phase(w, SF_PHASE_SAMPLE);
+    return SF_OK;
+}
+
 /* All logits of `rows` rows on tensor rank 0; *all_out is NULL on the others. */
 static sf_status gather(struct sf_worker *w, int32_t rows, float **all_out)
 {
     const struct sf_share *share = w->spec.share;
     size_t mine = (size_t)share->vocab_count, vocab = (size_t)w->desc->vocab;
     *all_out = NULL;
-    if (w->logits_host != w->logits && mine > 0)
-        w->device->k->download(w->device, w->logits_host, w->logits,
-                               (size_t)rows * mine * sizeof(float));
     if (share->tp_size == 1) {
         *all_out = w->logits_host;
         return SF_OK;
@@ -102,13 +120,9 @@ static sf_status best_of(struct sf_worker *w, int32_t rows)
     const struct sf_share *share = w->spec.share;
     for (int32_t row = 0; row < rows; row++)
         w->best[row] = (struct sf_best){.value = -INFINITY, .index = -1};
-    if (share->vocab_count > 0) {
-        w->device->k->argmax(w->device, rows, share->vocab_count, w->logits,
-                             (size_t)share->vocab_count, w->best_value, w->best_index);
-        for (int32_t row = 0; row < rows; row++)
-            w->best[row] = (struct sf_best){.value = w->best_value[row],
-                                            .index = share->vocab_first + w->best_index[row]};
-    }
+    for (int32_t row = 0; row < rows && share->vocab_count > 0; row++)
+        w->best[row] = (struct sf_best){.value = w->best_value[row],
+                                        .index = share->vocab_first + w->best_index[row]};
     if (share->tp_size == 1) return SF_OK;
     SF_TRY(sf_comm_allgather(w->spec.tensor, w->best, (size_t)rows * sizeof *w->best, w->best_all));
     for (int32_t row = 0; row < rows; row++) {
@@ -274,8 +288,8 @@ static int32_t choose_rows(struct sf_worker *w, const struct sf_wire_step *step,
     return job.rows;
 }
 
-/* Brings the answers of `done` rows to the host and adds them to the result, in the step's
- * order. */
+/* Brings the answers of `done` rows to the host, the step's one wait for the device, and adds them
+ * to the result, in the step's order. */
 static sf_status take_choices(struct sf_worker *w, const struct sf_wire_step *step,
                               const struct wants *wants, int32_t done,
                               struct sf_wire_result *result)
@@ -283,9 +297,10 @@ static sf_status take_choices(struct sf_worker *w, const struct sf_wire_step *st
     const struct sf_kernels *k = w->device->k;
     size_t rows = (size_t)done, tops = rows * SF_CHOICE_TOPS_MAX;
     int32_t at = 0;
-    k->download(w->device, w->choice_host, w->choice, rows * sizeof *w->choice);
+    k->fetch(w->device, w->choice_host, w->choice, rows * sizeof *w->choice);
     if (wants->tops > 0)
-        k->download(w->device, w->choice_top_host, w->choice_top, tops * sizeof *w->choice_top);
+        k->fetch(w->device, w->choice_top_host, w->choice_top, tops * sizeof *w->choice_top);
+    SF_TRY(wait_for_rows(w));
     for (int32_t i = 0; i < wants->rows; i++) {
         struct wanted want = wanted_row(w, step, i);
         if (!want.sample && want.next < 0) continue;
@@ -312,7 +327,7 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
     size_t d_model = (size_t)w->desc->d_model;
     struct wants wants = collect(w, step);
     int32_t wanted = wants.rows, done = 0;
-    int here = device_chooses(w);
+    int here = device_chooses(w), whole = wants.whole || w->spec.tap.row != NULL;
     w->stats.logit_rows += wanted;
     sf_kept_rows_restart(&w->kept);
     SF_TRY(make_room(w, &wants));
@@ -326,15 +341,16 @@ sf_status sf_head(struct sf_worker *w, const struct sf_wire_step *step,
         if (w->weights.head != NULL)
             k->matmul(device, w->weights.head, rows, w->normed, d_model, w->logits,
                       (size_t)w->spec.share->vocab_count);
-        SF_TRY(sf_sums_settle(w));
-        sf_phase(w, SF_PHASE_SAMPLE);
-        if (here) {
+        if (device->host_memory) sf_phase(w, SF_PHASE_SAMPLE);  /* the products are there */
+        if (here) {                     /* nothing is waited for before all tiles are queued */
             done += choose_rows(w, step, first, rows, done);
             continue;
         }
+        ask_for(w, rows, whole);
+        SF_TRY(wait_for_rows(w));
         SF_TRY(best_of(w, rows));
         float *all = NULL;
-        if (wants.whole || w->spec.tap.row != NULL) SF_TRY(gather(w, rows, &all));
+        if (whole) SF_TRY(gather(w, rows, &all));
         for (int32_t row = 0; row < rows; row++)
             SF_TRY(finish_row(w, step, first + row, row, all, result));
         SF_TRY(sf_comm_beat(w->spec.world, "head", first));

@@ -63,7 +63,7 @@ sf_status sf_sums_take(struct sf_worker *w)
         w->embedded = block;
     }
     if (sf_worker_is_last(w) && head > 0) {
-        SF_TRY(sf_alloc(head * sizeof(float), "logits for the host", &block));
+        SF_TRY(device->k->host_alloc(device, head * sizeof(float), "logits for the host", &block));
         w->logits_host = block;
     }
     return SF_OK;
@@ -75,7 +75,7 @@ void sf_sums_give(struct sf_worker *w)
     w->device->k->free(w->device, w->leaves);
     w->device->k->free(w->device, (void *)w->inv_freq);
     sf_free(w->embedded);
-    sf_free(w->logits_host);
+    w->device->k->host_free(w->device, w->logits_host);
 }
 
 static sf_status open_links(struct sf_worker *w)

@@ -27,6 +27,17 @@ static sf_status take_host(size_t count, size_t item_bytes, const char *what, vo
     return SF_OK;
 }
 
+/* What the device tells the host at the end of a step. */
+static sf_status take_told(struct sf_worker *w, size_t count, size_t item_bytes, const char *what,
+                           void *pointer_out)
+{
+    void *block;
+    if (w->device->host_memory) return take_host(count, item_bytes, what, pointer_out);
+    SF_TRY(w->device->k->host_alloc(w->device, count * item_bytes, what, &block));
+    memcpy(pointer_out, &block, sizeof block);
+    return SF_OK;
+}
+
 /* Where the device chooses tokens: see sf_head. */
 static sf_status take_choices(struct sf_worker *w)
 {
@@ -36,8 +47,9 @@ static sf_status take_choices(struct sf_worker *w)
     SF_TRY(take(w, (int64_t)(tops * sizeof *w->choice_top), "likeliest tokens", &w->choice_top));
     SF_TRY(take_host((size_t)w->ws.head_rows, sizeof *w->choose_row, "rows that choose",
                      &w->choose_row));
-    SF_TRY(take_host(rows, sizeof *w->choice_host, "choices of tokens", &w->choice_host));
-    return take_host(tops, sizeof *w->choice_top_host, "likeliest tokens", &w->choice_top_host);
+    SF_TRY(take_told(w, rows, sizeof *w->choice_host, "choices of tokens", &w->choice_host));
+    return take_told(w, tops, sizeof *w->choice_top_host, "likeliest tokens",
+                     &w->choice_top_host);
 }
 
 static sf_status take_buffers(struct sf_worker *w)
@@ -69,8 +81,8 @@ static sf_status take_buffers(struct sf_worker *w)
                      &w->kv_first));
     SF_TRY(take_host((size_t)w->spec.besides + 1, sizeof *w->stores, "caches", &w->stores));
     SF_TRY(take_host(seqs, sizeof *w->sample, "samples", &w->sample));
-    SF_TRY(take_host(head, sizeof *w->best_value, "best logits", &w->best_value));
-    SF_TRY(take_host(head, sizeof *w->best_index, "best tokens", &w->best_index));
+    SF_TRY(take_told(w, head, sizeof *w->best_value, "best logits", &w->best_value));
+    SF_TRY(take_told(w, head, sizeof *w->best_index, "best tokens", &w->best_index));
     SF_TRY(take_host(head, sizeof *w->best, "best of a slice", &w->best));
     SF_TRY(take_host(head * ranks, sizeof *w->best_all, "best of all slices", &w->best_all));
     SF_TRY(take_host(ranks + 1, sizeof *w->vocab_first, "vocabulary slices", &w->vocab_first));
@@ -84,12 +96,16 @@ static void free_buffers(struct sf_worker *w)
     void *on_device[] = {w->residual, w->normed, w->qkv, w->attention, w->gate_up, w->activation,
                          w->rope, w->transfer, w->head_rows_in, w->logits, w->choice,
                          w->choice_top};
+    void *told[] = {w->best_value, w->best_index, w->choice_host, w->choice_top_host};
     void *on_host[] = {w->row_pos, w->row_token, w->head_row, w->head_item, w->kv_item,
-                       w->kv_first, w->item_row, w->sample, w->best_value, w->best_index, w->best,
-                       w->best_all, w->vocab_first, w->block_leaf, w->choose_row,
-                       w->choice_host, w->choice_top_host};
+                       w->kv_first, w->item_row, w->sample, w->best, w->best_all, w->vocab_first,
+                       w->block_leaf, w->choose_row};
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         w->device->k->free(w->device, on_device[i]);
+    for (size_t i = 0; i < sizeof told / sizeof told[0]; i++) {
+        if (w->device->host_memory) sf_free(told[i]);
+        else w->device->k->host_free(w->device, told[i]);
+    }
     for (size_t i = 0; i < sizeof on_host / sizeof on_host[0]; i++) sf_free(on_host[i]);
     if (w->device->host_memory) w->device->k->free(w->device, w->logits_all);
     else sf_free(w->logits_all);

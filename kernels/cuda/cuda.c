@@ -124,6 +124,37 @@ void sf_cuda_download(struct sf_device *device, void *host_dst, const void *devi
     SF_CUDA_MUST(cudaStreamSynchronize(cuda->stream));
 }
 
+/* Pinned, so that copies to it are only queued. */
+static sf_status host_block_alloc(struct sf_device *device, size_t bytes, const char *what,
+                                  void **out)
+{
+    cudaError_t error = cudaHostAlloc(out, bytes > 0 ? bytes : 1, cudaHostAllocDefault);
+    (void)device;
+    if (error == cudaSuccess) {
+        memset(*out, 0, bytes);
+        return SF_OK;
+    }
+    (void)cudaGetLastError();           /* else the next launch finds it */
+    return SF_FAIL(SF_NO_MEMORY, "no pinned memory for %s: %zu bytes (%s)", what, bytes,
+                   cudaGetErrorName(error));
+}
+
+/* Waits like cudaFree. */
+static void host_block_free(struct sf_device *device, void *block)
+{
+    if (device->waiting && block) wait_for_all(sf_cuda_of(device));
+    SF_CUDA_MUST(cudaFreeHost(block));
+}
+
+void sf_cuda_fetch(struct sf_device *device, void *host_dst, const void *device_src, size_t bytes)
+{
+    struct sf_cuda *cuda = sf_cuda_of(device);
+    if (bytes == 0) return;
+    sf_cuda_marks_send(cuda);
+    SF_CUDA_MUST(cudaMemcpyAsync(host_dst, device_src, bytes, cudaMemcpyDeviceToHost,
+                                 cuda->stream));
+}
+
 static void sync_stream(struct sf_device *device)
 {
     sf_cuda_marks_send(sf_cuda_of(device));
@@ -140,6 +171,9 @@ static void table_fill(void)
     table.upload = sf_cuda_upload;
     table.download = sf_cuda_download;
     table.sync = sync_stream;
+    table.host_alloc = host_block_alloc;
+    table.host_free = host_block_free;
+    table.fetch = sf_cuda_fetch;
     sf_cuda_rows_fill(&table);
     sf_cuda_mat_fill(&table);
     sf_cuda_cache_fill(&table);

@@ -68,6 +68,7 @@ void sf_cuda_marks_send(struct sf_cuda *);
 
 void sf_cuda_upload(struct sf_device *, void *device_dst, const void *host_src, size_t bytes);
 void sf_cuda_download(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);
+void sf_cuda_fetch(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);
 
 /* ---- entries, by file ----------------------------------------------------------------------- */
 void sf_cuda_rows_fill(struct sf_kernels *);        /* rmsnorm .. argmax */

@@ -187,6 +187,38 @@ static void copy_rows(struct sf_device *device, int32_t rows, int32_t cols, cons
     }
 }
 
+/* x: [rows] the rows of the host that `at` names, side by side. */
+static __global__ void put_elements(int32_t rows, int32_t cols, sf_global<const int32_t> at,
+                                    sf_global<const float> x, sf_global<float> y, size_t y_stride)
+{
+    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, width = (size_t)cols;
+    if (i >= (size_t)rows * width) return;
+    y[(size_t)(int32_t)at[i / width] * y_stride + i % width] = (float)x[i];
+}
+
+/* A block of the ring:     at [n], padded | x [n][cols] */
+static void put_rows(struct sf_device *device, int32_t rows, int32_t cols, const int32_t *at,
+                     const float *x, size_t x_stride, float *y, size_t y_stride)
+{
+    struct sf_cuda *cuda = sf_cuda_of(device);
+    size_t row_bytes = (size_t)cols * sizeof *x;
+    size_t at_once = (SF_CUDA_HALF_BYTES - 16) / (row_bytes + sizeof *at);
+    SF_ASSERT(at_once >= 1);
+    for (int32_t first = 0, n; first < rows && cols > 0; first += n) {
+        n = (size_t)(rows - first) < at_once ? rows - first : (int32_t)at_once;
+        size_t x_at = sf_cuda_part((size_t)n * sizeof *at);
+        struct sf_cuda_block block = sf_cuda_stage(cuda, x_at + (size_t)n * row_bytes);
+        memcpy(block.host, at + first, (size_t)n * sizeof *at);
+        for (int32_t r = 0; r < n; r++)
+            memcpy(block.host + x_at + (size_t)r * row_bytes, x + (size_t)at[first + r] * x_stride,
+                   row_bytes);
+        sf_cuda_send(cuda, &block);
+        SF_LAUNCH(put_elements, sf_blocks((size_t)n * (size_t)cols, THREADS), THREADS, 0,
+                  cuda->stream, n, cols, (const int32_t *)(const void *)block.device,
+                  (const float *)(const void *)(block.device + x_at), y, y_stride);
+    }
+}
+
 /* ---- argmax --------------------------------------------------------------------------------- */
 
 struct best { float value; int32_t index; };
@@ -242,9 +274,8 @@ static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const f
         int32_t *index = (int32_t *)(void *)(value + n);
         SF_LAUNCH(argmax_rows, (unsigned)n, THREADS, 0, cuda->stream, cols,
                   x + (size_t)first * x_stride, x_stride, value, index);
-        SF_CUDA_MUST(cudaMemcpyAsync(value_out + first, value, (size_t)n * sizeof *value,
-                                     cudaMemcpyDeviceToHost, cuda->stream));
-        sf_cuda_download(device, index_out + first, index, (size_t)n * sizeof *index);
+        sf_cuda_fetch(device, value_out + first, value, (size_t)n * sizeof *value);
+        sf_cuda_fetch(device, index_out + first, index, (size_t)n * sizeof *index);
     }
 }
 
@@ -257,5 +288,6 @@ void sf_cuda_rows_fill(struct sf_kernels *k)
     k->add_bias = add_bias;
     k->add_leaves = add_leaves;
     k->copy_rows = copy_rows;
+    k->put_rows = put_rows;
     k->argmax = argmax;
 }

@@ -205,6 +205,37 @@ static void test_copy_rows(void)
     }
 }
 
+/* Where the host cannot touch the device's memory: rows that a list names go there, in any order,
+ * and all others stay; so does what lies between the rows.  A second list is longer than a half of
+ * the ring.  What is fetched is what is there. */
+static void test_carried(void)
+{
+    enum { PUT = 5, COLS = 24, STRIDE = COLS + 3, LONG = 100000, WIDE = 12 };
+    static const int32_t at[PUT] = { 7, 2, 9, 0, 4 };
+    static float there[LONG * WIDE], expected_there[LONG * WIDE];
+    static int32_t all[LONG];
+    for (int i = 0; i < count; i++) {
+        struct sf_device *device = variants[i].device;
+        if (!device->k->put_rows) continue;
+        random_fill(a, 10 * STRIDE, 2, 21);
+        random_fill(b, 10 * STRIDE, 2, 22);
+        memcpy(expected, b, 10 * STRIDE * sizeof *b);
+        for (int32_t r = 0; r < PUT; r++)
+            memcpy(expected + at[r] * STRIDE, a + at[r] * STRIDE, COLS * sizeof *a);
+        device->k->put_rows(device, PUT, COLS, at, a, STRIDE, b, STRIDE);
+        compare_bits(variants[i].text, "put_rows", b, expected, 10 * STRIDE * sizeof *b);
+        device->k->put_rows(device, 0, COLS, at, a, STRIDE, b, STRIDE);
+        for (int32_t r = 0; r < LONG; r++) all[r] = LONG - 1 - r;
+        for (int32_t e = 0; e < LONG * WIDE; e++) expected_there[e] = (float)e;
+        memset(there, 0, sizeof there);
+        device->k->put_rows(device, LONG, WIDE, all, expected_there, WIDE, there, WIDE);
+        compare_bits(variants[i].text, "put_rows, long", there, expected_there, sizeof there);
+        memset(there, 0, sizeof there);
+        device->k->fetch(device, there, expected_there, sizeof there);
+        compare_bits(variants[i].text, "fetch", there, expected_there, sizeof there);
+    }
+}
+
 /* Ties, NaN, infinities, and the greatest value at every place of a row. */
 static void test_argmax(void)
 {
@@ -237,7 +268,7 @@ static const struct sf_test tests[] = {
     { "rmsnorm", test_rmsnorm }, { "swiglu", test_swiglu },
     { "swiglu extremes", test_swiglu_extremes }, { "add_bias", test_add_bias },
     { "rope", test_rope }, { "add_leaves", test_add_leaves }, { "copy_rows", test_copy_rows },
-    { "argmax", test_argmax }, { NULL, NULL }
+    { "carried", test_carried }, { "argmax", test_argmax }, { NULL, NULL }
 };
 
 int main(int argc, char **argv)

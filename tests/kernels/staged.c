@@ -171,6 +171,31 @@ static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const f
     struct twin a = carry(device, x, extent((size_t)rows, x_stride, (size_t)cols, 4));
     inner_of(device)->k->argmax(inner_of(device), rows, cols, a.device, x_stride, value_out,
                                 index_out);
+    inner_of(device)->k->sync(inner_of(device));
+    drop(&a, 0);
+}
+
+static void put_rows(struct sf_device *device, int32_t rows, int32_t cols, const int32_t *at,
+                     const float *x, size_t x_stride, float *y, size_t y_stride)
+{
+    int32_t last = 0;
+    for (int32_t r = 0; r < rows; r++) last = at[r] + 1 > last ? at[r] + 1 : last;
+    struct twin b = carry(device, y, extent((size_t)last, y_stride, (size_t)cols, 4));
+    inner_of(device)->k->put_rows(inner_of(device), rows, cols, at, x, x_stride, b.device,
+                                  y_stride);
+    drop(&b, 1);
+}
+
+static void fetch(struct sf_device *device, void *host_dst, const void *source, size_t bytes)
+{
+    struct sf_device *inner = inner_of(device);
+    struct twin a = carry(device, source, bytes);
+    void *pinned;
+    if (inner->k->host_alloc(inner, bytes, "what is fetched", &pinned) != SF_OK) abort();
+    inner->k->fetch(inner, pinned, a.device, bytes);
+    inner->k->sync(inner);
+    memcpy(host_dst, pinned, bytes);
+    inner->k->host_free(inner, pinned);
     drop(&a, 0);
 }
 
@@ -619,7 +644,8 @@ static void table_fill(const struct sf_kernels *inner)
         .name = inner->name, .alloc = host_alloc, .free = host_free, .upload = host_copy,
         .download = host_copy, .sync = staged_sync, .rmsnorm = rmsnorm, .rope_table = rope_table,
         .rope = rope, .swiglu = swiglu, .add_bias = add_bias,
-        .add_leaves = add_leaves, .copy_rows = copy_rows, .argmax = argmax,
+        .add_leaves = add_leaves, .copy_rows = copy_rows, .argmax = argmax, .fetch = fetch,
+        .put_rows = put_rows,
         .mat_bytes = inner->mat_bytes, .mat_create = mat_create, .mat_destroy = mat_destroy,
         .mat_pack = mat_pack, .matmul = matmul, .matmul_leaves = matmul_leaves,
         .kv_clear = kv_clear, .kv_append = kv_append, .kv_move = kv_move, .kv_drop = kv_drop,
