@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kvshard/mass.h"
 #include "kvshard/store_impl.h"
 
 sf_status sf_blocks_create(const struct sf_page_pool *pool, int32_t lanes, struct sf_blocks *out)
@@ -168,6 +169,9 @@ void sf_blocks_note(struct sf_store *store, int32_t layer, const struct sf_kv_st
             continue;
         const struct sf_block *block = &store->blocks.block[seq->block[blocks - 1]];
         if (block->filler != seq || !block->mass) continue;
+        for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++)
+            sf_masses_pull(&store->pool, sf_store_lane_of(store, seq, layer, l));
+        sf_masses_arrive(&store->pool);
         for (int32_t l = 0; l < store->layer[layer].spec.lanes; l++)
             if (is_watched(store, layer, l))
                 move_masses(store, seq, layer, l, tokens, block->mass, 1);

@@ -185,7 +185,7 @@ static int layers_shown(const struct sf_store *store, int32_t layer, int32_t met
     return 1;
 }
 
-/* Adds the views of one layer's lanes that the method owns. */
+/* Adds the views of one layer's lanes that the method owns, still without their slots. */
 static sf_status show_layer(struct sf_answer *answer, struct sf_seq *seq, int32_t layer,
                             int32_t method, enum sf_when when)
 {
@@ -204,7 +204,8 @@ static sf_status show_layer(struct sf_answer *answer, struct sf_seq *seq, int32_
             if (store->method[method].entry->plan.watch[w].flags & SF_WATCH_STORED)
                 SF_TRY(sf_kept_score(store, seq, layer, l, w));
         view->due = (uint8_t)lane_is_due(&store->method[method], view->lane, when);
-        SF_TRY(show_lane(answer, &answer->shown[answer->views++], view));
+        sf_masses_pull(&store->pool, view->lane);
+        answer->views++;
     }
     return SF_OK;
 }
@@ -246,6 +247,9 @@ static sf_status show(struct sf_answer *answer, const struct sf_kv_step *step, i
         lane_ptr += layers + 1;
     }
     *next = i;
+    sf_masses_arrive(&store->pool);
+    for (int32_t v = 0; v < answer->views; v++)
+        SF_TRY(show_lane(answer, &answer->shown[v], &answer->view[v]));
     return SF_OK;
 }
 

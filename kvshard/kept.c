@@ -158,7 +158,7 @@ static void run_rows(const struct again *a, int32_t first, int32_t rows, int32_t
         .lanes = 1, .lse = a->lse, .lse_stride = heads };
     store->device->k->attend(store->device, &attend);
     struct sf_columns_job job = sf_watch_columns(store, &attend, a->watch, a->w);
-    sf_watch_fold(store, &job);
+    sf_watch_fold(store, &job, a->w);
     if (a->watch->fold == SF_FOLD_MEAN) sf_watch_count(store, &job, a->w);
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kvshard/mass.h"
 
 static size_t pool_map_bytes(const struct sf_page_pool *pool)
 {
@@ -55,11 +56,9 @@ static sf_status pool_create(const struct sf_page_spec *spec, struct sf_page_poo
     SF_TRY(sf_alloc((size_t)pool->pages * sizeof(int32_t), "live slots of pages", &block));
     pool->live = block;
     if (spec->mirror) SF_TRY(mirror_create(pool, spec));
-    if (spec->masses > 0 && !device->host_memory) {
-        SF_TRY(device->k->alloc(device, mirror_slots(pool) * sizeof(float),
-                                "attention mass of slots", &block));
-        pool->mass_device = block;
-    }
+    if (spec->masses > 0 && !device->host_memory)
+        SF_TRY(sf_masses_create(device, pool->pages + 1, pool->page_slots, spec->masses,
+                                &pool->there));
     for (int32_t i = 0; i < pool->pages; i++) pool->free_page[i] = pool->pages - 1 - i;
     return SF_OK;
 }
@@ -100,7 +99,7 @@ void sf_pages_destroy(struct sf_page_pool *pool)
     sf_free(pool->live);
     sf_free(pool->holders);
     sf_free(pool->free_page);
-    if (pool->mass_device) pool->device->k->free(pool->device, pool->mass_device);
+    sf_masses_destroy(pool->there);
     if (pool->base && pool->device->host_memory) sf_unmap(pool->base, pool_map_bytes(pool));
     else if (pool->base) pool->device->k->free(pool->device, pool->base);
     memset(pool, 0, sizeof *pool);
@@ -117,6 +116,7 @@ sf_status sf_page_take(struct sf_page_pool *pool, const struct sf_layout *layout
     pool->used++;
     pool->holders[page] = 1;
     pool->live[page] = 0;
+    sf_masses_forget(pool->there, page);
     pool->device->k->kv_clear(pool->device, layout, pool->base + (size_t)page * pool->page_bytes);
     if (pool->pos) {
         size_t first = (size_t)page * (size_t)pool->page_slots;

@@ -18,6 +18,8 @@
 #include "kernels/device.h"
 SF_C_BEGIN
 
+struct sf_masses;                       /* kvshard/mass.h */
+
 struct sf_page_pool {
     struct sf_device *device;
     unsigned char *base;
@@ -31,8 +33,8 @@ struct sf_page_pool {
     unsigned char *aux;                 /* NULL if aux_bytes is 0 */
     int32_t aux_bytes;
     float *mass[2];                     /* NULL if no method watches so much */
-    float *mass_device;                 /* as large: where columns works on a copy, on a device
-                                           whose memory is not the host's; else NULL */
+    struct sf_masses *there;            /* where masses are on a device whose memory is not the
+                                           host's, and mass may be old; else NULL */
     float *seen[2];                     /* rows behind a mass that is a mean; else NULL */
 };
 struct sf_page_spec {

@@ -11,7 +11,8 @@
  * there is room; with more rows they are cheaper made anew, tile by tile.
  *
  * Mass lives in the mirror (page.h), so it moves with its slot, and where a page is shared by
- * prompts it cannot be: stack.c holds the two apart. */
+ * prompts it cannot be: stack.c holds the two apart.  Where the host cannot touch the device's
+ * memory it lives there between events (mass.h). */
 #include "base/clock.h"
 #include "kvshard/copies.h"
 #include "kvshard/watch.h"
@@ -206,39 +207,11 @@ struct sf_columns_job sf_watch_columns(const struct sf_store *store,
         .mass = store->pool.mass[w], .mass_slots = store->pool.page_slots };
 }
 
-struct range { int32_t first, end; };   /* of pages */
-
-static void widen(struct range *range, const struct sf_lane_part *part)
+void sf_watch_fold(struct sf_store *store, const struct sf_columns_job *given, int w)
 {
-    int32_t pages = (part->slots + part->layout->page_slots - 1) / part->layout->page_slots;
-    for (int32_t p = 0; p < pages; p++) {
-        if (part->pages[p] < range->first) range->first = part->pages[p];
-        if (part->pages[p] >= range->end) range->end = part->pages[p] + 1;
-    }
-}
-
-void sf_watch_fold(struct sf_store *store, const struct sf_columns_job *given)
-{
-    struct sf_device *device = store->device;
     struct sf_columns_job job = *given;
-    struct range range = { INT32_MAX, 0 };
-    if (!store->pool.mass_device) {
-        device->k->columns(device, &job);
-        return;
-    }
-    for (int32_t i = 0; i < job.lanes; i++) {
-        const struct sf_lane_job *lane = &job.lane[i];
-        widen(&range, &(struct sf_lane_part){ &job.layout, lane->pages, lane->slots, NULL,
-                                              NULL, 0 });
-        for (int32_t p = 0; p < lane->parts; p++) widen(&range, &lane->part[p]);
-    }
-    if (range.end <= range.first) return;
-    size_t slots = (size_t)store->pool.page_slots, at = (size_t)range.first * slots;
-    size_t bytes = (size_t)(range.end - range.first) * slots * sizeof(float);
-    device->k->upload(device, store->pool.mass_device + at, given->mass + at, bytes);
-    job.mass = store->pool.mass_device;
-    device->k->columns(device, &job);
-    device->k->download(device, given->mass + at, store->pool.mass_device + at, bytes);
+    if (store->pool.there) job.mass = sf_masses_push(&store->pool, given, w);
+    store->device->k->columns(store->device, &job);
 }
 
 /* Row r sees slot s from r = s - (slots - rows) on, and with a window while its position is less
@@ -314,7 +287,7 @@ sf_status sf_watches_run(struct sf_store *store, int32_t layer, const struct sf_
             rows.lanes = lanes;
             struct sf_columns_job job = sf_watch_columns(store, &rows, watch, w);
             if (watch->fold == SF_FOLD_MEAN) sf_watch_count(store, &job, w);
-            sf_watch_fold(store, &job);
+            sf_watch_fold(store, &job, w);
         }
     store->seconds.watch += sf_seconds_since(start);
     return SF_OK;

@@ -2,6 +2,7 @@
  * kept.c (made at the event). */
 #ifndef SHEAF_KVSHARD_WATCH_H
 #define SHEAF_KVSHARD_WATCH_H
+#include "kvshard/mass.h"
 #include "kvshard/store_impl.h"
 SF_C_BEGIN
 
@@ -20,8 +21,8 @@ void sf_watches_reset(struct sf_store *, const struct sf_plan *, const struct sf
 /* The backend's second pass for the lanes, rows and sums of attention of this job. */
 struct sf_columns_job sf_watch_columns(const struct sf_store *, const struct sf_attend_job *,
                                        const struct sf_watch *, int w);
-/* Runs it: on the mirror itself, or on the device's copy of the pages that the job touches. */
-void sf_watch_fold(struct sf_store *, const struct sf_columns_job *);
+/* Runs it for watch w: on the mirror itself, or where the device has its pages (mass.h). */
+void sf_watch_fold(struct sf_store *, const struct sf_columns_job *, int w);
 /* SF_FOLD_MEAN: each slot has been seen by more rows, those of the job. */
 void sf_watch_count(struct sf_store *, const struct sf_columns_job *, int w);
 /* What a method is shown of a slot, and what it has changed it to.  Of SF_FOLD_MEAN the mirror has
@@ -29,6 +30,7 @@ void sf_watch_count(struct sf_store *, const struct sf_columns_job *, int w);
 static inline float sf_watch_shown(const struct sf_page_pool *pool, const struct sf_plan *plan,
                                    int w, size_t at)
 {
+    SF_ASSERT(sf_mass_is_here(pool, w, at));
     if (plan->watch[w].fold != SF_FOLD_MEAN) return pool->mass[w][at];
     return pool->seen[w][at] > 0 ? pool->mass[w][at] / pool->seen[w][at] : 0;
 }
@@ -41,6 +43,7 @@ static inline void sf_watch_keep(struct sf_page_pool *pool, const struct sf_plan
 }
 static inline void sf_watch_zero(struct sf_page_pool *pool, int w, size_t at)
 {
+    SF_ASSERT(sf_mass_is_here(pool, w, at));
     pool->mass[w][at] = 0.0f;
     if (pool->seen[w]) pool->seen[w][at] = 0.0f;
 }

@@ -1,0 +1,141 @@
+/* tests/golden/waits.c: how often the host waits for the device in a step that decodes.
+ *
+ * A small made model on the device "cuda-emulated", whose streams run only when they must, so every
+ * wait is counted (tests/emulation).  Three sequences of different length decode together.  Shown:
+ * the host waits once, for the samples, in every step in which no method looks at what the device
+ * holds: exact and with every method, for greedy tokens and where whole rows of logits are scored.
+ * Which steps have an event is seen by what caches hold behind them.  A window slides in every step
+ * and waits for nothing; what events of the others cost is printed. */
+#include "tests/check.h"
+#include "tests/emulation/emulation.h"
+#include "tests/golden/rig.h"
+#include "tests/unit/model/tiny_gguf.h"
+
+enum { SEQS = 3, STEPS = 24, LAYERS = 3 };
+static const int32_t prompt_of[SEQS] = { 40, 17, 29 };
+
+/* events: it has some in decode for which the host has to wait. */
+static const struct way { const char *name; int events; const char *methods; } ways[] = {
+    { "exact", 0, NULL },
+    { "window", 0, "{name: window, num_sink_tokens: 2, recent_tokens: 12}" },
+    { "razor_attention", 1, "{name: razor_attention, retrieval_heads: [[0, 1], [1, 0]], "
+                            "min_window_tokens: 8, window_divisor: 50, min_dropped_tokens: 2, "
+                            "fold_tokens: 3}" },
+    { "ems", 1, "{name: ems, budget_tokens: 20, recent_tokens: 8, num_sink_tokens: 2, "
+                "recompress_interval: 9, similarity_threshold: 0.3}" },
+    { "xkv", 0, "{name: xkv, group_size: 3, rank_k: 12, rank_v: 18, min_prompt_tokens: 8, "
+                "num_sink_tokens: 2}" },
+};
+enum { WAYS = sizeof ways / sizeof *ways };
+
+static struct rig *rig_of(const struct way *way)
+{
+    static char yaml[1024];
+    struct tiny_spec tiny = tiny_default();
+    tiny.layers = LAYERS;
+    struct tiny_file file = tiny_make(&tiny);
+    snprintf(yaml, sizeof yaml, "schema_version: 1\nmodel: {path: %s, dtype: f32}\n"
+             "device: cuda-emulated\nkv_cache: {memory: 8MiB%s%s%s}\nscheduler: {max_num_seqs: %d, "
+             "max_model_len: 128, max_num_batched_tokens: 128}\n",
+             tiny_path(file.bytes, file.count), way->methods ? ", methods: [" : "",
+             way->methods ? way->methods : "", way->methods ? "]" : "", SEQS);
+    tiny_free(&file);
+    struct rig_spec spec = { .yaml = yaml, .device = "cuda-emulated" };
+    return rig_open(&spec);
+}
+
+static int prefill(struct rig *rig, int scores)
+{
+    struct sf_wire_open open[SEQS];
+    struct sf_wire_item item[SEQS];
+    int32_t token[128], tokens = 0;
+    struct sf_wire_result result;
+    for (int32_t s = 0; s < SEQS; s++) {
+        open[s] = (struct sf_wire_open){
+            .seq = (uint64_t)s + 1, .prompt = prompt_of[s], .tokens_max = 128, .reused_first = -1,
+            .sampling = { .top_p = 1, .repetition = 1, .scores = (uint8_t)scores } };
+        item[s] = (struct sf_wire_item){ .seq = (uint64_t)s + 1, .rows = prompt_of[s],
+                                         .token_first = tokens, .next = -1,
+                                         .logits = SF_LOGITS_SAMPLE };
+        for (int32_t i = 0; i < prompt_of[s]; i++) token[tokens++] = (7 * s + 3 * i) % 32;
+    }
+    struct sf_wire_step step = { .open = open, .opens = SEQS, .item = item, .items = SEQS,
+                                 .token = token, .tokens = tokens };
+    return rig_send(rig, 0, &step) && rig_wait(rig, &result);
+}
+
+/* Every step asks for receipts too: what the caches hold before it. */
+static int decode(struct rig *rig, int32_t n, int64_t *stored_out)
+{
+    struct sf_wire_item item[SEQS];
+    struct sf_wire_result result;
+    uint64_t seq[SEQS];
+    int64_t before = rig_receipts(rig).bytes_stored;
+    for (int32_t s = 0; s < SEQS; s++) {
+        seq[s] = (uint64_t)s + 1;
+        item[s] = (struct sf_wire_item){ .seq = seq[s], .pos = prompt_of[s] + n, .rows = 1,
+                                         .token_first = -1, .next = -1,
+                                         .logits = SF_LOGITS_SAMPLE };
+    }
+    struct sf_wire_step step = { .ask = seq, .asks = SEQS, .item = item, .items = SEQS };
+    if (!rig_send(rig, 0, &step) || !rig_wait(rig, &result) || result.samples != SEQS) return 0;
+    *stored_out = rig_receipts(rig).bytes_stored - before;
+    return 1;
+}
+
+static void close_all(struct rig *rig)
+{
+    uint64_t seq[SEQS];
+    struct sf_wire_result result;
+    for (int32_t s = 0; s < SEQS; s++) seq[s] = (uint64_t)s + 1;
+    struct sf_wire_step step = { .close = seq, .closes = SEQS };
+    SF_CHECK(rig_send(rig, 0, &step) && rig_wait(rig, &result));
+}
+
+/* Of step n: waits, and whether the caches have grown less behind it than by every row. */
+struct counted { int64_t waits; int event; };
+
+static int count_steps(struct rig *rig, struct counted *step)
+{
+    int64_t stored[STEPS + 1], most = 0;
+    for (int32_t n = 0; n <= STEPS; n++) {
+        int64_t before = emu_waits();
+        if (!decode(rig, n, &stored[n])) return 0;
+        if (n < STEPS) step[n].waits = emu_waits() - before;
+        if (n > 0 && stored[n] - stored[n - 1] > most) most = stored[n] - stored[n - 1];
+    }
+    for (int32_t n = 0; n < STEPS; n++) step[n].event = stored[n + 1] - stored[n] < most;
+    return 1;
+}
+
+static void check_steps(const struct way *way, int scores)
+{
+    struct counted step[STEPS];
+    int64_t events = 0, waits = 0;
+    struct rig *rig = rig_of(way);
+    int good = rig != NULL && prefill(rig, scores) && count_steps(rig, step);
+    SF_CHECK(good);
+    for (int32_t n = 0; good && n < STEPS; n++) {
+        if (!step[n].event || !way->events) SF_CHECK_INT(step[n].waits, 1);
+        else {
+            events++;
+            waits += step[n].waits;
+        }
+    }
+    SF_CHECK_INT(events > 0, way->events);
+    if (events > 0)
+        printf("  figure: %s, %s: %.1f waits in each of %d steps with an event\n", way->name,
+               scores ? "scores" : "greedy", (double)waits / (double)events, (int)events);
+    if (good) close_all(rig);
+    rig_close(rig);
+    tiny_close();
+}
+
+static void test_steps(void)
+{
+    for (int w = 0; w < WAYS; w++)
+        for (int scores = 0; scores < 2; scores++) check_steps(&ways[w], scores);
+}
+
+static const struct sf_test tests[] = { { "steps", test_steps }, { NULL, NULL } };
+SF_TEST_MAIN("decode_waits", tests)
