@@ -168,8 +168,32 @@ static sf_status mix_count(struct sf_answer *answer, const struct sf_lane *lane,
     return SF_OK;
 }
 
-/* sum_k[r] = sum over j of k_weight[j] * key of src[j]; read in pieces, in the order of src.  With
- * SF_MIX_ROTATE of the keys before RoPE. */
+/* Sources of several sums, side by side. */
+struct mix_piece {
+    int32_t n;
+    int32_t row[SOURCES_AT_ONCE], at[SOURCES_AT_ONCE];  /* of the sums; in mix->src */
+    int32_t slot[SOURCES_AT_ONCE], pos[SOURCES_AT_ONCE];
+};
+
+/* The next sources of rows *row_io on, from place *at_io of mix->src on. */
+static void piece_take(const struct sf_mix *mix, const struct sf_lane *lane,
+                       const struct mix_work *work, int32_t *row_io, int32_t *at_io,
+                       struct mix_piece *piece)
+{
+    piece->n = 0;
+    while (*row_io < work->rows && piece->n < SOURCES_AT_ONCE) {
+        int32_t i = piece->n++, slot = mix->src[*at_io];
+        piece->row[i] = *row_io;
+        piece->at[i] = (*at_io)++;
+        piece->slot[i] = slot;
+        piece->pos[i] = lane->pos[slot];
+        if (*at_io < mix->ptr[work->row_slot[*row_io] + 1]) continue;
+        if (++*row_io < work->rows) *at_io = mix->ptr[work->row_slot[*row_io]];
+    }
+}
+
+/* sum_k[r] = sum over j of k_weight[j] * key of src[j], in the order of src; read in pieces, so
+ * that many small sums wait for the device once.  With SF_MIX_ROTATE of the keys before RoPE. */
 static sf_status mix_sums(struct sf_answer *answer, const struct sf_lane *lane,
                           const struct sf_view *view, struct mix_work *work)
 {
@@ -179,34 +203,29 @@ static sf_status mix_sums(struct sf_answer *answer, const struct sf_lane *lane,
     const struct sf_mix *mix = &view->mix;
     size_t k_dim = (size_t)layout->k_dim, v_dim = (size_t)layout->v_dim;
     struct sf_slots all = sf_view_slots(view);
-    int32_t pos[SOURCES_AT_ONCE];
+    struct mix_piece piece;
     float *dev, *host;
-    size_t floats = SOURCES_AT_ONCE * (k_dim + v_dim);
+    size_t floats = SOURCES_AT_ONCE * (k_dim + v_dim), rows = (size_t)work->rows;
     SF_TRY(sf_scratch_items(&store->dev, floats, sizeof(float), &dev));
     SF_TRY(sf_scratch_items(&store->host, floats, sizeof(float), &host));
-    size_t rows = (size_t)work->rows;
     SF_TRY(sf_scratch_items(&store->host, rows * k_dim, sizeof(float), &work->sum_k));
     SF_TRY(sf_scratch_items(&store->host, rows * v_dim, sizeof(float), &work->sum_v));
     memset(work->sum_k, 0, rows * k_dim * sizeof(float));
     memset(work->sum_v, 0, rows * v_dim * sizeof(float));
-    for (int32_t r = 0; r < work->rows; r++) {
-        int32_t i = work->row_slot[r], end = mix->ptr[i + 1];
-        float *sum_k = work->sum_k + (size_t)r * k_dim, *sum_v = work->sum_v + (size_t)r * v_dim;
-        for (int32_t first = mix->ptr[i], n; first < end; first += n) {
-            n = end - first < SOURCES_AT_ONCE ? end - first : SOURCES_AT_ONCE;
-            float *dev_v = dev + (size_t)n * k_dim, *host_v = host + (size_t)n * k_dim;
-            sf_slots_decode(store, &all, mix->src + first, n, dev, dev_v);
-            for (int32_t j = 0; j < n; j++) pos[j] = lane->pos[mix->src[first + j]];
-            if (mix->flags & SF_MIX_ROTATE)
-                SF_TRY(sf_turn(store, view->layer, dev, pos, n, 1));
-            k->download(store->device, host, dev, (size_t)n * (k_dim + v_dim) * sizeof(float));
-            for (int32_t j = 0; j < n; j++) {
-                float k_weight = mix->k_weight[first + j], v_weight = mix->v_weight[first + j];
-                for (size_t e = 0; e < k_dim; e++)
-                    sum_k[e] += k_weight * host[(size_t)j * k_dim + e];
-                for (size_t e = 0; e < v_dim; e++)
-                    sum_v[e] += v_weight * host_v[(size_t)j * v_dim + e];
-            }
+    for (int32_t row = 0, at = rows > 0 ? mix->ptr[work->row_slot[0]] : 0; row < work->rows;) {
+        piece_take(mix, lane, work, &row, &at, &piece);
+        size_t n = (size_t)piece.n;
+        sf_slots_decode(store, &all, piece.slot, piece.n, dev, dev + n * k_dim);
+        if (mix->flags & SF_MIX_ROTATE)
+            SF_TRY(sf_turn(store, view->layer, dev, piece.pos, piece.n, 1));
+        k->download(store->device, host, dev, n * (k_dim + v_dim) * sizeof(float));
+        for (size_t j = 0; j < n; j++) {
+            float *sum_k = work->sum_k + (size_t)piece.row[j] * k_dim;
+            float *sum_v = work->sum_v + (size_t)piece.row[j] * v_dim;
+            const float *host_k = host + j * k_dim, *host_v = host + n * k_dim + j * v_dim;
+            float k_weight = mix->k_weight[piece.at[j]], v_weight = mix->v_weight[piece.at[j]];
+            for (size_t e = 0; e < k_dim; e++) sum_k[e] += k_weight * host_k[e];
+            for (size_t e = 0; e < v_dim; e++) sum_v[e] += v_weight * host_v[e];
         }
     }
     return SF_OK;
