@@ -6,16 +6,17 @@ anything is out of bounds or left behind.
 The tiny Llama with random weights, in f32.  Shown: on one rank, on two and four (tensor, pipeline,
 both) the greedy tokens are the CPU's, with free and with fixed products, exact and with every
 method that the device's kernels serve; where a method drops slots, up to the first step whose two
-likeliest tokens are within TIE.  With every filter, penalty and bias, drawn or greedy, the tokens
-are the CPU's too, chosen on the device or, where tensor ranks share a row, on the host; a rerun
-of one layout gives the same bytes; a job that is killed is finished by --resume; `sheaf lab` gives
-attention in plain Python; a rank takes the GPU of its number on the node, of those that it sees;
-nobody sees one: one line, exit 2.
+likeliest tokens are within TIE; so where prompts share their beginnings.  With every filter,
+penalty and bias, drawn or greedy, the tokens are the CPU's too, chosen on the device or, where
+tensor ranks share a row, on the host; a rerun of one layout gives the same bytes; a job that is
+killed is finished by --resume; `sheaf lab` gives attention in plain Python; a rank takes the GPU of
+its number on the node, of those that it sees; nobody sees one: one line, exit 2.
 
 tests/gpu/accept.py asks the same of a real GPU.
 """
 # cores: 1
 # not with --quick
+import json
 import os
 import signal
 import subprocess
@@ -212,6 +213,25 @@ def check_methods(tally, rig, device, names=None):
             compare(tally, what, rig.run(device, layout, method=name), reference, True)
 
 
+def check_shared(tally, rig, device):
+    """Prompts that begin alike, one after the other: blocks bring the masses of their slots."""
+    ids, answers = rig.golden["input_ids"], {}
+    given = job.records([(f"s{i}", dict(rig.body, prompt=ids[:36] + ids[i:2 * i + 4],
+                                        temperature=0, logprobs=2)) for i in range(5)])
+    for name in ("cpu", device):
+        folder = job.Folder()
+        config = rig.config(name, method="ems").replace("max_num_seqs: 8", "max_num_seqs: 1")
+        config = config.replace("kv_cache: {", "kv_cache: {block_size: 16, ")
+        done = answers[name] = job.run(1, config, given, folder=folder)
+        tally.check(f"{name}, shared: exit code", done.code, 0)
+        manifest = [run for run in os.listdir(folder.path) if run.endswith(".run")][0]
+        with open(os.path.join(folder.path, manifest, "manifest.json"), encoding="utf-8") as file:
+            reused = json.load(file)["totals"]["reused_tokens"]
+        tally.check(f"{name}, shared: tokens reused", reused, 4 * 32)
+        folder.remove()
+    compare(tally, f"{device}, shared", answers[device], answers["cpu"], True)
+
+
 def check_resume(tally, rig, device):
     """kill -9 once there is an answer, then --resume."""
     ids = rig.golden["input_ids"]
@@ -279,6 +299,7 @@ def main():
     check_exact(tally, rig, device)
     check_choices(tally, rig, device)
     check_methods(tally, rig, device)
+    check_shared(tally, rig, device)
     rig.folder.remove()
     rig = Rig(answer=6)
     check_fixed(tally, rig, device)
