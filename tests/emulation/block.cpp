@@ -122,6 +122,11 @@ void barrier_complete()
             defect("divergent barrier", "thread %u waits at line %d and thread %u at line %d of %s",
                    first->number, first->at.line, t.number, t.at.line, t.at.file);
     }
+    for (size_t i = 0, warp = SIZE_MAX; counting && i < threads.size(); i++) {
+        if (threads[i].state != AT_BARRIER || i / LANES == warp) continue;
+        warp = i / LANES;
+        count_warp(kernel_name, &emu_count::barriers);
+    }
     for (fiber &t : threads)
         if (t.state == AT_BARRIER) t.state = READY;
     at_barrier = 0;
@@ -140,7 +145,16 @@ void product_complete(const fiber *t)
         lanes[i] = threads[first + i].operands;
     }
     mma_run(t->widen, lanes);
-    if (counting) count_product(kernel_name);
+}
+
+int64_t emu_count::*class_of(warp_kind kind)
+{
+    switch (kind) {
+    case EXCHANGE: return &emu_count::shuffles;
+    case BALLOT: return &emu_count::votes;
+    case MMA: return &emu_count::products;
+    default: return &emu_count::warp_barriers;
+    }
 }
 
 /* Completes the operation at which `t` waits, if all living lanes of its mask have come to it. */
@@ -169,6 +183,7 @@ bool warp_complete(fiber *t)
         }
     }
     if (t->kind == MMA) product_complete(t);
+    if (counting) count_warp(kernel_name, class_of(t->kind));
     for (unsigned i = first; i < end; i++)
         if ((t->mask >> (i - first) & 1) && threads[i].state == AT_WARP) threads[i].state = READY;
     if (t->kind == SYNC) now.warp_sync = ++warp_syncs[first / LANES];
@@ -357,7 +372,7 @@ void mma(site at, float (*widen)(uint16_t), float *d, const uint32_t *a, const u
 
 const void *shared_read(const void *address, size_t bytes)
 {
-    if (counting) count_access(address, bytes, COUNT_SHARED, __builtin_return_address(0));
+    if (counting) count_access(address, bytes, COUNT_SHARED_READ, __builtin_return_address(0));
     if (!checks) return address;
     if (!arena_inside(address, bytes) || !arena_written[arena_offset(address) / 4])
         arena_access(address, bytes, "a read", false);
@@ -367,7 +382,7 @@ const void *shared_read(const void *address, size_t bytes)
 
 void *shared_write(void *address, size_t bytes)
 {
-    if (counting) count_access(address, bytes, COUNT_SHARED, __builtin_return_address(0));
+    if (counting) count_access(address, bytes, COUNT_SHARED_WRITE, __builtin_return_address(0));
     if (!checks) return address;
     if (arena_inside(address, bytes) && bytes == 4) arena_written[arena_offset(address) / 4] = true;
     else arena_access(address, bytes, "a write", true);
@@ -377,7 +392,7 @@ void *shared_write(void *address, size_t bytes)
 
 void *shared_atomic(void *address, size_t bytes)
 {
-    if (counting) count_access(address, bytes, COUNT_SHARED, __builtin_return_address(0));
+    if (counting) count_access(address, bytes, COUNT_SHARED_ATOMIC, __builtin_return_address(0));
     if (!checks) return address;
     arena_access(address, bytes, "an atomic", false);
     mark_atomic(arena_mark(address), "shared", arena_offset(address));

@@ -7,7 +7,10 @@
  *
  *   device memory   sectors of 32 bytes that it touches; bytes of them that it uses
  *   shared memory   turns: 4-byte accesses go in one, 8- and 16-byte ones by halves and quarters of
- *                   a warp, each as often as two different words lie in one of the 32 banks */
+ *                   a warp, each as often as two different words lie in one of the 32 banks
+ *   special         a call of a special function, known by its place in the same way
+ *
+ * Warp operations, products and barriers are counted as they complete. */
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -34,7 +37,7 @@ struct key {
 struct key_hash {
     size_t operator()(const key &k) const
     {
-        return ((size_t)k.place * 31 + k.warp) * 1000003 + k.turn * 4 + k.way;
+        return ((size_t)k.place * 31 + k.warp) * 1000003 + k.turn * 8 + k.way;
     }
 };
 struct access { size_t address; uint32_t bytes, lane; };
@@ -84,6 +87,24 @@ int64_t conflicts(const std::vector<access> &all)
     return extra;
 }
 
+void add_read(emu_count &total, const std::vector<access> &all)
+{
+    total.read_sectors += different(all, 32);
+    total.read_bytes += different(all, 1);
+}
+
+void add_written(emu_count &total, const std::vector<access> &all)
+{
+    total.written_sectors += different(all, 32);
+    total.written_bytes += different(all, 1);
+}
+
+void add_shared(emu_count &total, const std::vector<access> &all)
+{
+    total.shared++;
+    total.conflicts += conflicts(all);
+}
+
 }
 
 void count_access(const void *address, size_t bytes, count_way way, const void *place)
@@ -101,17 +122,31 @@ void count_block(const char *kernel)
         const std::vector<access> &all = one.second;
         switch (one.first.way) {
         case COUNT_READ:
-            total.read_sectors += different(all, 32);
-            total.read_bytes += different(all, 1);
+            total.loads++;
+            add_read(total, all);
             break;
         case COUNT_WRITE:
-            total.written_sectors += different(all, 32);
-            total.written_bytes += different(all, 1);
+            total.stores++;
+            add_written(total, all);
             break;
-        case COUNT_SHARED:
-            total.shared++;
-            total.conflicts += conflicts(all);
+        case COUNT_ATOMIC:
+            total.atomics++;
+            add_read(total, all);
+            add_written(total, all);
             break;
+        case COUNT_SHARED_READ:
+            total.shared_loads++;
+            add_shared(total, all);
+            break;
+        case COUNT_SHARED_WRITE:
+            total.shared_stores++;
+            add_shared(total, all);
+            break;
+        case COUNT_SHARED_ATOMIC:
+            total.atomics++;
+            add_shared(total, all);
+            break;
+        case COUNT_SPECIAL: total.special++; break;
         }
     }
     instructions.clear();
@@ -119,7 +154,13 @@ void count_block(const char *kernel)
 }
 
 void count_launch(const char *kernel) { total_of(kernel).launches++; }
-void count_product(const char *kernel) { total_of(kernel).products++; }
+void count_warp(const char *kernel, int64_t emu_count::*which) { total_of(kernel).*which += 1; }
+
+void special_called()
+{
+    if (counting && in_kernel())
+        count_access(nullptr, 1, COUNT_SPECIAL, __builtin_return_address(0));
+}
 
 }
 

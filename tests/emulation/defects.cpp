@@ -1,7 +1,7 @@
 /* tests/emulation/defects.cpp: the emulation itself.  Each kind of defect is planted in a small
  * kernel, run in a process of its own, and must be reported by its name; right kernels pass and
  * compute what they should, with the threads of a block in either order.  Streams run when they
- * must and no sooner. */
+ * must and no sooner.  What is counted of a kernel is exact. */
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -458,9 +458,73 @@ static void test_streams(void)
     cudaStreamDestroy(b);
 }
 
+/* ---- counts --------------------------------------------------------------------------------- */
+
+static float widen(uint16_t bits) { return bits; }
+
+/* from, to: [2][64]; a block of two warps. */
+static __global__ void counted(sf_global<const float> from, sf_global<float> to,
+                               sf_global<int32_t> hits)
+{
+    SF_SHARED(float, tile, THREADS);
+    SF_SHARED(float, more, 16);
+    unsigned t = threadIdx.x;
+    tile[t] = from[blockIdx.x * THREADS + t];
+    __syncthreads();
+    float value = expf(tile[THREADS - 1 - t]);
+    for (int i = 0; i < 3; i++) value += from[i];
+    if (t < 32) {
+        float d[4] = { 0, 0, 0, 0 };
+        const uint32_t a[4] = { 0, 0, 0, 0 }, b[2] = { 0, 0 };
+        emu::mma(EMU_SITE, widen, d, a, b);
+        value += __shfl_xor_sync(SF_FULL_MASK, value + d[0], 1);
+        if (__any_sync(SF_FULL_MASK, value > 0)) value = sqrtf(value);
+        __syncwarp();
+        if (t < 16) more[t] = value;
+    }
+    if (t == 0) atomicAdd(hits, 1);
+    to[blockIdx.x * THREADS + t] = value;
+}
+
+/* What is counted of a kernel whose every instruction is known; of two blocks, and the same again
+ * of a second launch. */
+static void test_counts(void)
+{
+    cudaStream_t queue = stream_make();
+    float *from = device_make<float>(2 * THREADS), *to = device_make<float>(2 * THREADS);
+    int32_t *hits = device_make<int32_t>(1);
+    struct emu_count found[2];
+    cudaMemsetAsync(from, 0, 2 * THREADS * sizeof *from, queue);
+    cudaMemsetAsync(hits, 0, sizeof *hits, queue);
+    emu_set_counting(1);
+    for (int launch = 0; launch < 2; launch++)
+        SF_LAUNCH(counted, 2, THREADS, 0, queue, from, to, hits);
+    cudaStreamSynchronize(queue);
+    emu_set_counting(0);
+    SF_CHECK_INT(emu_counts(found, 2), 1);
+    SF_CHECK_STR(found[0].kernel, "counted");
+    SF_CHECK_INT(found[0].launches, 2);
+    SF_CHECK_INT(found[0].blocks, 4);
+    const struct { int64_t found, of_block; } all[] = {
+        { found[0].loads, 2 + 3 * 2 }, { found[0].stores, 2 }, { found[0].atomics, 1 },
+        { found[0].shared_loads, 2 }, { found[0].shared_stores, 2 + 1 },
+        { found[0].shared, 2 + 2 + 1 }, { found[0].conflicts, 0 }, { found[0].products, 1 },
+        { found[0].shuffles, 1 }, { found[0].votes, 1 }, { found[0].barriers, 2 },
+        { found[0].warp_barriers, 1 }, { found[0].special, 2 + 1 },
+        { found[0].read_sectors, 2 * 4 + 3 * 2 + 1 },
+        { found[0].read_bytes, 2 * 128 + 3 * 2 * 4 + 4 },
+        { found[0].written_sectors, 2 * 4 + 1 }, { found[0].written_bytes, 2 * 128 + 4 },
+    };
+    for (const auto &one : all) SF_CHECK_INT(one.found, 4 * one.of_block);
+    cudaFree(from);
+    cudaFree(to);
+    cudaFree(hits);
+    cudaStreamDestroy(queue);
+}
+
 static const struct sf_test tests[] = {
     { "right kernels", test_right_kernels }, { "defects", test_defects },
-    { "streams", test_streams }, { NULL, NULL }
+    { "streams", test_streams }, { "counts", test_counts }, { NULL, NULL }
 };
 
 SF_TEST_MAIN("emulation", tests)

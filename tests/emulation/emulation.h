@@ -58,13 +58,23 @@ EMU_PUBLIC void emu_nccl_fail(int result);
 /* Counting, off at the start: 1 begins anew, 0 stops and keeps what was counted.  Of a kernel since
  * then: sectors (32 bytes) of device memory that its warps asked for, instruction by instruction,
  * and the bytes of them that were used; accesses of warps to shared memory and the turns that they
- * lost to bank conflicts; products of the tensor cores.  Caches are not counted: what two
- * instructions read is read twice. */
+ * lost to bank conflicts; and by class the instructions that its warps issued, each once for the
+ * lanes that came to it together.  Caches are not counted: what two instructions read is read
+ * twice.  Of instructions only what goes through the emulation is seen: not arithmetic, compares,
+ * branches, address computation or conversions, so nothing here is a share of all instructions.
+ * A special function is a call; what nvcc makes of it (a sine of any angle is many) is not known.
+ * Kernels here have no asynchronous copies. */
 struct emu_count {
     char kernel[64];                    /* as the launch names it */
     int64_t launches, blocks;
     int64_t read_sectors, read_bytes, written_sectors, written_bytes;
-    int64_t shared, conflicts, products;
+    int64_t shared, conflicts;          /* shared: loads, stores and atomics together */
+    int64_t loads, stores, atomics;     /* of device memory; atomics: of shared memory too */
+    int64_t shared_loads, shared_stores;
+    int64_t products;                   /* of the tensor cores, m16n8k16 */
+    int64_t shuffles, votes;
+    int64_t barriers, warp_barriers;    /* __syncthreads once a warp; __syncwarp */
+    int64_t special;                    /* expf, exp2f, logf, log2f, sqrtf, sinf, cosf */
 };
 EMU_PUBLIC void emu_set_counting(int on);
 /* At most `most` kernels, in the order of their first launch; how many. */

@@ -34,14 +34,16 @@ void mark_read(mark *, const char *space, size_t offset);
 void mark_write(mark *, const char *space, size_t offset);
 void mark_atomic(mark *, const char *space, size_t offset);
 
-/* Counting (count.cpp), only where `counting`: an access of the running thread from a place in the
- * code; the end of a block; launches and products. */
+/* Counting (count.cpp), only where `counting`: an access (or a call of a special function, address
+ * NULL) of the running thread from a place in the code; the end of a block; a launch; an
+ * instruction of a whole warp. */
 extern bool counting;
-enum count_way : uint8_t { COUNT_READ, COUNT_WRITE, COUNT_SHARED };
+enum count_way : uint8_t { COUNT_READ, COUNT_WRITE, COUNT_ATOMIC, COUNT_SHARED_READ,
+                           COUNT_SHARED_WRITE, COUNT_SHARED_ATOMIC, COUNT_SPECIAL };
 void count_access(const void *address, size_t bytes, count_way, const void *place);
 void count_block(const char *kernel);
 void count_launch(const char *kernel);
-void count_product(const char *kernel);
+void count_warp(const char *kernel, int64_t emu_count::*which);
 
 /* What the lanes of a warp give to one product of the tensor cores. */
 struct mma_lane { float *d; const uint32_t *a, *b; };

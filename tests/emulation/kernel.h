@@ -35,6 +35,8 @@ struct warp_syncer {                    /* __syncwarp() with its place, or __syn
 };
 uint64_t warp_exchange(site, unsigned mask, uint64_t value, shuffle_kind, int by);
 unsigned ballot(site, unsigned mask, bool truth);
+/* The running thread calls a special function (cuda_runtime.h), outside of kernels nothing. */
+void special_called();
 /* d [16][8] += a [16][16] b [16][8], each spread over the 32 lanes of a warp as by mma.m16n8k16:
  * the lane's 4 floats of d, 4 words of a, 2 words of b, of two 16-bit elements each. */
 void mma(site, float (*widen)(uint16_t), float *d, const uint32_t *a, const uint32_t *b);

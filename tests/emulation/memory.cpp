@@ -216,8 +216,7 @@ void *global_write(void *address, size_t bytes)
 
 void *global_atomic(void *address, size_t bytes)
 {
-    if (counting) count_access(address, bytes, COUNT_READ, __builtin_return_address(0));
-    if (counting) count_access(address, bytes, COUNT_WRITE, __builtin_return_address(0));
+    if (counting) count_access(address, bytes, COUNT_ATOMIC, __builtin_return_address(0));
     if (checks) {
         place p = access(address, bytes, "an atomic");
         mark_atomic(p.at, "global", p.offset);

@@ -1,7 +1,8 @@
 /* tests/kernels/traffic.c: what decode attention moves, counted under emulation (emulation.h): it
  * asks for little more than the keys, values and biases of its lanes, whole sectors at a time, and
  * loses no turn to bank conflicts.  `test_kernels_traffic --table` prints the table of
- * docs/performance.md: bytes per slot and query token, and how long an H100's memory takes for it.
+ * docs/performance.md: bytes per slot and query token, how long an H100's memory takes for it, and
+ * what the warps issue for it.
  *
  * Bounds, on all that the kernels read which read slots (their queries, units and page numbers
  * too): 1.15 of the lanes' bytes, 1.05 where they are longer than 1,000 slots; of the sectors read
@@ -14,6 +15,8 @@
 enum { DIM = 128, PAGE = 64, LANES = 3, HEADS_MAX = 8, KERNELS = 8 };
 
 static struct sf_device *device;
+static struct emu_count count[KERNELS]; /* of the last call that was measured */
+static int counts;
 
 static const struct traffic {
     enum sf_dtype dtype;
@@ -26,7 +29,7 @@ static const struct traffic {
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
-/* Sums over the kernels of one call. */
+/* Sums over the kernels of one call, which stay in `count`. */
 struct sums { double lanes, read, merged, used, written, shared, conflicts, products; };
 
 static void *take(size_t bytes)
@@ -63,9 +66,8 @@ static struct sums measure(const struct traffic *t)
     device->k->attend(device, &job);
     device->k->sync(device);
     emu_set_counting(0);
-    struct emu_count count[KERNELS];
-    int n = emu_counts(count, KERNELS);
-    for (int i = 0; i < n; i++) {
+    counts = emu_counts(count, KERNELS);
+    for (int i = 0; i < counts; i++) {
         double read = 32 * (double)count[i].read_sectors;
         *(strstr(count[i].kernel, "merge") ? &sums.merged : &sums.read) += read;
         sums.used += (double)count[i].read_bytes;
@@ -114,6 +116,29 @@ static void table_print(void)
         }
 }
 
+/* Instructions of warps by class, as far as the emulation sees them. */
+static void classes_print(void)
+{
+    printf("\n| kernel | heads | blocks | loads | stores | shared loads | shared stores |"
+           " products | shuffles | votes | barriers | atomics | special |\n"
+           "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    for (int heads = 4; heads <= 8; heads += 4) {
+        struct traffic t = { SF_BF16, heads, { 2048, 2048, 2048 }, 0 };
+        measure(&t);
+        for (int i = 0; i < counts; i++) {
+            const struct emu_count *c = &count[i];
+            const int64_t all[] = { c->blocks, c->loads, c->stores, c->shared_loads,
+                                    c->shared_stores, c->products, c->shuffles, c->votes,
+                                    c->barriers + c->warp_barriers, c->atomics, c->special };
+            const char *name = c->kernel + (c->kernel[0] == '(');   /* of a template */
+            printf("| %.*s | %d |", (int)strcspn(name, "<"), name, heads);
+            for (size_t a = 0; a < sizeof all / sizeof *all; a++)
+                printf(" %lld |", (long long)(all[a] / c->launches));
+            printf("\n");
+        }
+    }
+}
+
 static const struct sf_test tests[] = { { "decode", test_decode }, { NULL, NULL } };
 
 int main(int argc, char **argv)
@@ -124,8 +149,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "traffic: %s\n", sf_error_text());
         return 2;
     }
-    if (argc == 2 && strcmp(argv[1], "--table") == 0) table_print();
-    else failed = sf_test_main("kernels_traffic", tests, argc, argv);
+    if (argc == 2 && strcmp(argv[1], "--table") == 0) {
+        table_print();
+        classes_print();
+    } else failed = sf_test_main("kernels_traffic", tests, argc, argv);
     sf_device_close(device);
     return failed;
 }

@@ -3,6 +3,7 @@
  * on, so that lanes that meet at different places are told apart. */
 #ifndef SHEAF_TESTS_EMULATION_CUDA_RUNTIME_H
 #define SHEAF_TESTS_EMULATION_CUDA_RUNTIME_H
+#include <cmath>
 #include <math.h>
 #include "cuda_runtime_api.h"
 #include "tests/emulation/kernel.h"
@@ -38,5 +39,14 @@ struct dim3 {
 #define __all_sync(mask, truth) (emu::ballot(EMU_SITE, mask, !(truth)) == 0)
 #define __ffs(bits) __builtin_ffs(bits)
 #define __popc(bits) __builtin_popcount(bits)
+
+/* Special functions, which a counting emulation wants to see. */
+#define expf(x) (emu::special_called(), expf(x))
+#define exp2f(x) (emu::special_called(), exp2f(x))
+#define logf(x) (emu::special_called(), logf(x))
+#define log2f(x) (emu::special_called(), log2f(x))
+#define sqrtf(x) (emu::special_called(), sqrtf(x))
+#define sinf(x) (emu::special_called(), sinf(x))
+#define cosf(x) (emu::special_called(), cosf(x))
 
 #endif
