@@ -17,8 +17,10 @@
  *
  * Bytes read per slot and unit: one key and one value, and bias and pos; per split and vector
  * a state is written and read again.  Measured: docs/performance.md. */
+#include "base/memory.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/entries.h"
 
 enum { THREADS = 128, WARPS = THREADS / SF_WARP, SUMS = 8, V_DIM_MAX = SUMS * THREADS };
 static_assert((int)V_DIM_MAX == (int)SF_CUDA_V_DIM_MAX, "what a plan refuses");
@@ -425,14 +427,13 @@ static size_t units_fill(const struct sf_attend_job *job, const struct piece *pi
 
 /* ---- host ----------------------------------------------------------------------------------- */
 
-/* Tiles, numbered within the piece's lanes, then units by kind; all on the device. */
+/* Tiles, numbered within the piece's lanes, and units by kind are on the device. */
 static void piece_launch(struct sf_cuda *cuda, const struct sf_attend_job *job,
-                         const struct piece *piece, const struct sf_cuda_packed *packed,
-                         size_t units_at)
+                         const struct piece *piece, const struct sf_cuda_view *view,
+                         const unsigned char *tiles_at, const unsigned char *units_at)
 {
-    const unsigned char *block = packed->block.device;
-    const int32_t *tiles = (const int32_t *)(const void *)(block + packed->extra_at);
-    const int32_t *units = (const int32_t *)(const void *)(block + units_at);
+    const int32_t *tiles = (const int32_t *)(const void *)tiles_at;
+    const int32_t *units = (const int32_t *)(const void *)units_at;
     const int32_t *f16 = units + piece->units[BF16] * SF_UNIT_WORDS;
     const int32_t *plain = f16 + piece->units[F16] * SF_UNIT_WORDS;
     const int32_t *picked = plain + piece->units[PLAIN] * SF_UNIT_WORDS;
@@ -442,22 +443,130 @@ static void piece_launch(struct sf_cuda *cuda, const struct sf_attend_job *job,
     size_t room = (size_t)plain_vectors(&job->layout) * each;
     struct output to = { (unsigned char *)job->out, job->out_stride, job->out_head_stride,
                          job->out_dtype, job->lse, job->lse_stride };
-    sf_tensor_launch(cuda, &packed->view, SF_BF16, units, piece->units[BF16], states);
-    sf_tensor_launch(cuda, &packed->view, SF_F16, f16, piece->units[F16], states);
+    sf_tensor_launch(cuda, view, SF_BF16, units, piece->units[BF16], states);
+    sf_tensor_launch(cuda, view, SF_F16, f16, piece->units[F16], states);
     if (piece->units[PLAIN] > 0)
         SF_LAUNCH(attend_split<false>, (unsigned)piece->units[PLAIN], THREADS, room, cuda->stream,
-                  packed->view, plain, states);
+                  *view, plain, states);
     if (piece->units[PICKED] > 0)
         SF_LAUNCH(attend_split<true>, (unsigned)piece->units[PICKED], THREADS, room, cuda->stream,
-                  packed->view, picked, states);
+                  *view, picked, states);
     for (int kind = BASIS; kind < KINDS; kind++) {
         struct sf_basis_units some = { (enum sf_dtype)((kind - BASIS) % 3), kind >= BASIS_PICKED,
                                        basis, piece->units[kind] };
-        sf_basis_launch(cuda, &packed->view, &some, piece->basis_bytes, states);
+        sf_basis_launch(cuda, view, &some, piece->basis_bytes, states);
         basis += piece->units[kind] * SF_UNIT_WORDS;
     }
     SF_LAUNCH(attend_merge, dim3((unsigned)piece->tiles, (unsigned)piece->vectors_most), THREADS, 0,
-              cuda->stream, packed->view, tiles, states, to);
+              cuda->stream, *view, tiles, states, to);
+}
+
+/* Fills both arrays, of the tiles from the cursor on. */
+static void piece_fill(const struct sf_attend_job *job, struct cursor at, const struct piece *piece,
+                       struct tile *tile, struct sf_unit *unit)
+{
+    size_t n = 0, states = tiles_fill(job, at, piece, tile);
+    SF_ASSERT(states == piece->states);
+    for (int kind = 0; kind < KINDS; kind++)
+        if (piece->units[kind] > 0)
+            n += units_fill(job, piece, tile, (enum kind)kind, unit + n);
+    for (int32_t i = 0; i < piece->tiles; i++) tile[i].lane -= piece->lane_first;
+}
+
+/* ---- jobs that are cut alike -----------------------------------------------------------------
+ * How a job is cut depends on its layout and pool and on what the words of its lanes and parts say
+ * (lanes.h), not on which pages, rows, turns and picks these name.  In a step that decodes they are
+ * the same in every layer, as a rule, so tiles and units stay on the device, and only the first
+ * layer makes and sends them.
+ *
+ *     device    | tiles, TILES_MOST | units, UNITS_MOST |       of the job with these words */
+enum { KEY_MOST = 1 << 20, CUT_LANES_MOST = KEY_MOST / 2 / (SF_LANE_WORDS * 4),
+       CUT_TILES_BYTES = TILES_MOST * (int)sizeof(struct tile) };
+static_assert(CUT_TILES_BYTES + UNITS_MOST * sizeof(struct sf_unit) <= SF_CUDA_CUT_BYTES,
+              "tiles and units of a piece have room");
+
+struct sf_cuda_cut {
+    unsigned char *device;
+    unsigned char *key;                 /* [KEY_MOST] the words; host */
+    size_t key_bytes, parts_at;         /* 0 bytes: no job yet */
+    struct sf_layout layout;
+    const unsigned char *pool;
+    size_t page_bytes;
+    struct piece piece;
+};
+
+sf_status sf_cuda_cut_create(struct sf_cuda *cuda)
+{
+    void *block = NULL;
+    SF_TRY(sf_alloc(sizeof *cuda->cut, "the cut of attention", &block));
+    cuda->cut = (struct sf_cuda_cut *)block;
+    SF_TRY(sf_alloc(KEY_MOST, "the cut of attention", &block));
+    cuda->cut->key = (unsigned char *)block;
+    SF_TRY(sf_cuda_take(SF_CUDA_CUT_BYTES, "the cut of attention", &block));
+    cuda->cut->device = (unsigned char *)block;
+    return SF_OK;
+}
+
+void sf_cuda_cut_destroy(struct sf_cuda *cuda)
+{
+    if (!cuda->cut) return;
+    cudaFree(cuda->cut->device);
+    sf_free(cuda->cut->key);
+    sf_free(cuda->cut);
+}
+
+static bool cut_serves(const struct sf_cuda_cut *cut, const struct sf_attend_job *job,
+                       const struct sf_cuda_packed *packed)
+{
+    const struct sf_layout *a = &cut->layout, *b = &job->layout;
+    return cut->key_bytes == packed->words_bytes && cut->parts_at == packed->parts_at &&
+           cut->pool == job->pool && cut->page_bytes == job->page_bytes && a->dtype == b->dtype &&
+           a->page_slots == b->page_slots && a->k_dim == b->k_dim && a->v_dim == b->v_dim &&
+           sf_cuda_words_alike(packed, cut->key);
+}
+
+/* Cuts a job, whose block has been sent; false if it takes more than one launch. */
+static bool cut_make(struct sf_cuda *cuda, const struct sf_attend_job *job,
+                     const struct sf_cuda_packed *packed)
+{
+    struct sf_cuda_cut *cut = cuda->cut;
+    struct cursor begin = { 0, 0 }, end = begin, rest;
+    struct tile more;
+    cut->key_bytes = 0;
+    cut->piece = piece_take(job, &end);
+    rest = end;
+    if (packed->words_bytes > KEY_MOST || tile_next(job, &rest, &more)) return false;
+    cut->layout = job->layout;
+    cut->pool = job->pool;
+    cut->page_bytes = job->page_bytes;
+    cut->key_bytes = packed->words_bytes;
+    cut->parts_at = packed->parts_at;
+    memcpy(cut->key, packed->block.host, cut->key_bytes);
+    cut->piece.lane_first = 0;
+    size_t tiles_bytes = sf_cuda_part((size_t)cut->piece.tiles * sizeof(struct tile));
+    size_t units_bytes = units_of(&cut->piece) * sizeof(struct sf_unit);
+    struct sf_cuda_block block = sf_cuda_stage(cuda, tiles_bytes + units_bytes);
+    piece_fill(job, begin, &cut->piece, (struct tile *)(void *)block.host,
+               (struct sf_unit *)(void *)(block.host + tiles_bytes));
+    SF_CUDA_MUST(cudaMemcpyAsync(cut->device, block.host, tiles_bytes, cudaMemcpyHostToDevice,
+                                 cuda->stream));
+    SF_CUDA_MUST(cudaMemcpyAsync(cut->device + CUT_TILES_BYTES, block.host + tiles_bytes,
+                                 units_bytes, cudaMemcpyHostToDevice, cuda->stream));
+    return true;
+}
+
+/* Attends by one launch with a cut that stays; false if the job is too long for that. */
+static bool attend_whole(struct sf_cuda *cuda, const struct sf_attend_job *job)
+{
+    const struct sf_cuda_cut *cut = cuda->cut;
+    struct sf_cuda_packed packed;
+    if (!sf_cuda_pack_whole(cuda, job, CUT_LANES_MOST, PAGES_MOST, &packed)) return false;
+    sf_cuda_send(cuda, &packed.block);
+    if (!cut_serves(cut, job, &packed) && !cut_make(cuda, job, &packed)) return false;
+    if (cut->piece.tiles > 0)
+        piece_launch(cuda, job, &cut->piece, &packed.view, cut->device,
+                     cut->device + CUT_TILES_BYTES);
+    return true;
 }
 
 void sf_cuda_attend(struct sf_device *device, const struct sf_attend_job *job)
@@ -465,26 +574,23 @@ void sf_cuda_attend(struct sf_device *device, const struct sf_attend_job *job)
     struct sf_cuda *cuda = sf_cuda_of(device);
     struct cursor at = { 0, 0 };
     SF_ASSERT(job->layout.v_dim <= V_DIM_MAX);
+    if (attend_whole(cuda, job)) return;
     for (;;) {
         struct cursor begin = at;
         struct piece piece = piece_take(job, &at);
         struct sf_attend_job lanes = *job;
         struct sf_cuda_packed packed;
-        size_t tiles_bytes = sf_cuda_part((size_t)piece.tiles * sizeof(struct tile)), n = 0;
-        size_t units = units_of(&piece);
+        size_t tiles_bytes = sf_cuda_part((size_t)piece.tiles * sizeof(struct tile));
         if (piece.tiles == 0) return;
         lanes.lane = job->lane + piece.lane_first;
         lanes.lanes = piece.lane_end - piece.lane_first;
-        sf_cuda_pack(cuda, &lanes, tiles_bytes + units * sizeof(struct sf_unit), &packed);
+        sf_cuda_pack(cuda, &lanes, tiles_bytes + units_of(&piece) * sizeof(struct sf_unit),
+                     &packed);
         size_t units_at = packed.extra_at + tiles_bytes;
-        struct tile *tile = (struct tile *)(void *)(packed.block.host + packed.extra_at);
-        struct sf_unit *unit = (struct sf_unit *)(void *)(packed.block.host + units_at);
-        size_t states = tiles_fill(job, begin, &piece, tile);
-        SF_ASSERT(states == piece.states);
-        for (int kind = 0; kind < KINDS; kind++)
-            n += units_fill(job, &piece, tile, (enum kind)kind, unit + n);
-        for (int32_t i = 0; i < piece.tiles; i++) tile[i].lane -= piece.lane_first;
+        piece_fill(job, begin, &piece, (struct tile *)(void *)(packed.block.host + packed.extra_at),
+                   (struct sf_unit *)(void *)(packed.block.host + units_at));
         sf_cuda_send(cuda, &packed.block);
-        piece_launch(cuda, job, &piece, &packed, units_at);
+        piece_launch(cuda, job, &piece, &packed.view, packed.block.device + packed.extra_at,
+                     packed.block.device + units_at);
     }
 }

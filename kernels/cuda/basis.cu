@@ -53,15 +53,15 @@ static __device__ __forceinline__ struct basis basis_at(const struct sf_cuda_vie
     basis.factors.page_slots = word[7];
     basis.factor_first = word[6];
     basis.value_first = word[11];
-    basis.values.dtype = (enum sf_dtype)(int32_t)word[14];
-    basis.values.page_slots = word[15];
+    basis.values.dtype = (enum sf_dtype)(int32_t)word[12];
+    basis.values.page_slots = word[13];
     basis.values.k_dim = 0;
     basis.values.v_dim = view.layout.v_dim;
     basis.rank_k = word[8];
     basis.rank_v = word[9];
     basis.rope_dim = word[10];
-    uint64_t turns = (uint64_t)(uint32_t)(int32_t)word[12] |
-                     (uint64_t)(uint32_t)(int32_t)word[13] << 32;
+    uint64_t turns = (uint64_t)(uint32_t)(int32_t)word[SF_PART_TURNS] |
+                     (uint64_t)(uint32_t)(int32_t)word[SF_PART_TURNS + 1] << 32;
     basis.turns = reinterpret_cast<const float *>((uintptr_t)turns);
     return basis;
 }

@@ -7,6 +7,7 @@
  * targets of a list are the same slot.  Bound by memory (docs/performance.md). */
 #include <string.h>
 #include "kernels/cuda/block.h"
+#include "kernels/cuda/entries.h"
 
 enum { THREADS = 128 };
 

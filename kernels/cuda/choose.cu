@@ -23,6 +23,7 @@
  * them.  Not measured on a GPU yet. */
 #include "kernels/choice.h"
 #include "kernels/cuda/block.h"
+#include "kernels/cuda/entries.h"
 
 enum { THREADS = 512, WARPS = THREADS / SF_WARP, DIGITS = 256, DIGIT_BITS = 8 };
 typedef unsigned long long whole;

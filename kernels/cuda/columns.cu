@@ -10,6 +10,7 @@
  * Bytes read per row: one key a slot for each group of heads (the second and later rows find it in
  * the cache).  Measured: docs/performance.md. */
 #include "kernels/backend.h"
+#include "kernels/cuda/entries.h"
 #include "kernels/cuda/lanes.h"
 
 enum { SLOTS = 128, WARPS = SLOTS / SF_WARP, UNIT_WORDS = 3 };

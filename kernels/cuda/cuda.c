@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/entries.h"
 #include "kernels/cuda/plugin.h"
 
 static struct sf_kernels table;
@@ -29,7 +30,7 @@ void sf_cublas_check(cublasStatus_t status, const char *file, int line)
 
 /* ---- memory --------------------------------------------------------------------------------- */
 
-static sf_status block_take(size_t bytes, const char *what, void **out)
+sf_status sf_cuda_take(size_t bytes, const char *what, void **out)
 {
     cudaError_t error = cudaMalloc(out, bytes > 0 ? bytes : 1);
     if (error == cudaSuccess) return SF_OK;
@@ -40,7 +41,7 @@ static sf_status block_take(size_t bytes, const char *what, void **out)
 
 static sf_status block_alloc(struct sf_device *device, size_t bytes, const char *what, void **out)
 {
-    SF_TRY(block_take(bytes, what, out));
+    SF_TRY(sf_cuda_take(bytes, what, out));
     SF_CUDA_MUST(cudaMemsetAsync(*out, 0, bytes > 0 ? bytes : 1, sf_cuda_of(device)->stream));
     return SF_OK;
 }
@@ -195,6 +196,7 @@ static void cuda_close(struct sf_device *device)
         if (cuda->ring.passed[i]) cudaEventDestroy(cuda->ring.passed[i]);
     cudaFreeHost(cuda->ring.host);
     cudaFree(cuda->ring.device);
+    sf_cuda_cut_destroy(cuda);
     cudaFree(cuda->scratch);
     cudaFree(cuda->workspace);
     if (cuda->stream) cudaStreamDestroy(cuda->stream);
@@ -216,7 +218,7 @@ static sf_status ring_make(struct sf_cuda_ring *ring)
     SF_TRY(fail_unless(cudaHostAlloc(&host, 2 * ring->half_bytes, cudaHostAllocDefault) ==
                        cudaSuccess, "pinned memory"));
     ring->host = host;
-    SF_TRY(block_take(2 * ring->half_bytes, "staging", &twin));
+    SF_TRY(sf_cuda_take(2 * ring->half_bytes, "staging", &twin));
     ring->device = twin;
     for (int i = 0; i < 2; i++)
         SF_TRY(fail_unless(cudaEventCreateWithFlags(&ring->passed[i], cudaEventDisableTiming) ==
@@ -234,9 +236,10 @@ static sf_status parts_make(struct sf_cuda *cuda)
     SF_TRY(ring_make(&cuda->ring));
     SF_TRY(sf_alloc(SF_CUDA_MARKS * sizeof *cuda->marks.mark, "marks of slots", &block));
     cuda->marks.mark = (struct sf_cuda_mark *)block;
-    SF_TRY(block_take(SF_CUDA_SCRATCH_BYTES, "scratch", &block));
+    SF_TRY(sf_cuda_cut_create(cuda));
+    SF_TRY(sf_cuda_take(SF_CUDA_SCRATCH_BYTES, "scratch", &block));
     cuda->scratch = block;
-    SF_TRY(block_take(SF_CUDA_WORKSPACE_BYTES, "the workspace of cuBLAS", &block));
+    SF_TRY(sf_cuda_take(SF_CUDA_WORKSPACE_BYTES, "the workspace of cuBLAS", &block));
     cuda->workspace = block;
     SF_TRY(fail_unless(cublasCreate(&cuda->blas) == CUBLAS_STATUS_SUCCESS &&
                        cublasSetStream(cuda->blas, cuda->stream) == CUBLAS_STATUS_SUCCESS &&

@@ -39,6 +39,7 @@ struct sf_cuda {                        /* sf_device.impl */
     struct sf_cuda_ring ring;
     unsigned char *scratch, *workspace; /* device */
     struct sf_cuda_marks marks;
+    struct sf_cuda_cut *cut;            /* attend.cu: how the last job was cut */
     struct sf_device *owner;
     cudaEvent_t done;                   /* of whoever waits for all that is queued */
 };
@@ -53,6 +54,9 @@ void sf_cuda_check(cudaError_t error, const char *file, int line);
 void sf_cublas_check(cublasStatus_t status, const char *file, int line);
 #define SF_CUDA_MUST(call) sf_cuda_check((call), __FILE__, __LINE__)
 #define SF_CUBLAS_MUST(call) sf_cublas_check((call), __FILE__, __LINE__)
+
+/* Device memory, not zeroed. */
+sf_status sf_cuda_take(size_t bytes, const char *what, void **out);
 
 /* ---- staging -----------------------------------------------------------------------------------
  * A block of the ring: filled at `host`, then sent, then read by kernels at `device`.  Blocks are
@@ -69,17 +73,6 @@ void sf_cuda_marks_send(struct sf_cuda *);
 void sf_cuda_upload(struct sf_device *, void *device_dst, const void *host_src, size_t bytes);
 void sf_cuda_download(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);
 void sf_cuda_fetch(struct sf_device *, void *host_dst, const void *device_src, size_t bytes);
-
-/* ---- entries, by file ----------------------------------------------------------------------- */
-void sf_cuda_rows_fill(struct sf_kernels *);        /* rmsnorm .. argmax */
-void sf_cuda_mat_fill(struct sf_kernels *);         /* mat_bytes .. matmul_leaves */
-void sf_cuda_cache_fill(struct sf_kernels *);       /* kv_clear .. kv_read */
-void sf_cuda_rebuild_fill(struct sf_kernels *);     /* kv_rebuild, copy_columns */
-void sf_cuda_factor_fill(struct sf_kernels *);      /* factor_bytes, factor */
-void sf_cuda_attend(struct sf_device *, const struct sf_attend_job *);
-void sf_cuda_columns(struct sf_device *, const struct sf_columns_job *);
-void sf_cuda_choose(struct sf_device *, const struct sf_choose_job *);
-void sf_cuda_pick(struct sf_device *, const struct sf_pick_job *);
 
 SF_C_END
 #endif

@@ -17,6 +17,7 @@
 #include "base/memory.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/block.h"
+#include "kernels/cuda/entries.h"
 #include "kernels/small.h"
 
 enum { THREADS = 128, WARPS = THREADS / SF_WARP };

@@ -80,7 +80,7 @@ static void part_fill(const struct sf_attend_job *job, const struct sf_lane_job 
     words[1] = part->pick ? part->picks : part->slots;
     words[2] = (int32_t)part->layout->dtype;
     words[3] = part->layout->page_slots;
-    memcpy(words + 16, &part->pick, sizeof part->pick);
+    memcpy(words + SF_PART_PICKS, &part->pick, sizeof part->pick);
     if (!factors) return;
     SF_ASSERT(dims->dtype == part->layout->dtype);
     words[4] = part->layout->k_dim;
@@ -90,12 +90,12 @@ static void part_fill(const struct sf_attend_job *job, const struct sf_lane_job 
     words[8] = factors->rank_k;
     words[9] = factors->rank_v;
     words[10] = factors->rope_dim;
-    memcpy(words + 12, &factors->turns, sizeof factors->turns);
+    memcpy(words + SF_PART_TURNS, &factors->turns, sizeof factors->turns);
     if (factors->rank_v > 0) return;
     words[11] = pages_fill(factors->value_pages, lane->rows > 0 ? value_pages_of(part) : 0, pages,
                            used);
-    words[14] = (int32_t)factors->value_layout->dtype;
-    words[15] = factors->value_layout->page_slots;
+    words[12] = (int32_t)factors->value_layout->dtype;
+    words[13] = factors->value_layout->page_slots;
 }
 
 static void lanes_fill(const struct sf_attend_job *job, int32_t *lanes, int32_t *parts,
@@ -117,14 +117,16 @@ static void lanes_fill(const struct sf_attend_job *job, int32_t *lanes, int32_t 
 }
 
 /*     lanes [] | parts [] | pages [] | row_pos [] | extra           each aligned to 16 bytes */
-void sf_cuda_pack(struct sf_cuda *cuda, const struct sf_attend_job *job, size_t extra,
-                  struct sf_cuda_packed *out)
+static void pack(struct sf_cuda *cuda, const struct sf_attend_job *job, struct count count,
+                 size_t extra, struct sf_cuda_packed *out)
 {
     size_t word = sizeof(int32_t), rows = rows_of(job);
-    struct count count = count_of(job);
     size_t parts_at = sf_cuda_part((size_t)job->lanes * SF_LANE_WORDS * word);
     size_t pages_at = parts_at + sf_cuda_part(count.parts * SF_PART_WORDS * word);
     size_t rows_at = pages_at + sf_cuda_part(count.pages * word);
+    out->parts_at = parts_at;
+    out->parts = count.parts;
+    out->words_bytes = pages_at;
     out->extra_at = rows_at + sf_cuda_part(rows * word);
     out->block = sf_cuda_stage(cuda, out->extra_at + extra);
     unsigned char *host = out->block.host;
@@ -137,4 +139,36 @@ void sf_cuda_pack(struct sf_cuda *cuda, const struct sf_attend_job *job, size_t 
                   (const int32_t *)(const void *)(twin + parts_at),
                   (const int32_t *)(const void *)(twin + pages_at),
                   (const int32_t *)(const void *)(twin + rows_at) };
+}
+
+void sf_cuda_pack(struct sf_cuda *cuda, const struct sf_attend_job *job, size_t extra,
+                  struct sf_cuda_packed *out)
+{
+    pack(cuda, job, count_of(job), extra, out);
+}
+
+bool sf_cuda_pack_whole(struct sf_cuda *cuda, const struct sf_attend_job *job, int32_t lanes_most,
+                        size_t pages_most, struct sf_cuda_packed *out)
+{
+    if (job->lanes > lanes_most) return false;
+    struct count count = count_of(job);
+    if (count.pages + count.parts * SF_PART_WORDS > pages_most) return false;
+    pack(cuda, job, count, 0, out);
+    return true;
+}
+
+static bool has_picks(const int32_t *part)
+{
+    return part[SF_PART_PICKS] != 0 || part[SF_PART_PICKS + 1] != 0;
+}
+
+bool sf_cuda_words_alike(const struct sf_cuda_packed *packed, const unsigned char *words)
+{
+    if (memcmp(packed->block.host, words, packed->parts_at) != 0) return false;
+    const int32_t *a = (const int32_t *)(const void *)(packed->block.host + packed->parts_at);
+    const int32_t *b = (const int32_t *)(const void *)(words + packed->parts_at);
+    for (size_t p = 0; p < packed->parts; p++, a += SF_PART_WORDS, b += SF_PART_WORDS)
+        if (memcmp(a, b, SF_PART_TURNS * sizeof *a) != 0 || has_picks(a) != has_picks(b))
+            return false;
+    return true;
 }

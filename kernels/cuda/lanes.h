@@ -23,9 +23,9 @@ struct sf_cuda_lane {
 };
 /* A part: page of the first, slots, dtype, slots of a page; of one with factors also k_dim and
  * v_dim of its pages, page of the first row of factors, rows of a page there, rank_k, rank_v,
- * rope_dim, page of the first value where rank_v is 0, the address of the turns, and of those
- * values dtype and slots of a page.  Of one with picks: their address, and as slots how many. */
-enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 18 };
+ * rope_dim, page of the first value where rank_v is 0, of those values dtype and slots of a page,
+ * and the address of the turns.  Of one with picks: as slots how many, and last their address. */
+enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 18, SF_PART_TURNS = 14, SF_PART_PICKS = 16 };
 /* What kernels know of a job, by value. */
 struct sf_cuda_view {
     struct sf_layout layout;
@@ -42,10 +42,23 @@ struct sf_cuda_view {
 };
 
 /* The lanes, pages and positions of a job in one block of the ring, with room for `extra` bytes
- * behind them; the view of it.  A job that is too long for the ring is refused by an assertion. */
-struct sf_cuda_packed { struct sf_cuda_block block; size_t extra_at; struct sf_cuda_view view; };
+ * behind them; the view of it.  A job that is too long for the ring is refused by an assertion.
+ * The words of lanes, up to parts_at, and then of parts, in all words_bytes from the block's begin
+ * on, say all of the lanes but which pages those are. */
+struct sf_cuda_packed {
+    struct sf_cuda_block block;
+    size_t parts_at, parts, words_bytes, extra_at;
+    struct sf_cuda_view view;
+};
 void sf_cuda_pack(struct sf_cuda *, const struct sf_attend_job *, size_t extra,
                   struct sf_cuda_packed *out);
+/* The same, without extra, of a job whose lanes, and pages with the words of parts, are no more
+ * than so many; else false and nothing is done. */
+bool sf_cuda_pack_whole(struct sf_cuda *, const struct sf_attend_job *, int32_t lanes_most,
+                        size_t pages_most, struct sf_cuda_packed *out);
+/* Whether the words of another job, of as many lanes and parts, say the same of them, addresses
+ * apart: of those only whether there are picks. */
+bool sf_cuda_words_alike(const struct sf_cuda_packed *, const unsigned char *words);
 /* Pages of a lane and its parts, as many as packing it takes. */
 size_t sf_cuda_lane_pages(const struct sf_attend_job *, const struct sf_lane_job *);
 
@@ -77,8 +90,8 @@ static __device__ __forceinline__ sf_global<const int32_t> sf_picks_of(
     const struct sf_cuda_view &view, const struct sf_cuda_lane &lane, int32_t part)
 {
     sf_global<const int32_t> word = view.parts + (size_t)(lane.part_first + part) * SF_PART_WORDS;
-    uint64_t address = (uint64_t)(uint32_t)(int32_t)word[16] |
-                       (uint64_t)(uint32_t)(int32_t)word[17] << 32;
+    uint64_t address = (uint64_t)(uint32_t)(int32_t)word[SF_PART_PICKS] |
+                       (uint64_t)(uint32_t)(int32_t)word[SF_PART_PICKS + 1] << 32;
     return reinterpret_cast<const int32_t *>((uintptr_t)address);
 }
 

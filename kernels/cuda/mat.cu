@@ -12,6 +12,7 @@
  * is summed over k alike.  cuBLAS is column-major: y^T = (W^T)^T x^T. */
 #include "base/memory.h"
 #include "kernels/cuda/block.h"
+#include "kernels/cuda/entries.h"
 
 enum { THREADS = 256, LEAF_BYTES = 1 << 20 };
 

@@ -18,6 +18,7 @@
  * Nothing here was measured on a GPU. */
 #include <string.h>
 #include "kernels/backend.h"
+#include "kernels/cuda/entries.h"
 #include "kernels/cuda/lanes.h"
 
 enum { THREADS = 128, WARPS = THREADS / SF_WARP, CHOOSE = 512, DIGITS = 256, WORDS = 4,

@@ -3,6 +3,7 @@
  * matrix together that a basis is made of. */
 #include <string.h>
 #include "kernels/backend.h"
+#include "kernels/cuda/entries.h"
 #include "kernels/cuda/lanes.h"
 
 enum { THREADS = 128 };

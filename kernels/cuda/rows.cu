@@ -3,6 +3,7 @@
  * by memory: every element is read and written once (rmsnorm reads twice, the second time from
  * cache).  Measured: docs/performance.md. */
 #include "kernels/cuda/block.h"
+#include "kernels/cuda/entries.h"
 
 enum { THREADS = 256, WARPS = THREADS / SF_WARP };
 

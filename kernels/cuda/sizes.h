@@ -9,7 +9,9 @@ enum {
     SF_CUDA_HALF_BYTES = 4 << 20,       /* of the ring */
     SF_CUDA_SCRATCH_BYTES = 64 << 20,
     SF_CUDA_WORKSPACE_BYTES = 32 << 20, /* of cuBLAS */
-    SF_CUDA_DEVICE_BYTES = SF_CUDA_SCRATCH_BYTES + SF_CUDA_WORKSPACE_BYTES + 2 * SF_CUDA_HALF_BYTES,
+    SF_CUDA_CUT_BYTES = 2 << 20,        /* of attention: how its last job was cut */
+    SF_CUDA_DEVICE_BYTES = SF_CUDA_SCRATCH_BYTES + SF_CUDA_WORKSPACE_BYTES +
+                           2 * SF_CUDA_HALF_BYTES + SF_CUDA_CUT_BYTES,
     SF_CUDA_COLS_ALIGN = 16,            /* of a matrix that is not fixed */
     SF_CUDA_V_DIM_MAX = 1024,           /* elements of a value (attend.cu) */
     SF_CUDA_BASIS_K_DIM_MAX = 329       /* of a key of a layer group (basis.cu) */

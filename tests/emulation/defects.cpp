@@ -422,7 +422,7 @@ static void test_streams(void)
     cudaEvent_t event;
     cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
     int32_t *value = device_make<int32_t>(1), source = 5, *pinned, plain = -1;
-    int64_t before = emu_launches(), waits = emu_waits();
+    int64_t before = emu_launches(), waits = emu_waits(), uploads = emu_uploads();
     SF_CHECK_INT(cudaHostAlloc((void **)&pinned, 8, cudaHostAllocDefault), cudaSuccess);
     int32_t &found = pinned[0], &later = pinned[1];
     found = later = -1;
@@ -451,6 +451,7 @@ static void test_streams(void)
     cudaMemcpyAsync(&plain, value, 4, cudaMemcpyDeviceToHost, a);
     SF_CHECK_INT(plain, 9);
     SF_CHECK_INT(emu_waits() - waits, 3);
+    SF_CHECK_INT(emu_uploads() - uploads, 1);
     cudaFreeHost(pinned);
     cudaEventDestroy(event);
     cudaFree(value);

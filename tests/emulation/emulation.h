@@ -40,6 +40,8 @@ EMU_PUBLIC void emu_set_checks(int on);
 EMU_PUBLIC void emu_set_reversed(int on);
 /* Kernels that have run since the start. */
 EMU_PUBLIC int64_t emu_launches(void);
+/* Copies from hosts to a device that were asked for since the start. */
+EMU_PUBLIC int64_t emu_uploads(void);
 /* Waits of hosts for a device since the start: calls that return when work is done which was still
  * to do, be it by a synchronisation, a free, an event that is asked until it has passed, or a copy
  * from the device into memory that is not pinned. */

@@ -42,7 +42,7 @@ static int idle_ms = 20, patience_ms = 60000;
 static thread_local int gpu = -1, device_now;
 static thread_local cudaError_t last_error = cudaSuccess;
 static bool ending;
-static int64_t host_waits;
+static int64_t host_waits, uploads;
 char whom[128];
 int communicators;
 
@@ -297,9 +297,11 @@ cudaError_t cudaMemcpy2DAsync(void *target, size_t target_pitch, const void *sou
         for (size_t r = 0; r < rows; r++)
             memcpy(to + r * target_pitch, from + r * source_pitch, row_bytes);
     });
-    if (kind != cudaMemcpyDeviceToHost || row_bytes == 0 || rows == 0) return cudaSuccess;
+    if (row_bytes == 0 || rows == 0) return cudaSuccess;
     hold_lock hold(lock);
-    if (!emu::is_pinned(target)) emu::wait_until(stream, stream->pushed);
+    emu::uploads += kind == cudaMemcpyHostToDevice;
+    if (kind == cudaMemcpyDeviceToHost && !emu::is_pinned(target))
+        emu::wait_until(stream, stream->pushed);
     return cudaSuccess;
 }
 
@@ -399,6 +401,12 @@ extern "C" int64_t emu_waits(void)
 {
     hold_lock hold(lock);
     return emu::host_waits;
+}
+
+extern "C" int64_t emu_uploads(void)
+{
+    hold_lock hold(lock);
+    return emu::uploads;
 }
 
 extern "C" void emu_set_idle_ms(int ms)

@@ -4,6 +4,9 @@
  * docs/performance.md: bytes per slot and query token, how long an H100's memory takes for it, and
  * what the warps issue for it.
  *
+ * And jobs that are cut alike, whose tiles and units are made and sent once (attend.cu), attend
+ * what they name; jobs that differ in more have a cut of their own.
+ *
  * Bounds, on all that the kernels read which read slots (their queries, units and page numbers
  * too): 1.15 of the lanes' bytes, 1.05 where they are longer than 1,000 slots; of the sectors read
  * at least 90 % is used.  What the merge reads of states is told apart. */
@@ -101,6 +104,170 @@ static void test_decode(void)
     }
 }
 
+/* ---- jobs that are cut alike ---------------------------------------------------------------- */
+enum { SLOTS = 640, PAGES = SLOTS / PAGE, TWO = 2, RANK = 16, SOME = 10, MANY = 600,
+       PART_AT = TWO * PAGES, BASIS_AT = PART_AT + PAGES, FACTORS_AT = BASIS_AT + PAGES,
+       ALL = FACTORS_AT + 1 };
+
+/* The pool: pages of the two lanes, of a part, of a basis and of its factors; lists of picks and
+ * turns of position 0 on the device. */
+struct store { unsigned char *pool; int32_t *pick[2]; float *turns[2], *q, *out; };
+
+/* What the first lane has beside its own slots. */
+enum part { NONE, ALL_SLOTS, SOME_PICKS, BASIS, BASIS_PICKS };
+struct look {
+    int32_t first[TWO], slots[TWO];     /* of the lanes: pages from first on */
+    enum part part;
+    int32_t n, list;                    /* slots or picks of the part; which picks and turns */
+    int32_t rank_v;
+    int again;                          /* cut as the job before it */
+};
+
+static void part_make(const struct store *store, const struct look *look, struct sf_lane_part *part,
+                      struct sf_lane_factors *factors)
+{
+    static const struct sf_layout rows = { SF_BF16, PAGE, RANK, RANK };
+    static const struct sf_layout whole = { SF_BF16, PAGE, DIM, DIM };
+    static int32_t pages[PAGES], basis[PAGES], factor = FACTORS_AT;
+    for (int32_t p = 0; p < PAGES; p++) {
+        pages[p] = PART_AT + p;
+        basis[p] = BASIS_AT + p;
+    }
+    int based = look->part >= BASIS, picked = look->part == SOME_PICKS || look->part == BASIS_PICKS;
+    *factors = (struct sf_lane_factors){ .layout = &whole, .pages = &factor, .rank_k = RANK,
+                                         .rank_v = look->rank_v, .turns = store->turns[look->list],
+                                         .rope_dim = 2 };
+    *part = (struct sf_lane_part){ .layout = based ? &rows : &whole,
+                                   .pages = based ? basis : pages,
+                                   .slots = picked ? SLOTS : look->n,
+                                   .factors = based ? factors : NULL,
+                                   .pick = picked ? store->pick[look->list] : NULL,
+                                   .picks = picked ? look->n : 0 };
+}
+
+/* Two lanes of one head; how often the host has sent something for them. */
+static int64_t look_at(struct sf_device *on, const struct store *store, const struct look *look,
+                       float *found)
+{
+    struct sf_layout layout = { SF_BF16, PAGE, DIM, DIM };
+    struct sf_lane_job lane[TWO];
+    struct sf_lane_part part;
+    struct sf_lane_factors factors;
+    int32_t pages[TWO][PAGES];
+    for (int i = 0; i < TWO; i++) {
+        for (int32_t p = 0; p < PAGES; p++) pages[i][p] = look->first[i] + p;
+        lane[i] = (struct sf_lane_job){ .pages = pages[i], .slots = look->slots[i], .row_first = i,
+                                        .rows = 1, .q_heads = 1 };
+    }
+    part_make(store, look, &part, &factors);
+    if (look->part != NONE) {
+        lane[0].part = &part;
+        lane[0].parts = 1;
+    }
+    struct sf_attend_job job = {
+        .layout = layout, .pool = store->pool, .page_bytes = sf_layout_page_bytes(&layout),
+        .q = store->q, .q_stride = DIM, .out = store->out, .out_stride = DIM,
+        .out_head_stride = DIM, .out_dtype = SF_F32, .scale = 0.1f, .lane = lane, .lanes = TWO
+    };
+    int64_t before = emu_uploads();
+    on->k->attend(on, &job);
+    int64_t sent = emu_uploads() - before;
+    on->k->download(on, found, store->out, TWO * DIM * sizeof *found);
+    return sent;
+}
+
+static void *there(const void *from, size_t bytes)
+{
+    void *block = take(bytes);
+    device->k->upload(device, block, from, bytes);
+    return block;
+}
+
+/* Biases and positions stay 0. */
+static struct store store_make(void)
+{
+    struct sf_layout layout = { SF_BF16, PAGE, DIM, DIM };
+    size_t words = sf_layout_page_bytes(&layout) / 2;
+    uint16_t *filled = calloc(ALL * words, sizeof *filled);
+    int32_t pick[2][MANY + 1];
+    float q[TWO * DIM];
+    static const float turns[2][2] = { { 1, 0 }, { 0, 1 } };
+    struct store store;
+    SF_ASSERT(filled != NULL);
+    for (size_t page = 0; page < ALL; page++) {
+        size_t dims = page >= BASIS_AT && page < FACTORS_AT ? 2 * RANK : 2 * DIM;
+        for (size_t i = 0; i < PAGE * dims; i++)
+            filled[page * words + i] = (uint16_t)(0x3c00u + (page * 131 + i * 37) % 0x400u);
+    }
+    for (int i = 0; i < TWO * DIM; i++) q[i] = (float)(i % DIM % 7) - 3;
+    for (int32_t i = 0; i <= MANY; i++) {
+        pick[0][i] = SLOTS - 1 - i;
+        pick[1][i] = 2 * i % SLOTS + 2 * i / SLOTS;     /* none twice */
+    }
+    store.pool = there(filled, ALL * words * sizeof *filled);
+    store.q = there(q, sizeof q);
+    store.out = take(sizeof q);
+    for (int i = 0; i < 2; i++) {
+        store.pick[i] = there(pick[i], sizeof pick[i]);
+        store.turns[i] = there(turns[i], sizeof turns[i]);
+    }
+    device->k->sync(device);
+    free(filled);
+    return store;
+}
+
+static void store_free(struct store *store)
+{
+    void *block[] = { store->pool, store->q, store->out, store->pick[0], store->pick[1],
+                      store->turns[0], store->turns[1] };
+    for (size_t i = 0; i < sizeof block / sizeof *block; i++)
+        device->k->free(device, block[i]);
+}
+
+/* Jobs one behind the other on a device: each gives what a device gives that has seen no job
+ * before.  The host sends lanes and pages alone where the cut is that of the job before, though
+ * pages, picks and turns are others, as in the layers of a step; and tiles and units too, each by a
+ * copy, where the job has more splits, or as many slots of another kind. */
+static void test_alike(void)
+{
+    static const struct look looks[] = {
+        { { 0, PAGES }, { 200, 200 }, NONE, 0, 0, 0, 0 },
+        { { PAGES, 0 }, { 200, 200 }, NONE, 0, 0, 0, 1 },
+        { { PAGES, 0 }, { 600, 200 }, NONE, 0, 0, 0, 0 },
+        { { PAGES, 0 }, { 200, 600 }, NONE, 0, 0, 0, 0 },
+        { { PAGES, 0 }, { 200, 600 }, ALL_SLOTS, SOME, 0, 0, 0 },
+        { { 0, PAGES }, { 200, 600 }, ALL_SLOTS, SOME, 0, 0, 1 },
+        { { 0, PAGES }, { 200, 600 }, SOME_PICKS, SOME, 0, 0, 0 },
+        { { 0, PAGES }, { 200, 600 }, SOME_PICKS, SOME, 1, 0, 1 },
+        { { 0, PAGES }, { 200, 600 }, SOME_PICKS, MANY, 1, 0, 0 },
+        { { 0, PAGES }, { 200, 600 }, ALL_SLOTS, MANY, 0, 0, 0 },
+        { { 0, PAGES }, { 200, 600 }, BASIS, MANY, 0, RANK, 0 },
+        { { 0, PAGES }, { 200, 600 }, BASIS, MANY, 1, RANK, 1 },
+        { { 0, PAGES }, { 200, 600 }, BASIS, MANY, 1, RANK / 2, 0 },
+        { { 0, PAGES }, { 200, 600 }, BASIS_PICKS, MANY, 1, RANK / 2, 0 },
+        { { 0, PAGES }, { 200, 600 }, BASIS_PICKS, MANY, 0, RANK / 2, 1 },
+        { { 0, PAGES }, { 200, 600 }, BASIS_PICKS, SOME, 0, RANK / 2, 0 },
+        { { 0, PAGES }, { 200, 200 }, NONE, 0, 0, 0, 0 },
+    };
+    struct sf_device_spec spec = { .name = "cuda-emulated", .threads = 1, .rows_max = 1 };
+    float found[TWO * DIM], expected[TWO * DIM], before[TWO * DIM];
+    struct store store = store_make();
+    for (size_t j = 0; j < sizeof looks / sizeof *looks; j++) {
+        struct sf_device *fresh;
+        int64_t sent = look_at(device, &store, &looks[j], found);
+        if (sent != (looks[j].again ? 1 : 3))
+            sf_test_fail(__FILE__, __LINE__, "job %zu: %lld copies", j, (long long)sent);
+        SF_MUST(sf_device_open(&spec, &fresh));
+        SF_CHECK_INT(look_at(fresh, &store, &looks[j], expected), 3);
+        sf_device_close(fresh);
+        SF_CHECK(memcmp(found, expected, sizeof found) == 0);
+        if (j > 0 && memcmp(found, before, sizeof found) == 0)
+            sf_test_fail(__FILE__, __LINE__, "job %zu: no other than the one before", j);
+        memcpy(before, found, sizeof found);
+    }
+    store_free(&store);
+}
+
 static void table_print(void)
 {
     printf("| slots | heads | stored, B | read, B | written, B | ns at 3.35 TB/s |\n"
@@ -139,7 +306,9 @@ static void classes_print(void)
     }
 }
 
-static const struct sf_test tests[] = { { "decode", test_decode }, { NULL, NULL } };
+static const struct sf_test tests[] = {
+    { "decode", test_decode }, { "alike", test_alike }, { NULL, NULL }
+};
 
 int main(int argc, char **argv)
 {
