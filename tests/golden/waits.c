@@ -3,7 +3,8 @@
  * A small made model on the device "cuda-emulated", whose streams run only when they must, so every
  * wait is counted (tests/emulation).  Three sequences of different length decode together.  Shown:
  * the host waits once, for the samples, in every step in which no method looks at what the device
- * holds: exact and with every method, for greedy tokens and where whole rows of logits are scored.
+ * holds: exact and with every method, for tokens that are greedy, scored with their likeliest ones,
+ * and drawn with every filter and penalty.
  * Which steps have an event is seen by what caches hold behind them.  A window slides in every step
  * and waits for nothing; what events of the others cost is printed. */
 #include "tests/check.h"
@@ -25,6 +26,9 @@ static const struct way { const char *name; int events; const char *methods; } w
                 "recompress_interval: 9, similarity_threshold: 0.3}" },
     { "xkv", 0, "{name: xkv, group_size: 3, rank_k: 12, rank_v: 18, min_prompt_tokens: 8, "
                 "num_sink_tokens: 2}" },
+    { "xkv, selective", 0, "{name: xkv, group_size: 3, rank_k: 12, rank_v: 18, "
+                           "min_prompt_tokens: 8, reconstruction: selective, chunk_size: 4, "
+                           "budget_tokens: 8, local_chunks: 1, outlier_chunks: 1}" },
 };
 enum { WAYS = sizeof ways / sizeof *ways };
 
@@ -44,7 +48,16 @@ static struct rig *rig_of(const struct way *way)
     return rig_open(&spec);
 }
 
-static int prefill(struct rig *rig, int scores)
+static struct sf_wire_bias biases[] = { { 3, 1.5f }, { 7, -2.0f } };
+static const struct kind { const char *name; struct sf_wire_sampling sampling; } kinds[] = {
+    { "greedy", { .top_p = 1, .repetition = 1 } },
+    { "scores", { .top_p = 1, .repetition = 1, .scores = 1, .tops = 4 } },
+    { "drawn", { .temperature = 0.8, .top_k = 20, .top_p = 0.9, .min_p = 0.01, .repetition = 1.2,
+                 .presence = 0.3, .frequency = 0.2, .rng_key = 5, .biases = 2, .bias = biases } },
+};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
+static int prefill(struct rig *rig, const struct kind *kind)
 {
     struct sf_wire_open open[SEQS];
     struct sf_wire_item item[SEQS];
@@ -53,7 +66,8 @@ static int prefill(struct rig *rig, int scores)
     for (int32_t s = 0; s < SEQS; s++) {
         open[s] = (struct sf_wire_open){
             .seq = (uint64_t)s + 1, .prompt = prompt_of[s], .tokens_max = 128, .reused_first = -1,
-            .sampling = { .top_p = 1, .repetition = 1, .scores = (uint8_t)scores } };
+            .sampling = kind->sampling };
+        open[s].sampling.rng_stream = (uint64_t)s;
         item[s] = (struct sf_wire_item){ .seq = (uint64_t)s + 1, .rows = prompt_of[s],
                                          .token_first = tokens, .next = -1,
                                          .logits = SF_LOGITS_SAMPLE };
@@ -108,12 +122,12 @@ static int count_steps(struct rig *rig, struct counted *step)
     return 1;
 }
 
-static void check_steps(const struct way *way, int scores)
+static void check_steps(const struct way *way, const struct kind *kind)
 {
     struct counted step[STEPS];
     int64_t events = 0, waits = 0;
     struct rig *rig = rig_of(way);
-    int good = rig != NULL && prefill(rig, scores) && count_steps(rig, step);
+    int good = rig != NULL && prefill(rig, kind) && count_steps(rig, step);
     SF_CHECK(good);
     for (int32_t n = 0; good && n < STEPS; n++) {
         if (!step[n].event || !way->events) SF_CHECK_INT(step[n].waits, 1);
@@ -125,7 +139,7 @@ static void check_steps(const struct way *way, int scores)
     SF_CHECK_INT(events > 0, way->events);
     if (events > 0)
         printf("  figure: %s, %s: %.1f waits in each of %d steps with an event\n", way->name,
-               scores ? "scores" : "greedy", (double)waits / (double)events, (int)events);
+               kind->name, (double)waits / (double)events, (int)events);
     if (good) close_all(rig);
     rig_close(rig);
     tiny_close();
@@ -134,7 +148,7 @@ static void check_steps(const struct way *way, int scores)
 static void test_steps(void)
 {
     for (int w = 0; w < WAYS; w++)
-        for (int scores = 0; scores < 2; scores++) check_steps(&ways[w], scores);
+        for (int k = 0; k < KINDS; k++) check_steps(&ways[w], &kinds[k]);
 }
 
 static const struct sf_test tests[] = { { "steps", test_steps }, { NULL, NULL } };
