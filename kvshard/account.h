@@ -75,7 +75,8 @@ struct sf_cache_room {
 struct sf_cache_bytes {
     int64_t tables;                     /* of layers, pages and shared blocks */
     int64_t mirrors;                    /* positions, biases and methods' bytes of slots */
-    int64_t masses;                     /* attention's statistics of slots */
+    int64_t masses;                     /* attention's statistics of slots; hosted: twice, and
+                                           room for what is on its way */
     int64_t step;                       /* jobs of one step, sums of attention */
     int64_t copies;                     /* rows that copies of a KV head exchange */
     int64_t seqs;                       /* lanes, page tables, kept queries of all sequences */

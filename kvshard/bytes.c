@@ -15,6 +15,7 @@
 #include "kernels/kernels.h"
 #include "kvshard/account.h"
 #include "kvshard/factor_ranks.h"
+#include "kvshard/mass.h"
 #include "kvshard/watch.h"
 
 enum { MAP_BYTES = 4096,                /* of a page of the system */
@@ -245,6 +246,14 @@ static sf_status page_places(const struct sizing *s, int32_t *places_out)
     return SF_OK;
 }
 
+/* Of mass.c, for one pool. */
+static int64_t masses_there(int64_t watches, int64_t pages, int64_t places)
+{
+    int64_t all = watches * pages, room = all < SF_MASSES_AT_ONCE ? all : SF_MASSES_AT_ONCE;
+    return block(1, sizeof(struct sf_masses)) + block(all * places, sizeof(float)) +
+           2 * block(room * places, sizeof(float)) + block(all, 1) + block(room, sizeof(int32_t));
+}
+
 static sf_status size_pages(const struct sizing *s, int64_t page_bytes, struct sf_cache_bytes *out)
 {
     struct sf_page_spec notes = { 0 };
@@ -253,7 +262,8 @@ static sf_status size_pages(const struct sizing *s, int64_t page_bytes, struct s
     sf_page_notes(s->stack, &notes);
     int64_t lanes = s->share->kv_ptr[s->share->layer_count], pages = s->room->pages;
     int64_t blocks = lanes > 0 ? pages / lanes : 0, slots = (pages + 1) * places;
-    out->tables += map((pages + 1) * page_bytes) - pages * page_bytes;  /* the spare one */
+    int64_t taken = (pages + 1) * page_bytes;                           /* with the spare one */
+    out->tables += (s->room->hosted ? block(taken, 1) : map(taken)) - pages * page_bytes;
     out->tables += 3 * block(pages, sizeof(int32_t));
     out->tables += block(blocks * lanes, sizeof(int32_t)) + block(blocks, sizeof(struct sf_block));
     if (!notes.mirror) return SF_OK;
@@ -261,6 +271,8 @@ static sf_status size_pages(const struct sizing *s, int64_t page_bytes, struct s
     if (notes.aux_bytes > 0) out->mirrors += map(slots * notes.aux_bytes);
     for (int32_t w = 0; w < notes.masses; w++)
         out->masses += (1 + (notes.means[w] != 0)) * map(slots * (int64_t)sizeof(float));
+    if (s->room->hosted && notes.masses > 0)
+        out->masses += masses_there(notes.masses, pages + 1, places);
     return SF_OK;
 }
 

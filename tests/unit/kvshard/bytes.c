@@ -4,8 +4,9 @@
  * linked.  Shown, for the exact cache, window, razor_attention, ems, xkv, stacks of two, toys with
  * statistics in every form and with tiers, on one rank and on one of two that share a KV head:
  * what a store takes when it is made is predicted to the byte, what its sequences take too, as they
- * take it in any number; and when prompts end and full lanes are edited all at once, step memory
- * stays within what is predicted, and no hook is shown more sequences than it should be. */
+ * take it in any number, also where the host cannot touch the device's memory; and when prompts end
+ * and full lanes are edited all at once, step memory stays within what is predicted, and no hook is
+ * shown more sequences than it should be. */
 #include <stdlib.h>
 
 #include "base/memory.h"
@@ -89,6 +90,7 @@ struct given {
     const char *name;
     int32_t ranks;                      /* 2: they share the one KV head of each layer */
     int32_t beside;                     /* threads for factors beside the layers */
+    uint8_t hosted;                     /* the host is not to touch the device's memory */
     struct entry entry[2];
 };
 struct rank {
@@ -147,6 +149,29 @@ static sf_status make_store(struct rank *rank)
     return SF_OK;
 }
 
+static sf_status host_alloc(struct sf_device *device, size_t bytes, const char *what, void **out)
+{
+    (void)device;
+    return sf_alloc(bytes, what, out);
+}
+
+static void host_free(struct sf_device *device, void *block)
+{
+    (void)device;
+    sf_free(block);
+}
+
+/* The device says that its memory is its own: nothing is computed on it. */
+static void hide_memory(struct sf_device *device)
+{
+    static struct sf_kernels table;
+    table = *device->k;
+    table.host_alloc = host_alloc;
+    table.host_free = host_free;
+    device->k = &table;
+    device->host_memory = 0;
+}
+
 static sf_status rank_make(const struct given *given, struct rank *rank)
 {
     int32_t kv_heads = given->ranks == 2 ? 1 : 2;
@@ -155,7 +180,7 @@ static sf_status rank_make(const struct given *given, struct rank *rank)
     struct sf_placing placing = { SF_PLACE_IDENTITY, NULL };
     struct sf_cache_room room = { .dtype = SF_F32, .pages = PAGES, .seqs_max = SEQS,
                                   .rows_max = ROWS, .tokens_max = TOKENS,
-                                  .threads_beside = given->beside };
+                                  .threads_beside = given->beside, .hosted = given->hosted };
     *rank = (struct rank){ .given = given };
     for (int32_t l = 0; l < LAYERS; l++)
         rank->layer[l] = (struct sf_layer_desc){ GROUP * kv_heads, kv_heads, K_DIM, V_DIM, 0 };
@@ -167,6 +192,7 @@ static sf_status rank_make(const struct given *given, struct rank *rank)
     SF_TRY(sf_share_make(&desc, &placing, given->ranks, 0, 0, LAYERS, &rank->share));
     SF_TRY(sf_device_open(&device, &rank->device));
     room.factor_bytes = rank->device->k->factor_bytes;
+    if (given->hosted) hide_memory(rank->device);
     SF_TRY(sf_account_cache(&rank->setup, &rank->stack, &rank->share, &room, &rank->predicted));
     return make_store(rank);
 }
@@ -267,7 +293,7 @@ static const struct sf_method counted_method = { .name = "counted", .paper = "-"
                                                  .cfg_bytes = 1, .policy = &counted_policy };
 
 /* ---- the cases ------------------------------------------------------------------------------ */
-static struct given cases[32];
+static struct given cases[40];
 static int cases_count;
 
 static struct given *add(const char *name, int32_t ranks)
@@ -320,6 +346,11 @@ static void make_cases(void)
         chunks->beside = 2;
         add("xkv, answers too", ranks)->entry[0] = sealed;
         add("stored queries, a mean", ranks)->entry[0] = (struct entry){ .method = &stored_method };
+        struct given *there = add("ems, masses on the device", ranks);
+        there->entry[0] = merged;
+        there->hosted = 1;
+        there = add("exact, pages on the device", ranks);
+        there->hosted = 1;
         struct given *stack = add("razor_attention and window", ranks);
         stack->entry[0] = folded;
         stack->entry[1] = recent;
@@ -417,13 +448,13 @@ static sf_status feed(struct rank *rank, struct sf_seq **seq, int32_t first, int
     return sf_store_settle(rank->store);
 }
 
-/* Alone: a rank of two would have to talk with the other. */
+/* On a device that computes, and alone: a rank of two would have to talk with the other. */
 static void step_memory_is_bounded(void)
 {
     EACH_CASE(given) {
         struct rank rank;
         struct sf_seq *seq[SEQS];
-        if (given->ranks > 1) continue;
+        if (given->ranks > 1 || given->hosted) continue;
         SF_MUST(rank_make(given, &rank));
         for (int i = 0; i < SEQS; i++)
             SF_MUST(sf_seq_open(rank.store, i, PROMPT, TOKENS, &seq[i]));
