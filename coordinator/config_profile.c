@@ -151,7 +151,7 @@ static sf_status read_score(const struct sf_node *node, double *out)
 static sf_status read_row(const struct sf_node *map, const struct sf_calib_ops *calib,
                           struct sf_profile *profile)
 {
-    int32_t layer, head, columns = columns_of(calib);
+    int32_t layer = 0, head = 0, columns = columns_of(calib);
     const struct sf_node *first = sf_tree_find(map, calib->columns[0]);
     if (map->kind != SF_NODE_MAP)
         return sf_tree_fail(SF_INVALID, &map->at, "a line of scores is a mapping such as"
