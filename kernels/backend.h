@@ -48,6 +48,19 @@ static inline int32_t sf_lane_part_seen(const struct sf_lane_job *lane, int32_t 
     return lane->part[part].pick ? lane->part[part].picks : lane->part[part].slots;
 }
 
+/* What the program and a plugin know of each other's memory, by its sizes: a plugin has its own
+ * under the name sf_backend_layout, [SF_BACKEND_WORDS].  A change that leaves all of them as they
+ * are, such as two entries of the table that change places, needs another version. */
+enum { SF_BACKEND_VERSION = 1, SF_BACKEND_WORDS = 21 };
+#define SF_BACKEND_LAYOUT                                                                          \
+    { SF_BACKEND_VERSION, sizeof(struct sf_backend), sizeof(struct sf_kernels),                    \
+      sizeof(struct sf_device), sizeof(struct sf_device_spec), sizeof(struct sf_device_facts),     \
+      sizeof(struct sf_layout), sizeof(struct sf_mat_shape), sizeof(struct sf_lane_factors),       \
+      sizeof(struct sf_lane_part), sizeof(struct sf_lane_job), sizeof(struct sf_attend_job),       \
+      sizeof(struct sf_columns_job), sizeof(struct sf_append_job), sizeof(struct sf_slot_list),    \
+      sizeof(struct sf_pick_lane), sizeof(struct sf_pick_job), sizeof(struct sf_choose_row),       \
+      sizeof(struct sf_choice), sizeof(struct sf_choose_job), sizeof(struct sf_factor_job) }
+
 extern const struct sf_backend sf_backend_ref, sf_backend_cpu;
 
 /* The entry `factor` for a backend that leaves a job to the host: no scratch (hosted.c). */
@@ -58,7 +71,8 @@ extern sf_status (*const sf_backend_hosted_factor)(struct sf_device *,
 /* The backend of a shared object, libsheaf_NAME.so with '_' for '-', which has it under the name
  * sf_backend_plugin.  It is searched beside the program, in the folder above, in lib/ there, and
  * where the system's loader searches.  It stays loaded; what it shares with the program (status,
- * memory) it finds in the program.  SF_UNSUPPORTED if it is not to be had. */
+ * memory) it finds in the program.  SF_UNSUPPORTED if it is not to be had, or was built with other
+ * structs than this program. */
 sf_status sf_backend_load(const char *name, const struct sf_backend **backend_out);
 /* What its shared object has under this name; NULL for a backend of the program itself. */
 const void *sf_backend_symbol(const struct sf_backend *, const char *name);

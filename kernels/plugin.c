@@ -34,6 +34,23 @@ static void *object_open(const char *file)
     return dlopen(file, RTLD_NOW | RTLD_LOCAL);
 }
 
+/* A plugin of a time when there was no check has no layout. */
+static int layout_fits(void *object)
+{
+    static const uint32_t ours[SF_BACKEND_WORDS] = SF_BACKEND_LAYOUT;
+    const uint32_t *theirs = dlsym(object, "sf_backend_layout");
+    return theirs && memcmp(theirs, ours, sizeof ours) == 0;
+}
+
+static sf_status refuse_layout(const char *file, const void *backend)
+{
+    Dl_info found;
+    const char *path = dladdr(backend, &found) != 0 && found.dli_fname ? found.dli_fname : file;
+    int target = (int)(strrchr(file, '.') - file) - 3;      /* without lib and .so */
+    return SF_FAIL(SF_UNSUPPORTED, "%s was built from other sources than this program, with other"
+                   " layouts: build the target %.*s again", path, target, file + 3);
+}
+
 sf_status sf_backend_load(const char *name, const struct sf_backend **backend_out)
 {
     char file[64];
@@ -47,6 +64,7 @@ sf_status sf_backend_load(const char *name, const struct sf_backend **backend_ou
         return SF_FAIL(SF_UNSUPPORTED, "there is no backend '%s' here: %s", name,
                        why ? why : "its shared object is empty");
     }
+    if (!layout_fits(object)) return refuse_layout(file, backend);
     /* This call has sf_log linked into every program that opens plugins, which use it too. */
     sf_log(SF_LOG_DEBUG, "backend '%s' is in a shared object", name);
     *backend_out = backend;

@@ -324,6 +324,7 @@ static int64_t cuda_scratch_bytes(const struct sf_device_spec *spec)
     return SF_CUDA_DEVICE_BYTES;
 }
 
+const uint32_t sf_backend_layout[SF_BACKEND_WORDS] = SF_BACKEND_LAYOUT;
 const struct sf_backend sf_backend_plugin = {
     SF_CUDA_NAME, cuda_open, cuda_close, cuda_scratch_bytes, cuda_describe, cuda_probe
 };

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tests/emulation/nvcc.sh CMAKE BUILD NVCC NCCL: nvcc takes the sources that the emulation runs, no
 # kernel spills or takes more registers than registers.txt says, and the result has the symbols that
-# the program looks for, the second one if NCCL's header was found (in the folder NCCL), and starts
+# the program looks for, sf_link_plugin if NCCL's header was found (in the folder NCCL), and starts
 # without libnccl.  At SHEAF_TEST_LEVEL=long for sm_100 too.
 set -euo pipefail
 cmake=$1 build=$2 nvcc=$3 nccl=$4
@@ -12,7 +12,7 @@ if [[ ! -x $nvcc ]]; then
     echo "cuda_compiles: 0 passed, 0 failed, 1 skipped"
     exit 0
 fi
-symbols=' sf_backend_plugin$'
+symbols=' sf_backend_plugin$| sf_backend_layout$'
 if [[ -e $nccl/nccl.h ]]; then symbols+='| sf_link_plugin$'; fi
 found() { nm -D --defined-only "$build/libsheaf_cuda.so" | grep -cE "$symbols"; }
 

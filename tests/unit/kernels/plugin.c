@@ -1,7 +1,7 @@
 /* tests/unit/kernels/plugin.c: a backend in a shared object that this program was not linked with
  * is found by its name, shares the program's status and memory, and keeps what kernels.h says of
  * copies: a source is the caller's again on return, a download is complete.  One that is not there
- * is refused with its name. */
+ * is refused with its name, and one that was built with other structs with the target to build. */
 #include <stdlib.h>
 #include "kernels/device.h"
 #include "tests/check.h"
@@ -63,8 +63,22 @@ static void test_refused(void)
     SF_CHECK(strstr(sf_error_text(), "cuda") != NULL || strstr(sf_error_text(), "GPU") != NULL);
 }
 
+static void test_stale(void)
+{
+    static const char *const names[] = { "older", "fewer" };
+    for (int i = 0; i < 2; i++) {
+        struct sf_device_facts facts = { 0 };
+        char target[64];
+        snprintf(target, sizeof target, "build the target sheaf_%s again", names[i]);
+        SF_CHECK_FAILS(sf_device_probe(names[i], 0, &facts), SF_UNSUPPORTED);
+        SF_CHECK(strstr(sf_error_text(), target) != NULL);
+        SF_CHECK_INT(facts.count, 0);
+    }
+}
+
 static const struct sf_test tests[] = {
     { "copies", test_copies }, { "status", test_status }, { "refused", test_refused },
+    { "stale", test_stale },
     { NULL, NULL }
 };
 
