@@ -5,7 +5,7 @@
  * A weight is a whole number, 2^40 for the greatest logit.  So sums of weights do not depend on the
  * order in which they are taken, and a device that adds them up in another order than the host
  * chooses the same token.  Tokens beyond e^-27 = 2 / 2^40 of the greatest are left out: of a
- * vocabulary of 2^18 they hold less than 5 in 10^7 together. */
+ * vocabulary of 5 * 2^16 they hold less than 6 in 10^7 together. */
 #ifndef SHEAF_KERNELS_CHOICE_H
 #define SHEAF_KERNELS_CHOICE_H
 #include <float.h>

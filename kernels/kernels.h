@@ -253,7 +253,7 @@ struct sf_pick_job {
  *
  * Every number of a choice and of a score is the same on all backends, for the same bits of l. */
 enum { SF_CHOICE_TOPS_MAX = 32,
-       SF_CHOICE_VOCAB_MAX = 1 << 18, SF_CHOICE_BIASES_MAX = 1 << 14 };
+       SF_CHOICE_VOCAB_MAX = 5 << 16, SF_CHOICE_BIASES_MAX = 1 << 14 };
 enum { SF_SCORE_NONE = -1, SF_SCORE_CHOSEN = -2 };
 struct sf_choice_bias { int32_t token; float value; };
 struct sf_choice_seen { int32_t token, count; }; /* count: in the answer */

@@ -5,7 +5,8 @@
  *   width of a warp and of a block, flat, usual and sharp rows, rows full of ties and of -inf, and
  *   every combination of filters, penalties and biases; the logits come back as they were.
  * alone: a row's choice does not depend on the rows beside it or on its place.
- * broken rows: no token, and a sum of 0.  long lists: more than one launch. */
+ * broken rows: no token, and a sum of 0.  long lists: more than one launch.
+ * largest: a row of as many tokens as a vocabulary may have, all of them listed. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -279,6 +280,33 @@ static void test_long_lists(void)
     check_all(LIST_ROWS, VOCAB_MAX);
 }
 
+/* One launch for the row, whose draw comes to the last token: all weigh the same. */
+static void test_largest(void)
+{
+    enum { VOCAB = SF_CHOICE_VOCAB_MAX };
+    struct sf_choice_seen *all = malloc(VOCAB * sizeof *all);
+    _Static_assert((int)VOCAB >= 262208 && (int)VOCAB <= ROWS * STRIDE, "Gemma 3 fits, as one row");
+    for (int32_t t = 0; t < VOCAB; t++) all[t] = (struct sf_choice_seen){ t, 1 };
+    for (int32_t t = 0; t < VOCAB; t++) logits[t] = 0.5f;
+    row[0] = plain;
+    row[0].u = 1 - 0x1p-53;
+    row[0].token = all;
+    row[0].seen = VOCAB;
+    row[0].presence = 0.25;
+    row[0].score = VOCAB - 1;
+    row[0].tops = 2;
+    run(ref, 1, VOCAB, &expected);
+    SF_CHECK_INT(expected.choice[0].token, VOCAB - 1);
+    SF_CHECK_INT(expected.choice[0].rank, VOCAB);
+    SF_CHECK(expected.choice[0].sum == (uint64_t)VOCAB << 40);
+    for (int i = 0; i < count; i++) {
+        if (!variants[i].device->k->choose) continue;
+        run(variants[i].device, 1, VOCAB, &actual);
+        check_same(variants[i].text, 1, VOCAB);
+    }
+    free(all);
+}
+
 /* Within half a unit, and what the series leaves out: 7e-15 of the greatest weight. */
 static void test_weights(void)
 {
@@ -299,7 +327,8 @@ static void test_weights(void)
 
 static const struct sf_test tests[] = {
     { "weights", test_weights }, { "by hand", test_by_hand }, { "random rows", test_random },
-    { "alone", test_alone }, { "long lists", test_long_lists }, { NULL, NULL }
+    { "alone", test_alone }, { "long lists", test_long_lists },
+    { "largest", test_largest }, { NULL, NULL }
 };
 
 int main(int argc, char **argv)
