@@ -56,7 +56,8 @@ struct sf_lists {                       /* of one message */
 };
 
 enum { SF_WIRE_TEXT_MAX = 4096,         /* bytes of words in a message */
-       SF_WIRE_BATCH_MAX = 1 << 16, SF_WIRE_TOPS_MAX = 64 };
+       SF_WIRE_BATCH_MAX = 1 << 16,
+       SF_WIRE_TOPS_MAX = 32 };         /* as many as a device finds: SF_CHOICE_TOPS_MAX */
 
 /* SF_FORMAT for a count that no list of a message may have. */
 sf_status sf_columns_count_check(const char *what, int64_t count);

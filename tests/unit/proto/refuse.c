@@ -4,8 +4,12 @@
  * Unpacking: the packer would never send such bytes, so they are written here field by field, as
  * proto/sheaf.proto numbers them: a good message, and then the same with one field's value, or
  * number of values, changed. */
+#include "kernels/kernels.h"
+#include "proto/columns.h"
 #include "proto/wire.h"
 #include "tests/check.h"
+
+_Static_assert((int)SF_WIRE_TOPS_MAX == (int)SF_CHOICE_TOPS_MAX, "what is asked for is found");
 
 /* ---- packing --------------------------------------------------------------------------------- */
 static struct sf_buffer packed;
@@ -25,7 +29,7 @@ static void steps_not_sent(void)
     struct sf_wire_bias bias = {3, 1};
     struct sf_wire_open open = {.seq = 1, .prompt = 2, .tokens_max = 4,
                                 .sampling = {.top_p = 1, .repetition = 1, .bias = &bias,
-                                             .biases = 1, .scores = 1, .tops = 64},
+                                             .biases = 1, .scores = 1, .tops = 32},
                                 .reused = 1, .blocks = 2, .block = block, .reused_first = 2};
     struct sf_wire_item item = {.seq = 1, .rows = 3, .logits = 3, .next = -1};
     struct sf_wire_tighten tighten = {.seq = 1, .tokens = 1};
@@ -65,7 +69,7 @@ static void steps_not_sent(void)
     REFUSED(open.sampling.frequency, INFINITY);
     REFUSED(open.sampling.scores, 2);
     REFUSED(open.sampling.tops, -1);
-    REFUSED(open.sampling.tops, 65);
+    REFUSED(open.sampling.tops, 33);
     REFUSED(open.sampling.biases, -1);
     REFUSED(bias.token, -1);
     REFUSED(bias.value, NAN);
@@ -105,7 +109,7 @@ static void results_not_sent(void)
     REFUSED(score.kl, NAN);
     REFUSED(score.kl, INFINITY);
     REFUSED(score.tops, -1);
-    REFUSED(score.tops, 65);
+    REFUSED(score.tops, 33);
     REFUSED(top.token, -1);
     REFUSED(top.logprob, 0.5f);
     REFUSED(top.logprob, -INFINITY);
@@ -257,7 +261,7 @@ static void steps_not_taken(void)
         {17, VARINT, 1, 4}, {18, VARINT, 1, 8}, {19, VARINT, 1, 1}, {20, ZIGZAG, 1, 2},
         {21, REAL, 1, 1}, {22, REAL, 1, 1}, {23, REAL, 1, 0}, {24, REAL, 1, 0}, {25, REAL, 1, 0},
         {26, REAL, 1, 1}, {27, VARINT, 1, 0}, {28, FIXED, 1, 5}, {29, FIXED, 1, 5},
-        {30, VARINT, 1, 1}, {31, VARINT, 1, 64}, {32, VARINT, 1, 2}, {33, VARINT, 1, 2},
+        {30, VARINT, 1, 1}, {31, VARINT, 1, 32}, {32, VARINT, 1, 2}, {33, VARINT, 1, 2},
         {34, VARINT, 2, 1}, {35, SHORT_REAL, 2, 1}, {36, VARINT, 2, 3},
         {37, VARINT, 1, 2}, {38, VARINT, 1, 5}, {39, VARINT, 2, 1}};
     static const struct field bad[] = {
@@ -269,7 +273,7 @@ static void steps_not_taken(void)
         {19, VARINT, 1, 0}, {20, ZIGZAG, 1, -2}, {20, ZIGZAG, 1, 3}, {20, ZIGZAG, 0, 0},
         {21, REAL, 1, -1}, {22, REAL, 1, 2}, {23, REAL, 1, -1}, {24, REAL, 1, INFINITY},
         {26, REAL, 1, 0}, {27, VARINT, 1, -1}, {28, FIXED, 2, 5}, {30, VARINT, 1, 2},
-        {30, VARINT, 1, 257}, {31, VARINT, 1, 65}, {31, VARINT, 1, -1}, {32, VARINT, 1, 1},
+        {30, VARINT, 1, 257}, {31, VARINT, 1, 33}, {31, VARINT, 1, -1}, {32, VARINT, 1, 1},
         {32, VARINT, 1, 3}, {32, VARINT, 1, -1}, {33, VARINT, 1, 1}, {33, VARINT, 1, 3},
         {33, VARINT, 1, -1}, {34, VARINT, 2, -1}, {34, VARINT, 1, 1}, {35, SHORT_REAL, 2, INFINITY},
         {36, VARINT, 2, -1}, {36, VARINT, 1, 3}, {36, VARINT, 3, 3}, {37, VARINT, 1, -1},

@@ -56,7 +56,7 @@ static struct sf_wire_sampling random_sampling(void)
         .repetition = (1 + random_below(30)) / 10.0, .top_k = random_below(50),
         .rng_key = random_u64(), .rng_stream = random_u64(),
         .biases = random_below(2) * random_below(10), .scores = (uint8_t)random_below(2),
-        .tops = random_below(65)};
+        .tops = random_below(33)};
     p.bias = list(p.biases, sizeof *p.bias);
     for (int32_t i = 0; i < p.biases; i++)
         p.bias[i] = (struct sf_wire_bias){random_below(1 << 20), (float)random_below(100) - 50};
@@ -132,7 +132,7 @@ static struct sf_wire_result random_result(void)
                                         .logprob = random_logprob(),
                                         .rank = 1 + random_below(1 << 20),
                                         .kl = (float)random_below(1 << 20) / 4096.0f,
-                                        .tops = random_below(2) * random_below(65)};
+                                        .tops = random_below(2) * random_below(33)};
         score->top = list(score->tops, sizeof *score->top);
         for (int32_t t = 0; t < score->tops; t++)
             score->top[t] = (struct sf_wire_top){random_below(INT32_MAX), random_logprob()};
