@@ -263,6 +263,7 @@ static __device__ __forceinline__ void keys_multiply(const struct sf_cuda_view &
             factor_words<D>(view, basis, first, e, a);
             SF_UNROLL
             for (int n = 0; n < PRODUCTS; n++) slot_words<D>(slot[n], first, basis.rank_k, b[n]);
+            __syncwarp();               /* threads without a slot took another way */
             SF_UNROLL
             for (int n = 0; n < PRODUCTS; n++) sf_mma<D>(sum[n], a, b[n][0], b[n][1]);
         }

@@ -171,6 +171,7 @@ static int32_t rows_of(const struct sf_lane_job *lane)
 static size_t units_of(const struct sf_lane_job *lane)
 {
     size_t units = 0;
+    for (int32_t p = 0; p < lane->parts; p++) SF_ASSERT(!lane->part[p].pick);
     for (int32_t p = -1; rows_of(lane) > 0 && p < lane->parts; p++)
         units += (size_t)(((p < 0 ? lane->slots : lane->part[p].slots) + SLOTS - 1) / SLOTS);
     return units;
