@@ -132,7 +132,8 @@ static struct sf_lowrank_ask group_ask(const struct sizing *s, const struct grou
                                     .tier = &entry->plan.tier[group->tier],
                                     .raw = raw_of(s, group->layer),
                                     .layer = s->share->layer_first + group->layer,
-                                    .ranks = s->setup->tp_size, .lanes = group->lanes,
+                                    .ranks = s->setup->tp_size, .rank = s->share->tp_rank,
+                                    .lanes = group->lanes,
                                     .tokens = tokens };
 }
 

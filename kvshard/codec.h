@@ -79,6 +79,7 @@ struct sf_lowrank_ask {
     const struct sf_setup *setup; const struct sf_shape *shape; const struct sf_tier *tier;
     struct sf_layout raw;               /* of the cache's pages */
     int32_t layer, ranks;               /* any layer of the group; that share its heads out */
+    int32_t rank;                       /* this one, for what encoding takes */
     int32_t lanes, tokens;              /* of the group on one of them; rows of the basis */
 };
 enum { SF_LOWRANK_RANK_MAX = 3072 };    /* columns of a basis on one rank: what attention takes */

@@ -126,6 +126,7 @@ static size_t scratch_bytes(const struct sf_lowrank_ask *ask, const struct sf_lo
                             struct sf_device *device,
                             size_t (*factor_bytes)(const struct sf_factor_job *))
 {
+    struct sf_factor_place place = { ask->rank, ask->setup->tp_size };
     size_t most = 0;
     for (int values = 0; values < (size->rank_v > 0 ? 2 : 1); values++) {
         struct sf_factor_ranks over = {
@@ -135,7 +136,7 @@ static size_t scratch_bytes(const struct sf_lowrank_ask *ask, const struct sf_lo
             .job = shape_of(size, ask->tier, ask->tokens, ask->lanes, values) };
         over.job.a_stride = (size_t)(values ? size->basis.v_dim : size->basis.k_dim);
         size_t bytes = sf_lowrank_over_ranks(ask->setup, ask->tier)
-                           ? sf_factor_ranks_bytes(&over, ask->setup->tp_size, factor_bytes)
+                           ? sf_factor_ranks_bytes(&over, place, factor_bytes)
                            : factor_bytes(&over.job);
         if (bytes > most) most = bytes;
     }
@@ -172,7 +173,9 @@ static sf_status take_room(struct sf_encoding *w)
     struct sf_heap heap = { 0 };
     void *base;
     if (over_ranks(w) && !w->store->device->host_memory) {
-        SF_TRY(sf_alloc(shape.scratch_bytes, "a basis of several ranks", &w->host));
+        /* Mapped, not sf_alloc: nobody needs it zeroed, and what is not touched takes no memory. */
+        SF_TRY(sf_map(shape.scratch_bytes, 0, "a basis of several ranks", &w->host));
+        w->host_bytes = shape.scratch_bytes;
         shape.scratch_bytes = 0;
     }
     sf_encode_place(&heap, &shape, &w->room);           /* counts */
@@ -470,7 +473,7 @@ static sf_status encode_now(struct sf_encoding *w)
         status = sf_comm_agree(w->store->tensor, status,
                                "the basis of a layer group: tensor rank");
     if (status == SF_OK) status = finish(w, gather_and_factor(w));
-    sf_free(w->host);
+    if (w->host) sf_unmap(w->host, w->host_bytes);
     return status;
 }
 

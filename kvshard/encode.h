@@ -44,7 +44,7 @@ struct sf_encoding {                    /* of one span; lies in the memory of it
     struct sf_lowrank_size size;
     int32_t rows, kinds;                /* of the factors; 1: keys alone, 2: and values */
     struct sf_encode_room room;         /* device */
-    void *host;                         /* scratch of sf_factor_ranks; NULL: the room's */
+    void *host; size_t host_bytes;      /* scratch of sf_factor_ranks; NULL: the room's */
     struct sf_factor_lane *among;       /* [lanes] of all ranks'; NULL: our own basis */
     struct sf_beside_job job;
 };

@@ -51,10 +51,12 @@ struct room {
     struct sf_factor_lane *lane;                /* [lanes_all] of another rank */
     float *y, *z, *c;                           /* [rows][q], [own columns][q], [q][own columns] */
     float *in, *other;                          /* a block of y; as large as that and as z */
-    float *gram, *turn, *gram_a, *gram_b;       /* [q][q] */
+    float *gram, *turn;                         /* [q][q] */
+    float *gram_a, *gram_b;                     /* rank 0: [q][q] */
     struct top *top, *tops;                     /* [q], [ranks][q] */
-    float *all, *part, *all_a, *all_b;          /* rank 0: of all columns; part: of one rank's */
-    void *scratch;
+    float *all_a;                               /* of what rank 0 factors, on all ranks */
+    float *all, *part, *all_b;                  /* rank 0: of all columns; part: of one rank's */
+    void *scratch;                              /* rank 0 */
 };
 
 struct heap { unsigned char *base; size_t used; };
@@ -101,36 +103,44 @@ static void random_take(struct heap *heap, struct room *room)
     room->other = floats(heap, area(most(block, job->cols), q));
     room->gram = floats(heap, area(q, q));
     room->turn = floats(heap, area(q, q));
-    room->gram_a = floats(heap, area(q, q));
-    room->gram_b = floats(heap, area(q, q));
+    room->gram_a = room->me == 0 ? floats(heap, area(q, q)) : NULL;
+    room->gram_b = room->me == 0 ? floats(heap, area(q, q)) : NULL;
     room->top = take(heap, (size_t)q * sizeof *room->top);
     room->tops = take(heap, area(room->ranks, q) * sizeof *room->tops);
 }
 
-static void room_take(struct heap *heap, const struct sf_factor_ranks *f, int32_t ranks,
-                      size_t (*factor_bytes)(const struct sf_factor_job *), struct room *room)
+/* What rank 0 alone has, and all_a: what it factors, and the room for that. */
+static void whole_take(struct heap *heap, size_t (*factor_bytes)(const struct sf_factor_job *),
+                       struct room *room)
 {
-    const struct sf_factor_job *job = &f->job;
-    *room = (struct room){ .f = f, .job = job, .k = f->device ? f->device->k : NULL,
-                           .ranks = ranks, .cols_all = f->lanes_all * f->dim };
-    room->stand = take(heap, (size_t)ranks * sizeof *room->stand);
-    room->request = take(heap, (size_t)ranks * sizeof(void *));
-    room->lane = take(heap, (size_t)f->lanes_all * sizeof *room->lane);
+    const struct sf_factor_job *job = room->job;
+    int random = job->how == SF_FACTOR_RANDOM, whole_too = !random || job->oversample > 0;
+    struct sf_factor_job whole = whole_job(room), small = gram_job(room);
     size_t bytes = 0;
-    if (job->how == SF_FACTOR_RANDOM) {
-        random_take(heap, room);
-        struct sf_factor_job small = gram_job(room);
-        bytes = factor_bytes(&small);
-    }
-    if (job->how != SF_FACTOR_RANDOM || job->oversample > 0) {
-        struct sf_factor_job whole = whole_job(room);
+    if (whole_too) room->all_a = floats(heap, area(whole.rows, job->rank));
+    if (room->me != 0) return;
+    if (whole_too) {
         room->all = floats(heap, area(whole.rows, whole.cols));
         room->part = floats(heap, area(most(whole.rows, job->rank), whole.cols));
-        room->all_a = floats(heap, area(whole.rows, job->rank));
         room->all_b = floats(heap, area(job->rank, whole.cols));
-        if (factor_bytes(&whole) > bytes) bytes = factor_bytes(&whole);
+        bytes = factor_bytes(&whole);
     }
+    if (random && factor_bytes(&small) > bytes) bytes = factor_bytes(&small);
     room->scratch = take(heap, bytes);
+}
+
+static void room_take(struct heap *heap, const struct sf_factor_ranks *f,
+                      struct sf_factor_place place,
+                      size_t (*factor_bytes)(const struct sf_factor_job *), struct room *room)
+{
+    *room = (struct room){ .f = f, .job = &f->job, .k = f->device ? f->device->k : NULL,
+                           .ranks = place.ranks, .me = place.rank,
+                           .cols_all = f->lanes_all * f->dim };
+    room->stand = take(heap, (size_t)place.ranks * sizeof *room->stand);
+    room->request = take(heap, (size_t)place.ranks * sizeof(void *));
+    room->lane = take(heap, (size_t)f->lanes_all * sizeof *room->lane);
+    if (f->job.how == SF_FACTOR_RANDOM) random_take(heap, room);
+    whole_take(heap, factor_bytes, room);
 }
 
 /* Of a, whose rows the device may have wider than its rank. */
@@ -147,7 +157,7 @@ static void copies_take(struct heap *heap, struct sf_factor_job *job)
     job->b = floats(heap, area(job->rank, job->cols));
 }
 
-size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *f, int32_t ranks,
+size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *f, struct sf_factor_place place,
                              size_t (*factor_bytes)(const struct sf_factor_job *))
 {
     struct heap heap = { 0 };
@@ -157,7 +167,7 @@ size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *f, int32_t ranks,
         copies_take(&heap, &copies);
         factor_bytes = sf_device_hosting(f->device).k->factor_bytes;
     }
-    room_take(&heap, f, ranks, factor_bytes, &room);
+    room_take(&heap, f, place, factor_bytes, &room);
     return heap.used;
 }
 
@@ -522,10 +532,10 @@ static sf_status agree(const struct room *room, sf_status mine)
 
 static sf_status by_host(const struct sf_factor_ranks *f, struct heap heap, sf_status mine)
 {
+    struct sf_factor_place place = { sf_comm_rank(f->ranks), sf_comm_size(f->ranks) };
     struct room room;
     f->device->k->sync(f->device);
-    room_take(&heap, f, sf_comm_size(f->ranks), f->device->k->factor_bytes, &room);
-    room.me = sf_comm_rank(f->ranks);
+    room_take(&heap, f, place, f->device->k->factor_bytes, &room);
     SF_TRY(agree(&room, mine));
     if (f->job.how == SF_FACTOR_RANDOM) return by_range(&room);
     SF_TRY(by_one(&room, f->job.rows, f->job.x));

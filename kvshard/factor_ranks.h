@@ -16,9 +16,11 @@ struct sf_factor_ranks {
      * are memory of the device, the scratch of sf_factor_ranks_bytes is the host's. */
     struct sf_factor_job job;
 };
-/* Pure.  factor_bytes: of the backend's table.  Where the host cannot touch the device's memory
+/* Pure.  factor_bytes: of the backend's table.  Rank 0, which factors for all, needs more than the
+ * others: x of all ranks and what LAPACK takes.  Where the host cannot touch the device's memory
  * there is room for x, a and b as well; no device: it can. */
-size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *, int32_t ranks,
+struct sf_factor_place { int32_t rank, ranks; };
+size_t sf_factor_ranks_bytes(const struct sf_factor_ranks *, struct sf_factor_place,
                              size_t (*factor_bytes)(const struct sf_factor_job *));
 /* Collective.  mine: how this rank has fared so far; if one of them fails, all do, and SF_INVALID
  * on all ranks means that x is not finite somewhere, or so large that its squares are not.  a is

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "comm/comm.h"
 #include "kvshard/store_impl.h"
 
 /* ---- of a store ----------------------------------------------------------------------------- */
@@ -116,8 +117,9 @@ struct sf_lowrank_ask sf_group_ask(const struct sf_store *store, int32_t number,
                                     .tier = &entry->plan.tier[group->tier],
                                     .raw = store->layer[group->layer_first].layout,
                                     .layer = store->layer_first + group->layer_first,
-                                    .ranks = store->setup.tp_size, .lanes = group->lanes,
-                                    .tokens = tokens };
+                                    .ranks = store->setup.tp_size,
+                                    .rank = store->tensor ? sf_comm_rank(store->tensor) : 0,
+                                    .lanes = group->lanes, .tokens = tokens };
 }
 
 sf_status sf_group_sizes(const struct sf_store *store, int32_t number, int32_t tokens,

@@ -100,8 +100,10 @@ static void run(struct rank *rank, int32_t me, struct sf_device *device)
                  .x_stride = (size_t)cols, .a = rank->a, .b = rank->b,
                  .a_stride = (size_t)shape->rank, .b_stride = (size_t)cols } };
     if (!device->host_memory) f.job.a_stride++;         /* run_on */
-    size_t bytes = sf_factor_ranks_bytes(&f, shape->ranks, device->k->factor_bytes);
+    struct sf_factor_place place = { me, shape->ranks };
+    size_t bytes = sf_factor_ranks_bytes(&f, place, device->k->factor_bytes);
     unsigned char *block = aligned_alloc(64, bytes + 64);
+    memset(block, 0xff, bytes);                         /* NaN: nobody counts on zeros */
     memset(block + bytes, 0x5a, 64);
     f.job.scratch = block;
     rank->status = device->host_memory ? sf_factor_ranks(&f, rank->mine) : run_on(rank, &f);
@@ -310,11 +312,38 @@ static void test_huge(void)
     for (int32_t r = 0; r < shapes[0].ranks; r++) SF_CHECK_INT(rank[r].status, SF_INVALID);
 }
 
+/* Rank 0 alone has room for what it factors for all: x, what one rank has of it, b and LAPACK's. */
+static void test_bytes(void)
+{
+    enum { ROWS = 1000, LANES = 24, WIDE = 64, RANK = 96, OVER = 10, ALL = LANES * WIDE };
+    struct sf_device_spec spec = { .name = "cpu", .threads = 1, .rows_max = 1 };
+    struct sf_device *device;
+    SF_MUST(sf_device_open(&spec, &device));
+    for (int how = 0; how < 3; how++) {
+        struct sf_factor_ranks f = {
+            .lanes = LANES / 4, .lanes_all = LANES, .dim = WIDE,
+            .job = { .rows = ROWS, .cols = LANES / 4 * WIDE, .rank = RANK, .how = how,
+                     .oversample = OVER, .a_stride = RANK } };
+        struct sf_factor_job whole = { .rows = ROWS, .cols = ALL, .rank = RANK, .how = how };
+        size_t bytes[4];
+        if (how == SF_FACTOR_RANDOM) whole.rows = RANK + OVER, whole.how = SF_FACTOR_EXACT;
+        for (int32_t r = 0; r < 4; r++)
+            bytes[r] = sf_factor_ranks_bytes(&f, (struct sf_factor_place){ r, 4 },
+                                             device->k->factor_bytes);
+        size_t floats = 2 * (size_t)whole.rows * ALL + (size_t)RANK * ALL;
+        SF_CHECK(bytes[0] >= bytes[1] + floats * sizeof(float) + device->k->factor_bytes(&whole));
+        SF_CHECK_INT(bytes[1], bytes[2]);
+        SF_CHECK_INT(bytes[1], bytes[3]);
+    }
+    sf_device_close(device);
+}
+
 static const struct sf_test tests[] = {
     { "products are those of one rank", test_products },
     { "on the reference backend", test_reference },
     { "of memory that is not the host's", test_device },
     { "one rank's trouble is everyone's", test_refusals },
+    { "what rank 0 takes for all", test_bytes },
     { "what is huge ends no job", test_huge }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_factor_ranks", tests)
