@@ -137,21 +137,30 @@ static struct sf_lowrank_ask group_ask(const struct sizing *s, const struct grou
                                     .tokens = tokens };
 }
 
-/* The tables of groups, with the rotations of all positions. */
+/* The tables of groups, with the rotations of all positions and all sequences' picks. */
 static int64_t group_tables(const struct sizing *s)
 {
-    int64_t lanes = s->share->kv_ptr[s->share->layer_count], most = 0;
+    int64_t lanes = s->share->kv_ptr[s->share->layer_count], most = 0, picks = 0;
     int32_t groups = 0, rope_dim = layer_of(s, 0)->rope_dim;
     struct grouped group;
     for (int32_t m = 0; m < entries_of(s); m++) {
         if (sf_codec_group_tier(&s->stack->entry[m].plan) > 0) most += s->share->layer_count;
-        for (int32_t i = 0; i < s->share->layer_count; i++) groups += group_at(s, m, i, &group);
+        for (int32_t i = 0; i < s->share->layer_count; i++) {
+            const struct sf_plan *plan = &s->stack->entry[m].plan;
+            if (!group_at(s, m, i, &group)) continue;
+            groups++;
+            if (plan->mark_slots > 0)
+                picks += (int64_t)group.lanes * sf_picks_most(plan, s->setup->tokens_max);
+        }
     }
     int64_t bytes = block(lanes, sizeof(int32_t));
     if (most > 0)
         bytes += block(lanes, sizeof(int32_t)) + block(most, sizeof(struct sf_store_group));
     if (groups > 0 && rope_dim > 0)
         bytes += block((int64_t)s->setup->tokens_max * rope_dim, sizeof(float));
+    if (picks > 0)
+        bytes += block(s->room->seqs_max, sizeof(int32_t)) +
+                 block(s->room->seqs_max * picks, sizeof(int32_t));
     return bytes;
 }
 
@@ -188,9 +197,7 @@ static sf_status group_lists(const struct sizing *s, int32_t tokens, int64_t *by
             pages += (int64_t)group.lanes * sf_marks_pages(plan, &marks, tokens);
             groups++;
             if (plan->mark_slots > 0)
-                bytes += block(group.lanes, sizeof(struct sf_kv_lane)) +
-                         block((int64_t)group.lanes * sf_picks_most(plan, tokens),
-                               sizeof(int32_t));
+                bytes += block(group.lanes, sizeof(struct sf_kv_lane));
             bytes += block(segments, sizeof(struct sf_segment)) +
                      block(segments * group.lanes * lists, sizeof(struct sf_kv_lane)) +
                      block(segments * group.lanes, sizeof(struct sf_lane_factors)) +

@@ -49,6 +49,32 @@ static sf_status make_turns(struct sf_store *store)
     return SF_OK;
 }
 
+/* Room for the picks of as many sequences as there may be. */
+static sf_status make_picks(struct sf_store *store)
+{
+    struct sf_groups *groups = &store->groups;
+    size_t seqs = (size_t)store->seqs_max;
+    void *block;
+    for (int32_t g = 0; g < groups->groups; g++) {
+        struct sf_store_group *group = &groups->group[g];
+        const struct sf_plan *plan = &store->method[group->method].entry->plan;
+        group->pick_first = groups->picks_each;
+        if (plan->mark_slots > 0)
+            groups->picks_each += (size_t)group->lanes *
+                                  (size_t)sf_picks_most(plan, store->setup.tokens_max);
+    }
+    if (groups->picks_each == 0) return SF_OK;
+    SF_TRY(sf_alloc(seqs * sizeof *groups->place, "places of picks", &block));
+    groups->place = block;
+    for (; groups->places < store->seqs_max; groups->places++)
+        groups->place[groups->places] = store->seqs_max - 1 - groups->places;
+    SF_TRY(store->device->k->alloc(store->device, seqs * groups->picks_each *
+                                                      sizeof *groups->picks,
+                                   "picks of sequences", &block));
+    groups->picks = block;
+    return SF_OK;
+}
+
 sf_status sf_groups_create(struct sf_store *store, const struct sf_stack *stack)
 {
     struct sf_groups *groups = &store->groups;
@@ -85,12 +111,15 @@ sf_status sf_groups_create(struct sf_store *store, const struct sf_stack *stack)
         if (sf_lowrank_over_ranks(&store->setup, &plan->tier[groups->group[g].tier]))
             return SF_FAIL(SF_INTERNAL, "a basis of several tensor ranks, and no way to them");
     }
+    SF_TRY(make_picks(store));
     return groups->groups > 0 ? make_turns(store) : SF_OK;
 }
 
 void sf_groups_destroy(struct sf_store *store)
 {
     if (store->groups.turns) store->device->k->free(store->device, store->groups.turns);
+    if (store->groups.picks) store->device->k->free(store->device, store->groups.picks);
+    sf_free(store->groups.place);
     sf_free(store->groups.group);
     sf_free(store->groups.number);
     sf_free(store->groups.of_lane);
@@ -169,28 +198,24 @@ static void open_segment(const struct sf_store *store, struct sf_seq_group *mine
     *tables_ptr = value_pages + lanes * size->value_pages;
 }
 
-/* Lists of landmarks, their page tables behind `table`, and room for picks. */
+/* Lists of landmarks, their page tables behind `table`, and where its picks are. */
 static sf_status open_picks(const struct sf_store *store, const struct sf_seq *seq, int32_t number,
                             int32_t *table)
 {
     const struct sf_store_group *group = &store->groups.group[number];
     const struct sf_plan *plan = &store->method[group->method].entry->plan;
-    const struct sf_kernels *k = store->device->k;
     struct sf_seq_group *mine = &seq->group[number];
-    size_t lanes = (size_t)group->lanes;
     int32_t pages = sf_marks_pages(plan, &mine->mark_layout, seq->tokens_max);
-    int32_t picks = sf_picks_most(plan, seq->tokens_max);
     void *block;
     if (plan->mark_slots == 0) return SF_OK;
-    SF_TRY(sf_alloc(lanes * sizeof *mine->mark, "landmarks of a group", &block));
+    SF_TRY(sf_alloc((size_t)group->lanes * sizeof *mine->mark, "landmarks of a group", &block));
     mine->mark = block;
     for (int32_t l = 0; l < group->lanes; l++)
         mine->mark[l] = (struct sf_kv_lane){ .page = table + l * pages, .pages_max = pages,
                                              .page_slots = mine->mark_layout.page_slots,
                                              .tiers = 1, .layout = &mine->mark_layout };
-    SF_TRY(k->alloc(store->device, lanes * (size_t)picks * sizeof *mine->pick, "picks of a group",
-                    &block));
-    mine->pick = block;
+    mine->pick = store->groups.picks + (size_t)(seq->pick_place - 1) * store->groups.picks_each +
+                 group->pick_first;
     return SF_OK;
 }
 
@@ -241,18 +266,25 @@ sf_status sf_groups_open(struct sf_store *store, struct sf_seq *seq)
     SF_TRY(sf_alloc((size_t)store->groups.groups * sizeof *seq->group, "groups of a sequence",
                     &block));
     seq->group = block;
+    if (store->groups.picks) {
+        SF_ASSERT(store->groups.places > 0);
+        seq->pick_place = 1 + store->groups.place[--store->groups.places];
+    }
     for (int32_t g = 0; g < store->groups.groups; g++) SF_TRY(open_group(store, seq, g));
     return SF_OK;
 }
 
-void sf_groups_free(const struct sf_store *store, struct sf_seq *seq)
+void sf_groups_free(struct sf_store *store, struct sf_seq *seq)
 {
+    if (seq->pick_place > 0) {
+        SF_ASSERT(store->groups.places < store->seqs_max);
+        store->groups.place[store->groups.places++] = seq->pick_place - 1;
+    }
     for (int32_t g = 0; seq->group && g < store->groups.groups; g++) {
         sf_free(seq->group[g].segment);
         sf_free(seq->group[g].list);
         sf_free(seq->group[g].factors);
         sf_free(seq->group[g].mark);
-        if (seq->group[g].pick) store->device->k->free(store->device, seq->group[g].pick);
         sf_free(seq->group[g].tables);
     }
     sf_free(seq->group);

@@ -30,6 +30,7 @@ struct sf_store_group {
     int32_t layer_first, layer_last;    /* local; both have lanes of it */
     int32_t lanes, counted;             /* counted: number in the group of the lane with which the
                                            basis counts; -1: all are copies */
+    size_t pick_first;                  /* of its lanes, among a sequence's picks */
 };
 struct sf_groups {                      /* of a store */
     struct sf_store_group *group;
@@ -38,6 +39,10 @@ struct sf_groups {                      /* of a store */
                                         /* its number among those of its group */
     float *turns;                       /* device [tokens_max][rope_dim], as kernels.h says */
     int32_t rope_dim;
+    /* Taken at once, so that a sequence that opens or closes does not wait for the device. */
+    int32_t *picks;                     /* device [seqs_max][picks_each]; NULL: nothing picks */
+    size_t picks_each;                  /* of a sequence of tokens_max: all groups' lanes */
+    int32_t *place, places;             /* [seqs_max] those of picks that are free, a stack */
 };
 struct sf_segment {
     int32_t slot_first;                 /* slots of the segments before it */
@@ -58,7 +63,7 @@ struct sf_seq_group {                   /* of a sequence; without segments until
     struct sf_kv_lane *mark;            /* [lanes] pages of their landmarks; NULL: it has none */
     struct sf_layout mark_layout;
     int32_t *tables;                    /* page tables of all these lists */
-    int32_t *pick;                      /* device [lanes][pick_slots], or NULL */
+    int32_t *pick;                      /* device [lanes][pick_slots], the store's; or NULL */
 };
 
 sf_status sf_groups_create(struct sf_store *, const struct sf_stack *);
@@ -67,7 +72,7 @@ void      sf_groups_destroy(struct sf_store *);
 int32_t   sf_group_of(const struct sf_store *, int32_t layer, int32_t lane);
 /* Before the lanes of the sequence are laid out, and after its lanes are free. */
 sf_status sf_groups_open(struct sf_store *, struct sf_seq *);
-void      sf_groups_free(const struct sf_store *, struct sf_seq *);
+void      sf_groups_free(struct sf_store *, struct sf_seq *);
 /* Gives back all their pages, and books that. */
 void      sf_groups_close(struct sf_store *, struct sf_seq *);
 /* What the lane's factors and exact values hold, and the basis where it counts with this lane. */

@@ -212,7 +212,7 @@ sf_status sf_store_settle(struct sf_store *store)
 }
 
 /* ---- sequences ------------------------------------------------------------------------------ */
-static void seq_free(const struct sf_store *store, struct sf_seq *seq)
+static void seq_free(struct sf_store *store, struct sf_seq *seq)
 {
     sf_groups_free(store, seq);
     sf_kept_close(seq);

@@ -48,6 +48,7 @@ struct sf_seq {
     struct sf_kv_lane *more;            /* tiers above 0 of all lanes, likewise, but for shared */
     struct sf_kv_lane **tiers;          /* ones; all of them, as lanes refer to them */
     struct sf_seq_group *group;         /* [groups of the store], or NULL */
+    int32_t pick_place;                 /* 1 + its place among the store's picks; 0: none */
     uint8_t *orders;
     int32_t *block, blocks;             /* of the prefix cache, that its prompt begins with */
     int64_t pages, pages_peak;          /* of lanes that count (replica 0) */

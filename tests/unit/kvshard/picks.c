@@ -6,7 +6,9 @@
  *   - a lane is numbered in its tokens' order whatever is raw: what stays raw has the bits that
  *     were appended, the rest lies in the basis, and tiers say so
  *   - stored bytes, and pages, are those foretold
- *   - a pick holds until the next, and the rules are kept: refused in words, nothing done */
+ *   - a pick holds until the next, and the rules are kept: refused in words, nothing done
+ *   - sequences have places of their own for picks, and ask the device for nothing when they open
+ *     and close: cudaMalloc and cudaFree wait for all that is queued */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -315,10 +317,57 @@ static void test_holds(void)
     rig_close(&rig);
 }
 
+static const struct sf_kernels *inner;
+static int32_t asked;                   /* of the device's allocator */
+
+static sf_status alloc_counted(struct sf_device *device, size_t bytes, const char *what, void **out)
+{
+    asked++;
+    return inner->alloc(device, bytes, what, out);
+}
+static void free_counted(struct sf_device *device, void *block)
+{
+    asked++;
+    inner->free(device, block);
+}
+
+static void test_places(void)
+{
+    struct rig_spec spec = spec_of("ref", "9", "12");
+    struct rig rig;
+    struct sf_seq *seq[RIG_SEQS];
+    enum { MOST = RIG_SEQS, PICKS = LANES * LAYERS * 12 };
+    SF_MUST(rig_open(&spec, &rig));
+    struct sf_kernels counting = *rig.device->k;
+    inner = rig.device->k;
+    counting.alloc = alloc_counted;
+    counting.free = free_counted;
+    rig.device->k = &counting;
+    asked = 0;
+    for (int round = 0; round < 2; round++) {
+        for (int32_t i = 0; i < MOST; i++)
+            SF_MUST(sf_seq_open(rig.store, i, PROMPT, TOKENS, &seq[i]));
+        for (int32_t i = 0; i < MOST; i++)
+            for (int32_t j = 0; j < i; j++) {
+                int32_t *a = seq[i]->group[0].pick, *b = seq[j]->group[0].pick;
+                SF_CHECK(a >= b + PICKS || b >= a + PICKS);
+            }
+        int32_t *last = seq[MOST - 1]->group[0].pick;
+        sf_seq_close(rig.store, seq[MOST - 1], NULL);
+        SF_MUST(sf_seq_open(rig.store, 9, PROMPT, TOKENS, &seq[MOST - 1]));
+        SF_CHECK(seq[MOST - 1]->group[0].pick == last);
+        for (int32_t i = 0; i < MOST; i++) sf_seq_close(rig.store, seq[i], NULL);
+    }
+    SF_CHECK_INT(asked, 0);
+    rig.device->k = inner;
+    rig_close(&rig);
+}
+
 static const struct sf_test tests[] = {
     { "all chunks at full rank are the exact cache", test_exact },
     { "rows in one call", test_rows }, { "what is where", test_slots },
     { "what is where in a longer, listed group", test_listed },
-    { "rules", test_rules }, { "a pick holds", test_holds }, { NULL, NULL }
+    { "rules", test_rules }, { "a pick holds", test_holds },
+    { "places", test_places }, { NULL, NULL }
 };
 SF_TEST_MAIN("kvshard_picks", tests)
