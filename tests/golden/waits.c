@@ -1,4 +1,5 @@
-/* tests/golden/waits.c: how often the host waits for the device in a step that decodes.
+/* tests/golden/waits.c: how often the host waits for the device in a step that decodes, and how much
+ * attention reads in one.
  *
  * A small made model on the device "cuda-emulated", whose streams run only when they must, so every
  * wait is counted (tests/emulation).  Three sequences of different length decode together.  Shown:
@@ -6,14 +7,20 @@
  * holds: exact and with every method, for tokens that are greedy, scored with their likeliest ones,
  * and drawn with every filter and penalty.
  * Which steps have an event is seen by what caches hold behind them.  A window slides in every step
- * and waits for nothing; what events of the others cost is printed. */
+ * and waits for nothing; what events of the others cost is printed.
+ *
+ * And with longer prompts and slots of bf16, method by method: what attention reads of device memory
+ * in a step, whole sectors, follows what the caches store.  A basis is read once for each of its
+ * layers, by chunks where they are chosen, so xkv has bounds of its own. */
+#include <string.h>
 #include "tests/check.h"
 #include "tests/emulation/emulation.h"
 #include "tests/golden/rig.h"
 #include "tests/unit/model/tiny_gguf.h"
 
-enum { SEQS = 3, STEPS = 24, LAYERS = 3 };
-static const int32_t prompt_of[SEQS] = { 40, 17, 29 };
+enum { SEQS = 3, STEPS = 24, LAYERS = 3, CONTEXT = 512, TOKENS_MAX = 1024 };
+static const int32_t short_prompts[SEQS] = { 40, 17, 29 }, long_prompts[SEQS] = { 220, 170, 240 };
+static const int32_t *prompt_of = short_prompts;
 
 /* events: it has some in decode for which the host has to wait. */
 static const struct way { const char *name; int events; const char *methods; } ways[] = {
@@ -32,17 +39,19 @@ static const struct way { const char *name; int events; const char *methods; } w
 };
 enum { WAYS = sizeof ways / sizeof *ways };
 
-static struct rig *rig_of(const struct way *way)
+/* dim: of heads, 0: what made models have; cache: more keys of kv_cache. */
+static struct rig *rig_of(const char *methods, int32_t dim, const char *cache)
 {
     static char yaml[1024];
     struct tiny_spec tiny = tiny_default();
     tiny.layers = LAYERS;
+    if (dim > 0) tiny.k_dim = tiny.v_dim = dim;
     struct tiny_file file = tiny_make(&tiny);
     snprintf(yaml, sizeof yaml, "schema_version: 1\nmodel: {path: %s, dtype: f32}\n"
-             "device: cuda-emulated\nkv_cache: {memory: 8MiB%s%s%s}\nscheduler: {max_num_seqs: %d, "
-             "max_model_len: 128, max_num_batched_tokens: 128}\n",
-             tiny_path(file.bytes, file.count), way->methods ? ", methods: [" : "",
-             way->methods ? way->methods : "", way->methods ? "]" : "", SEQS);
+             "device: cuda-emulated\nkv_cache: {memory: 8MiB%s%s%s%s}\nscheduler: {max_num_seqs: %d, "
+             "max_model_len: %d, max_num_batched_tokens: %d}\n",
+             tiny_path(file.bytes, file.count), cache, methods ? ", methods: [" : "",
+             methods ? methods : "", methods ? "]" : "", SEQS, CONTEXT, TOKENS_MAX);
     tiny_free(&file);
     struct rig_spec spec = { .yaml = yaml, .device = "cuda-emulated" };
     return rig_open(&spec);
@@ -61,11 +70,11 @@ static int prefill(struct rig *rig, const struct kind *kind)
 {
     struct sf_wire_open open[SEQS];
     struct sf_wire_item item[SEQS];
-    int32_t token[128], tokens = 0;
+    int32_t token[TOKENS_MAX], tokens = 0;
     struct sf_wire_result result;
     for (int32_t s = 0; s < SEQS; s++) {
         open[s] = (struct sf_wire_open){
-            .seq = (uint64_t)s + 1, .prompt = prompt_of[s], .tokens_max = 128, .reused_first = -1,
+            .seq = (uint64_t)s + 1, .prompt = prompt_of[s], .tokens_max = prompt_of[s] + 2 * STEPS, .reused_first = -1,
             .sampling = kind->sampling };
         open[s].sampling.rng_stream = (uint64_t)s;
         item[s] = (struct sf_wire_item){ .seq = (uint64_t)s + 1, .rows = prompt_of[s],
@@ -126,7 +135,7 @@ static void check_steps(const struct way *way, const struct kind *kind)
 {
     struct counted step[STEPS];
     int64_t events = 0, waits = 0;
-    struct rig *rig = rig_of(way);
+    struct rig *rig = rig_of(way->methods, 0, "");
     int good = rig != NULL && prefill(rig, kind) && count_steps(rig, step);
     SF_CHECK(good);
     for (int32_t n = 0; good && n < STEPS; n++) {
@@ -151,5 +160,74 @@ static void test_steps(void)
         for (int k = 0; k < KINDS; k++) check_steps(&ways[w], &kinds[k]);
 }
 
-static const struct sf_test tests[] = { { "steps", test_steps }, { NULL, NULL } };
+/* ---- bytes ----------------------------------------------------------------------------------- */
+enum { DIM = 64, KERNELS = 64, AFTER = 3 };
+
+/* least, most: what attention reads to what the caches store.  Lanes are short here, 170 to 240 slots
+ * or a quarter of that, so that queries, page numbers and dead slots of a block count.  A basis is
+ * stored once and read for each of its 6 lanes (LAYERS, 2 heads), with the factors of each. */
+static const struct bytes { const char *name, *methods; double least, most; } stacks[] = {
+    { "exact", NULL, 0.95, 1.15 },
+    { "window", "{name: window, num_sink_tokens: 4, recent_tokens: 60}", 0.95, 1.45 },
+    { "razor_attention", "{name: razor_attention, retrieval_heads: [[0, 1], [1, 0]], "
+                         "min_window_tokens: 40, window_divisor: 50, min_dropped_tokens: 2}",
+      0.95, 1.5 },
+    { "ems", "{name: ems, budget_tokens: 80, recent_tokens: 16, num_sink_tokens: 2, "
+             "recompress_interval: 64}", 0.95, 1.25 },
+    { "xkv", "{name: xkv, group_size: 3, rank_k: 24, rank_v: 36, min_prompt_tokens: 8, "
+             "num_sink_tokens: 2}", 1, 12 },
+    { "xkv, selective", "{name: xkv, group_size: 3, rank_k: 24, rank_v: 36, min_prompt_tokens: 8, "
+                        "num_sink_tokens: 2, reconstruction: selective, chunk_size: 4, "
+                        "budget_tokens: 16, local_chunks: 1, outlier_chunks: 1}", 0.1, 1.6 },
+};
+enum { STACKS = sizeof stacks / sizeof *stacks };
+
+static double read_by_attention(void)
+{
+    struct emu_count count[KERNELS];
+    int kernels = emu_counts(count, KERNELS);
+    double sectors = 0;
+    for (int i = 0; i < kernels; i++)
+        if (strstr(count[i].kernel, "attend") && !strstr(count[i].kernel, "merge"))
+            sectors += (double)count[i].read_sectors;
+    return 32 * sectors;
+}
+
+static void check_bytes(const struct bytes *stack, double *read_out, double *stored_out)
+{
+    int64_t stored = 0;
+    struct rig *rig = rig_of(stack->methods, DIM, ", dtype: bf16");
+    int good = rig != NULL && prefill(rig, &kinds[0]);
+    for (int32_t n = 0; good && n < AFTER; n++) good = decode(rig, n, &stored);
+    emu_set_counting(1);
+    good = good && decode(rig, AFTER, &stored);
+    emu_set_counting(0);
+    SF_CHECK(good);
+    *read_out = read_by_attention();
+    *stored_out = (double)stored;
+    if (good) close_all(rig);
+    rig_close(rig);
+    tiny_close();
+}
+
+static void test_bytes(void)
+{
+    double exact_read = 0, exact_stored = 0;
+    prompt_of = long_prompts;
+    for (int i = 0; i < STACKS; i++) {
+        double read, stored;
+        check_bytes(&stacks[i], &read, &stored);
+        if (i == 0) exact_read = read, exact_stored = stored;
+        printf("  figure: %s: stored %.3f of exact, read by attention %.3f of exact, %.2f of what is "
+               "stored: %.0f B a token, %.0f ns at 3.35 TB/s\n", stacks[i].name,
+               stored / exact_stored, read / exact_read, read / stored, read / SEQS,
+               read / SEQS / 3350);
+        SF_CHECK(read >= stacks[i].least * stored && read <= stacks[i].most * stored);
+    }
+    prompt_of = short_prompts;
+}
+
+static const struct sf_test tests[] = {
+    { "steps", test_steps }, { "bytes", test_bytes }, { NULL, NULL }
+};
 SF_TEST_MAIN("decode_waits", tests)
