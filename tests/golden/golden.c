@@ -276,7 +276,7 @@ static void test_scores(void)
     static const struct sf_wire_sampling sampling[] = {
         {.top_p = 1, .repetition = 1, .scores = 1, .tops = 5},
         {.top_p = 1, .repetition = 1.5, .frequency = 1, .temperature = 0.8, .scores = 1},
-        {.top_p = 1, .repetition = 1, .scores = 1, .tops = 64, .biases = 1, .bias = &bias},
+        {.top_p = 1, .repetition = 1, .scores = 1, .tops = 32, .biases = 1, .bias = &bias},
         {.top_p = 1, .repetition = 1, .tops = 3}};      /* of the prompt alone */
     enum { CUT = 10, PROMPT = 24 };
     if (!ready()) SF_SKIP("the real model is not there");

@@ -1,5 +1,5 @@
-/* tests/golden/waits.c: how often the host waits for the device in a step that decodes, and how much
- * attention reads in one.
+/* tests/golden/waits.c: how often the host waits for the device in a step that decodes, and how
+ * much attention reads in one.
  *
  * A small made model on the device "cuda-emulated", whose streams run only when they must, so every
  * wait is counted (tests/emulation).  Three sequences of different length decode together.  Shown:
@@ -9,9 +9,9 @@
  * Which steps have an event is seen by what caches hold behind them.  A window slides in every step
  * and waits for nothing; what events of the others cost is printed.
  *
- * And with longer prompts and slots of bf16, method by method: what attention reads of device memory
- * in a step, whole sectors, follows what the caches store.  A basis is read once for each of its
- * layers, by chunks where they are chosen, so xkv has bounds of its own. */
+ * And with longer prompts and slots of bf16, method by method: what attention reads of device
+ * memory in a step, whole sectors, follows what the caches store.  A basis is read once for each of
+ * its lanes, by chunks where they are chosen, so xkv has bounds of its own. */
 #include <string.h>
 #include "tests/check.h"
 #include "tests/emulation/emulation.h"
@@ -48,8 +48,8 @@ static struct rig *rig_of(const char *methods, int32_t dim, const char *cache)
     if (dim > 0) tiny.k_dim = tiny.v_dim = dim;
     struct tiny_file file = tiny_make(&tiny);
     snprintf(yaml, sizeof yaml, "schema_version: 1\nmodel: {path: %s, dtype: f32}\n"
-             "device: cuda-emulated\nkv_cache: {memory: 8MiB%s%s%s%s}\nscheduler: {max_num_seqs: %d, "
-             "max_model_len: %d, max_num_batched_tokens: %d}\n",
+             "device: cuda-emulated\nkv_cache: {memory: 8MiB%s%s%s%s}\n"
+             "scheduler: {max_num_seqs: %d, max_model_len: %d, max_num_batched_tokens: %d}\n",
              tiny_path(file.bytes, file.count), cache, methods ? ", methods: [" : "",
              methods ? methods : "", methods ? "]" : "", SEQS, CONTEXT, TOKENS_MAX);
     tiny_free(&file);
@@ -74,7 +74,8 @@ static int prefill(struct rig *rig, const struct kind *kind)
     struct sf_wire_result result;
     for (int32_t s = 0; s < SEQS; s++) {
         open[s] = (struct sf_wire_open){
-            .seq = (uint64_t)s + 1, .prompt = prompt_of[s], .tokens_max = prompt_of[s] + 2 * STEPS, .reused_first = -1,
+            .seq = (uint64_t)s + 1, .prompt = prompt_of[s],
+            .tokens_max = prompt_of[s] + 2 * STEPS, .reused_first = -1,
             .sampling = kind->sampling };
         open[s].sampling.rng_stream = (uint64_t)s;
         item[s] = (struct sf_wire_item){ .seq = (uint64_t)s + 1, .rows = prompt_of[s],
@@ -163,9 +164,10 @@ static void test_steps(void)
 /* ---- bytes ----------------------------------------------------------------------------------- */
 enum { DIM = 64, KERNELS = 64, AFTER = 3 };
 
-/* least, most: what attention reads to what the caches store.  Lanes are short here, 170 to 240 slots
- * or a quarter of that, so that queries, page numbers and dead slots of a block count.  A basis is
- * stored once and read for each of its 6 lanes (LAYERS, 2 heads), with the factors of each. */
+/* least, most: what attention reads to what the caches store.  Lanes are short here, 170 to 240
+ * slots or a quarter of that, so that queries, page numbers and dead slots of a block count.  A
+ * basis is stored once and read for each of its 6 lanes (LAYERS, 2 heads), with the factors of
+ * each. */
 static const struct bytes { const char *name, *methods; double least, most; } stacks[] = {
     { "exact", NULL, 0.95, 1.15 },
     { "window", "{name: window, num_sink_tokens: 4, recent_tokens: 60}", 0.95, 1.45 },
@@ -218,8 +220,8 @@ static void test_bytes(void)
         double read, stored;
         check_bytes(&stacks[i], &read, &stored);
         if (i == 0) exact_read = read, exact_stored = stored;
-        printf("  figure: %s: stored %.3f of exact, read by attention %.3f of exact, %.2f of what is "
-               "stored: %.0f B a token, %.0f ns at 3.35 TB/s\n", stacks[i].name,
+        printf("  figure: %s: stored %.3f of exact, read by attention %.3f of exact, %.2f of what "
+               "is stored: %.0f B a token, %.0f ns at 3.35 TB/s\n", stacks[i].name,
                stored / exact_stored, read / exact_read, read / stored, read / SEQS,
                read / SEQS / 3350);
         SF_CHECK(read >= stacks[i].least * stored && read <= stacks[i].most * stored);
