@@ -69,7 +69,8 @@ def check_lab(tally, folder):
                     far = max(far, *(abs(a - b) for a, b in
                                      zip(is_, lab.attend(q, exact, k_dim ** -0.5))))
     tally.true("lab: slots within half a step", 0.3 < slack <= 0.5001, slack)
-    tally.true("lab: attention over the slots as they read", near < 1e-5, near)
+    # Queries and weights are rounded to 16 bits where the processor multiplies codes by VNNI.
+    tally.true("lab: attention over the slots as they read", near < 2e-4, near)
     tally.true("lab: near attention over the exact ones", 1e-4 < far < 0.06, far)
 
 
