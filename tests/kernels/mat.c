@@ -277,6 +277,9 @@ static void test_bytes(void)
 
 static int64_t resident_bytes(void)
 {
+#if defined(__SANITIZE_ADDRESS__)       /* keeps what is freed, and more beside what is not */
+    return 0;
+#endif
     long size = 0, resident = -1;
     FILE *file = fopen("/proc/self/statm", "r");
     if (!file || fscanf(file, "%ld %ld", &size, &resident) != 2) resident = -1;
@@ -305,7 +308,7 @@ static void test_shared_memory(void)
             if (mat[i]) device->k->mat_destroy(device, mat[i]);
             mat_make(device, &p, &mat[i]);
         }
-        if (turn == 0)
+        if (turn == 0 && before > 0)
             SF_CHECK_NEAR(resident_bytes() - before,
                           MATS * device->k->mat_bytes(&p.shape) + (int64_t)COLS * K * 8, 12 << 20);
     }
@@ -315,7 +318,7 @@ static void test_shared_memory(void)
         SF_CHECK_NEAR(y[COLS - 1], K * (i + 100 * (i % 2)), 0);
     }
     for (int i = 0; i < MATS; i++) device->k->mat_destroy(device, mat[(i * 7 + 3) % MATS]);
-    SF_CHECK_NEAR(resident_bytes() - before, (int64_t)COLS * K * 8, 16 << 20);
+    if (before > 0) SF_CHECK_NEAR(resident_bytes() - before, (int64_t)COLS * K * 8, 16 << 20);
     free(p.w);
 }
 
