@@ -2,8 +2,6 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/ahead.h"
 
-enum { FEW = 6 };                       /* vectors at most, of a tile that memory binds */
-
 static void send(const unsigned char *from, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
@@ -13,7 +11,7 @@ static void send(const unsigned char *from, size_t bytes)
  * */
 
 /* Whether a tile reads from memory what nobody has sent for. */
-static int is_sent_for(const struct sf_tile *tile) { return tile->vectors <= FEW; }
+static int is_sent_for(const struct sf_tile *tile) { return tile->vectors <= SF_FEW_VECTORS; }
 
 /* Blocks that a unit reads, or SF_AHEAD where its lane has parts, which may be of any kind. */
 static int32_t blocks_of(const struct sf_attention *attention, const struct sf_unit *unit)

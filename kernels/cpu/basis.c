@@ -133,12 +133,7 @@ static void gather(const struct sf_attend_job *job, const struct sf_tile *tile,
     split->v_dtype = of->dtype;
     split->k_dim = layout->k_dim;
     split->v_dim = of->v_dim;
-    split->vectors = tile->vectors;
-    split->q = gathered->q;
-    split->key_next = split->keys;
-    split->value_next = split->values;
-    split->end = gathered->end;
-    split->pos_min = job->window != 0 ? gathered->pos_min : NULL;
+    sf_tile_split(job, tile, gathered, split);
     split->blocks = (picked->n + SF_BLOCK_SLOTS - 1) / SF_BLOCK_SLOTS;
     for (int32_t j = 0; j < tile->vectors; j++) gathered->end[j] = picked->n;
     for (int32_t b = 0; b < split->blocks; b++) {

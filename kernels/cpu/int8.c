@@ -10,8 +10,9 @@
 #include "base/memory.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
+#include "kernels/cpu/strips.h"
 
-enum { STRIP = 64, COLS_ALIGN = 16, ROWS_BLOCK_MAX = 1024, ROWS_GROUP = 12 };
+enum { STRIP = SF_STRIP, COLS_ALIGN = 16, ROWS_BLOCK_MAX = 1024, ROWS_GROUP = 12 };
 
 struct sf_int8 {
     struct sf_mat_shape shape;
@@ -78,14 +79,12 @@ void sf_int8_destroy(struct sf_device *device, struct sf_int8 *mat)
 
 static int32_t strip_cols(const struct sf_int8 *mat, int32_t strip)
 {
-    int32_t left = mat->cols - strip * STRIP;
-    return left < STRIP ? left : STRIP;
+    return sf_strip_cols(mat->cols, strip);
 }
 
 static uint8_t *tile_of(const struct sf_int8 *mat, int32_t strip, int32_t slice)
 {
-    size_t k = (size_t)mat->k, before = (size_t)strip * STRIP * (size_t)mat->shape.slices * k;
-    return mat->codes + before + (size_t)slice * (size_t)strip_cols(mat, strip) * k;
+    return mat->codes + sf_strip_tile(mat->cols, mat->k, mat->shape.slices, strip, slice);
 }
 
 /* One column: its codes, four at a time. */

@@ -6,7 +6,10 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/kernels.h"
 
-enum { SF_SPLIT_BLOCKS = SF_SPLIT_SLOTS / SF_BLOCK_SLOTS };
+enum {
+    SF_SPLIT_BLOCKS = SF_SPLIT_SLOTS / SF_BLOCK_SLOTS,
+    SF_FEW_VECTORS = 6                  /* of a tile whose slots come from memory (ahead.h) */
+};
 
 /* The softmax state of some query vectors over some slots: out not yet divided by sum, and relative
  * to max.  Rows of `out` are v_dim rounded up to SF_OUT_ALIGN elements; what lies behind v_dim is

@@ -8,8 +8,9 @@
 #include <string.h>
 #include "base/memory.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/strips.h"
 
-enum { STRIP = 64, COLS_ALIGN = 16, TILE_ROWS = 6, K_CHUNK = 2048, X_BYTES = 512 << 10,
+enum { STRIP = SF_STRIP, COLS_ALIGN = 16, TILE_ROWS = 6, K_CHUNK = 2048, X_BYTES = 512 << 10,
        ROWS_BLOCK_MIN = 96, PACK_K = 256 };
 
 struct sf_pairs {
@@ -67,14 +68,12 @@ void sf_pairs_destroy(struct sf_device *device, struct sf_pairs *mat)
 
 static int32_t strip_cols(const struct sf_pairs *mat, int32_t strip)
 {
-    int32_t left = mat->cols - strip * STRIP;
-    return left < STRIP ? left : STRIP;
+    return sf_strip_cols(mat->cols, strip);
 }
 
 static uint16_t *tile_of(const struct sf_pairs *mat, int32_t strip, int32_t slice)
 {
-    size_t k = (size_t)mat->k, before = (size_t)strip * STRIP * (size_t)mat->shape.slices * k;
-    return mat->weights + before + (size_t)slice * (size_t)strip_cols(mat, strip) * k;
+    return mat->weights + sf_strip_tile(mat->cols, mat->k, mat->shape.slices, strip, slice);
 }
 
 /* Columns `first` .. `end` - 1 (at most COLS_ALIGN, of one strip) of a slice, `from` being the

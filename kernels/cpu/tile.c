@@ -53,6 +53,17 @@ static int block_lives(const float *bias, const int32_t *pos, int32_t slots, int
     return 0;
 }
 
+void sf_tile_split(const struct sf_attend_job *job, const struct sf_tile *tile,
+                   struct sf_gathered *gathered, struct sf_split *split)
+{
+    split->vectors = tile->vectors;
+    split->q = gathered->q;
+    split->key_next = split->keys;
+    split->value_next = split->values;
+    split->end = gathered->end;
+    split->pos_min = job->window != 0 ? gathered->pos_min : NULL;
+}
+
 void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile, int32_t part,
                     struct sf_gathered *gathered, int32_t first, int32_t end,
                     struct sf_split *split)
@@ -67,12 +78,7 @@ void sf_tile_blocks(const struct sf_attend_job *job, const struct sf_tile *tile,
     split->dtype = split->v_dtype = layout->dtype;
     split->k_dim = layout->k_dim;
     split->v_dim = layout->v_dim;
-    split->vectors = tile->vectors;
-    split->q = gathered->q;
-    split->key_next = split->keys;
-    split->value_next = split->values;
-    split->end = gathered->end;
-    split->pos_min = job->window != 0 ? gathered->pos_min : NULL;
+    sf_tile_split(job, tile, gathered, split);
     split->blocks = 0;
     for (int32_t j = 0; j < tile->vectors; j++)
         gathered->end[j] = (part < 0 ? gathered->seen[j] : from.slots) - first;

@@ -72,6 +72,9 @@ int32_t sf_tile_part(const struct sf_tile *, int32_t *split);
 /* Scales the tile's queries into gathered->q, which the caller has set. */
 void sf_tile_gather(const struct sf_cpu_isa *, const struct sf_attend_job *, const struct sf_tile *,
                     struct sf_gathered *);
+/* What a split has of its tile; nothing comes after its blocks (ahead.h). */
+void sf_tile_split(const struct sf_attend_job *, const struct sf_tile *, struct sf_gathered *,
+                   struct sf_split *);
 /* Fills all of *split_out but logits and partial: the blocks of slots first .. end - 1 of the lane
  * (part -1) or of a part of it (at most SF_SPLIT_SLOTS, from a block's begin on) in which the tile
  * sees something. */
