@@ -1,0 +1,224 @@
+/* base/crew.c: pieces are claimed by counting one word down.
+ *
+ *   word   | number of the call | pieces that nobody has begun |
+ *
+ * Who counts it down by one has the piece, and from then on the call cannot end before that piece
+ * does; hence what is written of the call may be read.  A thread that comes late finds no piece, or
+ * those of a later call, whose number keeps the two apart.
+ *
+ * Sleeping: who is about to says so and looks again; who has something to tell writes it first and
+ * then looks for sleepers.  All of these are sequentially consistent, so one of the two sees the
+ * other. */
+#include "base/crew.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+
+enum { LINE = 64, LOOKS = 64, PIECES_PER_THREAD = 4 };
+
+struct sf_crew {
+    int32_t threads, started;
+    /* Of the call; written before its pieces are there to be claimed. */
+    sf_crew_work *work;
+    void *context;
+    int32_t count, piece, pieces;
+    _Alignas(LINE) _Atomic uint64_t word;
+    _Alignas(LINE) _Atomic int32_t ended;       /* pieces of the other threads */
+    _Atomic int32_t awaited;                    /* the caller sleeps until they have */
+    _Alignas(LINE) _Atomic int32_t asleep;      /* threads */
+    _Atomic int32_t stop;
+    pthread_mutex_t lock;
+    pthread_cond_t begun, done;
+    struct member { struct sf_crew *crew; pthread_t thread; int32_t number; } *member;
+};
+
+static void look_away(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int32_t left(uint64_t word) { return (int32_t)(uint32_t)word; }
+
+/* Works on pieces until none is left: how many. */
+static int32_t work_along(struct sf_crew *crew, int32_t thread)
+{
+    int32_t mine = 0;
+    uint64_t word = atomic_load(&crew->word);
+    while (left(word) > 0) {
+        if (!atomic_compare_exchange_weak(&crew->word, &word, word - 1)) continue;
+        int32_t first = (crew->pieces - left(word)) * crew->piece;
+        int32_t rest = crew->count - first;
+        crew->work(crew->context, first, first + (rest < crew->piece ? rest : crew->piece), thread);
+        mine++;
+        word = atomic_load(&crew->word);
+    }
+    return mine;
+}
+
+/* ---- the threads ----------------------------------------------------------------------------- */
+static int has_work(struct sf_crew *crew)
+{
+    return left(atomic_load(&crew->word)) > 0 || atomic_load(&crew->stop);
+}
+
+static int others_ended(struct sf_crew *crew, int32_t others)
+{
+    return atomic_load(&crew->ended) == others;
+}
+
+static void sleep_until_work(struct sf_crew *crew)
+{
+    pthread_mutex_lock(&crew->lock);
+    atomic_fetch_add(&crew->asleep, 1);
+    while (!has_work(crew)) pthread_cond_wait(&crew->begun, &crew->lock);
+    atomic_fetch_sub(&crew->asleep, 1);
+    pthread_mutex_unlock(&crew->lock);
+}
+
+static void await_work(struct sf_crew *crew)
+{
+    int64_t start = sf_now_ns();
+    do
+        for (int i = 0; i < LOOKS; i++) {
+            if (has_work(crew)) return;
+            look_away();
+        }
+    while (sf_now_ns() - start < SF_CREW_SPIN_NS);
+    sleep_until_work(crew);
+}
+
+static void *serve(void *argument)
+{
+    const struct member *member = argument;
+    struct sf_crew *crew = member->crew;
+    for (;;) {
+        await_work(crew);
+        if (atomic_load(&crew->stop)) return NULL;
+        int32_t mine = work_along(crew, member->number);
+        if (mine == 0) continue;
+        atomic_fetch_add(&crew->ended, mine);
+        if (!atomic_load(&crew->awaited)) continue;
+        pthread_mutex_lock(&crew->lock);
+        pthread_cond_signal(&crew->done);
+        pthread_mutex_unlock(&crew->lock);
+    }
+}
+
+/* ---- the caller ------------------------------------------------------------------------------ */
+static void await_others(struct sf_crew *crew, int32_t others)
+{
+    if (others_ended(crew, others)) return;
+    int64_t start = sf_now_ns();
+    do
+        for (int i = 0; i < LOOKS; i++) {
+            if (others_ended(crew, others)) return;
+            look_away();
+        }
+    while (sf_now_ns() - start < SF_CREW_SPIN_NS);
+    pthread_mutex_lock(&crew->lock);
+    atomic_store(&crew->awaited, 1);
+    while (!others_ended(crew, others)) pthread_cond_wait(&crew->done, &crew->lock);
+    atomic_store(&crew->awaited, 0);
+    pthread_mutex_unlock(&crew->lock);
+}
+
+static void wake(struct sf_crew *crew)
+{
+    if (atomic_load(&crew->asleep) == 0) return;
+    pthread_mutex_lock(&crew->lock);
+    pthread_cond_broadcast(&crew->begun);
+    pthread_mutex_unlock(&crew->lock);
+}
+
+void sf_crew_run(struct sf_crew *crew, int32_t count, int32_t piece, sf_crew_work *work,
+                 void *context)
+{
+    SF_ASSERT(piece >= 1);
+    if (count <= 0) return;
+    if (crew == NULL || crew->threads == 1 || count <= piece) {
+        work(context, 0, count, 0);
+        return;
+    }
+    SF_ASSERT(crew->work == NULL);
+    crew->work = work;
+    crew->context = context;
+    crew->count = count;
+    crew->piece = piece;
+    crew->pieces = (count - 1) / piece + 1;
+    atomic_store(&crew->ended, 0);
+    uint64_t number = (atomic_load(&crew->word) >> 32) + 1;
+    atomic_store(&crew->word, number << 32 | (uint64_t)crew->pieces);
+    wake(crew);
+    int32_t mine = work_along(crew, 0);
+    await_others(crew, crew->pieces - mine);
+    crew->work = NULL;
+}
+
+int32_t sf_crew_piece(const struct sf_crew *crew, int32_t count)
+{
+    int32_t pieces = crew != NULL ? crew->threads * PIECES_PER_THREAD : 1;
+    return count <= pieces ? 1 : (count - 1) / pieces + 1;
+}
+
+/* ---- opening and closing --------------------------------------------------------------------- */
+static sf_status start_all(struct sf_crew *crew)
+{
+    sigset_t all, before;
+    sf_status status = SF_OK;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    while (status == SF_OK && crew->started < crew->threads - 1) {
+        struct member *member = &crew->member[crew->started];
+        *member = (struct member){.crew = crew, .number = crew->started + 1};
+        if (pthread_create(&member->thread, NULL, serve, member) == 0) crew->started++;
+        else
+            status = SF_FAIL(SF_INTERNAL, "could not start thread %d of %d of a rank",
+                             crew->started + 2, crew->threads);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return status;
+}
+
+sf_status sf_crew_create(int32_t threads, struct sf_crew **crew_out)
+{
+    SF_ASSERT(threads >= 1);
+    size_t head = (sizeof(struct sf_crew) + LINE - 1) / LINE * LINE;
+    void *block;
+    SF_TRY(sf_alloc(head + (size_t)threads * sizeof(struct member), "threads", &block));
+    struct sf_crew *crew = block;
+    crew->member = (struct member *)(void *)((unsigned char *)block + head);
+    crew->threads = threads;
+    pthread_mutex_init(&crew->lock, NULL);
+    pthread_cond_init(&crew->begun, NULL);
+    pthread_cond_init(&crew->done, NULL);
+    sf_status status = start_all(crew);
+    if (status != SF_OK) {
+        sf_crew_destroy(crew);
+        return status;
+    }
+    *crew_out = crew;
+    return SF_OK;
+}
+
+void sf_crew_destroy(struct sf_crew *crew)
+{
+    if (crew == NULL) return;
+    pthread_mutex_lock(&crew->lock);
+    atomic_store(&crew->stop, 1);
+    pthread_cond_broadcast(&crew->begun);
+    pthread_mutex_unlock(&crew->lock);
+    for (int32_t i = 0; i < crew->started; i++) pthread_join(crew->member[i].thread, NULL);
+    pthread_cond_destroy(&crew->done);
+    pthread_cond_destroy(&crew->begun);
+    pthread_mutex_destroy(&crew->lock);
+    sf_free(crew);
+}

@@ -1,0 +1,182 @@
+/* Every thing is worked on once, whatever the count, the piece and the threads; no two threads have
+ * one number at a time; what work wrote is there when a call returns, in a hundred thousand short
+ * calls, after threads have gone to sleep, and where the caller has to sleep for one that takes
+ * long; pieces begin in order; more threads than cores are no fault (run under the thread sanitizer
+ * too). */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/crew.h"
+#include "tests/check.h"
+
+enum { THINGS = 500, THREADS = 5 };
+
+struct seen {
+    int32_t times[THINGS], piece, threads, slow_us;     /* plain: calls order what is written */
+    _Atomic int32_t inside[THREADS], begun, wrong, helped;
+};
+
+static void see(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    struct seen *seen = context;
+    if (thread < 0 || thread >= seen->threads || atomic_fetch_add(&seen->inside[thread], 1) != 0)
+        atomic_fetch_add(&seen->wrong, 1);
+    if (first < 0 || first >= end || end > THINGS || end - first > seen->piece)
+        atomic_fetch_add(&seen->wrong, 1);
+    for (int32_t i = first; i < end; i++) seen->times[i]++;
+    if (thread != 0) {
+        atomic_fetch_add(&seen->helped, 1);
+        if (seen->slow_us > 0) sf_sleep_us(seen->slow_us);
+    }
+    atomic_fetch_sub(&seen->inside[thread], 1);
+}
+
+static void check_once(struct seen *seen, int32_t count)
+{
+    int32_t wrong = atomic_load(&seen->wrong);
+    for (int32_t i = 0; i < THINGS; i++) wrong += seen->times[i] != (i < count);
+    SF_CHECK_INT(wrong, 0);
+    memset(seen->times, 0, sizeof seen->times);
+}
+
+static void test_once(void)
+{
+    static const int32_t counts[] = { 0, 1, 2, 3, 7, 64, 499, THINGS };
+    static const int32_t pieces[] = { 1, 2, 3, 64, THINGS };
+    for (int32_t threads = 1; threads <= THREADS; threads++) {
+        struct sf_crew *crew = NULL;
+        struct seen seen = { .threads = threads };
+        SF_MUST(sf_crew_create(threads, &crew));
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
+            for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++) {
+                /* One thread takes all at once. */
+                seen.piece = threads == 1 ? THINGS : pieces[p];
+                sf_crew_run(crew, counts[c], pieces[p], see, &seen);
+                check_once(&seen, counts[c]);
+            }
+        sf_crew_destroy(crew);
+    }
+    struct seen seen = { .threads = 1, .piece = THINGS };
+    sf_crew_run(NULL, 100, 3, see, &seen);
+    check_once(&seen, 100);
+    sf_crew_destroy(NULL);
+}
+
+static void test_piece(void)
+{
+    struct sf_crew *crew = NULL;
+    SF_CHECK_INT(sf_crew_piece(NULL, 100), 100);
+    SF_CHECK_INT(sf_crew_piece(NULL, 0), 1);
+    SF_MUST(sf_crew_create(3, &crew));
+    for (int32_t count = 0; count < 200; count++) {
+        int32_t piece = sf_crew_piece(crew, count), pieces = (count + piece - 1) / piece;
+        SF_CHECK(piece >= 1 && pieces <= 12 && (count < 12 ? pieces == count : pieces >= 6));
+    }
+    sf_crew_destroy(crew);
+}
+
+/* Pieces begin in order: of any two on one thread the later has the greater number, and the caller
+ * sees the number of pieces begun at least as great as that of its own. */
+static void in_order(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    struct seen *seen = context;
+    int32_t last = seen->times[thread];
+    if (first + 1 <= last || atomic_fetch_add(&seen->begun, 1) > first + THREADS)
+        atomic_fetch_add(&seen->wrong, 1);
+    seen->times[thread] = end;
+}
+
+static void test_order(void)
+{
+    struct sf_crew *crew = NULL;
+    SF_MUST(sf_crew_create(THREADS, &crew));
+    for (int turn = 0; turn < 200; turn++) {
+        struct seen seen = { .threads = THREADS };
+        sf_crew_run(crew, THINGS, 1, in_order, &seen);
+        SF_CHECK_INT(atomic_load(&seen.wrong), 0);
+        SF_CHECK_INT(atomic_load(&seen.begun), THINGS);
+    }
+    sf_crew_destroy(crew);
+}
+
+static void add(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    int64_t *value = context;
+    (void)thread;
+    for (int32_t i = first; i < end; i++) value[i] += value[i + 8];
+}
+
+/* Each call reads what the one before it wrote on whatever thread. */
+static void test_short_calls(void)
+{
+    struct sf_crew *crew = NULL;
+    int64_t value[16] = { 0 };
+    enum { CALLS = 100000 };
+    SF_MUST(sf_crew_create(2, &crew));
+    for (int call = 0; call < CALLS; call++) {
+        for (int i = 0; i < 8; i++) value[8 + i] = call + i;
+        sf_crew_run(crew, 8, 1, add, value);
+    }
+    for (int64_t i = 0; i < 8; i++)
+        SF_CHECK_INT(value[i], (int64_t)CALLS * (CALLS - 1) / 2 + i * CALLS);
+    sf_crew_destroy(crew);
+}
+
+static void test_sleepers(void)
+{
+    struct sf_crew *crew = NULL;
+    struct seen seen = { .threads = 3, .piece = 1, .slow_us = 5 * SF_CREW_SPIN_NS / 1000 };
+    SF_MUST(sf_crew_create(3, &crew));
+    for (int turn = 0; turn < 20; turn++) {
+        sf_sleep_us(3 * SF_CREW_SPIN_NS / 1000);        /* the threads sleep */
+        sf_crew_run(crew, 60, 1, see, &seen);           /* and then the caller, for them */
+        check_once(&seen, 60);
+    }
+    /* Woken threads come sooner or later. */
+    int64_t until = sf_now_ns() + 10000000000;
+    while (atomic_load(&seen.helped) == 0 && sf_now_ns() < until) {
+        sf_crew_run(crew, THINGS, 1, see, &seen);
+        check_once(&seen, THINGS);
+    }
+    SF_CHECK(atomic_load(&seen.helped) > 0);
+    sf_crew_destroy(crew);
+}
+
+/* Two crews, each with a caller of its own. */
+static void *call_much(void *argument)
+{
+    struct sf_crew *crew = argument;
+    struct seen seen = { .threads = 2, .piece = 7 };
+    for (int i = 0; i < 2000; i++) sf_crew_run(crew, THINGS, 7, see, &seen);
+    intptr_t wrong = atomic_load(&seen.wrong);
+    for (int i = 0; i < THINGS; i++) wrong += seen.times[i] != 2000;
+    return (void *)wrong;
+}
+
+static void test_two_crews(void)
+{
+    struct sf_crew *crew[2] = { NULL };
+    pthread_t caller[2];
+    for (int i = 0; i < 2; i++) SF_MUST(sf_crew_create(2, &crew[i]));
+    for (int i = 0; i < 2; i++)
+        SF_CHECK_INT(pthread_create(&caller[i], NULL, call_much, crew[i]), 0);
+    for (int i = 0; i < 2; i++) {
+        void *wrong;
+        pthread_join(caller[i], &wrong);
+        SF_CHECK_INT((intptr_t)wrong, 0);
+        sf_crew_destroy(crew[i]);
+    }
+}
+
+static const struct sf_test tests[] = {
+    { "once", test_once },
+    { "piece", test_piece },
+    { "order", test_order },
+    { "short_calls", test_short_calls },
+    { "sleepers", test_sleepers },
+    { "two_crews", test_two_crews },
+    { NULL, NULL }
+};
+SF_TEST_MAIN("base_crew", tests)
