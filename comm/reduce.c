@@ -16,6 +16,7 @@
 #include "comm/reduce.h"
 
 #include <string.h>
+#include "base/crew.h"
 #include "base/memory.h"
 #include "comm/backend.h"
 
@@ -74,29 +75,33 @@ static void add_leaves(const struct source *source, int32_t leaves, int32_t row,
     }
 }
 
-static int threads_for(const struct sf_reduce *reduce, int64_t floats)
+/* Shares out `count` things of so many floats in all. */
+static void share(const struct sf_reduce *reduce, int64_t floats, int32_t count,
+                  sf_crew_work *work, void *context)
 {
-    int64_t worth = floats / WORK_PER_THREAD;
-    if (worth < 1) return 1;
-    return worth < reduce->spec.threads ? (int)worth : reduce->spec.threads;
+    struct sf_crew *crew = floats / 2 < WORK_PER_THREAD ? NULL : reduce->spec.crew;
+    sf_crew_run(crew, count, sf_crew_piece(crew, count), work, context);
 }
 
-/* out[r][c] = sum of the sources, or += with `onto`. */
-static void add_up(const struct sf_reduce *reduce, int32_t rows, int32_t count, int32_t leaves,
-                   int onto, float *out, size_t out_stride)
+/* out[r][c] = sum of the sources, or += with `onto`: in tiles of one row. */
+struct sum {
+    const struct source *source;
+    int32_t count, leaves, tiles;
+    int onto;
+    float *out; size_t out_stride;
+};
+
+static void add_tiles(void *context, int32_t first, int32_t end, int32_t thread)
 {
-    const struct source *source = reduce->source;
-    int32_t tiles = (count + TILE - 1) / TILE;
-    int64_t units = (int64_t)rows * tiles;
-    int threads = threads_for(reduce, (int64_t)rows * count * leaves);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t unit = 0; unit < units; unit++) {
-        int32_t row = (int32_t)(unit / tiles), column = (int32_t)(unit % tiles) * TILE;
-        int32_t width = count - column < TILE ? count - column : TILE;
-        float *target = out + (size_t)row * out_stride + column;
+    const struct sum *sum = context;
+    (void)thread;
+    for (int32_t unit = first; unit < end; unit++) {
+        int32_t row = unit / sum->tiles, column = unit % sum->tiles * TILE;
+        int32_t width = sum->count - column < TILE ? sum->count - column : TILE;
+        float *target = sum->out + (size_t)row * sum->out_stride + column;
         float total[TILE];
-        add_leaves(source, leaves, row, (size_t)column, width, total);
-        if (!onto) {
+        add_leaves(sum->source, sum->leaves, row, (size_t)column, width, total);
+        if (!sum->onto) {
             memcpy(target, total, (size_t)width * sizeof *target);
             continue;
         }
@@ -105,20 +110,35 @@ static void add_up(const struct sf_reduce *reduce, int32_t rows, int32_t count, 
     }
 }
 
+static void add_up(const struct sf_reduce *reduce, int32_t rows, int32_t count, int32_t leaves,
+                   int onto, float *out, size_t out_stride)
+{
+    struct sum sum = {reduce->source, count, leaves, (count + TILE - 1) / TILE, onto, out,
+                      out_stride};
+    share(reduce, (int64_t)rows * count * leaves, rows * sum.tiles, add_tiles, &sum);
+}
+
 /* x[r][first + c] += sum[r][c] for the column block of `rank`. */
+struct onto { const float *sum; int32_t first, count; float *x; size_t x_stride; };
+
+static void add_rows(void *context, int32_t begin, int32_t end, int32_t thread)
+{
+    const struct onto *onto = context;
+    (void)thread;
+    for (int32_t r = begin; r < end; r++) {
+        const float *from = onto->sum + (size_t)r * (size_t)onto->count;
+        float *to = onto->x + (size_t)r * onto->x_stride + onto->first;
+#pragma omp simd
+        for (int32_t k = 0; k < onto->count; k++) to[k] += from[k];
+    }
+}
+
 static void add_block(const struct sf_reduce *reduce, int32_t rank, int32_t rows, const float *sum,
                       float *x, size_t x_stride)
 {
-    int32_t first, count;
-    sf_reduce_block(reduce->spec.cols, reduce->group->size, rank, &first, &count);
-    int threads = threads_for(reduce, (int64_t)rows * count);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int32_t r = 0; r < rows; r++) {
-        const float *from = sum + (size_t)r * (size_t)count;
-        float *to = x + (size_t)r * x_stride + first;
-#pragma omp simd
-        for (int32_t k = 0; k < count; k++) to[k] += from[k];
-    }
+    struct onto onto = {.sum = sum, .x = x, .x_stride = x_stride};
+    sf_reduce_block(reduce->spec.cols, reduce->group->size, rank, &onto.first, &onto.count);
+    share(reduce, (int64_t)rows * onto.count, rows, add_rows, &onto);
 }
 
 /* ---- the three ways -------------------------------------------------------------------------- */
@@ -348,7 +368,6 @@ sf_status sf_reduce_create(struct sf_comm *group, const struct sf_reduce_spec *s
     struct sf_reduce *reduce = block;
     reduce->group = group;
     reduce->spec = *spec;
-    if (reduce->spec.threads < 1) reduce->spec.threads = 1;
     reduce->mode = group->size == 1 ? ALONE
                  : on_one_node(group) && !spec->exchange ? SHARED : EXCHANGE;
     reduce->layout = layout_of(spec, group->size, reduce->mode);

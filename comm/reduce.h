@@ -18,7 +18,7 @@ struct sf_reduce_spec {
     int32_t rows_max, cols;             /* of one call */
     int32_t leaves_max;                 /* most leaves of any one rank of the group */
     uint8_t exchange;                   /* 1: by messages even on one node (tests) */
-    int32_t threads;
+    struct sf_crew *crew;               /* adds (base/crew.h); NULL: the caller alone */
 };
 /* Where the leaves of one kind of layer are: leaf i is leaf `local` of rank `owner`. */
 struct sf_leaf { int32_t owner, local; };

@@ -48,12 +48,6 @@ static void print_build(void)
              __VERSION__);
     line("compiler", text);
     line("MPI", sf_comm_has_mpi() ? sf_comm_mpi_version() : "not built in: ranks are threads");
-#if defined(_OPENMP)
-    snprintf(text, sizeof text, "version %d", _OPENMP);
-    line("OpenMP", text);
-#else
-    line("OpenMP", "not built in");
-#endif
     sf_device_describe(text, sizeof text);
     line("CPU backend", text);
     sf_device_describe_gpus(text, sizeof text);

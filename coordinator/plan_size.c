@@ -39,8 +39,7 @@ static sf_status size_share(const struct sf_sizing *sizing, int one_node,
                       &rank->workspace);
     const struct sf_workspace *ws = &rank->workspace;
     struct sf_reduce_spec reduce = {
-        .rows_max = ws->tile_rows, .cols = desc->d_model, .leaves_max = ws->leaves_max,
-        .threads = sizing->threads
+        .rows_max = ws->tile_rows, .cols = desc->d_model, .leaves_max = ws->leaves_max
     };
     /* Elsewhere the device has the leaves and nothing else: those of a rank that is alone. */
     struct sf_device_spec device = {

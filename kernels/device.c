@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/crew.h"
 #include "base/memory.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/sizes.h"
@@ -42,8 +43,11 @@ sf_status sf_device_open(const struct sf_device_spec *spec, struct sf_device **d
     SF_TRY(sf_alloc(sizeof *opened, "device", (void **)&opened));
     opened->backend = backend;
     opened->device.threads = spec->threads;
-    sf_status status = backend->open(spec, &opened->device);
+    sf_status status = SF_OK;
+    if (spec->threads > 1) status = sf_crew_create(spec->threads, &opened->device.crew);
+    if (status == SF_OK) status = backend->open(spec, &opened->device);
     if (status != SF_OK) {
+        sf_crew_destroy(opened->device.crew);
         sf_free(opened);
         return status;
     }
@@ -56,6 +60,7 @@ void sf_device_close(struct sf_device *device)
     if (!device) return;
     struct opened *opened = (struct opened *)device;
     opened->backend->close(device);
+    sf_crew_destroy(device->crew);
     sf_free(opened);
 }
 

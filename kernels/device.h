@@ -23,6 +23,7 @@ struct sf_device_spec {
 struct sf_device {
     const struct sf_kernels *k;
     int32_t threads;
+    struct sf_crew *crew;               /* of these threads (base/crew.h); NULL if there is one */
     enum sf_isa isa;
     /* 1: the host may read and write the device's memory, and work is done on return */
     int host_memory;

@@ -18,7 +18,8 @@ static const struct sf_kernels host_table = {
 struct sf_device sf_device_hosting(const struct sf_device *device)
 {
     if (device->host_memory) return *device;
-    return (struct sf_device){ .k = &host_table, .threads = device->threads, .host_memory = 1 };
+    return (struct sf_device){ .k = &host_table, .threads = device->threads,
+                               .crew = device->crew, .host_memory = 1 };
 }
 
 /* x, a, b and the scratch one after the other, each aligned to 64 bytes. */

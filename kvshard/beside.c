@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/clock.h"
+#include "base/crew.h"
 
 enum { STACK_BYTES = 16 << 20 };        /* as a rank that is a thread has: for the libraries */
 
@@ -106,17 +107,22 @@ sf_status sf_beside_create(const struct sf_device *device, int32_t threads, size
     SF_ASSERT(threads >= 1 && device->host_memory);
     *beside = (struct sf_beside){ .device = *device, .room_bytes = room_bytes };
     beside->device.threads = threads;
+    beside->device.crew = NULL;
     SF_TRY(device->k->alloc(&beside->device, room_bytes, "factors beside the layers", &room));
     beside->room = room;
     pthread_mutex_init(&beside->lock, NULL);
     pthread_cond_init(&beside->changed, NULL);
-    if (start(beside)) {
+    sf_status status = SF_OK;
+    if (threads > 1) status = sf_crew_create(threads, &beside->device.crew);
+    if (status == SF_OK && start(beside)) {
         beside->threads = threads;
         return SF_OK;
     }
+    sf_crew_destroy(beside->device.crew);
     pthread_cond_destroy(&beside->changed);
     pthread_mutex_destroy(&beside->lock);
     device->k->free(&beside->device, beside->room);
+    if (status != SF_OK) return status;
     return SF_FAIL(SF_INTERNAL, "could not start a thread for the factors of layer groups");
 }
 
@@ -129,6 +135,7 @@ void sf_beside_destroy(struct sf_beside *beside)
     pthread_cond_broadcast(&beside->changed);
     pthread_mutex_unlock(&beside->lock);
     pthread_join(beside->thread, NULL);
+    sf_crew_destroy(beside->device.crew);
     pthread_cond_destroy(&beside->changed);
     pthread_mutex_destroy(&beside->lock);
     beside->device.k->free(&beside->device, beside->room);

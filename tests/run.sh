@@ -4,8 +4,7 @@
 #   preset  what runs there                                                       left out by
 #   dev     the lint, all unit tests, the scripts in tests/mpi and tests/e2e
 #   asan    unit tests and jobs, ranks as threads: memory, undefined behaviour     --quick
-#   tsan    what of these has threads: data races (not OpenMP's, which are not     --quick
-#           instrumented and only one here)
+#   tsan    what of these has threads: data races                                  --quick
 #
 # Programs come from ctest's own list, each with a time limit; as many run at a time as there are
 # cores, but alone what times something, has many threads or takes a thing that the machine has once
@@ -100,7 +99,7 @@ set_environment()
 {
     export SHEAF_TEST_LEVEL=$1 SHEAF_BUILD=$PWD/build/dev
     export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1
-    export OMPI_MCA_hwloc_base_binding_policy=none OMP_WAIT_POLICY=passive
+    export OMPI_MCA_hwloc_base_binding_policy=none
     if ((EUID == 0)); then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
@@ -156,8 +155,6 @@ run_jobs()
     local preset=$1 script before
     before_command "$preset"
     for script in tiny shapes calibrate_tiny eval_tiny lab; do
-        # lab has a case with several threads in a rank; OpenMP's are not instrumented.
-        if [[ $preset/$script == tsan/lab ]]; then continue; fi
         start_test 1 "$preset/e2e/$script" 900 "${before[@]}" \
             env SHEAF_BUILD="$PWD/build/$preset" SHEAF_TEST_LEVEL=quick \
             python3 "tests/e2e/$script.py"

@@ -101,7 +101,7 @@ sf_status sf_sums_open(struct sf_worker *w, sf_status mine)
                                         .cols = w->desc->d_model,
                                         .leaves_max = w->ws.leaves_max,
                                         .exchange = spec->exchange,
-                                        .threads = spec->threads};
+                                        .crew = w->device->crew};
         return sf_reduce_create(spec->tensor, &reduce, &w->reduce);
     }
     SF_TRY(open_links(w));

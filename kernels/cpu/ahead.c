@@ -27,17 +27,12 @@ static int32_t blocks_of(const struct sf_attention *attention, const struct sf_u
 /* Whether there is a unit for each thread still. */
 static int are_enough(const struct sf_attention *attention, const int32_t *taken)
 {
-    int32_t now;
-#pragma omp atomic read
-    now = *taken;
-    return attention->units - now >= attention->threads;
+    return attention->units - __atomic_load_n(taken, __ATOMIC_RELAXED) >= attention->threads;
 }
 
 static const struct sf_unit *take(const struct sf_attention *attention, int32_t *taken)
 {
-    int32_t mine;
-#pragma omp atomic capture
-    mine = (*taken)++;
+    int32_t mine = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
     return mine < attention->units ? &attention->unit[attention->order[mine]] : NULL;
 }
 

@@ -12,7 +12,6 @@
  * (attend.inc tells why a split's state depends on the vector alone).  Parts of a lane in other
  * layouts are further splits behind its own. */
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 #include "kernels/backend.h"
 #include "kernels/cpu/ahead.h"
@@ -253,32 +252,55 @@ static void units_cut(struct sf_attention *attention, const struct sf_layout *la
     }
 }
 
+/* What the threads of a pass share. */
+struct pass {
+    const struct sf_cpu_isa *isa;
+    const struct sf_attend_job *job;
+    struct sf_attention *attention;
+    int32_t taken;                      /* units */
+};
+
+static float *floats_of(const struct pass *pass, int32_t thread)
+{
+    return pass->attention->thread_floats + (size_t)thread * SF_THREAD_FLOATS;
+}
+
+/* A thread that has begun takes units until none is left. */
+static void take_units(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    struct pass *pass = context;
+    struct sf_queue queue = { .count = 0 };
+    (void)first;
+    (void)end;
+    sf_queue_fill(pass->attention, &pass->taken, &queue);
+    sf_queue_begin(pass->job, pass->attention, &queue);
+    while (queue.count > 0) {
+        unit_run(pass->isa, pass->job, pass->attention, &queue, floats_of(pass, thread));
+        sf_queue_drop(&queue);
+        sf_queue_fill(pass->attention, &pass->taken, &queue);
+    }
+}
+
+static void merge_tiles(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    struct pass *pass = context;
+    for (int32_t i = first; i < end; i++)
+        if (pass->attention->tile[i].kept)
+            tile_merge(pass->isa, pass->job, &pass->attention->tile[i], floats_of(pass, thread));
+}
+
 static void units_run(struct sf_device *device, const struct sf_attend_job *job)
 {
-    const struct sf_cpu_isa *isa = sf_cpu_of(device)->isa;
     struct sf_attention *attention = sf_cpu_of(device)->attention;
+    struct pass pass = { sf_cpu_of(device)->isa, job, attention, 0 };
     int64_t cost = 0;
-    int32_t taken = 0;
+    int cut = 0;
     for (int32_t i = 0; i < attention->units; i++) cost += attention->unit[i].cost;
-    int pays = attention->units > 1 &&
-               sf_cpu_threads_pay(device, cost * (job->layout.k_dim + job->layout.v_dim) * 32);
-#pragma omp parallel num_threads(device->threads) if (pays)
-    {
-        float *floats =
-            attention->thread_floats + (size_t)omp_get_thread_num() * SF_THREAD_FLOATS;
-        struct sf_queue queue = { .count = 0 };
-        sf_queue_fill(attention, &taken, &queue);
-        sf_queue_begin(job, attention, &queue);
-        while (queue.count > 0) {
-            unit_run(isa, job, attention, &queue, floats);
-            sf_queue_drop(&queue);
-            sf_queue_fill(attention, &taken, &queue);
-        }
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-        for (int32_t i = 0; i < attention->tiles; i++)
-            if (attention->tile[i].kept) tile_merge(isa, job, &attention->tile[i], floats);
-    }
+    for (int32_t i = 0; i < attention->tiles; i++) cut |= attention->tile[i].kept != NULL;
+    int64_t operations = attention->units > 1
+                       ? cost * (job->layout.k_dim + job->layout.v_dim) * 32 : 0;
+    sf_cpu_share(device, operations, device->threads, 1, take_units, &pass);
+    if (cut) sf_cpu_share(device, operations, attention->tiles, 1, merge_tiles, &pass);
 }
 
 void sf_cpu_attend(struct sf_device *device, const struct sf_attend_job *job)

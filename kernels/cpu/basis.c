@@ -333,29 +333,44 @@ static void read_one(const struct reading *r, const unsigned char *page, int32_t
     }
 }
 
+struct rebuilding {
+    struct reading r;
+    const struct sf_slot_list *list;
+    float *k, *v;
+};
+
+static void rebuild_slots(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    const struct rebuilding *all = context;
+    const struct reading *r = &all->r;
+    const struct sf_lane_part *part = r->part;
+    const struct sf_layout *layout = part->layout;
+    size_t k_dim = (size_t)part->factors->layout->k_dim;
+    size_t v_dim = (size_t)sf_lane_factors_v_dim(part->factors);
+    (void)thread;
+    for (int32_t i = first; i < end; i++) {
+        int32_t at = all->list->slot[i], slot = at % layout->page_slots;
+        const unsigned char *page =
+            r->pool + (size_t)all->list->pages[at / layout->page_slots] * r->page_bytes;
+        const int32_t *pos = (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout));
+        float *v = all->v ? all->v + (size_t)i * v_dim : NULL;
+        if (v && part->factors->rank_v > 0) read_one(r, page, slot, 1, v);
+        else if (v) read_value(r, at, v);
+        if (!all->k) continue;
+        float *key = all->k + (size_t)i * k_dim;
+        read_one(r, page, slot, 0, key);
+        if (part->factors->rope_dim > 0) turn_key(part->factors, pos[slot], key);
+    }
+}
+
 void sf_cpu_kv_rebuild(struct sf_device *device, const struct sf_lane_part *part,
                        const unsigned char *pool, size_t page_bytes,
                        const struct sf_slot_list *list, float *k, float *v)
 {
-    struct reading r = { sf_cpu_of(device)->isa, part, pool, page_bytes };
-    const struct sf_layout *layout = part->layout, *of = part->factors->layout;
-    size_t v_dim = (size_t)sf_lane_factors_v_dim(part->factors);
-    int pays = sf_cpu_threads_pay(device, (int64_t)list->n * layout->k_dim * of->k_dim);
-#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
-    for (int32_t i = 0; i < list->n; i++) {
-        int32_t slot = list->slot[i] % layout->page_slots;
-        const unsigned char *page =
-            pool + (size_t)list->pages[list->slot[i] / layout->page_slots] * page_bytes;
-        const int32_t *pos = (const int32_t *)(const void *)(page + sf_layout_pos_offset(layout));
-        if (v && part->factors->rank_v > 0)
-            read_one(&r, page, slot, 1, v + (size_t)i * v_dim);
-        else if (v)
-            read_value(&r, list->slot[i], v + (size_t)i * v_dim);
-        if (!k) continue;
-        float *key = k + (size_t)i * (size_t)of->k_dim;
-        read_one(&r, page, slot, 0, key);
-        if (part->factors->rope_dim > 0) turn_key(part->factors, pos[slot], key);
-    }
+    struct rebuilding all = { { sf_cpu_of(device)->isa, part, pool, page_bytes }, list, k, v };
+    sf_cpu_share(device,
+                 (int64_t)list->n * part->layout->k_dim * part->factors->layout->k_dim, list->n, 0,
+                 rebuild_slots, &all);
 }
 
 void sf_cpu_copy_columns(struct sf_device *device, int32_t rows, int32_t x_cols, int32_t cols,

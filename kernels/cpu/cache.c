@@ -193,25 +193,33 @@ static void append_rows(const struct sf_cpu_isa *isa, const struct sf_append_job
     }
 }
 
+/* An append: `pieces` of the longest lane, of APPEND_ROWS rows, count for every lane. */
+struct append { const struct sf_cpu_isa *isa; const struct sf_append_job *job; int32_t pieces; };
+
+static void append_pieces(void *context, int32_t begin, int32_t end, int32_t thread)
+{
+    const struct append *a = context;
+    (void)thread;
+    for (int32_t i = begin; i < end; i++) {
+        const struct sf_append_lane *lane = &a->job->lane[i / a->pieces];
+        int32_t first = i % a->pieces * APPEND_ROWS, left = lane->rows - first;
+        append_rows(a->isa, a->job, lane, first,
+                    first + (left < APPEND_ROWS ? left : APPEND_ROWS));
+    }
+}
+
 static void kv_append(struct sf_device *device, const struct sf_append_job *job)
 {
-    const struct sf_cpu_isa *isa = sf_cpu_of(device)->isa;
+    struct append a = { sf_cpu_of(device)->isa, job, 0 };
     int64_t rows = 0;
-    int32_t pieces = 0;                 /* of the longest lane */
     for (int32_t i = 0; i < job->lanes; i++) {
         int32_t p = (job->lane[i].rows + APPEND_ROWS - 1) / APPEND_ROWS;
         rows += job->lane[i].rows;
-        pieces = p > pieces ? p : pieces;
+        a.pieces = p > a.pieces ? p : a.pieces;
     }
     SF_ASSERT(job->layout.dtype != SF_BF16 || job->layout.k_dim % 2 == 0);
-    int pays = sf_cpu_threads_pay(device, rows * (job->layout.k_dim + job->layout.v_dim) * 2);
-#pragma omp parallel for collapse(2) num_threads(device->threads) if (pays) schedule(dynamic, 8)
-    for (int32_t i = 0; i < job->lanes; i++)
-        for (int32_t p = 0; p < pieces; p++) {
-            const struct sf_append_lane *lane = &job->lane[i];
-            int32_t first = p * APPEND_ROWS, left = lane->rows - first;
-            append_rows(isa, job, lane, first, first + (left < APPEND_ROWS ? left : APPEND_ROWS));
-        }
+    sf_cpu_share(device, rows * (job->layout.k_dim + job->layout.v_dim) * 2,
+                 job->lanes * a.pieces, 8, append_pieces, &a);
 }
 
 static void kv_clear(struct sf_device *device, const struct sf_layout *layout, unsigned char *page)
@@ -291,26 +299,45 @@ static void scale(float factor, float *x, int32_t count)
     for (int32_t i = 0; i < count; i++) x[i] *= factor;
 }
 
+struct reading {
+    const struct sf_cpu_isa *isa;
+    const struct sf_layout *layout;
+    const unsigned char *pool;
+    size_t page_bytes;
+    const struct sf_slot_list *list;
+    float *k, *v, *bias;
+    int32_t *pos;
+};
+
+static void read_slots(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    const struct reading *r = context;
+    const struct sf_layout *layout = r->layout;
+    (void)thread;
+    for (int32_t i = first; i < end; i++) {
+        struct place at = place_of(layout, r->pool, r->page_bytes, r->list->pages,
+                                   r->list->slot[i]);
+        float *to_k = r->k ? r->k + (size_t)i * (size_t)layout->k_dim : NULL;
+        float *to_v = r->v ? r->v + (size_t)i * (size_t)layout->v_dim : NULL;
+        if (to_k) key_read(r->isa, layout, at.key, to_k);
+        if (to_v) r->isa->to_f32(layout->dtype, at.value, to_v, (size_t)layout->v_dim);
+        if (to_k && layout->dtype == SF_INT8 && layout->k_dim > 0)
+            scale(*at.k_scale, to_k, layout->k_dim);
+        if (to_v && layout->dtype == SF_INT8 && layout->v_dim > 0)
+            scale(*at.v_scale, to_v, layout->v_dim);
+        if (r->bias) r->bias[i] = *at.bias;
+        if (r->pos) r->pos[i] = *at.pos;
+    }
+}
+
 static void kv_read(struct sf_device *device, const struct sf_layout *layout,
                     const unsigned char *pool, size_t page_bytes, const struct sf_slot_list *list,
                     float *k, float *v, float *bias_host, int32_t *pos_host)
 {
-    const struct sf_cpu_isa *isa = sf_cpu_of(device)->isa;
-    int pays = sf_cpu_threads_pay(device, (int64_t)list->n * (layout->k_dim + layout->v_dim) * 2);
-#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
-    for (int32_t i = 0; i < list->n; i++) {
-        struct place at = place_of(layout, pool, page_bytes, list->pages, list->slot[i]);
-        float *to_k = k ? k + (size_t)i * (size_t)layout->k_dim : NULL;
-        float *to_v = v ? v + (size_t)i * (size_t)layout->v_dim : NULL;
-        if (k) key_read(isa, layout, at.key, to_k);
-        if (v) isa->to_f32(layout->dtype, at.value, to_v, (size_t)layout->v_dim);
-        if (k && layout->dtype == SF_INT8 && layout->k_dim > 0)
-            scale(*at.k_scale, to_k, layout->k_dim);
-        if (v && layout->dtype == SF_INT8 && layout->v_dim > 0)
-            scale(*at.v_scale, to_v, layout->v_dim);
-        if (bias_host) bias_host[i] = *at.bias;
-        if (pos_host) pos_host[i] = *at.pos;
-    }
+    struct reading r = { sf_cpu_of(device)->isa, layout, pool, page_bytes, list, k, v, bias_host,
+                         pos_host };
+    sf_cpu_share(device, (int64_t)list->n * (layout->k_dim + layout->v_dim) * 2, list->n, 0,
+                 read_slots, &r);
 }
 
 void sf_cpu_cache_fill(struct sf_kernels *k)

@@ -23,7 +23,6 @@
  * A window keeps blocks that no row of a tile sees out of the work, but for DECAY, whose slots all
  * change with every row: that costs what it would without a window. */
 #include <math.h>
-#include <omp.h>
 #include "kernels/backend.h"
 #include "kernels/cpu/tile.h"
 
@@ -184,19 +183,24 @@ static float mean_of(const struct columns *c, const struct sf_lane_job *lane, in
     return live > 0 ? 1 / (float)live : 0;
 }
 
-/* A thread's share of the means of all tiles: every so many rows. */
-static void means_fill(const struct columns *c, int thread, int threads)
+/* The means first .. end - 1, those of all tiles being one after the other. */
+static void means_fill(void *context, int32_t first, int32_t end, int32_t thread)
 {
-    enum { TOGETHER = 16 };
-    const struct sf_attention *attention = c->attention;
-    for (int32_t i = 0; i < attention->tiles; i++) {
-        const struct sf_tile *tile = &attention->tile[i];
+    const struct columns *c = context;
+    (void)thread;
+    for (int32_t i = 0; i < c->attention->tiles; i++) {
+        const struct sf_tile *tile = &c->attention->tile[i];
         int32_t row = sf_tile_row(tile, 0), rows = tile->vectors / tile->lane->q_heads;
-        int64_t at = tile->kept - attention->kept_floats;
-        for (int32_t r = 0; r < rows; r++)
-            if ((at + r) / TOGETHER % threads == thread)
-                tile->kept[r] = mean_of(c, tile->lane, row + r);
+        int64_t at = tile->kept - c->attention->kept_floats;
+        for (int64_t r = at < first ? first - at : 0; r < rows && at + r < end; r++)
+            tile->kept[r] = mean_of(c, tile->lane, row + (int32_t)r);
     }
+}
+
+static int32_t means_of(const struct sf_attention *attention)
+{
+    const struct sf_tile *last = &attention->tile[attention->tiles - 1];
+    return (int32_t)(last->kept - attention->kept_floats) + last->vectors / last->lane->q_heads;
 }
 
 /* ---- the cut into units ------------------------------------------------------------------------
@@ -263,27 +267,26 @@ static void units_cut(struct sf_attention *attention)
     }
 }
 
-static void units_run(const struct sf_device *device, const struct columns *c)
+static void units_sum(void *context, int32_t first, int32_t end, int32_t thread)
 {
+    const struct columns *c = context;
     struct sf_attention *attention = c->attention;
+    float *floats = attention->thread_floats + (size_t)thread * SF_THREAD_FLOATS;
+    for (int32_t i = first; i < end; i++) {
+        const struct sf_unit *unit = &attention->unit[attention->order[i]];
+        unit_run(c, &attention->tile[unit->tile], unit, floats);
+    }
+}
+
+static void units_run(const struct sf_device *device, struct columns *c)
+{
+    const struct sf_attention *attention = c->attention;
     int64_t cost = 0;
     for (int32_t i = 0; i < attention->units; i++) cost += attention->unit[i].cost;
-    int pays = attention->units > 1 &&
-               sf_cpu_threads_pay(device, cost * c->job->layout.k_dim / 16);
-#pragma omp parallel num_threads(device->threads) if (pays)
-    {
-        float *floats =
-            attention->thread_floats + (size_t)omp_get_thread_num() * SF_THREAD_FLOATS;
-        if (c->job->fold == SF_ROWS_BELOW_MEAN) {
-            means_fill(c, omp_get_thread_num(), omp_get_num_threads());
-#pragma omp barrier
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int32_t i = 0; i < attention->units; i++) {
-            const struct sf_unit *unit = &attention->unit[attention->order[i]];
-            unit_run(c, &attention->tile[unit->tile], unit, floats);
-        }
-    }
+    int64_t operations = attention->units > 1 ? cost * c->job->layout.k_dim / 16 : 0;
+    if (c->job->fold == SF_ROWS_BELOW_MEAN)
+        sf_cpu_share(device, operations, means_of(attention), 0, means_fill, c);
+    sf_cpu_share(device, operations, attention->units, 1, units_sum, c);
 }
 
 void sf_cpu_columns(struct sf_device *device, const struct sf_columns_job *job)

@@ -7,6 +7,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
+#include "kernels/cpu/tile.h"
 
 /* One table per instruction set, alike but for the name; filled once per process. */
 enum { TABLES = SF_ISA_AVX512_BF16 + 1 };

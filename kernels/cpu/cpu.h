@@ -2,6 +2,7 @@
  * its meaning (kernels.h). */
 #ifndef SHEAF_KERNELS_CPU_CPU_H
 #define SHEAF_KERNELS_CPU_CPU_H
+#include "base/crew.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/device.h"
 
@@ -26,10 +27,18 @@ struct sf_mat_call {
     int leaves;
 };
 
-/* Whether work of about `operations` elementary steps is worth waking the threads for. */
+/* Whether work of about `operations` elementary steps is worth the threads' while. */
 static inline int sf_cpu_threads_pay(const struct sf_device *device, int64_t operations)
 {
     return device->threads > 1 && operations > 1 << 16;
+}
+
+/* sf_crew_run on the device's threads if so many operations pay; piece 0: a few a thread. */
+static inline void sf_cpu_share(const struct sf_device *device, int64_t operations, int32_t count,
+                                int32_t piece, sf_crew_work *work, void *context)
+{
+    struct sf_crew *crew = sf_cpu_threads_pay(device, operations) ? device->crew : NULL;
+    sf_crew_run(crew, count, piece > 0 ? piece : sf_crew_piece(crew, count), work, context);
 }
 
 void sf_cpu_rows_fill(struct sf_kernels *);     /* rmsnorm .. argmax */
@@ -53,9 +62,5 @@ int sf_cpu_cholesky(struct sf_device *, int32_t n, float shift, float *gram);
 sf_status sf_cpu_weights_take(struct sf_device *, size_t bytes, void **out);
 void      sf_cpu_weights_give(struct sf_device *, void *weights, size_t bytes);
 void      sf_cpu_weights_close(struct sf_device *);
-
-sf_status sf_cpu_attention_create(int32_t threads, struct sf_attention **out);
-void      sf_cpu_attention_destroy(struct sf_attention *);
-int64_t   sf_cpu_attention_bytes(int32_t threads);
 
 #endif

@@ -9,7 +9,6 @@
  *            orthonormal; c = q^T x.  With no oversampling a b = q c is the answer, else the small
  *            singular value decomposition of c is cut to the rank. */
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 #include "base/rng.h"
@@ -30,23 +29,28 @@ static struct matrix dense(float *at, int32_t rows, int32_t cols)
     return (struct matrix){ at, rows, cols, (size_t)cols };
 }
 
-/* out = x y, or x^T y: blocks of the rows of out. */
+/* out = x y, or x^T y. */
+struct plain { int transposed; struct matrix x, y, out; };
+
+static void multiply_blocks(void *context, int32_t begin, int32_t end, int32_t thread)
+{
+    const struct plain *p = context;
+    (void)thread;
+    for (int32_t block = begin; block < end; block++) {
+        size_t first = (size_t)block * BLOCK;
+        sf_product_plain(p->transposed, least(BLOCK, p->out.rows - block * BLOCK), p->y.cols,
+                         p->y.rows, p->x.at + (p->transposed ? first : first * p->x.stride),
+                         p->x.stride, p->y.at, p->y.stride, p->out.at + first * p->out.stride,
+                         p->out.stride);
+    }
+}
+
 static void multiply(struct sf_device *device, int transposed, struct matrix x, struct matrix y,
                      struct matrix out)
 {
-    int32_t blocks = (out.rows + BLOCK - 1) / BLOCK;
-    int pays = sf_cpu_threads_pay(device, (int64_t)area(x.rows, x.cols) * y.cols / 8);
-    int omp_threads = omp_get_max_threads();
-    (void)pays;
-    omp_set_num_threads(1);
-#pragma omp parallel for num_threads(device->threads) if (pays) schedule(dynamic, 1)
-    for (int32_t block = 0; block < blocks; block++) {
-        size_t first = (size_t)block * BLOCK;
-        sf_product_plain(transposed, least(BLOCK, out.rows - block * BLOCK), y.cols, y.rows,
-                         x.at + (transposed ? first : first * x.stride), x.stride, y.at, y.stride,
-                         out.at + first * out.stride, out.stride);
-    }
-    omp_set_num_threads(omp_threads);
+    struct plain p = { transposed, x, y, out };
+    sf_cpu_share(device, (int64_t)area(x.rows, x.cols) * y.cols / 8, (out.rows + BLOCK - 1) / BLOCK,
+                 1, multiply_blocks, &p);
 }
 
 void sf_cpu_product(struct sf_device *device, int turned, int32_t rows, int32_t cols,

@@ -5,7 +5,6 @@
  * registers: into y where there is nothing to add and no column too many, else into the thread's
  * scratch. */
 #include "kernels/cpu/int8.h"
-#include <omp.h>
 #include <string.h>
 #include "base/memory.h"
 #include "kernels/cpu/cpu.h"
@@ -103,6 +102,22 @@ static void pack_column(const struct sf_cpu_isa *isa, struct sf_int8 *mat, int32
     mat->scale[(size_t)slice * (size_t)mat->cols + (size_t)column] = row.scale;
 }
 
+struct packing {
+    const struct sf_cpu_isa *isa;
+    struct sf_int8 *mat;
+    int32_t first, slice;               /* column of the matrix */
+    const float *tile;
+};
+
+static void pack_columns(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    const struct packing *p = context;
+    (void)thread;
+    for (int32_t c = first; c < end; c++)
+        pack_column(p->isa, p->mat, p->first + c, p->slice,
+                    p->tile + (size_t)c * (size_t)p->mat->shape.k_slice);
+}
+
 void sf_int8_pack(struct sf_device *device, struct sf_int8 *mat, int32_t panel, int32_t slice,
                   const float *tile)
 {
@@ -111,10 +126,8 @@ void sf_int8_pack(struct sf_device *device, struct sf_int8 *mat, int32_t panel, 
     int32_t first = panel * shape->panel_cols, cols = shape->cols - first;
     SF_ASSERT(panel >= 0 && cols > 0 && slice >= 0 && slice < shape->slices);
     if (cols > shape->panel_cols) cols = shape->panel_cols;
-    int pays = sf_cpu_threads_pay(device, (int64_t)cols * shape->k_slice * 2);
-#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
-    for (int32_t c = 0; c < cols; c++)
-        pack_column(isa, mat, first + c, slice, tile + (size_t)c * (size_t)shape->k_slice);
+    struct packing p = { isa, mat, first, slice, tile };
+    sf_cpu_share(device, (int64_t)cols * shape->k_slice * 2, cols, 0, pack_columns, &p);
 }
 
 /* ---- multiplying -------------------------------------------------------------------------------
@@ -122,9 +135,11 @@ void sf_int8_pack(struct sf_device *device, struct sf_int8 *mat, int32_t panel, 
 
 /* Some rows of a call, as codes. */
 struct block {
+    const struct sf_cpu *cpu;
     const struct sf_int8 *mat;
     const struct sf_mat_call *call;
     int32_t first, rows;                /* of the call's */
+    int32_t group, groups;              /* rows of a group, groups */
     int8_t *codes;                      /* [rows][slices * k] */
     struct sf_int8_row *row;            /* [slices][rows] */
 };
@@ -156,11 +171,11 @@ static void out_store(const struct sf_cpu_isa *isa, const struct sf_int8_tile *t
 
 /* Rows `from` to `end` of a block times one strip. */
 static void strip_run(const struct sf_cpu *cpu, const struct block *b, int32_t strip, int32_t from,
-                      int32_t end)
+                      int32_t end, int32_t thread)
 {
     const struct sf_int8 *mat = b->mat;
     const struct sf_mat_call *call = b->call;
-    float *scratch = sf_products_scratch(cpu->products, omp_get_thread_num()).y;
+    float *scratch = sf_products_scratch(cpu->products, thread).y;
     int32_t left = mat->shape.cols - strip * STRIP, valid = left < STRIP ? left : STRIP;
     size_t row_codes = (size_t)mat->shape.slices * (size_t)mat->k;
     for (int32_t s = 0; s < mat->shape.slices; s++) {
@@ -184,27 +199,34 @@ static void strip_run(const struct sf_cpu *cpu, const struct block *b, int32_t s
     }
 }
 
-/* Rows are cut into groups only where there are too few strips to keep the threads level. */
-static void block_run(struct sf_device *device, const struct block *b)
+static void rows_quantise(void *context, int32_t first, int32_t end, int32_t thread)
 {
-    const struct sf_cpu *cpu = sf_cpu_of(device);
+    const struct block *b = context;
+    (void)thread;
+    for (int32_t r = first; r < end; r++) row_quantise(b->cpu->isa, b, r);
+}
+
+/* Tasks are (strip, group of rows). */
+static void tasks_run(void *context, int32_t begin, int32_t end, int32_t thread)
+{
+    const struct block *b = context;
+    for (int32_t task = begin; task < end; task++) {
+        int32_t first = task % b->groups * b->group, last = first + b->group;
+        strip_run(b->cpu, b, task / b->groups, first, last < b->rows ? last : b->rows, thread);
+    }
+}
+
+/* Rows are cut into groups only where there are too few strips to keep the threads level. */
+static void block_run(struct sf_device *device, struct block *b)
+{
     const struct sf_mat_shape *shape = &b->mat->shape;
     int32_t threads = device->threads, strips = (b->mat->cols + STRIP - 1) / STRIP;
     int32_t groups = threads == 1 ? 1 : (4 * threads + strips - 1) / strips;
-    int32_t group = round_up((b->rows + groups - 1) / groups, ROWS_GROUP);
-    groups = (b->rows + group - 1) / group;
-    int64_t k = (int64_t)shape->k_slice * shape->slices;
-    int pays = sf_cpu_threads_pay(device, b->rows * k * shape->cols / 16);
-#pragma omp parallel num_threads(threads) if (pays)
-    {
-#pragma omp for schedule(static)
-        for (int32_t r = 0; r < b->rows; r++) row_quantise(cpu->isa, b, r);
-#pragma omp for schedule(dynamic, 1)
-        for (int32_t task = 0; task < strips * groups; task++) {
-            int32_t from = task % groups * group, end = from + group;
-            strip_run(cpu, b, task / groups, from, end < b->rows ? end : b->rows);
-        }
-    }
+    b->group = round_up((b->rows + groups - 1) / groups, ROWS_GROUP);
+    b->groups = (b->rows + b->group - 1) / b->group;
+    int64_t operations = (int64_t)shape->k_slice * shape->slices * b->rows * shape->cols / 16;
+    sf_cpu_share(device, operations, b->rows, 0, rows_quantise, b);
+    sf_cpu_share(device, operations, strips * b->groups, 1, tasks_run, b);
 }
 
 void sf_int8_multiply(struct sf_device *device, const struct sf_int8 *mat,
@@ -215,7 +237,8 @@ void sf_int8_multiply(struct sf_device *device, const struct sf_int8 *mat,
     int32_t most = (int32_t)(SF_WIDE_BYTES / row_bytes(&mat->shape));
     if (most > ROWS_BLOCK_MAX) most = ROWS_BLOCK_MAX;
     for (int32_t first = 0; first < call->rows; first += most) {
-        struct block b = { .mat = mat, .call = call, .first = first, .rows = call->rows - first };
+        struct block b = { .cpu = cpu, .mat = mat, .call = call, .first = first,
+                           .rows = call->rows - first };
         if (b.rows > most) b.rows = most;
         b.row = shared;
         b.codes = (int8_t *)(b.row + (size_t)b.rows * (size_t)mat->shape.slices);

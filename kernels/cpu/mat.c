@@ -19,7 +19,6 @@
  * place among the 48 are left; that its place does not matter is a property of oneDNN's kernels
  * (rows are blocked, k is not), measured and tested.  Slices are added one after the other, in
  * f32. */
-#include <omp.h>
 #include <string.h>
 #include "base/memory.h"
 #include "kernels/cpu/cpu.h"
@@ -246,6 +245,27 @@ static void pack_rows(const struct sf_cpu_isa *isa, const struct sf_mat *mat,
     }
 }
 
+/* A tile's columns of one panel of ours, and how many steps of PACK_K each of its chunks takes. */
+struct packing {
+    const struct sf_cpu_isa *isa;
+    const struct sf_mat *mat;
+    const struct kind *kind;
+    const float *source;
+    unsigned char *target;
+    int32_t steps;
+};
+
+static void pack_steps(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    const struct packing *p = context;
+    (void)thread;
+    for (int32_t j = first; j < end; j++) {
+        int32_t c = j / p->steps, i = j % p->steps * PACK_K;
+        if (i < chunk_k(p->mat, c))
+            pack_rows(p->isa, p->mat, p->kind, p->source, p->kind->cols_valid, c, i, p->target);
+    }
+}
+
 static sf_status mat_pack(struct sf_device *device, struct sf_mat *mat, int32_t panel,
                           int32_t slice, const float *tile)
 {
@@ -264,16 +284,11 @@ static sf_status mat_pack(struct sf_device *device, struct sf_mat *mat, int32_t 
     for (int32_t column = 0; column < shape->panel_cols && first + column < shape->cols;
          column += mat->width) {
         int32_t inner = (first + column) / mat->width;
-        const struct kind *kind = kind_of(mat, inner);
-        const float *source = tile + (size_t)column * (size_t)shape->k_slice;
-        unsigned char *target = tile_of(mat, inner, slice);
-        int pays = sf_cpu_threads_pay(device, (int64_t)kind->cols * shape->k_slice * 2);
-#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
-        for (int32_t j = 0; j < mat->chunks * steps; j++) {
-            int32_t c = j / steps, i = j % steps * PACK_K;
-            if (i < chunk_k(mat, c))
-                pack_rows(isa, mat, kind, source, kind->cols_valid, c, i, target);
-        }
+        struct packing p = { isa, mat, kind_of(mat, inner),
+                             tile + (size_t)column * (size_t)shape->k_slice,
+                             tile_of(mat, inner, slice), steps };
+        sf_cpu_share(device, (int64_t)p.kind->cols * shape->k_slice * 2, mat->chunks * steps, 0,
+                     pack_steps, &p);
     }
     return SF_OK;
 }
@@ -291,6 +306,7 @@ struct call {
     size_t y_stride, leaf_stride;
     int leaves;                         /* slices are not added but kept apart */
     int32_t block, blocks, tail[TAILS_MAX], tails;
+    int32_t groups;                     /* of parts, by which threads take them */
     /* By number of rows (0: a block, 1 + i: tail i), kind of panel, and whether it is the last
      * chunk of k. */
     struct sf_product *product[1 + TAILS_MAX][2][2];
@@ -421,11 +437,11 @@ static void part_run(const struct call *call, int32_t panel, int32_t slice, int3
 }
 
 /* One panel times the parts first .. end - 1: each tile is expanded once and used for all. */
-static void panel_run(const struct call *call, int32_t panel, int32_t first, int32_t end)
+static void panel_run(const struct call *call, int32_t panel, int32_t first, int32_t end,
+                      int32_t thread)
 {
     const struct sf_mat *mat = call->mat;
     const struct sf_cpu *cpu = sf_cpu_of(call->device);
-    int32_t thread = omp_get_thread_num();
     size_t cols = (size_t)kind_of(mat, panel)->cols, width = sf_dtype_bytes(mat->shape.dtype);
     for (int32_t slice = 0; slice < mat->shape.slices; slice++)
         for (int32_t c = 0; c < mat->chunks; c++) {
@@ -441,8 +457,19 @@ static void panel_run(const struct call *call, int32_t panel, int32_t first, int
         }
 }
 
-/* Threads take (panel, group of row parts); rows are cut into groups only where there are too few
- * panels to keep the threads level. */
+/* Tasks are (panel, group of row parts). */
+static void tasks_run(void *context, int32_t begin, int32_t end, int32_t thread)
+{
+    const struct call *call = context;
+    int32_t parts = call->blocks + call->tails, groups = call->groups;
+    for (int32_t task = begin; task < end; task++) {
+        int32_t group = task % groups;
+        panel_run(call, task / groups, (int32_t)((int64_t)group * parts / groups),
+                  (int32_t)((int64_t)(group + 1) * parts / groups), thread);
+    }
+}
+
+/* Rows are cut into groups only where there are too few panels to keep the threads level. */
 static void call_run(struct call *call, int32_t rows)
 {
     const struct sf_mat *mat = call->mat;
@@ -452,18 +479,10 @@ static void call_run(struct call *call, int32_t rows)
     sf_status status = products_find(call);
     SF_ASSERT(status == SF_OK);
     int32_t parts = call->blocks + call->tails, groups = (4 * threads + panels - 1) / panels;
-    groups = threads == 1 ? 1 : groups < parts ? groups : parts;
+    call->groups = threads == 1 ? 1 : groups < parts ? groups : parts;
     int64_t k = (int64_t)mat->shape.k_slice * mat->shape.slices;
-    int pays = sf_cpu_threads_pay(call->device, rows * k * mat->shape.cols / 8);
-    int omp_threads = omp_get_max_threads();
-    omp_set_num_threads(1);
-#pragma omp parallel for num_threads(threads) if (pays) schedule(dynamic, 1)
-    for (int32_t task = 0; task < panels * groups; task++) {
-        int32_t group = task % groups;
-        panel_run(call, task / groups, (int32_t)((int64_t)group * parts / groups),
-                  (int32_t)((int64_t)(group + 1) * parts / groups));
-    }
-    omp_set_num_threads(omp_threads);
+    sf_cpu_share(call->device, rows * k * mat->shape.cols / 8, panels * call->groups, 1, tasks_run,
+                 call);
 }
 
 static void multiply(struct sf_device *device, const struct sf_mat *mat,

@@ -4,7 +4,6 @@
  * for, so there is no scratch.  Threads take tasks of some tiles of rows times a strip, strip by
  * strip, so that what comes next is known. */
 #include "kernels/cpu/pairs.h"
-#include <omp.h>
 #include <string.h>
 #include "base/memory.h"
 #include "kernels/cpu/cpu.h"
@@ -98,6 +97,26 @@ static void pack_columns(const struct sf_cpu_isa *isa, struct sf_pairs *mat, int
     }
 }
 
+struct packing {
+    const struct sf_cpu_isa *isa;
+    struct sf_pairs *mat;
+    int32_t first, end, slice;          /* columns of the matrix */
+    const float *tile;
+};
+
+/* Groups of COLS_ALIGN columns, counted from that of the first column. */
+static void pack_groups(void *context, int32_t begin, int32_t stop, int32_t thread)
+{
+    const struct packing *p = context;
+    (void)thread;
+    for (int32_t group = begin; group < stop; group++) {
+        int32_t from = (p->first / COLS_ALIGN + group) * COLS_ALIGN, to = from + COLS_ALIGN;
+        if (from < p->first) from = p->first;
+        pack_columns(p->isa, p->mat, from, to < p->end ? to : p->end, p->slice,
+                     p->tile + (size_t)(from - p->first) * (size_t)p->mat->shape.k_slice);
+    }
+}
+
 void sf_pairs_pack(struct sf_device *device, struct sf_pairs *mat, int32_t panel, int32_t slice,
                    const float *tile)
 {
@@ -106,14 +125,9 @@ void sf_pairs_pack(struct sf_device *device, struct sf_pairs *mat, int32_t panel
     int32_t first = panel * shape->panel_cols, end = first + shape->panel_cols;
     SF_ASSERT(panel >= 0 && first < shape->cols && slice >= 0 && slice < shape->slices);
     if (end > shape->cols) end = shape->cols;
-    int pays = sf_cpu_threads_pay(device, (int64_t)(end - first) * shape->k_slice * 2);
-#pragma omp parallel for num_threads(device->threads) if (pays) schedule(static)
-    for (int32_t group = first / COLS_ALIGN; group <= (end - 1) / COLS_ALIGN; group++) {
-        int32_t from = group * COLS_ALIGN, to = from + COLS_ALIGN;
-        if (from < first) from = first;
-        pack_columns(isa, mat, from, to < end ? to : end, slice,
-                     tile + (size_t)(from - first) * (size_t)shape->k_slice);
-    }
+    struct packing p = { isa, mat, first, end, slice, tile };
+    sf_cpu_share(device, (int64_t)(end - first) * shape->k_slice * 2,
+                 (end - 1) / COLS_ALIGN - first / COLS_ALIGN + 1, 0, pack_groups, &p);
 }
 
 /* ---- multiplying -------------------------------------------------------------------------------
@@ -188,19 +202,24 @@ static int32_t row_of(const struct block *b, int32_t group)
     return (int32_t)((int64_t)b->rows * tile / b->tiles);
 }
 
-static void block_run(struct sf_device *device, struct block *b)
+static void tasks_run(void *context, int32_t begin, int32_t end, int32_t thread)
 {
-    const struct sf_mat_shape *shape = &b->mat->shape;
-    int64_t k = (int64_t)shape->k_slice * shape->slices;
-    int pays = sf_cpu_threads_pay(device, b->rows * k * shape->cols / 8);
-    b->threads = pays ? device->threads : 1;
-    deal(b);
-#pragma omp parallel for num_threads(b->threads) if (pays) schedule(dynamic, 1)
-    for (int32_t task = 0; task < b->parts * b->groups; task++) {
+    const struct block *b = context;
+    (void)thread;
+    for (int32_t task = begin; task < end; task++) {
         int32_t part = task / b->groups, group = task % b->groups;
         int32_t next = (task + b->threads) / b->groups;
         part_run(b, part, next, row_of(b, group), row_of(b, group + 1));
     }
+}
+
+static void block_run(struct sf_device *device, struct block *b)
+{
+    const struct sf_mat_shape *shape = &b->mat->shape;
+    int64_t operations = (int64_t)shape->k_slice * shape->slices * b->rows * shape->cols / 8;
+    b->threads = sf_cpu_threads_pay(device, operations) ? device->threads : 1;
+    deal(b);
+    sf_cpu_share(device, operations, b->parts * b->groups, 1, tasks_run, b);
 }
 
 void sf_pairs_multiply(struct sf_device *device, const struct sf_pairs *mat,

@@ -6,7 +6,6 @@
  * for, then their softmax, and s the greatest.  The chunks are found digit by digit of the bits of
  * s, which order as the numbers do since none is negative; so the time does not depend on s. */
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 
 #include "kernels/backend.h"
@@ -124,16 +123,22 @@ static void pick_lane(const struct sf_cpu_isa *isa, const struct sf_pick_job *jo
     choose(job, lane, room.s);
 }
 
+struct pass { struct sf_device *device; const struct sf_pick_job *job; };
+
+static void pick_lanes(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    const struct pass *pass = context;
+    const struct sf_cpu *cpu = sf_cpu_of(pass->device);
+    float *floats = cpu->attention->thread_floats + (size_t)thread * SF_THREAD_FLOATS;
+    for (int32_t l = first; l < end; l++)
+        pick_lane(cpu->isa, pass->job, &pass->job->lane[l], floats);
+}
+
 void sf_cpu_pick(struct sf_device *device, const struct sf_pick_job *job)
 {
-    const struct sf_cpu_isa *isa = sf_cpu_of(device)->isa;
-    struct sf_attention *attention = sf_cpu_of(device)->attention;
+    struct pass pass = { device, job };
     int64_t cost = 0;
     for (int32_t l = 0; l < job->lanes; l++)
         cost += (int64_t)job->lane[l].landmarks * job->lane[l].rows * job->lane[l].q_heads;
-    int pays = job->lanes > 1 && sf_cpu_threads_pay(device, cost * job->layout.k_dim);
-#pragma omp parallel for num_threads(device->threads) if (pays) schedule(dynamic, 1)
-    for (int32_t l = 0; l < job->lanes; l++)
-        pick_lane(isa, job, &job->lane[l],
-                  attention->thread_floats + (size_t)omp_get_thread_num() * SF_THREAD_FLOATS);
+    sf_cpu_share(device, cost * job->layout.k_dim, job->lanes, 1, pick_lanes, &pass);
 }

@@ -1,8 +1,8 @@
 /* kernels/cpu/product.c: oneDNN matmul primitives, made once per shape and run by one thread each.
  *
  * oneDNN asks OpenMP for the number of threads both when a primitive is made (its blocking may
- * depend on it) and, for some of its implementations, when it runs; both happen under
- * omp_set_num_threads(1), which is a setting of the calling thread alone.
+ * depend on it) and, for some of its implementations, when it runs.  So whoever calls it says
+ * omp_set_num_threads(1), a setting of the calling thread alone: threads are ours (base/crew.h).
  *
  * oneDNN keeps what it has made in a cache of the whole process, with locks into which
  * ThreadSanitizer does not see; ranks may be threads, so making and freeing take one lock of ours.
@@ -68,6 +68,7 @@ void sf_product_run(struct sf_products *products, const struct sf_product *produ
         { DNNL_ARG_SRC, memory[MEM_X] }, { DNNL_ARG_WEIGHTS, memory[MEM_WEIGHTS] },
         { DNNL_ARG_DST, memory[MEM_Y] }, { DNNL_ARG_SCRATCHPAD, memory[MEM_PAD] }
     };
+    omp_set_num_threads(1);
     if (status == dnnl_success)
         status = dnnl_primitive_execute(product->primitive, products->stream[thread], MEMS, args);
     SF_ASSERT(status == dnnl_success);
@@ -77,6 +78,7 @@ void sf_product_plain(int turned, int32_t rows, int32_t cols, int32_t k, const f
                       size_t x_stride, const float *y, size_t y_stride, float *out,
                       size_t out_stride)
 {
+    omp_set_num_threads(1);
     dnnl_status_t status = dnnl_sgemm(turned ? 'T' : 'N', 'N', rows, cols, k, 1, x,
                                       (dnnl_dim_t)x_stride, y, (dnnl_dim_t)y_stride, 0, out,
                                       (dnnl_dim_t)out_stride);
@@ -192,14 +194,12 @@ static sf_status product_create(struct sf_products *products, const struct sf_pr
     SF_TRY(sf_alloc(sizeof *product, "product", (void **)&product));
     product->shape = *shape;
     product->threads = products->threads;
-    int threads = omp_get_max_threads();
     omp_set_num_threads(1);
     pthread_mutex_lock(&making);
     sf_status status = product_fill(products, product);
     if (status != SF_OK) product_free(product);
     else *out = product;
     pthread_mutex_unlock(&making);
-    omp_set_num_threads(threads);
     return status;
 }
 

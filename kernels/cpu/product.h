@@ -40,14 +40,12 @@ sf_status sf_products_strip(struct sf_products *, enum sf_dtype, int32_t cols, i
 /* From the cache, made where it is not there yet (up to a millisecond).  Not from two threads. */
 sf_status sf_products_get(struct sf_products *, const struct sf_product_shape *,
                           struct sf_product **out);
-/* y = x w on thread `thread` of the device, for different threads at once.  The caller has set
- * OpenMP's number of threads to 1. */
+/* y = x w on thread `thread` of the device, for different threads at once. */
 void      sf_product_run(struct sf_products *, const struct sf_product *, int32_t thread,
                          const void *x, const void *weights, float *y);
 struct sf_product_scratch sf_products_scratch(struct sf_products *, int32_t thread);
 /* out [rows][cols] = x [rows][k] y [k][cols] in f32, or with x [k][rows] turned; any strides, on
- * the calling thread, for different threads at once.  The caller has set OpenMP's number of threads
- * to 1. */
+ * the calling thread, for different threads at once. */
 void      sf_product_plain(int turned, int32_t rows, int32_t cols, int32_t k, const float *x,
                            size_t x_stride, const float *y, size_t y_stride, float *out,
                            size_t out_stride);

@@ -67,6 +67,9 @@ static inline int32_t sf_splits_of(int32_t slots)
     return slots <= 0 ? 0 : (slots + SF_SPLIT_SLOTS - 1) / SF_SPLIT_SLOTS;
 }
 
+sf_status sf_cpu_attention_create(int32_t threads, struct sf_attention **out);
+void      sf_cpu_attention_destroy(struct sf_attention *);
+int64_t   sf_cpu_attention_bytes(int32_t threads);
 /* The part of the lane that split number *split of the tile is in, and its number there. */
 int32_t sf_tile_part(const struct sf_tile *, int32_t *split);
 /* Scales the tile's queries into gathered->q, which the caller has set. */

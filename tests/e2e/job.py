@@ -76,7 +76,7 @@ def has_ranks():
 
 
 def environment():
-    env = dict(os.environ, OMPI_MCA_mpi_yield_when_idle="1", OMP_WAIT_POLICY="passive")
+    env = dict(os.environ, OMPI_MCA_mpi_yield_when_idle="1")
     if os.geteuid() == 0:
         env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     return env

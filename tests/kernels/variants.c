@@ -6,12 +6,7 @@
 #include "tests/check.h"
 #include "tests/kernels/staged.h"
 
-/* ThreadSanitizer does not see into OpenMP's own barriers and would accuse every loop. */
-#if defined(__SANITIZE_THREAD__)
-enum { THREADS_MAX = 1 };
-#else
 enum { THREADS_MAX = 3 };
-#endif
 
 /* A device that does not open is an error of the whole program. */
 static struct sf_device *device_open(const struct sf_device_spec *spec)

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/crew.h"
 #include "comm/reduce.h"
 #include "tests/unit/comm/cases.h"
 
@@ -102,11 +103,9 @@ static void reduce_shape(struct sf_ranked *t, const struct shape *shape, enum de
 {
     struct sf_leaf leaf[16];
     struct sf_reduce_spec spec = { .rows_max = shape->rows_max, .cols = shape->cols,
-                                   .exchange = exchange, .threads = shape->threads };
+                                   .exchange = exchange };
     spec.leaves_max = deal_leaves(deal, shape->leaves, t->size, leaf);
-#ifdef __SANITIZE_THREAD__
-    spec.threads = 1;                   /* the OpenMP library is not instrumented */
-#endif
+    if (shape->threads > 1) R_MUST(t, sf_crew_create(shape->threads, &spec.crew));
     size_t stride = (size_t)(shape->cols + shape->pad);
     float *x = malloc((size_t)shape->rows_max * stride * sizeof *x);
     struct sf_reduce *reduce;
@@ -124,6 +123,7 @@ static void reduce_shape(struct sf_ranked *t, const struct shape *shape, enum de
         check_sum(t, call, shape, rows, x);
     }
     sf_reduce_destroy(reduce);
+    sf_crew_destroy(spec.crew);
     free(x);
 }
 
@@ -158,7 +158,7 @@ static void case_blocks(struct sf_ranked *t)
         }
         R_INT(t, next, widths[i]);
     }
-    struct sf_reduce_spec spec = { .rows_max = 48, .cols = 576, .leaves_max = 5, .threads = 1 };
+    struct sf_reduce_spec spec = { .rows_max = 48, .cols = 576, .leaves_max = 5 };
     int64_t leaves = (int64_t)48 * 576 * 5 * (int64_t)sizeof(float);
     for (int one_node = 0; one_node < 2; one_node++)
         R_CHECK(t, sf_reduce_bytes(&spec, t->size, one_node) >= leaves);

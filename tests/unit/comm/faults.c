@@ -146,8 +146,7 @@ static void run_deadline(struct rig *rig, int32_t rank)
     int32_t waiter = rig->variant / WAITS;
     struct sf_window *window = NULL;
     struct sf_reduce *reduce = NULL;
-    struct sf_reduce_spec spec = { .rows_max = 1, .cols = 4, .leaves_max = 1, .exchange = 1,
-                                   .threads = 1 };
+    struct sf_reduce_spec spec = { .rows_max = 1, .cols = 4, .leaves_max = 1, .exchange = 1 };
     sf_status status = sf_comm_window_create(world, 8, &window);
     if (status == SF_OK) status = sf_reduce_create(world, &spec, &reduce);
     int64_t began = sf_now_ns();
@@ -194,8 +193,7 @@ static void test_deadlines(void)
 static void run_once(struct rig *rig, int32_t rank)
 {
     static const struct sf_leaf leaf[] = { { 0, 0 }, { 1, 0 }, { 2, 0 }, { 3, 0 } };
-    struct sf_reduce_spec spec = { .rows_max = 1, .cols = 8, .leaves_max = 1, .exchange = 1,
-                                   .threads = 1 };
+    struct sf_reduce_spec spec = { .rows_max = 1, .cols = 8, .leaves_max = 1, .exchange = 1 };
     struct sf_reduce *reduce = NULL;
     float x[8] = { 0 };
     if (sf_reduce_create(rig->comm[rank], &spec, &reduce) != SF_OK) return;
@@ -388,8 +386,7 @@ static void run_end(struct rig *rig, int32_t rank)
     struct sf_window *window = NULL;
     struct sf_reduce *reduce = NULL;
     struct sf_request *request = NULL;
-    struct sf_reduce_spec spec = { .rows_max = 1, .cols = 4, .leaves_max = 1, .exchange = 1,
-                                   .threads = 1 };
+    struct sf_reduce_spec spec = { .rows_max = 1, .cols = 4, .leaves_max = 1, .exchange = 1 };
     int32_t number = 0, wrong = 0, from;
     struct sf_buffer in = { 0 };
     wrong += sf_comm_window_create(world, 8, &window) != SF_OK;
