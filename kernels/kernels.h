@@ -242,8 +242,7 @@ struct sf_pick_job {
  *   top_p of the weight of what top_k left; ties to the lower token
  *   the first kept token, in the order of the vocabulary, whose cumulative w exceeds u of the kept
  *
- * No token where a logit of the row is NaN or +inf, or all are -inf.  (A host that only takes the
- * greatest of a row, argmax, passes over NaN.)
+ * No token where a logit of the row is NaN or +inf, or all are -inf.
  *
  * A score is taken from the row as it comes.  With m = max_i l_i, at temperature 1:
  *
@@ -358,8 +357,8 @@ struct sf_kernels {
     /* out[r] = x[from[r]], `cols` elements of each; from: host, [rows], NULL: row r. */
     void (*copy_rows)(struct sf_device *, int32_t rows, int32_t cols, const int32_t *from,
                       const float *x, size_t x_stride, float *out, size_t out_stride);
-    /* Greatest value of each row and its index, ties to the lower index.  Outputs: host, there
-     * after the next sync. */
+    /* Greatest value of each row and its index, ties to the lower index; NaN and 0 where one is in
+     * it.  Outputs: host, there after the next sync. */
     void (*argmax)(struct sf_device *, int32_t rows, int32_t cols, const float *x, size_t x_stride,
                    float *value_out, int32_t *index_out);
 

@@ -129,7 +129,7 @@ static sf_status best_of(struct sf_worker *w, int32_t rows)
         w->best[row] = w->best_all[row];
         for (int32_t r = 1; r < share->tp_size; r++) {
             const struct sf_best *other = &w->best_all[r * rows + row];
-            if (other->value > w->best[row].value) w->best[row] = *other;
+            if (isnan(other->value) || other->value > w->best[row].value) w->best[row] = *other;
         }
     }
     return SF_OK;

@@ -224,10 +224,10 @@ static void put_rows(struct sf_device *device, int32_t rows, int32_t cols, const
 
 struct best { float value; int32_t index; };
 
-/* A NaN is greater than nothing; a tie goes to the lower index. */
+/* A NaN stays, whatever comes; a tie goes to the lower index. */
 static __device__ __forceinline__ void better(struct best *mine, float value, int32_t index)
 {
-    if (value > mine->value || (value == mine->value && index < mine->index)) {
+    if (value != value || value > mine->value || (value == mine->value && index < mine->index)) {
         mine->value = value;
         mine->index = index;
     }
@@ -243,7 +243,7 @@ static __global__ void argmax_rows(int32_t cols, sf_global<const float> x, size_
     struct best best = { -INFINITY, 0 };
     for (int32_t c = (int32_t)threadIdx.x; c < cols; c += THREADS) {
         float value = row[c];
-        if (value > best.value) {
+        if (value != value || value > best.value) {
             best.value = value;
             best.index = c;
         }
@@ -261,7 +261,7 @@ static __global__ void argmax_rows(int32_t cols, sf_global<const float> x, size_
     if (threadIdx.x != 0) return;
     for (int w = 1; w < WARPS; w++) better(&best, values[w], indices[w]);
     value_out[blockIdx.x] = best.value;
-    index_out[blockIdx.x] = best.value == -INFINITY ? 0 : best.index;
+    index_out[blockIdx.x] = best.value > -INFINITY ? best.index : 0;
 }
 
 static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const float *x,

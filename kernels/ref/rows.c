@@ -94,7 +94,6 @@ static void copy_rows(struct sf_device *device, int32_t rows, int32_t cols, cons
     }
 }
 
-/* A NaN is never the greatest; a row of nothing else gives -inf at 0. */
 static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const float *x,
                    size_t x_stride, float *value_out, int32_t *index_out)
 {
@@ -107,6 +106,11 @@ static void argmax(struct sf_device *device, int32_t rows, int32_t cols, const f
             if (row[c] > value) {
                 value = row[c];
                 index = c;
+            }
+        for (int32_t c = 0; c < cols; c++)
+            if (isnan(row[c])) {
+                value = NAN;
+                index = 0;
             }
         value_out[r] = value;
         index_out[r] = index;
