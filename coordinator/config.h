@@ -18,6 +18,7 @@ struct sf_config {
     struct {
         char path[SF_OPT_TEXT_MAX];
         int32_t dtype, compute;                        /* enum sf_dtype, enum sf_config_compute */
+        int32_t isa;                                   /* enum sf_isa */
     } model;
     struct {
         int32_t tensor, pipeline, data, expert;        /* data: SF_OPT_AUTO possible */

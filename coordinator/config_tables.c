@@ -5,6 +5,8 @@
 /* Names in the order of the enums that they fill. */
 static const char *const dtypes[] = { "f32", "f16", "bf16", NULL };         /* enum sf_dtype */
 static const char *const computes[] = { "auto", "f32", "bf16", "int8", NULL };
+static const char *const isas[] = { "auto", "generic", "avx2", "avx512", "avx512_vnni",
+                                    "avx512_bf16", NULL };                  /* enum sf_isa */
 static const char *const placements[] = { "balanced", "identity", NULL };   /* enum sf_placement */
 static const char *const devices[] = { "auto", "cpu", "cuda", "cuda-emulated", NULL };
 static const char *const kv_dtypes[] = { "auto", "f32", "f16", "bf16", "int8", NULL };
@@ -33,6 +35,10 @@ static const struct sf_opt model[] = {
     { "compute", SF_OPT_ENUM, AT(model.compute), "auto", 0, 0, NO_AUTO, BUILT, computes, NULL, "",
       "type of the products; auto: model.dtype or f32; int8 (on the CPU): weights in 8 bits with a"
       " scale for each output channel, activations in 8 bits with one for each token" },
+    { "isa", SF_OPT_ENUM, AT(model.isa), "auto", 0, 0, NO_AUTO, BUILT, isas, NULL, "",
+      "the most that the CPU's kernels take of its instruction sets, each of which has those before"
+      " it; auto: all, AMX with them, which none of the names includes; one that a rank's processor"
+      " lacks is refused" },
     { 0 }
 };
 

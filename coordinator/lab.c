@@ -103,6 +103,7 @@ static sf_status predict(struct sf_lab_launch *lab)
 static sf_status plan(struct sf_comm *world, const struct sf_lab_args *args,
                       struct sf_lab_launch *lab)
 {
+    SF_TRY(sf_isa_limit((enum sf_isa)lab->config.model.isa));
     SF_TRY(check_layout(&lab->config, sf_comm_size(world)));
     SF_TRY(sf_trace_open(args->trace, &lab->trace));
     lab->dtype = (enum sf_dtype)lab->config.model.dtype;

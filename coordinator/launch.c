@@ -121,6 +121,7 @@ static void take_cut(struct sf_config *config, const struct sf_launch_plan *firs
 static sf_status make_plan(struct sf_launch *launch, const struct sf_launch *first)
 {
     if (first != NULL) take_cut(&launch->config, &first->plan);
+    SF_TRY(sf_isa_limit((enum sf_isa)launch->config.model.isa));
     SF_TRY(sf_model_open(launch->config.model.path, &launch->model));
     SF_TRY(sf_launch_plan_make(&launch->config, launch->model, &launch->cluster, &launch->plan));
     if (!launch->plan.fits) return SF_FAIL(SF_INVALID, "%s", launch->plan.reason);

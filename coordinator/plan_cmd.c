@@ -154,6 +154,7 @@ int sf_cmd_plan(int argc, char **argv)
     if (status != SF_OK) return sf_command_failed(status);
     if (cfg.model.path[0] == '\0')
         status = SF_FAIL(SF_INVALID, "%s: error: model.path is missing", args.config);
+    if (status == SF_OK) status = sf_isa_limit((enum sf_isa)cfg.model.isa);
     if (status == SF_OK) status = sf_model_open_header(cfg.model.path, &model);
     if (status == SF_OK) status = make_cluster(&args, &cfg, &cluster);
     if (status == SF_OK) status = show(&args, &cfg, model, &cluster, &fits);

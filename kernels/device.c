@@ -1,11 +1,13 @@
 /* kernels/device.c: finds the backend by its name and the best instruction set of this machine.
  * The backends themselves are ref/ and cpu/, and plugins for the rest (plugin.c). */
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 #include "base/crew.h"
 #include "base/memory.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cuda/sizes.h"
 
 static const struct sf_backend *const backends[] = { &sf_backend_cpu, &sf_backend_ref };
@@ -135,7 +137,7 @@ void sf_device_describe(char *text_out, size_t bytes)
 }
 
 /* __builtin_cpu_supports asks the processor and whether the system saves the registers. */
-enum sf_isa sf_isa_detect(void)
+static enum sf_isa isa_of_machine(void)
 {
 #if defined(__x86_64__)
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
@@ -148,6 +150,38 @@ enum sf_isa sf_isa_detect(void)
     return __builtin_cpu_supports("avx512bf16") ? SF_ISA_AVX512_BF16 : SF_ISA_AVX512_VNNI;
 #else
     return SF_ISA_GENERIC;
+#endif
+}
+
+/* 1 + what sf_isa_limit was called with first; 0: it was not. */
+static _Atomic int limit;
+
+enum sf_isa sf_isa_detect(void)
+{
+    enum sf_isa isa = isa_of_machine();
+    int held = atomic_load(&limit);
+    return held > 1 && held - 1 < (int)isa ? (enum sf_isa)(held - 1) : isa;
+}
+
+sf_status sf_isa_limit(enum sf_isa most)
+{
+    int none = 0;
+    if (most > isa_of_machine())
+        return SF_FAIL(SF_UNSUPPORTED, "model.isa is %s, but this processor has %s at most",
+                       sf_isa_name(most), sf_isa_name(isa_of_machine()));
+    if (atomic_compare_exchange_strong(&limit, &none, 1 + (int)most))
+        return most == SF_ISA_AUTO ? SF_OK : sf_products_limit(most);
+    if (none == 1 + (int)most) return SF_OK;
+    return SF_FAIL(SF_INVALID, "model.isa is %s, but %s holds in this process already",
+                   sf_isa_name(most), sf_isa_name((enum sf_isa)(none - 1)));
+}
+
+int sf_isa_amx(void)
+{
+#if defined(__x86_64__)
+    return atomic_load(&limit) <= 1 && __builtin_cpu_supports("amx-bf16");
+#else
+    return 0;
 #endif
 }
 

@@ -21,12 +21,7 @@ struct sf_pairs {
 
 int sf_pairs_pay(enum sf_isa isa)
 {
-#if defined(__x86_64__)
-    return isa == SF_ISA_AVX512_BF16 && !__builtin_cpu_supports("amx-bf16");
-#else
-    (void)isa;
-    return 0;
-#endif
+    return isa == SF_ISA_AVX512_BF16 && !sf_isa_amx();
 }
 
 /* ---- shapes and packing ------------------------------------------------------------------------

@@ -336,6 +336,19 @@ int64_t sf_products_bytes(int32_t threads)
     return (int64_t)threads * (THREAD_BYTES + PAD_BYTES_FIRST);
 }
 
+sf_status sf_products_limit(enum sf_isa isa)
+{
+    static const dnnl_cpu_isa_t names[] = {
+        [SF_ISA_GENERIC] = dnnl_cpu_isa_sse41, [SF_ISA_AVX2] = dnnl_cpu_isa_avx2,
+        [SF_ISA_AVX512] = dnnl_cpu_isa_avx512_core,
+        [SF_ISA_AVX512_VNNI] = dnnl_cpu_isa_avx512_core_vnni,
+        [SF_ISA_AVX512_BF16] = dnnl_cpu_isa_avx512_core_bf16
+    };
+    SF_ASSERT(isa != SF_ISA_AUTO);
+    if (dnnl_set_max_cpu_isa(names[isa]) == dnnl_success) return SF_OK;
+    return SF_FAIL(SF_INTERNAL, "oneDNN cannot be kept to %s any more", sf_isa_name(isa));
+}
+
 void sf_products_describe(char *text_out, size_t bytes)
 {
     const dnnl_version_t *version = dnnl_version();

@@ -16,6 +16,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "base/dtype.h"
+#include "kernels/device.h"
+
+/* Keeps oneDNN to this instruction set; before it has made anything in this process. */
+sf_status sf_products_limit(enum sf_isa);
 
 struct sf_products;                     /* of one device */
 struct sf_product;
