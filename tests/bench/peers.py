@@ -25,7 +25,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 SHEAF = os.path.join(os.environ.get("SHEAF_BUILD", os.path.join(ROOT, "build/release")), "sheaf")
 MODEL = os.path.join(ROOT, "models", "smollm2-135m-instruct.gguf")
-TOKEN_BYTES = 30 * 3 * (64 + 64) * 2            # of SmolLM2-135M's exact cache in bf16
+TOKEN_BYTES = 30 * 3 * (2 * (64 + 64) + 8)      # of SmolLM2-135M's exact cache in bf16
+PAGE = 16                                       # slots
 RATES = ("output_tok_s", "prefill_tok_s", "decode_tok_s")
 LIMIT_S = 3600
 
@@ -38,7 +39,8 @@ class Sheaf:
         return None if os.path.exists(SHEAF) else f"{SHEAF} is not built"
 
     def run(self, tokens, answer, seqs):
-        memory = int(1.2 * seqs * (tokens + answer) * TOKEN_BYTES) + (64 << 20) >> 20
+        pages = -(-(tokens + answer) // PAGE)   # what the sequences need and no more
+        memory = (seqs * pages * PAGE * TOKEN_BYTES >> 20) + 1
         with tempfile.TemporaryDirectory() as folder:
             config, found = os.path.join(folder, "c.yaml"), os.path.join(folder, "bench.json")
             with open(config, "w", encoding="utf-8") as file:
