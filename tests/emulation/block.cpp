@@ -69,6 +69,9 @@ void context_begin(context *c, unsigned char *stack, void (*entry)())
 enum waiting { READY, AT_BARRIER, AT_WARP, DONE };
 enum warp_kind { EXCHANGE, BALLOT, SYNC, MMA };
 
+/* A copy that a thread has sent for and not waited for; `from`: where the bytes really are. */
+struct copy { unsigned char *to; const unsigned char *from; size_t bytes; unsigned group; };
+
 struct fiber : thread_view {
     context resume;
     unsigned number;
@@ -80,6 +83,8 @@ struct fiber : thread_view {
     int source;                         /* lane that the value is taken from, -1: its own */
     mma_lane operands;
     float (*widen)(uint16_t);
+    std::vector<copy> copies;           /* in the order in which they were sent for */
+    unsigned groups;                    /* that have been committed */
 };
 
 std::vector<fiber> threads;
@@ -240,6 +245,8 @@ void block_begin(unsigned count)
         t.thread = { i % x, i / x % y, i / x / y };
         t.number = i;
         t.state = READY;
+        t.copies.clear();
+        t.groups = 0;
         context_begin(&t.resume, stacks + i * STACK, fiber_main);
     }
     for (uint32_t &count_of : warp_syncs) count_of = 0;
@@ -308,6 +315,21 @@ mark *arena_mark(const void *address)
 size_t arena_offset(const void *address)
 {
     return (size_t)((const unsigned char *)address - arena);
+}
+
+/* A copy's bytes come; nobody may have written there since it was sent for, not even another copy
+ * of the same thread. */
+void copy_arrive(const copy &c)
+{
+    size_t offset = arena_offset(c.to);
+    for (size_t word = offset / 4; checks && word < (offset + c.bytes) / 4; word++) {
+        if (arena_written[word])
+            defect("race", "a write of shared memory at byte %zu, to which an asynchronous copy is "
+                   "under way", word * 4);
+        arena_written[word] = true;
+    }
+    if (checks) mark_write(arena_mark(c.to), "shared", offset);
+    memcpy(c.to, c.from, c.bytes);
 }
 
 }
@@ -397,6 +419,39 @@ void *shared_atomic(void *address, size_t bytes)
     arena_access(address, bytes, "an atomic", false);
     mark_atomic(arena_mark(address), "shared", arena_offset(address));
     return address;
+}
+
+void copy_send(void *to, const void *from, size_t bytes)
+{
+    const void *place = __builtin_return_address(0);
+    if (counting) {
+        count_access(from, bytes, COUNT_COPY, place);
+        count_access(to, bytes, COUNT_COPY_SHARED, place);
+    }
+    const unsigned char *source = device_copied(from, bytes);
+    if (checks) {
+        size_t offset = arena_offset(to);
+        arena_access(to, bytes, "an asynchronous copy", true);
+        mark_write(arena_mark(to), "shared", offset);
+        memset(arena_written + offset / 4, 0, bytes / 4);
+    }
+    memset(to, 0xff, bytes);
+    running->copies.push_back({ (unsigned char *)to, source, bytes, running->groups });
+}
+
+void copy_commit()
+{
+    if (counting) count_access(nullptr, 1, COUNT_COPY_WAIT, __builtin_return_address(0));
+    running->groups++;
+}
+
+void copy_wait(unsigned but)
+{
+    if (counting) count_access(nullptr, 1, COUNT_COPY_WAIT, __builtin_return_address(0));
+    std::vector<copy> &all = running->copies;
+    size_t n = 0;
+    for (; n < all.size() && all[n].group + but < running->groups; n++) copy_arrive(all[n]);
+    all.erase(all.begin(), all.begin() + (ptrdiff_t)n);
 }
 
 void *shared_static(const void *key, size_t bytes)

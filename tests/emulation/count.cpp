@@ -9,6 +9,7 @@
  *   shared memory   turns: 4-byte accesses go in one, 8- and 16-byte ones by halves and quarters of
  *                   a warp, each as often as two different words lie in one of the 32 banks
  *   special         a call of a special function, known by its place in the same way
+ *   copies          asynchronous ones: sectors as of a load, turns as of a store to shared memory
  *
  * Warp operations, products and barriers are counted as they complete. */
 #include <algorithm>
@@ -37,7 +38,7 @@ struct key {
 struct key_hash {
     size_t operator()(const key &k) const
     {
-        return ((size_t)k.place * 31 + k.warp) * 1000003 + k.turn * 8 + k.way;
+        return ((size_t)k.place * 31 + k.warp) * 1000003 + k.turn * 16 + k.way;
     }
 };
 struct access { size_t address; uint32_t bytes, lane; };
@@ -146,6 +147,12 @@ void count_block(const char *kernel)
             total.atomics++;
             add_shared(total, all);
             break;
+        case COUNT_COPY:
+            total.copies++;
+            add_read(total, all);
+            break;
+        case COUNT_COPY_SHARED: add_shared(total, all); break;
+        case COUNT_COPY_WAIT: total.copy_waits++; break;
         case COUNT_SPECIAL: total.special++; break;
         }
     }

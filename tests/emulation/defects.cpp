@@ -1,7 +1,9 @@
 /* tests/emulation/defects.cpp: the emulation itself.  Each kind of defect is planted in a small
  * kernel, run in a process of its own, and must be reported by its name; right kernels pass and
  * compute what they should, with the threads of a block in either order.  Streams run when they
- * must and no sooner.  What is counted of a kernel is exact. */
+ * must and no sooner; asynchronous copies come when they are waited for.  What is counted of a
+ * kernel is exact. */
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #define SF_CUDA_MUST(call) SF_CHECK_INT((call), cudaSuccess)
+#include "kernels/cuda/async.h"
 #include "kernels/cuda/launch.h"
 #include "tests/emulation/emulation.h"
 extern "C" {
@@ -208,6 +211,38 @@ static __global__ void from_nobody(sf_global<float> x)
     if (threadIdx.x % 32 >= 16) return;
     x[threadIdx.x] = __shfl_xor_sync(0xffffu, 1.0f, 16);
 }
+
+/* Copies of two groups, of which a thread reads the first after a wait for it; what is planted is
+ * where the second is read, and how. */
+enum copies { WAITED, NO_WAIT, TOO_FEW, NO_GROUP, NEIGHBOUR, OVERWRITTEN, TWICE, SHARED_END,
+              GLOBAL_END, ODD };
+static __global__ void two_copies(sf_global<float> x, enum copies how)
+{
+    SF_SHARED(float, a, 2 * THREADS);
+    unsigned t = threadIdx.x;
+    sf_shared<float> first = a + t, second = a + (THREADS + t);
+    sf_copy_send<float>(first, x + t);
+    sf_copy_commit();
+    if (how == SHARED_END) second = second + 1;
+    if (how == GLOBAL_END) sf_copy_send<float>(second, x + (t + 1));
+    else if (how == ODD) sf_copy_send<float>(second, sf_as<float>(sf_as<char>(x + t / 2) + 2));
+    else sf_copy_send<float>(second, x + (THREADS - 1 - t));
+    if (how == TWICE) sf_copy_send<float>(second, x + t);
+    if (how == OVERWRITTEN) second[0] = 1;
+    if (how != NO_GROUP) sf_copy_commit();
+    if (how == NO_WAIT) {
+        x[t] = first[0];
+        return;
+    }
+    sf_copy_wait<1>();
+    float value = 0;
+    if (how != NO_GROUP) value = first[0];
+    if (how != TOO_FEW) sf_copy_wait<0>();
+    if (how == NEIGHBOUR && t > 0) second = a + (THREADS + t - 1);
+    value = value * 100 + second[0];
+    __syncthreads();                    /* others copy from where this thread writes */
+    x[t] = value;
+}
 static __global__ void raw_pointer(float *x) { *x = 1; }
 static __global__ void quiet(sf_global<float> x)
 {
@@ -236,6 +271,17 @@ static void plant_two_barriers(void) { SF_LAUNCH(two_barriers, 1, THREADS, 0, st
 static void plant_half_warp(void) { SF_LAUNCH(half_warp, 1, THREADS, 0, stream, x); }
 static void plant_from_nobody(void) { SF_LAUNCH(from_nobody, 1, THREADS, 0, stream, x); }
 static void plant_host_pointer(void) { SF_LAUNCH(quiet, 1, THREADS, 0, stream, host); }
+static void copies_run(enum copies how) { SF_LAUNCH(two_copies, 1, THREADS, 0, stream, x, how); }
+static void plant_no_wait(void) { copies_run(NO_WAIT); }
+static void plant_too_few(void) { copies_run(TOO_FEW); }
+static void plant_no_group(void) { copies_run(NO_GROUP); }
+static void plant_neighbour(void) { copies_run(NEIGHBOUR); }
+static void plant_overwritten(void) { copies_run(OVERWRITTEN); }
+static void plant_twice(void) { copies_run(TWICE); }
+static void plant_copy_shared_end(void) { copies_run(SHARED_END); }
+static void plant_copy_global_end(void) { copies_run(GLOBAL_END); }
+static void plant_copy_odd(void) { copies_run(ODD); }
+static void plant_all_waited(void) { copies_run(WAITED); }
 static void plant_raw_pointer(void) { SF_LAUNCH(raw_pointer, 1, 1, 0, stream, x); }
 static void plant_big_block(void) { SF_LAUNCH(quiet, 1, 2048, 0, stream, x); }
 static void plant_no_blocks(void) { SF_LAUNCH(quiet, 0, 32, 0, stream, x); }
@@ -336,6 +382,16 @@ static const struct { const char *kind; void (*plant)(void); const char *text; }
     { "race", plant_warp_only, "__syncwarp where the block has to wait" },
     { "race", plant_global_race, "two threads write one place" },
     { "race", plant_block_race, "two blocks change one place" },
+    { "uninitialised shared", plant_no_wait, "missing wait on a copy" },
+    { "uninitialised shared", plant_too_few, "a wait for all groups but the one that is read" },
+    { "uninitialised shared", plant_no_group, "a copy that is in no group" },
+    { "race", plant_neighbour, "another thread's copy without a barrier" },
+    { "race", plant_overwritten, "a write to where a copy is under way" },
+    { "race", plant_twice, "two copies to one place" },
+    { "out of bounds", plant_copy_shared_end, "a copy past the end of shared memory" },
+    { "out of bounds", plant_copy_global_end, "a copy from past the end" },
+    { "misaligned", plant_copy_odd, "a copy from an odd place" },
+    { "", plant_all_waited, "copies that are waited for" },
     { "divergent", plant_part_barrier, "a barrier against a shuffle" },
     { "divergent barrier", plant_two_barriers, "two barriers in two branches" },
     { "divergent warp", plant_half_warp, "half of the mask comes" },
@@ -404,6 +460,35 @@ static void test_defects(void)
         else
             CU_PASS("as expected");
     }
+}
+
+/* ---- copies --------------------------------------------------------------------------------- */
+
+/* x[t] as two_copies finds it with x[t] = t, in either order of threads; where nothing is checked,
+ * a copy that is not waited for shows as NaN. */
+static void test_copies(void)
+{
+    float start[THREADS], found[THREADS];
+    for (int t = 0; t < THREADS; t++) start[t] = (float)t;
+    stream = stream_make();
+    x = device_make<float>(THREADS);
+    for (int turn = 0; turn < 4; turn++) {
+        enum copies how = turn < 2 ? WAITED : turn == 2 ? NO_WAIT : TOO_FEW;
+        emu_set_reversed(turn % 2);
+        emu_set_checks(how == WAITED);
+        cudaMemcpyAsync(x, start, sizeof start, cudaMemcpyHostToDevice, stream);
+        copies_run(how);
+        cudaMemcpyAsync(found, x, sizeof found, cudaMemcpyDeviceToHost, stream);
+        SF_CHECK_INT(cudaStreamSynchronize(stream), cudaSuccess);
+        emu_set_checks(1);
+        for (int t = 0; t < THREADS; t++) {
+            if (how == WAITED) SF_CHECK_NEAR(found[t], 100 * t + THREADS - 1 - t, 0);
+            else SF_CHECK(std::isnan(found[t]));
+        }
+    }
+    emu_set_reversed(0);
+    cudaFree(x);
+    cudaStreamDestroy(stream);
 }
 
 /* ---- streams -------------------------------------------------------------------------------- */
@@ -487,6 +572,45 @@ static __global__ void counted(sf_global<const float> from, sf_global<float> to,
     to[blockIdx.x * THREADS + t] = value;
 }
 
+/* One warp: 16 bytes a lane as they come, then 8 from 32 bytes on to 32 bytes on, where four lanes
+ * meet in each bank that they use. */
+static __global__ void counted_copies(sf_global<const float> from)
+{
+    struct alignas(8) two { float word[2]; };
+    struct alignas(16) four { float word[4]; };
+    SF_SHARED(four, tile, 3 * 32);
+    unsigned t = threadIdx.x;
+    sf_copy_send<four>(tile + t, sf_as<const four>(from) + t);
+    sf_copy_commit();
+    sf_copy_wait<0>();
+    sf_copy_send<two>(sf_as<two>(tile + 32) + 4 * t, sf_as<const two>(from) + 4 * t);
+    sf_copy_commit();
+    sf_copy_wait<0>();
+}
+
+static void test_copy_counts(void)
+{
+    enum { FLOATS = 32 * 8 };
+    cudaStream_t queue = stream_make();
+    float *from = device_make<float>(FLOATS);
+    struct emu_count found;
+    cudaMemsetAsync(from, 0, FLOATS * sizeof *from, queue);
+    emu_set_counting(1);
+    SF_LAUNCH(counted_copies, 1, 32, 0, queue, from);
+    cudaStreamSynchronize(queue);
+    emu_set_counting(0);
+    SF_CHECK_INT(emu_counts(&found, 1), 1);
+    SF_CHECK_INT(found.copies, 2);
+    SF_CHECK_INT(found.copy_waits, 4);
+    SF_CHECK_INT(found.read_sectors, 16 + 32);
+    SF_CHECK_INT(found.read_bytes, 512 + 256);
+    SF_CHECK_INT(found.shared, 2);
+    SF_CHECK_INT(found.conflicts, 2 * (4 - 1));
+    SF_CHECK_INT(found.loads + found.stores + found.shared_loads + found.shared_stores, 0);
+    cudaFree(from);
+    cudaStreamDestroy(queue);
+}
+
 /* What is counted of a kernel whose every instruction is known; of two blocks, and the same again
  * of a second launch. */
 static void test_counts(void)
@@ -525,7 +649,8 @@ static void test_counts(void)
 
 static const struct sf_test tests[] = {
     { "right kernels", test_right_kernels }, { "defects", test_defects },
-    { "streams", test_streams }, { "counts", test_counts }, { NULL, NULL }
+    { "copies", test_copies }, { "streams", test_streams }, { "counts", test_counts },
+    { "counts of copies", test_copy_counts }, { NULL, NULL }
 };
 
 SF_TEST_MAIN("emulation", tests)

@@ -6,8 +6,10 @@
  *   out of bounds         an access or a copy outside its allocation, or outside shared memory
  *   use after free        of device memory
  *   misaligned            an address that is no multiple of the size of the access
- *   uninitialised shared  shared memory that is read before anyone wrote it
- *   race                  two threads touch the same place, one writes, and no barrier between
+ *   uninitialised shared  shared memory that is read before anyone wrote it, or between an
+ *                         asynchronous copy to it and the wait for that copy
+ *   race                  two threads touch the same place, one writes, and no barrier between;
+ *                         or a place is written to which a copy is under way
  *   divergent barrier     threads of a block wait at different barriers, or not all can come
  *   divergent warp        lanes named by a mask that do not come to the operation
  *   host memory           a kernel is given a host address
@@ -65,14 +67,16 @@ EMU_PUBLIC void emu_nccl_fail(int result);
  * twice.  Of instructions only what goes through the emulation is seen: not arithmetic, compares,
  * branches, address computation or conversions, so nothing here is a share of all instructions.
  * A special function is a call; what nvcc makes of it (a sine of any angle is many) is not known.
- * Kernels here have no asynchronous copies. */
+ * An asynchronous copy counts among the sectors read and the accesses to shared memory, but is
+ * neither a load nor a store. */
 struct emu_count {
     char kernel[64];                    /* as the launch names it */
     int64_t launches, blocks;
     int64_t read_sectors, read_bytes, written_sectors, written_bytes;
-    int64_t shared, conflicts;          /* shared: loads, stores and atomics together */
+    int64_t shared, conflicts;          /* shared: loads, stores, atomics, copies together */
     int64_t loads, stores, atomics;     /* of device memory; atomics: of shared memory too */
     int64_t shared_loads, shared_stores;
+    int64_t copies, copy_waits;         /* asynchronous; copy_waits: commits and waits */
     int64_t products;                   /* of the tensor cores, m16n8k16 */
     int64_t shuffles, votes;
     int64_t barriers, warp_barriers;    /* __syncthreads once a warp; __syncwarp */

@@ -34,12 +34,13 @@ void mark_read(mark *, const char *space, size_t offset);
 void mark_write(mark *, const char *space, size_t offset);
 void mark_atomic(mark *, const char *space, size_t offset);
 
-/* Counting (count.cpp), only where `counting`: an access (or a call of a special function, address
- * NULL) of the running thread from a place in the code; the end of a block; a launch; an
- * instruction of a whole warp. */
+/* Counting (count.cpp), only where `counting`: an access (or a call of a special function or a wait
+ * for copies, address NULL) of the running thread from a place in the code; the end of a block; a
+ * launch; an instruction of a whole warp.  A copy is two accesses, one on either side. */
 extern bool counting;
 enum count_way : uint8_t { COUNT_READ, COUNT_WRITE, COUNT_ATOMIC, COUNT_SHARED_READ,
-                           COUNT_SHARED_WRITE, COUNT_SHARED_ATOMIC, COUNT_SPECIAL };
+                           COUNT_SHARED_WRITE, COUNT_SHARED_ATOMIC, COUNT_SPECIAL, COUNT_COPY,
+                           COUNT_COPY_SHARED, COUNT_COPY_WAIT };
 void count_access(const void *address, size_t bytes, count_way, const void *place);
 void count_block(const char *kernel);
 void count_launch(const char *kernel);
@@ -51,6 +52,8 @@ void mma_run(float (*widen)(uint16_t), const mma_lane *lanes);
 
 /* Where `bytes` bytes of device memory really are; must lie in one allocation. */
 unsigned char *device_range(const void *address, size_t bytes, const char *what);
+/* The same of what the running kernel copies asynchronously: checked as a read, not counted. */
+const unsigned char *device_copied(const void *address, size_t bytes);
 bool is_device(const void *address);
 bool is_pinned(const void *address);    /* inside of a block of cudaHostAlloc */
 void *device_alloc(size_t bytes);

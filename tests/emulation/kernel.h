@@ -58,6 +58,11 @@ void *global_atomic(void *address, size_t bytes);
 const void *shared_read(const void *address, size_t bytes);
 void *shared_write(void *address, size_t bytes);
 void *shared_atomic(void *address, size_t bytes);
+/* Asynchronous copies of the running thread (kernels/cuda/async.h): the bytes are there when all
+ * groups but the last `but` are waited for and theirs is none of these. */
+void copy_send(void *to, const void *from, size_t bytes);
+void copy_commit();
+void copy_wait(unsigned but);
 /* Shared memory of the running block, by the place of its declaration; the dynamic part. */
 void *shared_static(const void *declaration, size_t bytes);
 void *shared_dynamic();

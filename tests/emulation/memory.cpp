@@ -194,6 +194,15 @@ unsigned char *device_range(const void *address, size_t bytes, const char *what)
     return shift(address);
 }
 
+const unsigned char *device_copied(const void *address, size_t bytes)
+{
+    if (checks) {
+        place p = access(address, bytes, "an asynchronous copy");
+        mark_read(p.at, "global", p.offset);
+    }
+    return shift(address);
+}
+
 const void *global_read(const void *address, size_t bytes)
 {
     if (counting) count_access(address, bytes, COUNT_READ, __builtin_return_address(0));
