@@ -22,11 +22,28 @@
  * are f32.  So a vector's bits depend on itself and the slots alone: a chunk that it does not see
  * adds zeros to it and leaves its max.  Values must be finite, also where nobody sees them.
  *
+ * Two paths, the same bits; which one runs take is chosen when this is compiled
+ * (SHEAF_CUDA_ASYNC_COPY).  The portable one has loads into registers, as above.  In the other,
+ * ASYNC, keys and values go through shared memory by asynchronous copies (async.h), ahead of their
+ * use.  A thread copies what only it reads, so it waits for its own copies and no barrier.  One
+ * buffer for keys and one for values do, since each is free when its products have been made:
+ *
+ *     products of           keys 0   | values 0 | keys 1   | values 1 | keys 2 ..
+ *     under way   keys 0  | values 0 | keys 1   | values 1 | keys 2   | values 2 ..
+ *
+ * A warp's room is then 28 KiB at bf16 and dims of 128, of which 12 are queries; a block has as
+ * many warps, one to four, as find room in 48 KiB, which every GPU gives unasked.
+ *
  * Bytes read per slot and unit: key, value, bias; per split and vector a state is written.  Bound
  * by memory in decode (about 160 products per 16.6 KB at k_dim 128), by products and the softmax in
- * prefill.  Measured: docs/performance.md. */
+ * prefill.  Measured, of the portable path: docs/performance.md. */
+#include "kernels/cuda/async.h"
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/plugin.h"
 #include "kernels/cuda/tensor.h"
+#if !defined(SF_CUDA_ASYNC_COPY)
+#define SF_CUDA_ASYNC_COPY 0
+#endif
 
 enum { WARPS = 4, THREADS = WARPS * SF_WARP, CHUNK = 32, STEPS = 4, K_DIM_MAX = 128 };
 #define LOG2_E 1.44269504f
@@ -127,36 +144,77 @@ static __device__ __forceinline__ void queries_stage(const struct sf_cuda_view &
 
 /* ---- logits --------------------------------------------------------------------------------- */
 
+/* The keys of a chunk: the block of this thread's slots, if it is there, and in ASYNC this thread's
+ * places for what it copies of them, [k_dim / 16][2] quads, of f16 twice as many halves of one. */
+struct keys {
+    sf_global<const unsigned char> block;
+    bool there;
+    sf_shared<sf_quad> room;
+};
+
+/* Where one half of a quad of f16 lies: the halves of a warp side by side, for the banks. */
+static __device__ __forceinline__ sf_shared<sf_two> half_room(const struct keys &keys, int32_t quad,
+                                                              int32_t half)
+{
+    int32_t thread = (int32_t)(threadIdx.x % SF_WARP);
+    return sf_as<sf_two>(keys.room) + ((2 * quad + half) * SF_WARP - thread);
+}
+
 /* Words b[0], b[1] of the four products for elements 16 step .. of slots 4r .. 4r + 3; zeros if the
  * block is not there. */
-template <enum sf_dtype D>
-static __device__ __forceinline__ void keys_load(sf_global<const unsigned char> keys, int32_t step,
-                                                 bool there, sf_quad (&pair)[2])
+template <enum sf_dtype D, bool ASYNC>
+static __device__ __forceinline__ void keys_load(const struct keys &keys, int32_t step,
+                                                 sf_quad (&pair)[2])
 {
     int32_t quad = (int32_t)(threadIdx.x % 16 / 4), q = (int32_t)(threadIdx.x % 4);
     SF_UNROLL
     for (int i = 0; i < 2; i++) {
         int32_t word = step * 8 + q * 2 + i;            /* pair of elements */
         pair[i] = {};
-        if (!there) continue;
+        if (!keys.there) continue;
         if (D == SF_BF16) {
-            pair[i] = sf_as<const sf_quad>(keys)[word * 4 + quad];
+            if (ASYNC) pair[i] = keys.room[(step * 2 + i) * SF_WARP];
+            else pair[i] = sf_as<const sf_quad>(keys.block)[word * 4 + quad];
         } else {
-            sf_two one = sf_as<const sf_two>(keys)[word * 8 + quad];
-            sf_two two = sf_as<const sf_two>(keys)[word * 8 + 4 + quad];
-            pair[i].word[0] = sf_lows(one.word[0], two.word[0]);
-            pair[i].word[1] = sf_highs(one.word[0], two.word[0]);
-            pair[i].word[2] = sf_lows(one.word[1], two.word[1]);
-            pair[i].word[3] = sf_highs(one.word[1], two.word[1]);
+            sf_two half[2];
+            SF_UNROLL
+            for (int h = 0; h < 2; h++) {
+                if (ASYNC) half[h] = half_room(keys, step * 2 + i, h)[0];
+                else half[h] = sf_as<const sf_two>(keys.block)[word * 8 + 4 * h + quad];
+            }
+            pair[i].word[0] = sf_lows(half[0].word[0], half[1].word[0]);
+            pair[i].word[1] = sf_highs(half[0].word[0], half[1].word[0]);
+            pair[i].word[2] = sf_lows(half[0].word[1], half[1].word[1]);
+            pair[i].word[3] = sf_highs(half[0].word[1], half[1].word[1]);
         }
     }
 }
 
-/* q . k of the chunk: dots[i] of product i.  `keys`: the block of this thread's slots. */
+/* ASYNC: sends for what keys_load then gives, which must not be under way or wanted any more. */
 template <enum sf_dtype D>
-static __device__ __forceinline__ void dots_make(int32_t steps, sf_global<const unsigned char> keys,
-                                                 bool there, sf_shared<sf_quad> mine,
-                                                 float (&dots)[4][4])
+static __device__ __forceinline__ void keys_send(int32_t steps, const struct keys &keys)
+{
+    int32_t quad = (int32_t)(threadIdx.x % 16 / 4), q = (int32_t)(threadIdx.x % 4);
+    for (int32_t step = 0; keys.there && step < steps; step++)
+        SF_UNROLL
+        for (int i = 0; i < 2; i++) {
+            int32_t word = step * 8 + q * 2 + i, at = step * 2 + i;
+            if (D == SF_BF16)
+                sf_copy_send<sf_quad>(keys.room + at * SF_WARP,
+                                      sf_as<const sf_quad>(keys.block) + (word * 4 + quad));
+            else
+                SF_UNROLL
+                for (int h = 0; h < 2; h++)
+                    sf_copy_send<sf_two>(half_room(keys, at, h),
+                                         sf_as<const sf_two>(keys.block) +
+                                             (word * 8 + 4 * h + quad));
+        }
+}
+
+/* q . k of the chunk: dots[i] of product i. */
+template <enum sf_dtype D, bool ASYNC>
+static __device__ __forceinline__ void dots_make(int32_t steps, const struct keys &keys,
+                                                 sf_shared<sf_quad> mine, float (&dots)[4][4])
 {
     SF_UNROLL
     for (int i = 0; i < 4; i++)
@@ -166,7 +224,7 @@ static __device__ __forceinline__ void dots_make(int32_t steps, sf_global<const 
         sf_quad pair[STEPS][2];
         SF_UNROLL
         for (int s = 0; s < STEPS; s++)
-            if (first + s < steps) keys_load<D>(keys, first + s, there, pair[s]);
+            if (first + s < steps) keys_load<D, ASYNC>(keys, first + s, pair[s]);
         SF_UNROLL
         for (int s = 0; s < STEPS; s++) {
             if (first + s >= steps) break;
@@ -183,11 +241,15 @@ static __device__ __forceinline__ void dots_make(int32_t steps, sf_global<const 
 
 /* Words 4 half + i of eight that begin at `first`, half 0 and 1.  A thread loads one half and gets
  * the other from the thread beside it, so that the warp asks for each sector once. */
-static __device__ __forceinline__ void eight_load(sf_global<const unsigned char> page, size_t first,
-                                                  sf_quad (&eight)[2])
+static __device__ __forceinline__ sf_quad eight_own(sf_global<const unsigned char> page,
+                                                    size_t first)
+{
+    return sf_as<const sf_quad>(page)[first / 4 + (size_t)(threadIdx.x / 4 % 2)];
+}
+
+static __device__ __forceinline__ void eight_share(const sf_quad &mine, sf_quad (&eight)[2])
 {
     int32_t own = (int32_t)(threadIdx.x / 4 % 2);
-    sf_quad mine = sf_as<const sf_quad>(page)[first / 4 + (size_t)own];
     SF_UNROLL
     for (int i = 0; i < 4; i++) {
         uint32_t other = __shfl_xor_sync(SF_FULL_MASK, mine.word[i], 4);
@@ -196,18 +258,36 @@ static __device__ __forceinline__ void eight_load(sf_global<const unsigned char>
     }
 }
 
-/* Logits of the chunk that begins at slot s, in place; -inf where a vector does not see. */
+/* The values of a chunk: the page of this thread's slots, the first of their block there, whether
+ * there is one, and in ASYNC this thread's places for them, [halves][8]. */
+struct values {
+    sf_global<const unsigned char> page;
+    int32_t in_page;
+    bool there;
+    sf_shared<sf_quad> room;
+};
+
+/* The word of the page where the biases of this thread's slots begin. */
+static __device__ __forceinline__ size_t bias_word(const struct sf_layout &layout,
+                                                   const struct values &values)
+{
+    return sf_bias_word(layout) + (size_t)(values.in_page + (int32_t)(threadIdx.x % 2) * 8);
+}
+
+/* Logits of the chunk that begins at slot s, in place; -inf where a vector does not see.  `early`:
+ * in ASYNC this thread's biases. */
+template <bool ASYNC>
 static __device__ __forceinline__ void logits_make(const struct sf_cuda_view &view,
-                                                   sf_global<const unsigned char> page,
-                                                   int32_t in_page, int32_t s,
+                                                   const struct values &values,
+                                                   const sf_quad &early, int32_t s,
                                                    const struct rows &rows, float (&dots)[4][4])
 {
-    int32_t at = in_page + (int32_t)(threadIdx.x % 2) * 8;
     s += (int32_t)(threadIdx.x % 4) * 8;
-    size_t word = sf_bias_word(view.layout) + (size_t)at;
+    size_t word = bias_word(view.layout, values);
     sf_quad bias[2], pos[2] = {};
-    eight_load(page, word, bias);
-    if (view.window != 0) eight_load(page, word + (size_t)view.layout.page_slots, pos);
+    eight_share(ASYNC ? early : eight_own(values.page, word), bias);
+    if (view.window != 0)
+        eight_share(eight_own(values.page, word + (size_t)view.layout.page_slots), pos);
     SF_UNROLL
     for (int half = 0; half < 2; half++)                /* slots 8q + 4 half + i */
         SF_UNROLL
@@ -268,20 +348,42 @@ static __device__ __forceinline__ void weights_pack(const float (&dots)[4][4], i
 
 /* Elements 64 half + 8r .. of slots 8q .. 8q + 7; zeros beyond v_dim and where the block is
  * not there. */
+template <bool ASYNC>
 static __device__ __forceinline__ void values_load(const struct sf_layout &layout,
-                                                   sf_global<const unsigned char> page,
-                                                   int32_t in_page, bool there, int32_t half,
+                                                   const struct values &values, int32_t half,
                                                    sf_quad (&value)[8])
 {
-    int32_t at = in_page + (int32_t)(threadIdx.x % 2) * 8;
+    int32_t at = values.in_page + (int32_t)(threadIdx.x % 2) * 8;
     int32_t e = half * 64 + (int32_t)(threadIdx.x % SF_WARP / 4) * 8;
-    there = there && e < layout.v_dim;
+    bool there = values.there && e < layout.v_dim;
     size_t v_dim = (size_t)layout.v_dim, keys = (size_t)layout.page_slots * (size_t)layout.k_dim;
     size_t first = keys + (size_t)at * v_dim + (size_t)e;
     SF_UNROLL
     for (int s = 0; s < 8; s++) {
         value[s] = {};
-        if (there) value[s] = sf_as<const sf_quad>(page)[(first + (size_t)s * v_dim) / 8];
+        if (!there) continue;
+        if (ASYNC) value[s] = values.room[(half * 8 + s) * SF_WARP];
+        else value[s] = sf_as<const sf_quad>(values.page)[(first + (size_t)s * v_dim) / 8];
+    }
+}
+
+/* ASYNC: sends for what values_load then gives, as keys_send. */
+template <int HALVES>
+static __device__ __forceinline__ void values_send(const struct sf_layout &layout,
+                                                   const struct values &values)
+{
+    int32_t at = values.in_page + (int32_t)(threadIdx.x % 2) * 8;
+    size_t v_dim = (size_t)layout.v_dim, keys = (size_t)layout.page_slots * (size_t)layout.k_dim;
+    SF_UNROLL
+    for (int half = 0; half < HALVES; half++) {
+        int32_t e = half * 64 + (int32_t)(threadIdx.x % SF_WARP / 4) * 8;
+        size_t first = keys + (size_t)at * v_dim + (size_t)e;
+        if (!values.there || e >= layout.v_dim) continue;
+        SF_UNROLL
+        for (int s = 0; s < 8; s++)
+            sf_copy_send<sf_quad>(values.room + (half * 8 + s) * SF_WARP,
+                                  sf_as<const sf_quad>(values.page) +
+                                      (first + (size_t)s * v_dim) / 8);
     }
 }
 
@@ -359,59 +461,123 @@ static __device__ __forceinline__ void state_store(const struct sf_cuda_view &vi
     }
 }
 
-template <enum sf_dtype D, int HALVES>
+/* Where a block of slots lies. */
+struct place { int32_t page, in_page; };
+
+/* Thread i looks up block i of the split; behind the last slot it is the first. */
+static __device__ __forceinline__ struct place place_find(const struct sf_cuda_view &view,
+                                                          const struct sf_cuda_lane &lane,
+                                                          int32_t from)
+{
+    int32_t page_slots = view.layout.page_slots;
+    int32_t block = from + (int32_t)(threadIdx.x % SF_WARP) * SF_BLOCK_SLOTS;
+    if (block >= lane.slots) block = from;
+    return { view.pages[lane.pages_first + block / page_slots], block % page_slots };
+}
+
+/* Block `block` of the split, found by that thread. */
+static __device__ __forceinline__ struct place place_of(const struct place &found, int32_t block)
+{
+    return { __shfl_sync(SF_FULL_MASK, found.page, block),
+             __shfl_sync(SF_FULL_MASK, found.in_page, block) };
+}
+
+/* Keys of the chunk that begins with block `first` of the split, `left` slots before the lane's
+ * end. */
+static __device__ __forceinline__ struct keys keys_of(const struct sf_cuda_view &view,
+                                                      const struct place &found, int32_t first,
+                                                      int32_t left, sf_shared<sf_quad> room)
+{
+    int32_t block = (int32_t)(threadIdx.x % SF_WARP) / 16;
+    struct place at = place_of(found, first + block);
+    return { view.pool + ((size_t)at.page * view.page_bytes +
+                          (size_t)at.in_page * (size_t)view.layout.k_dim * 2),
+             block * SF_BLOCK_SLOTS < left, room };
+}
+
+static __device__ __forceinline__ struct values values_of(const struct sf_cuda_view &view,
+                                                          const struct place &found, int32_t first,
+                                                          int32_t left, sf_shared<sf_quad> room)
+{
+    int32_t block = (int32_t)(threadIdx.x % 4) / 2;
+    struct place at = place_of(found, first + block);
+    return { view.pool + (size_t)at.page * view.page_bytes, at.in_page,
+             block * SF_BLOCK_SLOTS < left, room };
+}
+
+/* Quads of shared memory that a thread has: queries; in ASYNC keys, then values too. */
+static __host__ __device__ __forceinline__ int32_t quads_of(int32_t steps, int32_t terms,
+                                                            int32_t halves, bool async)
+{
+    return steps * terms + (async ? 2 * steps + 8 * halves : 0);
+}
+
+template <enum sf_dtype D, int HALVES, bool ASYNC>
 static __global__ void __launch_bounds__(THREADS, 2)
 attend_tensor(struct sf_cuda_view view, sf_global<const int32_t> units, int32_t count,
               sf_global<float> states)
 {
-    SF_SHARED_DYNAMIC(sf_quad, room);   /* [warps][k_dim / 16][terms][threads] */
+    SF_SHARED_DYNAMIC(sf_quad, room);   /* [warps][quads_of][threads] */
     int32_t warp = (int32_t)(threadIdx.x / SF_WARP), thread = (int32_t)(threadIdx.x % SF_WARP);
-    int32_t number = (int32_t)blockIdx.x * WARPS + warp, steps = view.layout.k_dim / 16;
+    int32_t warps = ASYNC ? (int32_t)(blockDim.x / SF_WARP) : WARPS;
+    int32_t number = (int32_t)blockIdx.x * warps + warp, steps = view.layout.k_dim / 16;
     if (number >= count) return;
     struct sf_unit unit = sf_unit_at(units, (size_t)number);
     struct sf_cuda_lane lane = sf_lane_at(view, unit.lane);
-    sf_shared<sf_quad> mine = room + (warp * steps * terms<D>::count * SF_WARP + thread);
+    sf_shared<sf_quad> mine =
+        room + (warp * quads_of(steps, terms<D>::count, HALVES, ASYNC) * SF_WARP + thread);
+    sf_shared<sf_quad> keys_room = mine + steps * terms<D>::count * SF_WARP;
+    sf_shared<sf_quad> values_room = keys_room + 2 * steps * SF_WARP;
     struct rows rows;
     sf_lane_turn(view, lane, unit.part);
     rows_begin(view, lane, unit, rows);
     queries_stage<D>(view, lane, unit, rows, mine);
 
-    /* Thread i looks up the page of block i of the split; behind the last slot it is the first. */
-    int32_t page_slots = view.layout.page_slots, block = unit.from + thread * SF_BLOCK_SLOTS;
-    if (block >= lane.slots) block = unit.from;
-    int32_t page_of = view.pages[lane.pages_first + block / page_slots];
-    int32_t in_page_of = block % page_slots;
+    struct place found = place_find(view, lane, unit.from);
     int32_t end = sf_row_end(lane, (unit.first + unit.vectors - 1) / lane.q_heads);
     if (end > unit.from + SF_SPLIT_SLOTS) end = unit.from + SF_SPLIT_SLOTS;
 
     float out[HALVES][8][4];
+    struct keys keys;
     SF_UNROLL
     for (int i = 0; i < HALVES * 32; i++) out[i / 32][i / 4 % 8][i % 4] = 0;
+    if (ASYNC) {
+        keys = keys_of(view, found, 0, lane.slots - unit.from, keys_room);
+        keys_send<D>(steps, keys);
+        sf_copy_commit();
+    }
     for (int32_t s = unit.from; s < end; s += CHUNK) {
-        int32_t first = (s - unit.from) / SF_BLOCK_SLOTS;
-        int32_t key_block = first + thread / 16, value_block = first + thread % 4 / 2;
-        int32_t key_page = __shfl_sync(SF_FULL_MASK, page_of, key_block);
-        int32_t key_at = __shfl_sync(SF_FULL_MASK, in_page_of, key_block);
-        int32_t value_page = __shfl_sync(SF_FULL_MASK, page_of, value_block);
-        int32_t value_at = __shfl_sync(SF_FULL_MASK, in_page_of, value_block);
-        sf_global<const unsigned char> keys =
-            view.pool + ((size_t)key_page * view.page_bytes +
-                         (size_t)key_at * (size_t)view.layout.k_dim * 2);
-        sf_global<const unsigned char> page = view.pool + (size_t)value_page * view.page_bytes;
+        int32_t first = (s - unit.from) / SF_BLOCK_SLOTS, left = lane.slots - s;
         float dots[4][4], factor[2];
-        sf_quad value[8], tile[2][2];
-        bool keys_there = s + thread / 16 * SF_BLOCK_SLOTS < lane.slots;
-        bool values_there = s + thread % 4 / 2 * SF_BLOCK_SLOTS < lane.slots;
-        dots_make<D>(steps, keys, keys_there, mine, dots);
-        values_load(view.layout, page, value_at, values_there, 0, value);
-        logits_make(view, page, value_at, s, rows, dots);
+        sf_quad value[8], tile[2][2], early = {};
+        if (!ASYNC) keys = keys_of(view, found, first, left, keys_room);
+        struct values values = values_of(view, found, first, left, values_room);
+        if (ASYNC) {
+            values_send<HALVES>(view.layout, values);
+            sf_copy_commit();
+            early = eight_own(values.page, bias_word(view.layout, values));
+            sf_copy_wait<1>();          /* for the keys */
+        }
+        dots_make<D, ASYNC>(steps, keys, mine, dots);
+        if (ASYNC) {
+            if (s + CHUNK < end) {
+                keys = keys_of(view, found, first + CHUNK / SF_BLOCK_SLOTS, left - CHUNK,
+                               keys_room);
+                keys_send<D>(steps, keys);
+            }
+            sf_copy_commit();
+        } else {
+            values_load<ASYNC>(view.layout, values, 0, value);
+        }
+        logits_make<ASYNC>(view, values, early, s, rows, dots);
         factor[0] = weights_make(rows, 0, dots);
         factor[1] = weights_make(rows, 1, dots);
         weights_pack<D>(dots, 0, tile[0]);
         weights_pack<D>(dots, 2, tile[1]);
+        if (ASYNC) sf_copy_wait<1>();   /* for the values */
         SF_UNROLL
         for (int half = 0; half < HALVES; half++) {
-            if (half > 0) values_load(view.layout, page, value_at, values_there, half, value);
+            if (ASYNC || half > 0) values_load<ASYNC>(view.layout, values, half, value);
             SF_UNROLL
             for (int i = 0; i < 32; i++) out[half][i / 4][i % 4] *= factor[i % 4 / 2];
             values_add<D>(tile, value, out[half]);
@@ -429,13 +595,28 @@ int sf_tensor_takes(const struct sf_layout *layout, const unsigned char *pool, s
            (size_t)pool % 16 == 0 && page_bytes % 16 == 0;
 }
 
-template <enum sf_dtype D, int HALVES>
+/* For what runs take; tests and kernel_bench set it, so that they have both paths of one build. */
+int sf_cuda_async_copy = SF_CUDA_ASYNC_COPY;
+
+template <enum sf_dtype D, int HALVES, bool ASYNC>
 static void launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, const int32_t *units,
                    size_t count, float *states)
 {
-    size_t room = (size_t)(WARPS * (view->layout.k_dim / 16) * terms<D>::count * SF_WARP);
-    SF_LAUNCH((attend_tensor<D, HALVES>), sf_blocks(count, WARPS), THREADS, room * sizeof(sf_quad),
-              cuda->stream, *view, units, (int32_t)count, states);
+    size_t room = sizeof(sf_quad) * SF_WARP *
+                  (size_t)quads_of(view->layout.k_dim / 16, terms<D>::count, HALVES, ASYNC);
+    size_t fit = SF_SHARED_FLOATS * sizeof(float) / room;
+    unsigned warps = ASYNC && fit < WARPS ? (unsigned)fit : (unsigned)WARPS;
+    SF_ASSERT(warps > 0 && warps <= fit);
+    SF_LAUNCH((attend_tensor<D, HALVES, ASYNC>), sf_blocks(count, warps), warps * SF_WARP,
+              warps * room, cuda->stream, *view, units, (int32_t)count, states);
+}
+
+template <enum sf_dtype D, int HALVES>
+static void launch_either(struct sf_cuda *cuda, const struct sf_cuda_view *view,
+                          const int32_t *units, size_t count, float *states)
+{
+    if (sf_cuda_async_copy) launch<D, HALVES, true>(cuda, view, units, count, states);
+    else launch<D, HALVES, false>(cuda, view, units, count, states);
 }
 
 void sf_tensor_launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, enum sf_dtype dtype,
@@ -443,8 +624,8 @@ void sf_tensor_launch(struct sf_cuda *cuda, const struct sf_cuda_view *view, enu
 {
     bool wide = view->layout.v_dim > 64;
     if (count == 0) return;
-    if (dtype == SF_BF16 && wide) launch<SF_BF16, 2>(cuda, view, units, count, states);
-    else if (dtype == SF_BF16) launch<SF_BF16, 1>(cuda, view, units, count, states);
-    else if (wide) launch<SF_F16, 2>(cuda, view, units, count, states);
-    else launch<SF_F16, 1>(cuda, view, units, count, states);
+    if (dtype == SF_BF16 && wide) launch_either<SF_BF16, 2>(cuda, view, units, count, states);
+    else if (dtype == SF_BF16) launch_either<SF_BF16, 1>(cuda, view, units, count, states);
+    else if (wide) launch_either<SF_F16, 2>(cuda, view, units, count, states);
+    else launch_either<SF_F16, 1>(cuda, view, units, count, states);
 }

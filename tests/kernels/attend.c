@@ -2,7 +2,9 @@
  * ragged lanes around page, block and split edges, holes, biases, windows, large logits, denormals,
  * odd dims, all cache types and what is not finite; and the bits of one (row, head) depend on
  * nothing but itself and the slots that it sees: prefill of many rows = decode row by row, one head
- * at a time, in any order of lanes, by any number of threads, whatever lies behind its causal end.
+ * at a time, in any order of lanes, by any number of threads, whatever lies behind its causal end;
+ * and of CUDA both paths of the tensor cores' kernel, with and without asynchronous copies, give
+ * the same.
  */
 #include <float.h>
 #include <math.h>
@@ -10,6 +12,7 @@
 #include "base/dtype.h"
 #include "tests/check.h"
 #include "tests/kernels/lanes.h"
+#include "tests/kernels/staged.h"
 #include "tests/kernels/variants.h"
 
 static struct variant variants[VARIANTS_MAX];
@@ -221,6 +224,47 @@ static void test_nothing_seen(void)
         }
 }
 
+/* The path of the tensor cores' kernel that runs do not take, and so no other test, against the one
+ * that they take: the same bits, of the whole job and of its rows one by one. */
+static void test_paths(void)
+{
+    if (!VARIANTS_STAGED) SF_SKIP("CUDA's alone");
+    for (int c = 0; c < shapes_count; c++) {
+        struct problem p;
+        if (shapes[c].dtype != SF_BF16 && shapes[c].dtype != SF_F16) continue;
+        problem_make(&p, &shapes[c], ref);
+        struct sf_lane_job *jobs =
+            malloc((p.rows * 2 * (size_t)shapes[c].q_heads + 1) * sizeof *jobs);
+        for (int i = 0; i < count; i++) {
+            struct sf_device *device = variants[i].device;
+            int *async_copy = staged_symbol(device, "sf_cuda_async_copy");
+            struct result standard = result_make(&p);
+            SF_ASSERT(async_copy != NULL);
+            attend(device, &p, p.pool, p.lane, shapes[c].lanes, &standard);
+            *async_copy = !*async_copy;
+            for (int turn = 0; turn < 2; turn++) {
+                if (turn > 0 && variants_spare(c, 3)) continue;
+                struct result result = result_make(&p);
+                if (turn == 0) {
+                    attend(device, &p, p.pool, p.lane, shapes[c].lanes, &result);
+                } else {
+                    int32_t n = jobs_split(&p, 0, jobs);
+                    attend(device, &p, p.pool, jobs, n, &result);
+                }
+                compare_bits(variants[i].text, shapes[c].text, result.out, standard.out,
+                             p.out_bytes);
+                compare_bits(variants[i].text, shapes[c].text, result.lse, standard.lse,
+                             p.elements * sizeof(float));
+                result_free(&result);
+            }
+            *async_copy = !*async_copy;
+            result_free(&standard);
+        }
+        free(jobs);
+        problem_free(&p);
+    }
+}
+
 static float *scale_of(const struct problem *p, int lane, int32_t slot, size_t offset)
 {
     unsigned char *page = p->pool + (size_t)p->lane[lane].pages[slot / p->layout.page_slots] *
@@ -269,7 +313,7 @@ static const struct sf_test tests[] = {
     { "against ref", test_against_ref }, { "queries in bf16", test_queries_in_bf16 },
     { "row alone", test_row_alone },
     { "causal end", test_causal_end }, { "nothing seen", test_nothing_seen },
-    { "not finite", test_not_finite },
+    { "not finite", test_not_finite }, { "paths", test_paths },
     { NULL, NULL }
 };
 

@@ -670,6 +670,11 @@ sf_status staged_open(const char *name, int reversed, struct sf_device **device_
     return SF_OK;
 }
 
+void *staged_symbol(struct sf_device *device, const char *name)
+{
+    return (void *)(uintptr_t)sf_device_symbol(inner_of(device), name);
+}
+
 void staged_close(struct sf_device *device)
 {
     sf_device_close(inner_of(device));

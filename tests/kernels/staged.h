@@ -11,5 +11,7 @@
  * of a block first if `reversed`.  Closed by staged_close. */
 sf_status staged_open(const char *name, int reversed, struct sf_device **device_out);
 void      staged_close(struct sf_device *);
+/* A symbol of the backend's shared object, or NULL. */
+void     *staged_symbol(struct sf_device *, const char *name);
 
 #endif
