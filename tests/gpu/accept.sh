@@ -10,7 +10,8 @@
 # A build without MPI has ranks as threads, which serves as well.
 #
 #   kernels   the kernel table of tests/kernels on the GPU, NCCL, and what each kernel reaches of
-#             the GPU's bandwidth and of its rate of products (kernel_bench.c)
+#             the GPU's bandwidth and of its rate of products, attention by both of its paths
+#             (kernel_bench.c)
 #   runs      tokens of the tiny models on the GPU against the CPU and the reference
 #             implementation, over layouts, ways to choose a token, and methods (accept.py)
 #   bench     `sheaf bench` of a made-up model on the GPU

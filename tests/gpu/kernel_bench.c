@@ -10,7 +10,10 @@
  * and waits once.  So what the host does for a call is seen where it takes longer than the device.
  * Bytes and operations are those that the job must read, write and do, whatever the kernel does:
  * GB/s and TFLOP/s are what is reached of them.  They stand beside the device's own rates, measured
- * first: a copy (bytes read and written) and a product of 4,096 x 4,096 x 4,096 in bf16. */
+ * first: a copy (bytes read and written) and a product of 4,096 x 4,096 x 4,096 in bf16.
+ *
+ * CUDA's attention has two paths (kernels/cuda/attend_tensor.cu), of which runs take one; both are
+ * measured, one after the other, that of asynchronous copies as ", by copies". */
 #include <dlfcn.h>
 #include <math.h>
 #include <stdio.h>
@@ -29,6 +32,7 @@ static const double TURN_SECONDS = 8e-3;
 static struct {
     struct sf_device *device;
     const struct sf_kernels *k;
+    int *async_copy;                    /* CUDA's switch (kernels/cuda/plugin.h); NULL: none */
     const char *only;
     FILE *json;
     int small, figures;
@@ -123,7 +127,7 @@ static int wanted(const char *group)
 static void report(const char *group, const char *text, double time, double bytes, double flops)
 {
     double rate = bytes / time, speed = flops / time;
-    printf("%-10s %-44s %9.1f us %8.1f GB/s %5.1f %% %8.2f TFLOP/s %5.1f %%\n", group, text,
+    printf("%-10s %-54s %9.1f us %8.1f GB/s %5.1f %% %8.2f TFLOP/s %5.1f %%\n", group, text,
            1e6 * time, 1e-9 * rate, 100 * rate / b.copy, 1e-12 * speed, 100 * speed / b.product);
     fflush(stdout);
     b.figures++;
@@ -281,6 +285,20 @@ static double attend_bytes(const struct lanes *l, double rows, int32_t heads)
     return l->slots * (2 * HEAD * 2 + 4) + rows * heads * (HEAD * 6 + 4);
 }
 
+/* A line for each path of the device's. */
+static void attend_report(const char *group, const char *text, const struct sf_attend_job *job,
+                          double bytes, double flops)
+{
+    int compiled = b.async_copy ? *b.async_copy : 0;
+    for (int path = 0; path < (b.async_copy ? 2 : 1); path++) {
+        char whole[96];
+        if (b.async_copy) *b.async_copy = path;
+        snprintf(whole, sizeof whole, "%s%s", text, path ? ", by copies" : "");
+        report(group, whole, measure(attend_run, job), bytes, flops);
+    }
+    if (b.async_copy) *b.async_copy = compiled;
+}
+
 static void decode_case(struct lanes *l, int32_t batch, int32_t slots, int32_t group, int ragged,
                         enum sf_dtype dtype)
 {
@@ -292,8 +310,7 @@ static void decode_case(struct lanes *l, int32_t batch, int32_t slots, int32_t g
     snprintf(text, sizeof text, "%d x 8 lanes, %d %s slots, %d heads%s", batch, slots,
              sf_dtype_name(dtype), group, ragged ? ", ragged" : "");
     if (wanted("decode"))
-        report("decode", text, measure(attend_run, &job), attend_bytes(l, batch, heads),
-               4.0 * HEAD * l->pairs);
+        attend_report("decode", text, &job, attend_bytes(l, batch, heads), 4.0 * HEAD * l->pairs);
     struct sf_columns_job sums = {
         .layout = b.layout, .pool = b.pool, .page_bytes = b.page_bytes, .q = b.x,
         .q_stride = job.q_stride, .scale = job.scale, .lane = l->lane, .lanes = l->lanes,
@@ -335,8 +352,8 @@ static void prefill(struct lanes *l)
             struct sf_attend_job job = attend_job(l, heads, (size_t)(rows * heads) * HEAD);
             snprintf(text, sizeof text, "%d rows, 8 lanes of %d bf16 slots, %d heads", rows, slots,
                      group);
-            report("prefill", text, measure(attend_run, &job), attend_bytes(l, rows, heads),
-                   4.0 * HEAD * l->pairs);
+            attend_report("prefill", text, &job, attend_bytes(l, rows, heads),
+                          4.0 * HEAD * l->pairs);
             free(l->pages);
         }
 }
@@ -490,6 +507,7 @@ int main(int argc, char **argv)
     }
     must(sf_device_open(&spec, &b.device));
     b.k = b.device->k;
+    b.async_copy = (int *)(uintptr_t)sf_device_symbol(b.device, "sf_cuda_async_copy");
     if (json && !(b.json = fopen(json, "w"))) {
         fprintf(stderr, "kernel_bench: cannot write %s\n", json);
         return 2;
