@@ -77,13 +77,13 @@ static void test_piece(void)
     sf_crew_destroy(crew);
 }
 
-/* Pieces begin in order: of any two on one thread the later has the greater number, and the caller
- * sees the number of pieces begun at least as great as that of its own. */
+/* Pieces begin in order: of any two on one thread the later has the greater number, and when one is
+ * worked on all before it are, but for those that other threads have taken and not yet counted. */
 static void in_order(void *context, int32_t first, int32_t end, int32_t thread)
 {
     struct seen *seen = context;
     int32_t last = seen->times[thread];
-    if (first + 1 <= last || atomic_fetch_add(&seen->begun, 1) > first + THREADS)
+    if (first + 1 <= last || atomic_fetch_add(&seen->begun, 1) + THREADS - 1 < first)
         atomic_fetch_add(&seen->wrong, 1);
     seen->times[thread] = end;
 }
