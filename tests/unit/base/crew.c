@@ -2,10 +2,14 @@
  * one number at a time; what work wrote is there when a call returns, in a hundred thousand short
  * calls, after threads have gone to sleep, and where the caller has to sleep for one that takes
  * long; pieces begin in order; more threads than cores are no fault (run under the thread sanitizer
- * too). */
+ * too).  Threads that sleep take no time of a core; they leave signals but faults to others; where
+ * one cannot be started, none stays. */
+#include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/clock.h"
 #include "base/crew.h"
@@ -170,6 +174,119 @@ static void test_two_crews(void)
     }
 }
 
+static void test_many_threads(void)
+{
+    enum { MANY = 64, TURNS = 300 };
+    struct sf_crew *crew = NULL;
+    int64_t value[16] = { 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1 };
+    SF_MUST(sf_crew_create(MANY, &crew));
+    for (int turn = 0; turn < TURNS; turn++) sf_crew_run(crew, 8, 1, add, value);
+    for (int i = 0; i < 8; i++) SF_CHECK_INT(value[i], TURNS);
+    sf_crew_destroy(crew);
+}
+
+/* ---- threads that have nothing to do --------------------------------------------------------- */
+static int64_t cpu_us(void)
+{
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return (used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000LL + used.ru_utime.tv_usec +
+           used.ru_stime.tv_usec;
+}
+
+/* Four threads that look for work would take all of a core at least. */
+static void test_idle(void)
+{
+    enum { WAIT_US = 300000 };
+    struct sf_crew *crew = NULL;
+    struct seen seen = { .threads = THREADS, .piece = 1 };
+    SF_MUST(sf_crew_create(THREADS, &crew));
+    sf_crew_run(crew, THINGS, 1, see, &seen);
+    check_once(&seen, THINGS);
+    sf_sleep_us(100000);
+    int64_t before = cpu_us();
+    sf_sleep_us(WAIT_US);
+    SF_CHECK(cpu_us() - before < WAIT_US / 5);
+    sf_crew_destroy(crew);
+}
+
+static int blocks(const sigset_t *mask)
+{
+    return sigismember(mask, SIGTERM) && sigismember(mask, SIGUSR1) && sigismember(mask, SIGCHLD);
+}
+
+/* Counts helpers with a wrong mask; helpers take their time, so that they are there. */
+static void look_at_signals(void *context, int32_t first, int32_t end, int32_t thread)
+{
+    struct seen *seen = context;
+    sigset_t mask;
+    (void)first, (void)end;
+    if (thread == 0) {
+        sf_sleep_us(200);
+        return;
+    }
+    pthread_sigmask(SIG_BLOCK, NULL, &mask);
+    atomic_fetch_add(&seen->wrong, !blocks(&mask) || sigismember(&mask, SIGSEGV) ||
+                                       sigismember(&mask, SIGBUS));
+    atomic_fetch_add(&seen->helped, 1);
+}
+
+static void test_signals(void)
+{
+    struct sf_crew *crew = NULL;
+    struct seen seen = { .threads = 2 };
+    sigset_t mask;
+    SF_MUST(sf_crew_create(2, &crew));
+    int64_t until = sf_now_ns() + 10000000000;
+    while (atomic_load(&seen.helped) == 0 && sf_now_ns() < until)
+        sf_crew_run(crew, 20, 1, look_at_signals, &seen);
+    SF_CHECK(atomic_load(&seen.helped) > 0);
+    SF_CHECK_INT(atomic_load(&seen.wrong), 0);
+    sf_crew_destroy(crew);
+    pthread_sigmask(SIG_BLOCK, NULL, &mask);
+    SF_CHECK(!blocks(&mask));
+}
+
+/* ---- threads that cannot be started ---------------------------------------------------------- */
+static int refuse_after = -1, joined;   /* threads that are started before one is refused */
+
+int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+int __wrap_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+                          void *(*begin)(void *), void *argument)
+{
+    if (refuse_after >= 0 && refuse_after-- == 0) return EAGAIN;
+    return __real_pthread_create(thread, attributes, begin, argument);
+}
+
+int __real_pthread_join(pthread_t, void **);
+int __wrap_pthread_join(pthread_t, void **);
+int __wrap_pthread_join(pthread_t thread, void **result)
+{
+    joined++;
+    return __real_pthread_join(thread, result);
+}
+
+static void test_refused(void)
+{
+    for (int before = 0; before < THREADS - 1; before++) {
+        struct sf_crew *crew = NULL;
+        char words[64];
+        sigset_t mask;
+        refuse_after = before;
+        joined = 0;
+        SF_CHECK_INT(sf_crew_create(THREADS, &crew), SF_INTERNAL);
+        SF_CHECK(crew == NULL);
+        SF_CHECK_INT(joined, before);
+        snprintf(words, sizeof words, "thread %d of %d of a rank: ", before + 2, THREADS);
+        SF_CHECK(strstr(sf_error_text(), words) != NULL);
+        SF_CHECK(strstr(sf_error_text(), strerror(EAGAIN)) != NULL);
+        pthread_sigmask(SIG_BLOCK, NULL, &mask);
+        SF_CHECK(!blocks(&mask));
+    }
+    refuse_after = -1;
+}
+
 static const struct sf_test tests[] = {
     { "once", test_once },
     { "piece", test_piece },
@@ -177,6 +294,10 @@ static const struct sf_test tests[] = {
     { "short_calls", test_short_calls },
     { "sleepers", test_sleepers },
     { "two_crews", test_two_crews },
+    { "many_threads", test_many_threads },
+    { "idle", test_idle },
+    { "signals", test_signals },
+    { "refused", test_refused },
     { NULL, NULL }
 };
 SF_TEST_MAIN("base_crew", tests)
