@@ -23,7 +23,9 @@ struct sf_device_spec {
 struct sf_device {
     const struct sf_kernels *k;
     int32_t threads;
-    struct sf_crew *crew;               /* of these threads (base/crew.h); NULL if there is one */
+    /* Of these threads (base/crew.h); NULL if there is one.  It has one caller at a time, and hence
+     * so have the device and what sf_device_hosting makes of it. */
+    struct sf_crew *crew;
     enum sf_isa isa;
     /* 1: the host may read and write the device's memory, and work is done on return */
     int host_memory;
