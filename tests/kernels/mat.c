@@ -277,7 +277,8 @@ static void test_bytes(void)
 
 static int64_t resident_bytes(void)
 {
-#if defined(__SANITIZE_ADDRESS__)       /* keeps what is freed, and more beside what is not */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    /* They keep what is freed, and more beside what is not. */
     return 0;
 #endif
     long size = 0, resident = -1;

@@ -14,14 +14,15 @@ struct variant {
     struct sf_device *device;
 };
 
-/* Opens ref, and cpu for each instruction set up to this machine's, with 1, 2 and 3 threads.
+/* Opens ref, and cpu for each instruction set up to this machine's (under the thread sanitizer for
+ * that alone), with 1, 2 and 3 threads.
  * SHEAF_EMULATED: ref, and CUDA under emulation with the threads of a block in either order.
  * SHEAF_GPU: ref, and CUDA; where that does not open the program ends, having skipped its tests. */
 int  variants_open(struct variant *variants, struct sf_device **ref_out);
 void variants_close(struct variant *variants, int count, struct sf_device *ref);
 
-/* Whether case `number` is left out: under emulation, which is slow, all but one in `of` are; none
- * are at SHEAF_TEST_LEVEL=long or on a real backend. */
+/* Whether case `number` is left out: where it takes long, under emulation and the thread sanitizer,
+ * all but one in `of` are; elsewhere and at SHEAF_TEST_LEVEL=long none are. */
 int variants_spare(int number, int of);
 #if defined(SHEAF_EMULATED)
 enum { VARIANTS_EMULATED = 1 };
