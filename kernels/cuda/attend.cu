@@ -297,6 +297,24 @@ static int32_t unit_vectors(const struct sf_attend_job *job, const struct sf_lan
     return kind >= PLAIN ? plain_vectors(&job->layout) : SF_TILE_VECTORS;
 }
 
+/* How many lanes, from the tile's on and before lane_end, share a unit of the tile in this part; 0:
+ * one of a lane before is also for this one.  Lanes of more vectors than a unit has share none. */
+static int32_t unit_lanes(const struct sf_attend_job *job, const struct tile *tile, int32_t part,
+                          int32_t lane_first, int32_t lane_end)
+{
+    const struct sf_lane_job *lane = &job->lane[tile->lane];
+    enum kind kind = kind_of(job, lane, part);
+    if (kind < BASIS || tile->vectors != lane->rows * lane->q_heads) return 1;
+    int32_t most = unit_vectors(job, lane, part, kind) / tile->vectors, before = 0, lanes = 1;
+    if (most < 2) return 1;
+    while (tile->lane - before > lane_first &&
+           sf_cuda_basis_shared(job, tile->lane - before, part)) before++;
+    if (before % most != 0) return 0;
+    while (lanes < most && tile->lane + lanes < lane_end &&
+           sf_cuda_basis_shared(job, tile->lane + lanes, part)) lanes++;
+    return lanes;
+}
+
 /* Splits of a tile in one part of its lane: as many as its last row sees. */
 static int32_t tile_splits(const struct sf_lane_job *lane, const struct tile *tile, int32_t part)
 {
@@ -335,6 +353,7 @@ static void tile_count(const struct sf_attend_job *job, const struct tile *tile,
         enum kind kind = kind_of(job, lane, p);
         int32_t step = unit_vectors(job, lane, p, kind);
         int32_t each = (tile->vectors + step - 1) / step;
+        if (unit_lanes(job, tile, p, piece->lane_first, tile->lane + 1) == 0) each = 0;
         piece->units[kind] += (size_t)(tile_splits(lane, tile, p) * each);
         if (kind < BASIS) continue;
         size_t bytes = sf_basis_cut_of(&job->layout, &lane->part[p]).shared_bytes;
@@ -385,17 +404,18 @@ static size_t tiles_fill(const struct sf_attend_job *job, struct cursor at,
     return states;
 }
 
-/* One split of one tile; `before`: the tile's splits in front of the part. */
+/* One split of one tile; `before`: the tile's splits in front of the part; `lanes` share it. */
 static size_t split_fill(const struct sf_attend_job *job, const struct tile *tile, int32_t part,
                          int32_t split, int32_t before, enum kind kind, int32_t lane_first,
-                         struct sf_unit *units)
+                         int32_t lanes, struct sf_unit *units)
 {
     int32_t step = unit_vectors(job, &job->lane[tile->lane], part, kind);
     size_t n = 0;
-    for (int32_t v = 0; v < tile->vectors; v += step) {
+    for (int32_t v = 0; lanes > 0 && v < tile->vectors; v += step) {
         int32_t count = tile->vectors - v < step ? tile->vectors - v : step;
         units[n++] = { tile->lane - lane_first, part, split * SF_SPLIT_SLOTS, tile->first + v,
-                       count, tile->state + v * tile->splits + before + split, tile->splits, 0 };
+                       count, tile->state + v * tile->splits + before + split, tile->splits,
+                       lanes };
     }
     return n;
 }
@@ -413,11 +433,12 @@ static size_t units_fill(const struct sf_attend_job *job, const struct piece *pi
             if (tiles[end].lane != tiles[i].lane) break;
         for (int32_t p = -1; p < lane->parts; p++) {
             int32_t most = tile_splits(lane, &tiles[end - 1], p);
+            int32_t lanes = unit_lanes(job, &tiles[i], p, piece->lane_first, piece->lane_end);
             for (int32_t s = 0; kind_of(job, lane, p) == kind && s < most; s++)
                 for (int32_t t = i; t < end; t++)
                     if (s < tile_splits(lane, &tiles[t], p))
                         n += split_fill(job, &tiles[t], p, s, before[t - i], kind,
-                                        piece->lane_first, units + n);
+                                        piece->lane_first, lanes, units + n);
             for (int32_t t = i; t < end; t++) before[t - i] += tile_splits(lane, &tiles[t], p);
         }
     }

@@ -20,7 +20,8 @@ struct sf_unit {
     int32_t lane, part, from;           /* part -1: the lane itself; the split's first slot */
     int32_t first, vectors;
     int32_t state, stride;              /* of the first vector; to the next vector's, in states */
-    int32_t none;
+    int32_t lanes;                      /* 1; basis.cu: as many from `lane` on, whose parts have one
+                                           basis, and that many vectors of each, lane by lane */
 };
 enum { SF_UNIT_WORDS = 8 };
 
@@ -33,7 +34,8 @@ static __device__ __forceinline__ struct sf_unit sf_unit_at(sf_global<const int3
                                                             size_t i)
 {
     sf_global<const int32_t> word = units + i * SF_UNIT_WORDS;
-    struct sf_unit unit = { word[0], word[1], word[2], word[3], word[4], word[5], word[6], 0 };
+    struct sf_unit unit = { word[0], word[1], word[2], word[3], word[4], word[5], word[6],
+                            word[7] };
     return unit;
 }
 

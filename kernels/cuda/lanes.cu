@@ -46,6 +46,31 @@ size_t sf_cuda_lane_pages(const struct sf_attend_job *job, const struct sf_lane_
     return pages;
 }
 
+static bool layouts_alike(const struct sf_layout *a, const struct sf_layout *b)
+{
+    return a->dtype == b->dtype && a->page_slots == b->page_slots && a->k_dim == b->k_dim &&
+           a->v_dim == b->v_dim;
+}
+
+bool sf_cuda_basis_shared(const struct sf_attend_job *job, int32_t i, int32_t part)
+{
+    if (i == 0) return false;
+    const struct sf_lane_job *one = &job->lane[i - 1], *two = &job->lane[i];
+    if (one->slots != two->slots || one->rows != two->rows || one->q_heads != two->q_heads ||
+        one->parts != two->parts)
+        return false;
+    for (int32_t p = 0; p < two->parts; p++)
+        if (one->part[p].slots != two->part[p].slots || one->part[p].picks != two->part[p].picks ||
+            !one->part[p].pick != !two->part[p].pick)
+            return false;
+    const struct sf_lane_part *a = &one->part[part], *b = &two->part[part];
+    const struct sf_lane_factors *f = a->factors, *g = b->factors;
+    return f && g && !b->pick && a->pages == b->pages && layouts_alike(a->layout, b->layout) &&
+           layouts_alike(f->layout, g->layout) && f->rank_k == g->rank_k &&
+           f->rank_v == g->rank_v && f->turns == g->turns && f->rope_dim == g->rope_dim &&
+           (f->rank_v > 0 || layouts_alike(f->value_layout, g->value_layout));
+}
+
 struct count { size_t parts, pages; };
 
 static struct count count_of(const struct sf_attend_job *job)
@@ -67,10 +92,12 @@ static int32_t pages_fill(const int32_t *from, int32_t n, int32_t *pages, int32_
     return first;
 }
 
-static void part_fill(const struct sf_attend_job *job, const struct sf_lane_job *lane,
-                      const struct sf_lane_part *part, int32_t *words, int32_t *pages,
-                      int32_t *used)
+/* Part p of lane i. */
+static void part_fill(const struct sf_attend_job *job, int32_t i, int32_t p, int32_t *words,
+                      int32_t *pages, int32_t *used)
 {
+    const struct sf_lane_job *lane = &job->lane[i];
+    const struct sf_lane_part *part = &lane->part[p];
     const struct sf_lane_factors *factors = part->factors;
     const struct sf_layout *dims = factors ? factors->layout : part->layout;
     SF_ASSERT(dims->k_dim == job->layout.k_dim);
@@ -90,6 +117,7 @@ static void part_fill(const struct sf_attend_job *job, const struct sf_lane_job 
     words[8] = factors->rank_k;
     words[9] = factors->rank_v;
     words[10] = factors->rope_dim;
+    words[SF_PART_SHARED] = sf_cuda_basis_shared(job, i, p);
     memcpy(words + SF_PART_TURNS, &factors->turns, sizeof factors->turns);
     if (factors->rank_v > 0) return;
     words[11] = pages_fill(factors->value_pages, lane->rows > 0 ? value_pages_of(part) : 0, pages,
@@ -111,8 +139,7 @@ static void lanes_fill(const struct sf_attend_job *job, int32_t *lanes, int32_t 
                                                lane->parts };
         memcpy(lanes + (size_t)i * SF_LANE_WORDS, words, sizeof words);
         for (int32_t p = 0; p < lane->parts; p++, part_first++)
-            part_fill(job, lane, &lane->part[p], parts + (size_t)part_first * SF_PART_WORDS, pages,
-                      &used);
+            part_fill(job, i, p, parts + (size_t)part_first * SF_PART_WORDS, pages, &used);
     }
 }
 

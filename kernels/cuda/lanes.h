@@ -24,8 +24,10 @@ struct sf_cuda_lane {
 /* A part: page of the first, slots, dtype, slots of a page; of one with factors also k_dim and
  * v_dim of its pages, page of the first row of factors, rows of a page there, rank_k, rank_v,
  * rope_dim, page of the first value where rank_v is 0, of those values dtype and slots of a page,
- * and the address of the turns.  Of one with picks: as slots how many, and last their address. */
-enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 18, SF_PART_TURNS = 14, SF_PART_PICKS = 16 };
+ * whether the lane before has the same basis (sf_cuda_basis_shared), and the address of the turns.
+ * Of one with picks: as slots how many, and last their address. */
+enum { SF_LANE_WORDS = 8, SF_PART_WORDS = 20, SF_PART_SHARED = 14, SF_PART_TURNS = 16,
+       SF_PART_PICKS = 18 };
 /* What kernels know of a job, by value. */
 struct sf_cuda_view {
     struct sf_layout layout;
@@ -59,6 +61,10 @@ bool sf_cuda_pack_whole(struct sf_cuda *, const struct sf_attend_job *, int32_t 
 /* Whether the words of another job, of as many lanes and parts, say the same of them, addresses
  * apart: of those only whether there are picks. */
 bool sf_cuda_words_alike(const struct sf_cuda_packed *, const unsigned char *words);
+/* Whether one unit can read a part's basis for lane i of the job and for the one before it: the
+ * part is the same but for its factors' and values' pages, none of it is picked, and both lanes
+ * have as many rows, heads and slots, in all parts. */
+bool sf_cuda_basis_shared(const struct sf_attend_job *, int32_t i, int32_t part);
 /* Pages of a lane and its parts, as many as packing it takes. */
 size_t sf_cuda_lane_pages(const struct sf_attend_job *, const struct sf_lane_job *);
 

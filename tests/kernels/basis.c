@@ -1,6 +1,7 @@
 /* tests/kernels/basis.c: a lane with a part whose slots are rows of a basis is attended like one
  * f32 lane of the keys and values that those rows stand for, which this file works out in f64;
- * slots of the part are read like that too; and the bits of a row depend on nothing but itself.
+ * slots of the part are read like that too; and the bits of a row depend on nothing but itself, not
+ * on lanes that share the basis either, each with factors and values of its own.
  * Of a part with picks the other slots are holes of that lane. */
 #include <math.h>
 #include <stdlib.h>
@@ -8,7 +9,7 @@
 #include "tests/check.h"
 #include "tests/kernels/variants.h"
 
-enum { PAGE = 32, Q_HEADS = 3, ROWS_MAX = 12, DIM_MAX = 144 };
+enum { PAGE = 32, Q_HEADS = 3, TWINS = 4, ROWS_MAX = 12, DIM_MAX = 144 };
 static const struct mixture {
     const char *text;
     enum sf_dtype own, part;            /* of the raw slots; of basis and factors */
@@ -67,6 +68,8 @@ struct problem {
     struct sf_lane_factors of;
     struct sf_lane_part part;
     struct sf_lane_job lane, alike;
+    struct sf_lane_factors twin_of[TWINS];      /* of lanes that share the basis */
+    struct sf_lane_part twin_part[TWINS];
 };
 
 /* Random rows as slots 0 .. n - 1 of some pages. */
@@ -220,6 +223,7 @@ static void problem_make(struct problem *p, const struct mixture *m)
     p->page_bytes = (p->page_bytes + 63) / 64 * 64;
     p->pages = 2 * pages_of(m->slots) + 2 * pages_of(m->own_slots) + pages_of(most) + 5 +
                m->slots / VALUE_PAGE;
+    p->pages += TWINS * (pages_of(most) + m->slots / VALUE_PAGE + 1);
     p->pool = aligned_alloc(64, (size_t)p->pages * p->page_bytes);
     p->own_page = take_pages(p, &p->own, m->own_slots);
     p->basis_page = take_pages(p, &p->basis, m->slots);
@@ -250,6 +254,33 @@ static void problem_make(struct problem *p, const struct mixture *m)
                                      .rows = m->rows, .q_heads = Q_HEADS };
     for (int32_t r = 0; r < m->rows; r++)
         p->row_pos[r] = 7 + m->slots + m->own_slots - m->rows + r;
+}
+
+/* Lanes with the problem's basis and factors and values of their own. */
+static void twins_make(struct problem *p)
+{
+    const struct mixture *m = p->m;
+    int32_t most = m->rank_k > m->rank_v ? m->rank_k : m->rank_v;
+    for (int t = 0; t < TWINS; t++) {
+        int32_t *factor_page = take_pages(p, &p->factors, most);
+        int32_t *value_page = take_pages(p, &p->values, m->slots);
+        append(p, &p->factors, factor_page, most, 0, m->k_dim, p->factors.v_dim,
+               1 / sqrtf((float)most), 160000 + 20000 * (uint64_t)t);
+        append(p, &p->values, value_page, m->slots, 0, 0, m->v_dim, 1, 330000 + 5000 * (uint64_t)t);
+        p->twin_of[t] = p->of;
+        p->twin_of[t].pages = factor_page;
+        p->twin_of[t].value_pages = value_page;
+        p->twin_part[t] = p->part;
+        p->twin_part[t].factors = &p->twin_of[t];
+    }
+}
+
+static void twins_free(struct problem *p)
+{
+    for (int t = 0; t < TWINS; t++) {
+        free((void *)(uintptr_t)p->twin_of[t].pages);
+        free((void *)(uintptr_t)p->twin_of[t].value_pages);
+    }
 }
 
 static void problem_free(struct problem *p)
@@ -362,6 +393,43 @@ static void test_bits(void)
     }
 }
 
+/* Four lanes of one layer, three heads and a row each, together and one by one; no other has the
+ * first one's output. */
+static void test_shared(void)
+{
+    static struct result together, alone;
+    for (int c = 0; c < MIXTURES; c++) {
+        const struct mixture *m = &mixtures[c];
+        struct problem p;
+        problem_make(&p, m);
+        twins_make(&p);
+        for (int i = 0; i < count; i++) {
+            struct sf_device *device = variants[i].device;
+            struct sf_lane_job job[TWINS];
+            if (m->chunk > 0 && !device->k->pick) continue;
+            for (int32_t t = 0; t < TWINS; t++) {
+                job[t] = p.lane;
+                job[t].part = &p.twin_part[t];
+                job[t].row_first = t;           /* of one row: out and q are the row's */
+                job[t].rows = 1;
+                job[t].q_first = 0;
+                job[t].q_heads = Q_HEADS;
+            }
+            memset(&together, 0, sizeof together);
+            memset(&alone, 0, sizeof alone);
+            attend(device, &p, &p.own, job, TWINS, &together);
+            for (int32_t t = 0; t < TWINS; t++) attend(device, &p, &p.own, &job[t], 1, &alone);
+            compare_bits(variants[i].text, m->text, together.out, alone.out, sizeof alone.out);
+            compare_bits(variants[i].text, m->text, together.lse, alone.lse, sizeof alone.lse);
+            size_t row = (size_t)(Q_HEADS * m->v_dim);
+            for (int32_t t = 1; t < TWINS && m->holes < 100; t++)
+                SF_CHECK(memcmp(alone.out, alone.out + (size_t)t * row, row * 4) != 0);
+        }
+        twins_free(&p);
+        problem_free(&p);
+    }
+}
+
 /* Rows of the basis go, as holes and then packed: what the others stand for keeps its bits. */
 static void test_rows_go(void)
 {
@@ -419,6 +487,7 @@ static void test_columns(void)
 
 static const struct sf_test tests[] = {
     { "like one lane", test_like_one_lane }, { "read", test_read }, { "bits", test_bits },
+    { "shared", test_shared },
     { "rows that go", test_rows_go }, { "columns", test_columns }, { NULL, NULL }
 };
 

@@ -449,11 +449,11 @@ static struct reach lanes_reach(const struct sf_layout *layout, size_t page_byte
 }
 
 /* The lanes of a job, parts with factors or picks with the turns and picks of the twin: here all
- * such lanes have one and the same part. */
+ * such lanes have one part of the same slots, turns and picks; factors may be of their own. */
 struct carried {
     struct sf_lane_job *lane;
-    struct sf_lane_part part;
-    struct sf_lane_factors factors;
+    struct sf_lane_part *part;          /* [lanes] */
+    struct sf_lane_factors *factors;    /* [lanes] */
     struct twin turns, pick;
 };
 
@@ -462,32 +462,41 @@ static int has_arrays(const struct sf_lane_job *lane)
     return lane->parts > 0 && (lane->part[0].factors || lane->part[0].pick);
 }
 
-static void part_carry(struct sf_device *device, const struct sf_attend_job *job,
-                       const struct sf_lane_part *part, struct carried *out)
+static void part_carry(struct carried *out, int32_t i)
 {
-    out->part = *part;
-    out->pick = carry(device, part->pick, (size_t)part->picks * 4);
-    out->part.pick = out->pick.device;
+    struct sf_lane_part *part = &out->part[i];
+    *part = out->lane[i].part[0];
+    part->pick = out->pick.device;
+    out->lane[i].part = part;
     if (!part->factors) return;
-    out->factors = *part->factors;
-    out->turns = carry_turns(device, part, job->pool, job->page_bytes);
-    out->factors.turns = out->turns.device;
-    out->part.factors = &out->factors;
+    out->factors[i] = *part->factors;
+    out->factors[i].turns = out->turns.device;
+    part->factors = &out->factors[i];
 }
 
 static void lanes_carry(struct sf_device *device, const struct sf_attend_job *job,
                         struct carried *out)
 {
-    size_t bytes = (size_t)job->lanes * sizeof *out->lane;
-    out->lane = malloc(bytes + 1);
-    if (!out->lane) abort();
-    if (bytes > 0) memcpy(out->lane, job->lane, bytes);
+    const struct sf_lane_part *first = NULL;
+    size_t lanes = (size_t)job->lanes;
+    out->lane = malloc(lanes * sizeof *out->lane + 1);
+    out->part = malloc(lanes * sizeof *out->part + 1);
+    out->factors = malloc(lanes * sizeof *out->factors + 1);
+    if (!out->lane || !out->part || !out->factors) abort();
+    if (lanes > 0) memcpy(out->lane, job->lane, lanes * sizeof *out->lane);
     out->turns = out->pick = (struct twin){ 0 };
-    for (int32_t i = 0, found = 0; i < job->lanes; i++) {
+    for (int32_t i = 0; i < job->lanes; i++) {
         if (!has_arrays(&out->lane[i])) continue;
-        if (!found++) part_carry(device, job, &out->lane[i].part[0], out);
-        if (out->lane[i].parts != 1 || out->lane[i].part[0].pages != out->part.pages) abort();
-        out->lane[i].part = &out->part;
+        const struct sf_lane_part *part = &out->lane[i].part[0];
+        if (!first) {
+            out->pick = carry(device, part->pick, (size_t)part->picks * 4);
+            if (part->factors) out->turns = carry_turns(device, part, job->pool, job->page_bytes);
+            first = part;
+        }
+        if (out->lane[i].parts != 1 || part->pages != first->pages || part->pick != first->pick ||
+            !part->factors != !first->factors)
+            abort();
+        part_carry(out, i);
     }
 }
 
@@ -512,7 +521,7 @@ static void attend(struct sf_device *device, const struct sf_attend_job *job)
     inner.out = out.device;
     inner.lse = lse.device;
     inner_of(device)->k->attend(inner_of(device), &inner);
-    free(lanes.lane);
+    free(lanes.lane), free(lanes.part), free(lanes.factors);
     drop(&lanes.turns, 0);
     drop(&lanes.pick, 0);
     drop(&out, 1);

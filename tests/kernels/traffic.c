@@ -4,6 +4,9 @@
  * docs/performance.md: bytes per slot and query token, how long an H100's memory takes for it, and
  * what the warps issue for it.
  *
+ * A basis that several lanes share is read as basis.cu's header says, and not once more for each of
+ * them: at most 1.05 of that.
+ *
  * And jobs that are cut alike, whose tiles and units are made and sent once (attend.cu), attend
  * what they name; jobs that differ in more have a cut of their own.
  *
@@ -120,6 +123,101 @@ static void test_decode(void)
         SF_CHECK_NEAR(sums[1].products, sums[0].products, 0);
     }
     *async_copy = compiled;
+}
+
+/* ---- a basis that lanes share --------------------------------------------------------------- */
+enum { ROWS = 1024, SPLIT = 512, PIECE = 128, CHUNK = 64, SHARERS_MAX = 4, BASIS_POOL = 64 };
+static const struct shared { int32_t dim, lanes, heads, rank_k, rank_v; } shareds[] = {
+    { 64, 4, 4, 48, 80 }, { 64, 1, 4, 48, 80 }, { 128, 3, 4, 96, 144 },
+};
+
+/* What basis.cu's header says, and the least: slots and factors once, a row of the turns a slot. */
+struct told { double read, least; };
+static struct told told_of(const struct shared *c)
+{
+    int32_t pairs = (c->lanes + 1) / 2, chunks = (c->dim + CHUNK - 1) / CHUNK;
+    int32_t passes = c->lanes / 2 * chunks + c->lanes % 2 * ((chunks + 1) / 2);
+    double row_v = 2.0 * c->rank_v + 8, row_k = 2.0 * c->rank_k, turn = 4.0 * c->dim;
+    double b_k = 2.0 * c->rank_k * c->dim, b_v = 2.0 * c->rank_v * c->dim, splits = ROWS / SPLIT;
+    return (struct told){
+        ROWS * (row_v + passes * row_k + pairs * turn) +
+            c->lanes * (ROWS / PIECE * b_k + splits * b_v),
+        ROWS * (row_v + row_k + turn) + c->lanes * (b_k + b_v) };
+}
+
+/* Lanes of one slot of their own, and of ROWS of a basis at positions 0, 1, ...; lane i's factors
+ * in the i-th page behind the basis's. */
+static struct emu_count shared_measure(const struct shared *c)
+{
+    struct sf_layout layout = { SF_BF16, PAGE, c->dim, c->dim };
+    struct sf_layout rows = { SF_BF16, PAGE, c->rank_k, c->rank_v };
+    struct sf_layout factors = { SF_BF16, 3 * PAGE, c->dim, c->dim };
+    size_t page_bytes = sf_layout_page_bytes(&factors), pos_at = sf_layout_pos_offset(&rows);
+    struct sf_lane_factors of[SHARERS_MAX];
+    struct sf_lane_part part[SHARERS_MAX];
+    struct sf_lane_job lane[SHARERS_MAX];
+    struct emu_count found[KERNELS], basis = { .blocks = 0 };
+    int32_t basis_page[ROWS / PAGE], own = BASIS_POOL - 1, factor_page[SHARERS_MAX];
+    unsigned char *host = calloc(BASIS_POOL, page_bytes);
+    float *turns = take(ROWS * (size_t)c->dim * sizeof *turns);
+    SF_ASSERT(host != NULL && sf_layout_page_bytes(&rows) <= page_bytes);
+    for (int32_t p = 0; p < ROWS / PAGE; p++) {
+        int32_t *pos = (int32_t *)(void *)(host + (size_t)p * page_bytes + pos_at);
+        basis_page[p] = p;
+        for (int32_t s = 0; s < PAGE; s++) pos[s] = p * PAGE + s;
+    }
+    unsigned char *pool = take(BASIS_POOL * page_bytes);
+    device->k->upload(device, pool, host, BASIS_POOL * page_bytes);
+    for (int32_t i = 0; i < c->lanes; i++) {
+        factor_page[i] = ROWS / PAGE + i;
+        of[i] = (struct sf_lane_factors){ .layout = &factors, .pages = &factor_page[i],
+                                          .rank_k = c->rank_k, .rank_v = c->rank_v, .turns = turns,
+                                          .rope_dim = c->dim };
+        part[i] = (struct sf_lane_part){ .layout = &rows, .pages = basis_page, .slots = ROWS,
+                                         .factors = &of[i] };
+        lane[i] = (struct sf_lane_job){ .pages = &own, .slots = 1, .rows = 1,
+                                        .q_first = i * c->heads, .q_heads = c->heads,
+                                        .part = &part[i], .parts = 1 };
+    }
+    size_t stride = (size_t)(c->lanes * c->heads * c->dim);
+    float *q = take(stride * sizeof *q), *out = take(stride * sizeof *out);
+    struct sf_attend_job job = {
+        .layout = layout, .pool = pool, .page_bytes = page_bytes, .q = q, .q_stride = stride,
+        .out = out, .out_stride = stride, .out_head_stride = (size_t)c->dim, .out_dtype = SF_F32,
+        .scale = 0.1f, .lane = lane, .lanes = c->lanes
+    };
+    device->k->sync(device);
+    emu_set_counting(1);
+    device->k->attend(device, &job);
+    device->k->sync(device);
+    emu_set_counting(0);
+    int kernels = emu_counts(found, KERNELS);
+    for (int i = 0; i < kernels; i++)
+        if (strstr(found[i].kernel, "attend_basis")) basis = found[i];
+    void *block[] = { pool, q, out, turns };
+    for (size_t i = 0; i < sizeof block / sizeof *block; i++) device->k->free(device, block[i]);
+    free(host);
+    return basis;
+}
+
+static void test_shared(void)
+{
+    for (size_t i = 0; i < sizeof shareds / sizeof *shareds; i++) {
+        const struct shared *c = &shareds[i];
+        struct told told = told_of(c);
+        struct emu_count count_of = shared_measure(c);
+        double read = 32 * (double)count_of.read_sectors;
+        printf("  figure: decode, a basis of ranks %d and %d, %d lanes of k_dim %d: %.3f of what "
+               "is told, %.2f of the least, %.1f %% of the sectors used, %lld conflicts in %lld "
+               "shared accesses\n", (int)c->rank_k, (int)c->rank_v, (int)c->lanes, (int)c->dim,
+               read / told.read, read / told.least, 100 * (double)count_of.read_bytes / read,
+               (long long)count_of.conflicts, (long long)count_of.shared);
+        SF_CHECK(read >= told.least);
+        SF_CHECK(read <= 1.05 * told.read);
+        SF_CHECK((double)count_of.read_bytes >= 0.9 * read);
+        SF_CHECK_INT(count_of.conflicts, 0);
+        SF_CHECK(count_of.products > 0);
+    }
 }
 
 /* ---- jobs that are cut alike ---------------------------------------------------------------- */
@@ -333,7 +431,7 @@ static void classes_print(void)
 }
 
 static const struct sf_test tests[] = {
-    { "decode", test_decode }, { "alike", test_alike }, { NULL, NULL }
+    { "decode", test_decode }, { "shared", test_shared }, { "alike", test_alike }, { NULL, NULL }
 };
 
 int main(int argc, char **argv)
