@@ -198,14 +198,18 @@ static sf_status start_all(struct sf_crew *crew)
                    crew->started + 2, crew->threads, strerror(failed));
 }
 
+int64_t sf_crew_bytes(int32_t threads)
+{
+    return (int64_t)(sizeof(struct sf_crew) + (size_t)threads * sizeof(struct member));
+}
+
 sf_status sf_crew_create(int32_t threads, struct sf_crew **crew_out)
 {
     SF_ASSERT(threads >= 1);
-    size_t head = (sizeof(struct sf_crew) + LINE - 1) / LINE * LINE;
     void *block;
-    SF_TRY(sf_alloc(head + (size_t)threads * sizeof(struct member), "threads", &block));
+    SF_TRY(sf_alloc((size_t)sf_crew_bytes(threads), "threads", &block));
     struct sf_crew *crew = block;
-    crew->member = (struct member *)(void *)((unsigned char *)block + head);
+    crew->member = (struct member *)(void *)((unsigned char *)block + sizeof *crew);
     crew->threads = threads;
     pthread_mutex_init(&crew->lock, NULL);
     pthread_cond_init(&crew->begun, NULL);

@@ -23,6 +23,8 @@ typedef void sf_crew_work(void *context, int32_t first, int32_t end, int32_t thr
  * one cannot be started: none is left then. */
 sf_status sf_crew_create(int32_t threads, struct sf_crew **crew_out);
 void      sf_crew_destroy(struct sf_crew *crew);        /* NULL is fine */
+/* What one takes beside its threads' stacks; pure. */
+int64_t   sf_crew_bytes(int32_t threads);
 /* Runs work over the things 0 .. count - 1 in pieces of `piece` (>= 1), begun in order, each once;
  * all have ended on return, and what they wrote is there.  A crew of NULL: at once, on thread 0.
  * One caller at a time, and not from inside work. */

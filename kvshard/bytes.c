@@ -11,6 +11,7 @@
  * It grows in blocks, each as large as all before it (scratch.h), so at most to twice of that. */
 #include <string.h>
 
+#include "base/crew.h"
 #include "base/memory.h"
 #include "kernels/kernels.h"
 #include "kvshard/account.h"
@@ -347,7 +348,8 @@ static void size_copies(const struct sizing *s, struct sf_cache_bytes *out)
                   block(rows, sizeof(int32_t)) + block(rows, sizeof(struct sf_copies_row));
 }
 
-/* The room of factors that are made beside the layers: of the largest group, as long as can be. */
+/* The room of factors that are made beside the layers, of the largest group, as long as can be, and
+ * the threads that make them. */
 static sf_status size_beside(const struct sizing *s, struct sf_cache_bytes *out)
 {
     struct grouped group;
@@ -360,6 +362,8 @@ static sf_status size_beside(const struct sizing *s, struct sf_cache_bytes *out)
             if (bytes > most) most = bytes;
         }
     if (most > 0) out->beside = block((int64_t)most, 1);
+    if (most > 0 && s->room->threads_beside > 1)
+        out->beside += block(sf_crew_bytes(s->room->threads_beside), 1);
     return SF_OK;
 }
 
