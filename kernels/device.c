@@ -1,5 +1,6 @@
 /* kernels/device.c: finds the backend by its name and the best instruction set of this machine.
  * The backends themselves are ref/ and cpu/, and plugins for the rest (plugin.c). */
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -155,6 +156,7 @@ static enum sf_isa isa_of_machine(void)
 
 /* 1 + what sf_isa_limit was called with first; 0: it was not. */
 static _Atomic int limit;
+static pthread_mutex_t limit_turn = PTHREAD_MUTEX_INITIALIZER;
 
 enum sf_isa sf_isa_detect(void)
 {
@@ -163,17 +165,24 @@ enum sf_isa sf_isa_detect(void)
     return held > 1 && held - 1 < (int)isa ? (enum sf_isa)(held - 1) : isa;
 }
 
+/* Ranks may be threads: who comes second goes on when oneDNN has been limited, and not before. */
 sf_status sf_isa_limit(enum sf_isa most)
 {
-    int none = 0;
+    sf_status status = SF_OK;
     if (most > isa_of_machine())
         return SF_FAIL(SF_UNSUPPORTED, "model.isa is %s, but this processor has %s at most",
                        sf_isa_name(most), sf_isa_name(isa_of_machine()));
-    if (atomic_compare_exchange_strong(&limit, &none, 1 + (int)most))
-        return most == SF_ISA_AUTO ? SF_OK : sf_products_limit(most);
-    if (none == 1 + (int)most) return SF_OK;
-    return SF_FAIL(SF_INVALID, "model.isa is %s, but %s holds in this process already",
-                   sf_isa_name(most), sf_isa_name((enum sf_isa)(none - 1)));
+    pthread_mutex_lock(&limit_turn);
+    int held = atomic_load(&limit);
+    if (held == 0) {
+        if (most != SF_ISA_AUTO) status = sf_products_limit(most);
+        if (status == SF_OK) atomic_store(&limit, 1 + (int)most);
+    } else if (held != 1 + (int)most) {
+        status = SF_FAIL(SF_INVALID, "model.isa is %s, but %s holds in this process already",
+                         sf_isa_name(most), sf_isa_name((enum sf_isa)(held - 1)));
+    }
+    pthread_mutex_unlock(&limit_turn);
+    return status;
 }
 
 int sf_isa_amx(void)

@@ -73,9 +73,10 @@ sf_status sf_device_outline(const char *name, struct sf_outline *out);
 
 /* Best instruction set of this machine, or of those that it is limited to. */
 enum sf_isa sf_isa_detect(void);
-/* Keeps the whole process, libraries too, to this instruction set (AUTO: to none) from now on:
- * before a device is opened, and by the same one for all.  SF_UNSUPPORTED if the processor lacks
- * it, SF_INVALID if another limit holds. */
+/* Keeps the kernels and oneDNN to this instruction set (AUTO: to none), in the whole process and
+ * from now on: before a device is opened, and by the same one for all.  LAPACK, which layer groups
+ * are factored with, takes what OpenBLAS finds (OPENBLAS_CORETYPE sets that).  SF_UNSUPPORTED if
+ * the processor lacks it, SF_INVALID if another limit holds. */
 sf_status sf_isa_limit(enum sf_isa);
 const char *sf_isa_name(enum sf_isa);
 int sf_isa_amx(void);                   /* whether there is AMX for bf16, and it may be taken */

@@ -338,6 +338,10 @@ int64_t sf_products_bytes(int32_t threads)
 
 sf_status sf_products_limit(enum sf_isa isa)
 {
+#if !defined(__x86_64__)                /* GENERIC is all there is, and oneDNN has other names */
+    (void)isa;
+    return SF_OK;
+#else
     static const dnnl_cpu_isa_t names[] = {
         [SF_ISA_GENERIC] = dnnl_cpu_isa_sse41, [SF_ISA_AVX2] = dnnl_cpu_isa_avx2,
         [SF_ISA_AVX512] = dnnl_cpu_isa_avx512_core,
@@ -347,6 +351,7 @@ sf_status sf_products_limit(enum sf_isa isa)
     SF_ASSERT(isa != SF_ISA_AUTO);
     if (dnnl_set_max_cpu_isa(names[isa]) == dnnl_success) return SF_OK;
     return SF_FAIL(SF_INTERNAL, "oneDNN cannot be kept to %s any more", sf_isa_name(isa));
+#endif
 }
 
 void sf_products_describe(char *text_out, size_t bytes)
