@@ -32,7 +32,9 @@
  *     under way   keys 0  | values 0 | keys 1   | values 1 | keys 2   | values 2 ..
  *
  * A warp's room is then 28 KiB at bf16 and dims of 128, of which 12 are queries; a block has as
- * many warps, one to four, as find room in 48 KiB, which every GPU gives unasked.
+ * many warps, one to four, as find room in 48 KiB, which every GPU gives unasked.  Copies of 16
+ * bytes go past the first-level cache, so tiles of a prefill do not meet there: each reads its
+ * slots from the second.
  *
  * Bytes read per slot and unit: key, value, bias; per split and vector a state is written.  Bound
  * by memory in decode (about 160 products per 16.6 KB at k_dim 128), by products and the softmax in
