@@ -108,9 +108,11 @@ def measure(folder, config_text, input_text, ranks):
 def main():
     tally = job.Tally("memory")
     job.need_model(tally)
-    # Some are sampled, which takes the buffer for whole rows of logits into use.
+    # Some are sampled and some have their prompts scored, which takes the buffers for whole rows of
+    # logits into use, all of them.
     bodies = [(f"r{i}", {"prompt": [504 + i] * 200, "max_tokens": 24, "ignore_eos": True,
-                         "temperature": i % 2}) for i in range(32)]
+                         "temperature": i % 2, **({"prompt_logprobs": 1} if i < 4 else {})})
+              for i in range(32)]
     for dtype in ["bf16", "f32"]:
         whole = None
         for tensor, pipeline in LAYOUTS if job.has_mpi() else LAYOUTS[:1]:
