@@ -276,8 +276,10 @@ static __device__ __forceinline__ void elements_get(enum sf_dtype dtype,
 }
 
 /* sum[w][j] = sum over every `step`-th block of rows from `block` on of weight[j][row] * element
- * e + w of the row. */
-template <int WIDE, bool PICKED>
+ * e + w of the row.  FILLED: there are weights up to the end of the last block, 0 behind the rows.
+ * To be said where threads of a block have other rows: else a branch, whose threads have to meet
+ * again, stands around each product. */
+template <int WIDE, bool PICKED, bool FILLED>
 static __device__ __forceinline__ void rows_weigh(const struct sf_cuda_view &view,
                                                   const struct rows &rows, int32_t block,
                                                   int32_t step, int32_t e, int32_t vectors,
@@ -314,7 +316,7 @@ static __device__ __forceinline__ void rows_weigh(const struct sf_cuda_view &vie
             if (j >= vectors) continue;
             SF_UNROLL
             for (int s = 0; s < SF_BLOCK_SLOTS; s++) {
-                if (s >= there) continue;
+                if (!FILLED && s >= there) continue;
                 float weight = weights[j * stride + block + s];
                 SF_UNROLL
                 for (int w = 0; w < WIDE; w++)
@@ -355,8 +357,8 @@ static __device__ __forceinline__ void latents_make(const struct sf_cuda_view &v
         int32_t e = first + (int32_t)threadIdx.x % wide * WIDE;
         float sum[WIDE][VECTORS];
         if (e < rank)
-            rows_weigh<WIDE, PICKED>(view, rows, group, groups, e, vectors, weights, SF_SPLIT_SLOTS,
-                                     sum);
+            rows_weigh<WIDE, PICKED, true>(view, rows, group, groups, e, vectors, weights,
+                                           SF_SPLIT_SLOTS, sum);
         for (int32_t g = 0; g < groups; g++) {
             if (g > 0) __syncthreads();
             if (g != group || e >= rank) continue;
@@ -382,8 +384,8 @@ static __device__ __forceinline__ void values_put(const struct sf_cuda_view &vie
         int32_t l = n / v_dim, e = n % v_dim;
         rows.pages = view.pages + sf_basis_page(view, lane, unit.part, l, plain);
         float sum[1][VECTORS];
-        rows_weigh<1, PICKED>(view, rows, 0, 1, e, unit.vectors,
-                              weights + l * unit.vectors * stride, stride, sum);
+        rows_weigh<1, PICKED, false>(view, rows, 0, 1, e, unit.vectors,
+                                     weights + l * unit.vectors * stride, stride, sum);
         SF_UNROLL
         for (int j = 0; j < VECTORS; j++) {
             size_t at = (size_t)(l * unit.vectors + j) * (size_t)unit.stride;
@@ -393,6 +395,19 @@ static __device__ __forceinline__ void values_put(const struct sf_cuda_view &vie
 }
 
 /* ---- a unit --------------------------------------------------------------------------------- */
+
+/* Logits behind the `count` of a split, up to the end of their last block, so that weights there
+ * are 0; their end. */
+static __device__ __forceinline__ int32_t logits_fill(int32_t count, int32_t vectors,
+                                                      sf_shared<float> logits)
+{
+    int32_t end = (count + SF_BLOCK_SLOTS - 1) / SF_BLOCK_SLOTS * SF_BLOCK_SLOTS;
+    for (int32_t n = (int32_t)threadIdx.x; n < vectors * SF_BLOCK_SLOTS; n += THREADS) {
+        int32_t s = count + n % SF_BLOCK_SLOTS;
+        if (s < end) logits[n / SF_BLOCK_SLOTS * SF_SPLIT_SLOTS + s] = -INFINITY;
+    }
+    return end;
+}
 
 /* Values of the split, weighed. */
 template <bool PICKED>
@@ -460,10 +475,11 @@ attend_basis(struct sf_cuda_view view, sf_global<const int32_t> units, sf_global
         struct room room = { logits, q, a, bias, sf_as<int32_t>(bias + PIECE), bias + 2 * PIECE };
         logits_of<D, SLOTS, PICKED>(view, lane, unit, count, picks, room);
     }
+    int32_t end = logits_fill(count, whole.vectors, logits);
     __syncthreads();
     size_t state_floats = (size_t)sf_state_floats(v_dim);
     sf_global<float> state = states + (size_t)unit.state * state_floats;
-    sf_weights_make(whole, v_dim, count, logits, state, state_floats);
+    sf_weights_make(whole, v_dim, end, logits, state, state_floats);
     __syncthreads();
     struct rows rows = { view.pages + lane.pages_first, basis.layout, unit.from, count, {} };
     if (basis.rank_v == 0) {
