@@ -12,12 +12,12 @@
 #include "base/crew.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/signals.h"
 
 enum { LINE = 64, LOOKS = 64, PIECES_PER_THREAD = 4 };
 
@@ -170,22 +170,11 @@ int32_t sf_crew_piece(const struct sf_crew *crew, int32_t count)
 }
 
 /* ---- opening and closing --------------------------------------------------------------------- */
-/* A fault is the thread's own: blocked, it would end the process past the handlers of MPI or a
- * sanitizer, without a word. */
-static void block_signals(sigset_t *before_out)
-{
-    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-    sigset_t blocked;
-    sigfillset(&blocked);
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&blocked, faults[i]);
-    pthread_sigmask(SIG_BLOCK, &blocked, before_out);
-}
-
 static sf_status start_all(struct sf_crew *crew)
 {
     sigset_t before;
     int failed = 0;
-    block_signals(&before);
+    sf_signals_block(&before);
     while (!failed && crew->started < crew->threads - 1) {
         struct member *member = &crew->member[crew->started];
         *member = (struct member){.crew = crew, .number = crew->started + 1};

@@ -1,7 +1,6 @@
 /* base/signals.c: handlers that only set flags (signals.h). */
 #include "base/signals.h"
 
-#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -33,4 +32,13 @@ void sf_signals_catch(void)
 int sf_signals_take(void)
 {
     return atomic_load(&flags) == 0 ? 0 : atomic_exchange(&flags, 0);
+}
+
+void sf_signals_block(sigset_t *before_out)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&blocked, faults[i]);
+    pthread_sigmask(SIG_BLOCK, &blocked, before_out);
 }

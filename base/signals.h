@@ -7,6 +7,7 @@
  */
 #ifndef SHEAF_BASE_SIGNALS_H
 #define SHEAF_BASE_SIGNALS_H
+#include <signal.h>
 #include "base/status.h"
 SF_C_BEGIN
 
@@ -14,6 +15,11 @@ enum { SF_SIGNALS_STOP = 1, SF_SIGNALS_DUMP = 2 };      /* bits */
 void sf_signals_catch(void);
 /* What has come since the last call. */
 int  sf_signals_take(void);
+/* Leaves signals to the other threads of the process: this one, and those that it starts until
+ * pthread_sigmask(SIG_SETMASK, before, NULL), block all but faults, which are a thread's own.
+ * Blocked, a fault would end the process past the handlers of MPI or a sanitizer, without a
+ * word. */
+void sf_signals_block(sigset_t *before_out);
 
 SF_C_END
 #endif

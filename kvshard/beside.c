@@ -2,11 +2,11 @@
  * condition.  Signals are for the other threads of the process. */
 #include "kvshard/beside.h"
 
-#include <signal.h>
 #include <stdio.h>
 
 #include "base/clock.h"
 #include "base/crew.h"
+#include "base/signals.h"
 
 enum { STACK_BYTES = 16 << 20 };        /* as a rank that is a thread has: for the libraries */
 
@@ -88,12 +88,11 @@ void sf_beside_drop(struct sf_beside *beside)
 /* ---- opening and closing -------------------------------------------------------------------- */
 static int start(struct sf_beside *beside)
 {
-    sigset_t all, before;
+    sigset_t before;
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return 0;
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before);
+    sf_signals_block(&before);
     int started = pthread_create(&beside->thread, &attributes, serve, beside) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
