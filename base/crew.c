@@ -34,6 +34,7 @@ struct sf_crew {
     _Atomic int32_t stop;
     pthread_mutex_t lock;
     pthread_cond_t begun, done;
+    int32_t others;                             /* pieces that the caller waits for; its own */
     struct member { struct sf_crew *crew; pthread_t thread; int32_t number; } *member;
 };
 
@@ -64,36 +65,35 @@ static int32_t work_along(struct sf_crew *crew, int32_t thread)
     return mine;
 }
 
+/* Looks for what `there` says, for SF_CREW_SPIN_NS at most: whether it came. */
+static int look_for(struct sf_crew *crew, int (*there)(struct sf_crew *))
+{
+    int64_t end = 0;                            /* known after the first looks, which often do */
+    for (;;) {
+        for (int i = 0; i < LOOKS; i++) {
+            if (there(crew)) return 1;
+            look_away();
+        }
+        int64_t now = sf_now_ns();
+        if (end == 0) end = now + SF_CREW_SPIN_NS;
+        if (now >= end) return 0;
+    }
+}
+
 /* ---- the threads ----------------------------------------------------------------------------- */
 static int has_work(struct sf_crew *crew)
 {
     return left(atomic_load(&crew->word)) > 0 || atomic_load(&crew->stop);
 }
 
-static int others_ended(struct sf_crew *crew, int32_t others)
+static void await_work(struct sf_crew *crew)
 {
-    return atomic_load(&crew->ended) == others;
-}
-
-static void sleep_until_work(struct sf_crew *crew)
-{
+    if (look_for(crew, has_work)) return;
     pthread_mutex_lock(&crew->lock);
     atomic_fetch_add(&crew->asleep, 1);
     while (!has_work(crew)) pthread_cond_wait(&crew->begun, &crew->lock);
     atomic_fetch_sub(&crew->asleep, 1);
     pthread_mutex_unlock(&crew->lock);
-}
-
-static void await_work(struct sf_crew *crew)
-{
-    int64_t start = sf_now_ns();
-    do
-        for (int i = 0; i < LOOKS; i++) {
-            if (has_work(crew)) return;
-            look_away();
-        }
-    while (sf_now_ns() - start < SF_CREW_SPIN_NS);
-    sleep_until_work(crew);
 }
 
 static void *serve(void *argument)
@@ -114,19 +114,17 @@ static void *serve(void *argument)
 }
 
 /* ---- the caller ------------------------------------------------------------------------------ */
-static void await_others(struct sf_crew *crew, int32_t others)
+static int others_ended(struct sf_crew *crew)
 {
-    if (others_ended(crew, others)) return;
-    int64_t start = sf_now_ns();
-    do
-        for (int i = 0; i < LOOKS; i++) {
-            if (others_ended(crew, others)) return;
-            look_away();
-        }
-    while (sf_now_ns() - start < SF_CREW_SPIN_NS);
+    return atomic_load(&crew->ended) == crew->others;
+}
+
+static void await_others(struct sf_crew *crew)
+{
+    if (look_for(crew, others_ended)) return;
     pthread_mutex_lock(&crew->lock);
     atomic_store(&crew->awaited, 1);
-    while (!others_ended(crew, others)) pthread_cond_wait(&crew->done, &crew->lock);
+    while (!others_ended(crew)) pthread_cond_wait(&crew->done, &crew->lock);
     atomic_store(&crew->awaited, 0);
     pthread_mutex_unlock(&crew->lock);
 }
@@ -158,8 +156,8 @@ void sf_crew_run(struct sf_crew *crew, int32_t count, int32_t piece, sf_crew_wor
     uint64_t number = (atomic_load(&crew->word) >> 32) + 1;
     atomic_store(&crew->word, number << 32 | (uint64_t)crew->pieces);
     wake(crew);
-    int32_t mine = work_along(crew, 0);
-    await_others(crew, crew->pieces - mine);
+    crew->others = crew->pieces - work_along(crew, 0);
+    await_others(crew);
     crew->work = NULL;
 }
 
