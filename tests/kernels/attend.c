@@ -134,6 +134,19 @@ static int32_t jobs_split(const struct problem *p, int reversed, struct sf_lane_
     return n;
 }
 
+/* The lanes on the variant have the very bits of `standard`. */
+static void check_bits(const struct variant *variant, const struct problem *p,
+                       const struct sf_lane_job *lane, int32_t lanes,
+                       const struct result *standard)
+{
+    struct result result = result_make(p);
+    attend(variant->device, p, p->pool, lane, lanes, &result);
+    compare_bits(variant->text, p->shape->text, result.out, standard->out, p->out_bytes);
+    compare_bits(variant->text, p->shape->text, result.lse, standard->lse,
+                 p->elements * sizeof(float));
+    result_free(&result);
+}
+
 static void test_row_alone(void)
 {
     for (int c = 0; c < shapes_count; c++) {
@@ -148,18 +161,10 @@ static void test_row_alone(void)
                 attend(device, &p, p.pool, p.lane, shapes[c].lanes, &standard);
             for (int turn = 0; turn < 3; turn++) {
                 if (turn > 0 && variants_spare(c + turn, 3)) continue;
-                struct result result = result_make(&p);
-                if (turn == 0) {
-                    attend(device, &p, p.pool, p.lane, shapes[c].lanes, &result);
-                } else {
-                    int32_t n = jobs_split(&p, turn == 2, jobs);
-                    attend(device, &p, p.pool, jobs, n, &result);
-                }
-                compare_bits(variants[i].text, shapes[c].text, result.out, standard.out,
-                             p.out_bytes);
-                compare_bits(variants[i].text, shapes[c].text, result.lse, standard.lse,
-                             p.elements * sizeof(float));
-                result_free(&result);
+                if (turn == 0)
+                    check_bits(&variants[i], &p, p.lane, shapes[c].lanes, &standard);
+                else
+                    check_bits(&variants[i], &p, jobs, jobs_split(&p, turn == 2, jobs), &standard);
             }
         }
         free(jobs);
@@ -244,18 +249,10 @@ static void test_paths(void)
             *async_copy = !*async_copy;
             for (int turn = 0; turn < 2; turn++) {
                 if (turn > 0 && variants_spare(c, 3)) continue;
-                struct result result = result_make(&p);
-                if (turn == 0) {
-                    attend(device, &p, p.pool, p.lane, shapes[c].lanes, &result);
-                } else {
-                    int32_t n = jobs_split(&p, 0, jobs);
-                    attend(device, &p, p.pool, jobs, n, &result);
-                }
-                compare_bits(variants[i].text, shapes[c].text, result.out, standard.out,
-                             p.out_bytes);
-                compare_bits(variants[i].text, shapes[c].text, result.lse, standard.lse,
-                             p.elements * sizeof(float));
-                result_free(&result);
+                if (turn == 0)
+                    check_bits(&variants[i], &p, p.lane, shapes[c].lanes, &standard);
+                else
+                    check_bits(&variants[i], &p, jobs, jobs_split(&p, 0, jobs), &standard);
             }
             *async_copy = !*async_copy;
             result_free(&standard);
